@@ -1,0 +1,157 @@
+"""One rank's rehearsal buffer: rows of any batch, and a policy that decides which of them stay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.config import BufferConfig
+from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.occupancy import Occupancy
+from rehearsal_plugin.policies import POLICIES
+from rehearsal_plugin.rng import Purpose, generator
+from rehearsal_plugin.rows import Field, RowLayout
+from rehearsal_plugin.sampling import choose
+from rehearsal_plugin.shares import IntArray
+from rehearsal_plugin.storage import open_storage
+
+__all__ = ["RehearsalBuffer"]
+
+
+class RehearsalBuffer:
+    """Rows, their slots and their partitions on one rank; it knows no other rank.
+
+    An admission has two halves: `admit` decides, on the index alone, and `write` copies. `offer` and `sample`
+    do the whole of it for use without a pipeline.
+
+    Args:
+        config: The section `rehearsal.buffer`.
+        layout: How a sample becomes a row.
+        rank: Keys the random numbers, and names the file of a file-backed storage.
+        seed: Keys the random numbers.
+
+    Attributes:
+        capacity: Rows.
+        layout: As given.
+        occupancy: The index; read it, do not change it.
+
+    Raises:
+        ConfigError: The capacity cannot hold one row.
+        StorageError: The memory or the file cannot be had.
+        BatchError: `partition_by` names no field that can be a key.
+    """
+
+    def __init__(self, config: BufferConfig, layout: RowLayout, *, rank: int = 0, seed: int = 0) -> None:
+        self.layout = layout
+        self.capacity = config.rows(layout.row_bytes)
+        self.occupancy = Occupancy(self.capacity, partitioned=config.partition_by is not None)
+        self._key = None if config.partition_by is None else _key_field(layout, config.partition_by)
+        self._policy = POLICIES[config.policy]
+        self._storage = open_storage(config, self.capacity, layout.row_bytes, rank)
+        self._rank, self._seed = rank, seed
+        self._calls = 0
+
+    def __len__(self) -> int:
+        return self.occupancy.count
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows live."""
+        return self._storage.device
+
+    def keys(self, rows: Tensor) -> IntArray:
+        """The partition keys `[n]` int64 of packed rows `[n, row_bytes]`; zeros without partitions."""
+        if self._key is None:
+            return np.zeros(len(rows), dtype=np.int64)
+        return self._key.view(rows).reshape(len(rows)).to("cpu", torch.int64).numpy()
+
+    def counts(self) -> tuple[IntArray, IntArray]:
+        """Partition keys and rows stored of each, two arrays `[partitions]` int64; empty without partitions."""
+        partitions = self.occupancy.partitions
+        if partitions is None:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        return partitions.keys, partitions.sizes
+
+    def slots(self, keys: IntArray, index: IntArray) -> IntArray:
+        """The slots `[n]` of the `index`-th rows `[n]` of the partitions with `keys` `[n]`."""
+        partitions = self.occupancy.partitions
+        if partitions is None:
+            return index
+        owners = partitions.number(keys)
+        slots = np.empty(len(index), dtype=np.int64)
+        for number in np.unique(owners).tolist():
+            rows = owners == number
+            slots[rows] = partitions.members(number)[index[rows]]
+        return slots
+
+    def admit(self, keys: IntArray, step: int) -> IntArray:
+        """Decide which rows stay, and where.
+
+        Args:
+            keys: `[n]` int64, the partition keys of the offered rows in the order of the stream.
+            step: Keys the random numbers; use every step once.
+
+        Returns:
+            `[n]` int64 slots, -1 for a row that is not kept. `write` must follow before the next `read`.
+        """
+        partitions = self.occupancy.partitions
+        owners = keys if partitions is None else partitions.number(keys)
+        rng = generator(self._seed, Purpose.ADMISSION, step, self._rank)
+        slots = self._policy(self.occupancy, owners, rng)
+        self.occupancy.record(slots, owners)
+        return slots
+
+    def write(self, slots: IntArray, rows: Tensor) -> None:
+        """Copy the rows `[n, row_bytes]` that `admit` kept to their `slots` `[n]`."""
+        kept = np.flatnonzero(slots >= 0)
+        if len(kept) < len(slots):
+            slots, rows = slots[kept], rows[torch.from_numpy(kept).to(rows.device)]
+        if len(kept):
+            self._storage.write(slots, rows.to(self.device))
+
+    def read(self, slots: IntArray, out: Tensor) -> None:
+        """Copy the rows at `slots` `[n]` into `out` `[n, row_bytes]` uint8 on `device`, contiguous."""
+        if len(slots):
+            self._storage.read(slots, out)
+
+    def offer(self, batch: Any) -> int:
+        """Offer all samples of a batch; returns how many were kept.
+
+        Raises:
+            BatchError: The batch does not fit the layout.
+        """
+        columns = self.layout.columns(batch)
+        rows = self._rows(len(columns[0]))
+        self.layout.pack(columns, rows)
+        slots = self.admit(self.keys(rows), self._next())
+        self.write(slots, rows)
+        return int(np.count_nonzero(slots >= 0))
+
+    def sample(self, count: int) -> Any:
+        """A batch of `count` rows drawn uniformly without replacement, or of all rows if there are fewer."""
+        stored = self.occupancy.count
+        rng = generator(self._seed, Purpose.DRAW, self._next(), self._rank)
+        _, slots = choose(np.array([stored]), np.array([min(count, stored)]), rng)
+        rows = self._rows(len(slots))
+        self.read(slots, rows)
+        return self.layout.unpack(rows)
+
+    def _rows(self, count: int) -> Tensor:
+        return torch.empty((count, self.layout.row_bytes), dtype=torch.uint8, device=self.device)
+
+    def _next(self) -> int:
+        self._calls += 1
+        return self._calls
+
+
+def _key_field(layout: RowLayout, name: str) -> Field:
+    field = layout.field(name)
+    if field.dtype.is_floating_point or field.dtype.is_complex or field.nbytes != field.dtype.itemsize:
+        raise BatchError(
+            f"rehearsal.buffer.partition_by names '{name}', which has {field.dtype} of shape {field.shape} a sample; "
+            "a partition key is one integer a sample"
+        )
+    return field

@@ -1,0 +1,110 @@
+"""How many rows every rank holds of every partition, kept alike on all ranks by small headers.
+
+A header is a fixed number of integers: fingerprint of the rows, step, rows asked for, number of changed
+counts, then (key, count) pairs for the partitions whose count changed since the last header. What did not
+change does not travel. A rank with more changes than pairs sends none and leaves that one draw out; from the
+next step on, headers are wide enough for it, on all ranks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rehearsal_plugin.errors import ExchangeError
+from rehearsal_plugin.shares import IntArray
+
+__all__ = ["Census"]
+
+FIXED = 4  # integers of a header before its pairs
+
+
+class Census:
+    """The counts of all ranks.
+
+    Args:
+        rank: This rank.
+        size: Ranks.
+        fingerprint: Digest of the row layout, the same on all ranks.
+        pairs: Changed counts that a header has room for at first.
+
+    Attributes:
+        keys: `[partitions]` int64, the partition key of each column.
+        counts: `[size, partitions]` int64.
+    """
+
+    def __init__(self, rank: int, size: int, fingerprint: int, pairs: int) -> None:
+        self.keys = np.empty(0, dtype=np.int64)
+        self.counts = np.zeros((size, 0), dtype=np.int64)
+        self._rank, self._size, self._fingerprint, self._pairs = rank, size, fingerprint, pairs
+        self._column: dict[int, int] = {}
+
+    def header(self, step: int, request: int, keys: IntArray, sizes: IntArray) -> IntArray:
+        """What this rank tells the others.
+
+        Args:
+            step: Number of the exchange.
+            request: Rows that this rank asks for.
+            keys: `[p]` int64, keys of its partitions.
+            sizes: `[p]` int64, rows stored of each.
+
+        Returns:
+            `[4 + 2 * pairs]` int64.
+        """
+        told = np.zeros(len(keys), dtype=np.int64)
+        known = [(i, self._column[key]) for i, key in enumerate(keys.tolist()) if key in self._column]
+        if known:
+            position, column = np.array(known).T
+            told[position] = self.counts[self._rank, column]
+        changed = np.flatnonzero(told != sizes)
+        header = np.zeros(FIXED + 2 * self._pairs, dtype=np.int64)
+        header[:FIXED] = self._fingerprint, step, request, len(changed)
+        if len(changed) <= self._pairs:
+            header[FIXED : FIXED + 2 * len(changed)] = np.stack((keys[changed], sizes[changed]), axis=1).ravel()
+        return header
+
+    def absorb(self, headers: IntArray) -> IntArray:
+        """Take in the headers of all ranks.
+
+        Args:
+            headers: `[size, 4 + 2 * pairs]` int64.
+
+        Returns:
+            `[size]` int64, the rows that each rank asks for.
+
+        Raises:
+            ExchangeError: Ranks are at different steps, or their rows differ in fields, dtypes or shapes.
+        """
+        self._check(headers)
+        changes = headers[:, 3]
+        overflowing = np.flatnonzero(changes > self._pairs)
+        pairs = headers[:, FIXED:].reshape(self._size, self._pairs, 2)
+        rank, entry = np.nonzero(np.arange(self._pairs) < np.where(changes > self._pairs, 0, changes)[:, None])
+        keys, sizes = pairs[rank, entry].T
+        column = self._columns(keys)  # may widen the table
+        self.counts[rank, column] = sizes
+        self.counts[overflowing] = 0
+        self._pairs = max(self._pairs, 1 << int(changes.max() - 1).bit_length() if changes.max() else 1)
+        return headers[:, 2]
+
+    def _columns(self, keys: IntArray) -> IntArray:
+        """Columns `[n]` of keys `[n]`; new keys get new columns, in the same order on every rank."""
+        distinct, inverse = np.unique(keys, return_inverse=True)
+        fresh = [key for key in distinct.tolist() if key not in self._column]
+        if fresh:
+            self._column.update({key: len(self._column) + i for i, key in enumerate(fresh)})
+            self.keys = np.concatenate((self.keys, np.array(fresh, dtype=np.int64)))
+            self.counts = np.pad(self.counts, ((0, 0), (0, len(fresh))))
+        return np.array([self._column[key] for key in distinct.tolist()], dtype=np.int64)[inverse]
+
+    def _check(self, headers: IntArray) -> None:
+        mine = headers[self._rank]
+        for column, what, cure in (
+            (0, "rows of other fields, dtypes or shapes", "give every rank batches of one form"),
+            (1, "another step", "call update() equally often on every rank"),
+        ):
+            others = np.flatnonzero(headers[:, column] != mine[column])
+            if len(others):
+                other = int(others[0])
+                raise ExchangeError(
+                    f"rank {self._rank} is at step {mine[1]}, rank {other} at step {headers[other, 1]} has {what}; {cure}"
+                )

@@ -1,0 +1,29 @@
+"""The `rehearsal` section: its keys, where it is found, and how it is refused when it cannot be used.
+
+The section travels inside DeepSpeed's own config, which is printed as JSON and stored in checkpoints, so every
+value is plain JSON. `python -m rehearsal_plugin.config` writes the section's JSON Schema.
+"""
+
+from __future__ import annotations
+
+from rehearsal_plugin.config.models import (
+    BufferConfig,
+    ConfigSource,
+    ExchangeConfig,
+    RehearsalConfig,
+    SamplingConfig,
+    StrategyConfig,
+    json_schema,
+)
+from rehearsal_plugin.config.source import find_block
+
+__all__ = [
+    "BufferConfig",
+    "ConfigSource",
+    "ExchangeConfig",
+    "RehearsalConfig",
+    "SamplingConfig",
+    "StrategyConfig",
+    "find_block",
+    "json_schema",
+]

@@ -1,0 +1,254 @@
+"""The keys of the `rehearsal` section; their descriptions are its reference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from rehearsal_plugin.config.section import Section, refusing
+from rehearsal_plugin.config.size import INT64, Size, parse_size
+from rehearsal_plugin.config.source import find_block
+from rehearsal_plugin.errors import ConfigError
+
+__all__ = [
+    "BufferConfig",
+    "ConfigSource",
+    "ExchangeConfig",
+    "RehearsalConfig",
+    "SamplingConfig",
+    "StrategyConfig",
+    "json_schema",
+]
+
+DEFAULT_RATIO = 0.05
+LONGEST_WAIT_S = 1e9  # stays an int64 when it is turned into nanoseconds
+
+
+def _refuse_auto(name: str) -> str:
+    if name == "auto":
+        raise PydanticCustomError("auto", "Input should be a name")
+    return name
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_refuse_auto)]
+
+
+class BufferConfig(Section):
+    """How many rows a rank keeps, where, and which."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal.buffer"
+
+    capacity: Size = Field(
+        default="1GiB",
+        description="What each rank keeps: a number of rows, or bytes as in '4GiB', '512 MiB', '1.5GB', '64B'.",
+    )
+    storage: Literal["memory", "pinned", "cuda", "mmap"] = Field(
+        default="memory",
+        description="Where the rows live: host memory, page-locked host memory, the GPU, or a file for "
+        "buffers larger than memory.",
+    )
+    path: Name | None = Field(
+        default=None, description="Folder of the files of storage 'mmap'; given with that storage only."
+    )
+    policy: Literal["reservoir", "balanced", "random_replace", "fifo"] = Field(
+        default="reservoir",
+        description="Which rows stay: a uniform sample of all that were offered, equal shares for each "
+        "partition, every candidate in place of a random row, or the newest.",
+    )
+    partition_by: Name | None = Field(
+        default=None,
+        description="Dotted name of the integer batch field that tells the partition of a row, such as its "
+        "class label or domain id.",
+    )
+
+    def rows(self, row_bytes: int) -> int:
+        """Rows that the capacity holds.
+
+        Args:
+            row_bytes: Bytes of one packed row, above 0.
+
+        Raises:
+            ConfigError: Not even one row.
+        """
+        if isinstance(self.capacity, int):
+            return self.capacity
+        rows = (parse_size(self.capacity) or 0) // row_bytes
+        if not rows:
+            raise ConfigError(
+                f"{self.KEY_PATH}.capacity '{self.capacity}' cannot hold one row of {row_bytes} bytes; "
+                f"give at least '{row_bytes}B' or a number of rows"
+            )
+        return rows
+
+    def broken_rules(self) -> Iterator[str]:
+        """Storage and path, policy and partitions."""
+        if self.storage == "mmap" and self.path is None:
+            yield f"{self.KEY_PATH}.path is missing: storage 'mmap' keeps rows in files, so name their folder"
+        if self.storage != "mmap" and self.path is not None:
+            yield (
+                f"{self.KEY_PATH}.path has no use with {self.KEY_PATH}.storage '{self.storage}'; "
+                "leave it out or set the storage to 'mmap'"
+            )
+        if self.policy == "balanced" and self.partition_by is None:
+            yield (
+                f"{self.KEY_PATH}.partition_by is missing: policy 'balanced' shares the buffer between "
+                "partitions, so name the batch field that tells them apart"
+            )
+
+
+class SamplingConfig(Section):
+    """Which stored rows are replayed."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal.sampling"
+
+    scope: Literal["global", "local"] = Field(
+        default="global", description="Draw from the rows of all ranks, or from each rank's own."
+    )
+    weights: Literal["uniform", "balanced"] = Field(
+        default="uniform", description="The same chance for every stored row, or for every partition."
+    )
+
+
+class StrategyConfig(Section):
+    """What the replayed rows are used for."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal.strategy"
+
+    name: Literal["er"] = Field(
+        default="er", description="Experience replay ('er'): replayed rows are trained on like new ones."
+    )
+
+
+class ExchangeConfig(Section):
+    """How rows travel between ranks."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal.exchange"
+
+    backend: Literal["auto", "gloo", "nccl"] = Field(
+        default="auto",
+        description="Communication library; 'auto' is NCCL where the ranks' own group uses it, else gloo.",
+    )
+    timeout_s: float = Field(
+        default=60.0,
+        gt=0,
+        le=LONGEST_WAIT_S,
+        description="Seconds to wait for the other ranks before the step is given up with an error.",
+    )
+    launch: Literal["auto", "thread", "inline"] = Field(
+        default="auto",
+        description="Start collectives from a background thread, or from the training thread at a fixed point "
+        "of the step; 'auto' takes what the backend allows.",
+    )
+
+    def broken_rules(self) -> Iterator[str]:
+        """Backend and launch."""
+        if self.backend == "nccl" and self.launch == "thread":
+            yield (
+                f"{self.KEY_PATH}.launch 'thread' can deadlock with backend 'nccl', whose collectives need one "
+                "order over all communicators; use 'inline' or 'auto'"
+            )
+
+
+class RehearsalConfig(Section):
+    """The whole `rehearsal` section. Every key has a default."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal"
+
+    enabled: bool = Field(default=True, description="False leaves the training exactly as it is without the section.")
+    buffer: BufferConfig = Field(default=BufferConfig(), description="How many rows a rank keeps, where, and which.")
+    ratio: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description=f"Share of replayed rows in what the model sees, from 0 to below 1; {DEFAULT_RATIO} when "
+        "neither this nor 'representatives' is given.",
+    )
+    representatives: int | None = Field(
+        default=None,
+        ge=0,
+        lt=INT64,
+        description="Replayed rows in every micro-batch of a rank, as a whole number in place of 'ratio'.",
+    )
+    candidates: int | None = Field(
+        default=None,
+        ge=1,
+        lt=INT64,
+        description="Rows of every micro-batch that are offered to the buffer, drawn at random; None offers all.",
+    )
+    mode: Literal["append", "replace"] = Field(
+        default="append",
+        description="Replayed rows come on top of the new ones, or take the place of some of them.",
+    )
+    inject: Literal["forward", "loader"] = Field(
+        default="forward",
+        description="Where replayed rows join the batch: at the engine's forward, or already in the data loader "
+        "for loops that compute the loss outside the model.",
+    )
+    fields: Annotated[list[Name], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Dotted names of the batch fields that make up a row; every tensor with the batch dimension "
+        "when left out.",
+    )
+    sampling: SamplingConfig = Field(default=SamplingConfig(), description="Which stored rows are replayed.")
+    strategy: StrategyConfig = Field(default=StrategyConfig(), description="What the replayed rows are used for.")
+    exchange: ExchangeConfig = Field(default=ExchangeConfig(), description="How rows travel between ranks.")
+    start_step: int = Field(
+        default=0,
+        ge=0,
+        lt=INT64,
+        description="Optimizer step until which rows are collected and none is replayed.",
+    )
+    seed: int = Field(
+        default=0, ge=0, lt=INT64, description="Seed of all random choices; the same seed gives the same run."
+    )
+
+    @classmethod
+    def load(cls, source: ConfigSource) -> RehearsalConfig:
+        """Read the section from wherever it is written.
+
+        Args:
+            source: A `RehearsalConfig` (returned as it is), a mapping, the path of a JSON or YAML file, or
+                base64 of JSON as DeepSpeed takes it; the bare section or a whole DeepSpeed config.
+
+        Raises:
+            ConfigError: There is no section, or it cannot be used; every problem is named by its key path.
+        """
+        if isinstance(source, RehearsalConfig):
+            return source
+        block = find_block(source)
+        if block is None:
+            raise ConfigError("the DeepSpeed config has no 'rehearsal' section; add one ({} takes the defaults)")
+        with refusing(cls):
+            return cls.model_validate(block)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_ratio(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("ratio") is None and values.get("representatives") is None:
+            return {**values, "ratio": DEFAULT_RATIO}
+        return values
+
+    def broken_rules(self) -> Iterator[str]:
+        """Amount of replay, weights and partitions, fields of a row."""
+        key = self.buffer.partition_by
+        if self.ratio is not None and self.representatives is not None:
+            yield "rehearsal.ratio and rehearsal.representatives both say how much is replayed; keep one of them"
+        if self.sampling.weights == "balanced" and key is None:
+            yield (
+                "rehearsal.buffer.partition_by is missing: rehearsal.sampling.weights 'balanced' draws "
+                "partitions equally, so name the batch field that tells them apart"
+            )
+        if key is not None and self.fields is not None and key not in self.fields:
+            yield f"rehearsal.fields lacks '{key}', which rehearsal.buffer.partition_by names; add it to the list"
+
+
+ConfigSource: TypeAlias = Union["RehearsalConfig", Mapping[str, Any], str, "os.PathLike[str]"]
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of the section; rules between keys are not part of it."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RehearsalConfig.model_json_schema()}

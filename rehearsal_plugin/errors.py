@@ -1,0 +1,46 @@
+"""The exceptions of this package: one tree, and each is also the builtin it refines."""
+
+from __future__ import annotations
+
+__all__ = [
+    "BatchError",
+    "ClosedError",
+    "ConfigError",
+    "ExchangeError",
+    "ExchangeTimeout",
+    "MissingDependencyError",
+    "RehearsalError",
+    "StorageError",
+]
+
+
+class RehearsalError(Exception):
+    """Anything that this package raises on purpose."""
+
+
+class ConfigError(RehearsalError, ValueError):
+    """The `rehearsal` section cannot be used as it stands; the message names the key."""
+
+
+class BatchError(RehearsalError, ValueError):
+    """A batch cannot become rows of the buffer; the message names the field."""
+
+
+class StorageError(RehearsalError, OSError):
+    """The memory or the file that holds the rows cannot be had."""
+
+
+class ExchangeError(RehearsalError, RuntimeError):
+    """The exchange with the other ranks failed; the message names rank and step."""
+
+
+class ExchangeTimeout(ExchangeError, TimeoutError):
+    """The exchange did not end within `exchange.timeout_s`."""
+
+
+class ClosedError(RehearsalError, RuntimeError):
+    """A call on something that was closed."""
+
+
+class MissingDependencyError(RehearsalError, ImportError):
+    """An optional framework is needed; the message says what to install."""

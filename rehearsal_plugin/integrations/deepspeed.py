@@ -1,0 +1,157 @@
+"""DeepSpeed: rows are injected at the engine's forward (or at its loader), the clock is the engine's step."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from rehearsal_plugin.config import ConfigSource, RehearsalConfig, find_block
+from rehearsal_plugin.errors import ConfigError, MissingDependencyError
+from rehearsal_plugin.integrations.handle import Handle
+from rehearsal_plugin.integrations.loader import RehearsalLoader
+from rehearsal_plugin.rehearsal import Rehearsal
+from rehearsal_plugin.transport import TorchDistributedTransport
+
+__all__ = ["attach", "initialize", "patch"]
+
+MOST_PARTITIONS_SHOWN = 32  # in the monitor; `metrics()` has them all
+
+
+def attach(engine: Any, config: ConfigSource | None = None) -> Handle:
+    """Give a DeepSpeed engine a rehearsal buffer.
+
+    Ranks of the engine's data-parallel group share one distributed buffer. All of them must call this.
+
+    Args:
+        engine: What `deepspeed.initialize` returned first.
+        config: The `rehearsal` section; None takes it from the engine's own config.
+
+    Returns:
+        The handle, also found at `engine.rehearsal`. Without a section, or with `enabled: false`, the engine
+        is left as it is and the handle does nothing.
+
+    Raises:
+        ConfigError: The section cannot be used, the engine is a `PipelineEngine`, or it has a rehearsal already.
+    """
+    if isinstance(getattr(engine, "rehearsal", None), Handle) and engine.rehearsal.enabled:
+        raise ConfigError(
+            "this engine has a rehearsal already; call attach(engine) once, or engine.rehearsal.close() first"
+        )
+    block = find_block(engine.config) if config is None else config
+    section = None if block is None else RehearsalConfig.load(block)
+    handle = Handle(None if section is None or not section.enabled else _start(engine, section))
+    engine.rehearsal = handle
+    return handle
+
+
+def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
+    """`deepspeed.initialize` and `attach` in one call.
+
+    Arguments and result are those of `deepspeed.initialize`; the handle is at `engine.rehearsal`.
+
+    Raises:
+        MissingDependencyError: DeepSpeed is not installed.
+        ConfigError: As for `attach`.
+    """
+    create = _original_initialize()
+    engine, optimizer, loader, scheduler = create(*args, **kwargs)
+    handle = attach(engine)
+    if loader is not None and handle.rehearsal is not None and handle.rehearsal.config.inject == "loader":
+        engine.training_dataloader = loader = RehearsalLoader(loader, handle.rehearsal)
+    return engine, optimizer, loader, scheduler
+
+
+def patch() -> None:
+    """Make `deepspeed.initialize` itself do what `initialize` does, for scripts that are to be left untouched."""
+    import deepspeed
+
+    original = _original_initialize()
+    wrapper = functools.wraps(original)(lambda *args, **kwargs: initialize(*args, **kwargs))
+    wrapper.rehearsal_original = original  # type: ignore[attr-defined]
+    deepspeed.initialize = wrapper
+
+
+def _original_initialize() -> Callable[..., tuple[Any, Any, Any, Any]]:
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise MissingDependencyError("DeepSpeed is not installed; pip install 'rehearsal_plugin[deepspeed]'") from error
+    create: Callable[..., tuple[Any, Any, Any, Any]] = deepspeed.initialize
+    return getattr(create, "rehearsal_original", create)
+
+
+def _start(engine: Any, config: RehearsalConfig) -> Rehearsal:
+    if hasattr(engine, "train_batch") and hasattr(engine, "set_batch_fn"):
+        raise ConfigError(
+            "rehearsal does not support pipeline parallelism (PipelineEngine) yet; use ZeRO data parallelism"
+        )
+    exchange = config.exchange
+    transport = TorchDistributedTransport(
+        engine.data_parallel_group, backend=exchange.backend, timeout_s=exchange.timeout_s
+    )
+    rehearsal = Rehearsal(config, transport)
+    if config.inject == "forward":
+        _wrap(engine, "forward", functools.partial(_augmented_forward, engine, rehearsal))
+    _wrap(engine, "step", functools.partial(_clocked_step, engine, rehearsal))
+    _wrap(engine, "destroy", functools.partial(_closing_destroy, rehearsal))
+    return rehearsal
+
+
+def _wrap(engine: Any, name: str, around: Callable[..., Any]) -> None:
+    """Replace a method of this one engine by `around(method, *args, **kwargs)`, signature kept."""
+    method = getattr(engine, name)
+    setattr(engine, name, functools.wraps(method)(functools.partial(around, method)))
+
+
+def _augmented_forward(
+    engine: Any, rehearsal: Rehearsal, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    if not (engine.module.training and torch.is_grad_enabled()):
+        return forward(*args, **kwargs)
+    if kwargs.get("num_items_in_batch") is not None:
+        raise ConfigError(
+            "the model was given num_items_in_batch, counted before rows were replayed, so the loss would be scaled "
+            "wrongly; set trainer.model_accepts_loss_kwargs = False"
+        )
+    names = _argument_names(engine.module, len(args))
+    augmented = rehearsal.augment({**dict(zip(names, args, strict=True)), **kwargs})
+    positional = [augmented.pop(name) for name in names]
+    return forward(*positional, **augmented)
+
+
+def _argument_names(module: nn.Module, count: int) -> Sequence[str]:
+    """The names of a model's first `count` positional arguments; numbers where it takes `*args`."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(module.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind in kinds][:count]
+    return names + [str(i) for i in range(len(names), count)]
+
+
+def _clocked_step(engine: Any, rehearsal: Rehearsal, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    before = engine.global_steps
+    result = step(*args, **kwargs)
+    if engine.global_steps != before:
+        rehearsal.step()
+        _report(engine, rehearsal)
+    return result
+
+
+def _closing_destroy(rehearsal: Rehearsal, destroy: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    rehearsal.close()
+    return destroy(*args, **kwargs)
+
+
+def _report(engine: Any, rehearsal: Rehearsal) -> None:
+    """Show the metrics in DeepSpeed's monitor, as its own: rank 0, against samples."""
+    if not engine.monitor.enabled or engine.global_rank != 0:
+        return
+    metrics = rehearsal.metrics()
+    partitioned = [name for name in metrics if "/" in name]
+    hidden = set(partitioned if len(partitioned) > 2 * MOST_PARTITIONS_SHOWN else ())
+    shown = {name: value for name, value in metrics.items() if name not in hidden}
+    engine.monitor.write_events([(f"Train/Rehearsal/{k}", v, engine.global_samples) for k, v in shown.items()])

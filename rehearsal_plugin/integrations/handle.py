@@ -1,0 +1,53 @@
+"""What `attach` gives back, whichever framework it attached to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rehearsal_plugin.integrations.loader import RehearsalLoader
+from rehearsal_plugin.rehearsal import Rehearsal
+
+__all__ = ["Handle"]
+
+
+class Handle:
+    """A rehearsal that is attached to a training job, or the lack of one.
+
+    Without a `rehearsal` section, or with `enabled: false`, every call is harmless and does nothing, so a
+    script needs no case of its own for it.
+
+    Attributes:
+        rehearsal: The running `Rehearsal`; None if there is none.
+    """
+
+    def __init__(self, rehearsal: Rehearsal | None) -> None:
+        self.rehearsal = rehearsal
+
+    @property
+    def enabled(self) -> bool:
+        """Whether rows are rehearsed at all."""
+        return self.rehearsal is not None
+
+    def metrics(self) -> dict[str, float]:
+        """Totals on this rank by name, as `Rehearsal.metrics`; empty if there is no rehearsal."""
+        return {} if self.rehearsal is None else self.rehearsal.metrics()
+
+    def loader(self, batches: Iterable[Any]) -> Iterable[Any]:
+        """Training batches with replayed rows, for loops that compute the loss outside the model.
+
+        Args:
+            batches: A `DataLoader` or any other iterable of batches.
+
+        Returns:
+            A `RehearsalLoader`, or `batches` itself if there is no rehearsal.
+
+        Raises:
+            ConfigError: `rehearsal.inject` is not `"loader"`, so rows are injected at the model already.
+        """
+        return batches if self.rehearsal is None else RehearsalLoader(batches, self.rehearsal)
+
+    def close(self) -> None:
+        """Stop the background and give up the process group; a second call does nothing."""
+        if self.rehearsal is not None:
+            self.rehearsal.close()

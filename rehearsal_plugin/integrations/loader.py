@@ -1,0 +1,76 @@
+"""Injection at the loader: batches come out with replayed rows in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any
+
+from rehearsal_plugin.errors import ConfigError
+from rehearsal_plugin.rehearsal import Rehearsal
+from rehearsal_plugin.rows import RowLayout
+
+__all__ = ["RehearsalLoader"]
+
+
+class RehearsalLoader:
+    """Wraps any iterable of training batches.
+
+    With `mode: append` every batch grows by its replayed rows. With `mode: replace` new rows are re-batched
+    so that every batch keeps its size and none is skipped; an epoch then has more batches. Leaves that are no
+    fields of a row come from the batch that was read last. Every other attribute is the wrapped loader's.
+
+    Args:
+        batches: A `DataLoader`, or any iterable that starts anew with each `iter`.
+        rehearsal: Its `step` must be called once an optimizer step; `attach` sees to that.
+
+    Raises:
+        ConfigError: `rehearsal.inject` is not `"loader"`.
+    """
+
+    def __init__(self, batches: Iterable[Any], rehearsal: Rehearsal) -> None:
+        if rehearsal.config.inject != "loader":
+            raise ConfigError(
+                "rehearsal.inject is 'forward', so replayed rows are injected at the model already; "
+                "set it to 'loader' to have them in the batches"
+            )
+        self._batches, self._rehearsal = batches, rehearsal
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._rehearsal.config.mode == "append":
+            return map(self._rehearsal.augment, self._batches)
+        return self._rebatched()
+
+    def __len__(self) -> int:
+        if self._rehearsal.config.mode == "replace" or not isinstance(self._batches, Sized):
+            raise TypeError("the number of batches is not known beforehand with rehearsal.mode 'replace'")
+        return len(self._batches)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_batches" not in self.__dict__:  # copying and pickling look before __init__
+            raise AttributeError(name)
+        return getattr(self._batches, name)
+
+    def _rebatched(self) -> Iterator[Any]:
+        layout: RowLayout | None = None
+        size, carried, rest = 0, 0, None
+        for batch in self._batches:
+            if layout is None:
+                layout = RowLayout.infer(batch, self._rehearsal.config.fields)
+                size = layout.size(batch)
+            rest = batch if rest is None else layout.concatenate(rest, batch)
+            carried = layout.size(rest)
+            while carried >= (room := self._room(size)) and carried:
+                yield self._rehearsal.augment(layout.cut(rest, 0, room), displace=False)
+                rest = layout.cut(rest, room, None)
+                carried -= room
+        if layout is not None and carried:
+            yield self._rehearsal.augment(rest, displace=False)
+
+    def _room(self, size: int) -> int:
+        fixed = self._rehearsal.config.representatives
+        if fixed is not None and fixed >= size:
+            raise ConfigError(
+                f"rehearsal.representatives is {fixed} and a batch has {size} rows, so with rehearsal.mode 'replace' "
+                "no new row would ever be seen; lower it"
+            )
+        return size - self._rehearsal.due()

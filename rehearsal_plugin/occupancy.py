@@ -1,0 +1,113 @@
+"""Which slots of a buffer are taken, and by which partition: the index that policies and draws look at."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rehearsal_plugin.shares import IntArray
+
+__all__ = ["Occupancy", "Partitions"]
+
+
+class Occupancy:
+    """The index of one rank's buffer. Slots 0 to `count - 1` are taken; a row is replaced, never removed.
+
+    Attributes:
+        capacity: Slots.
+        count: Rows stored.
+        seen: Rows offered so far.
+        partitions: Who owns which slot; None where rows are not partitioned.
+    """
+
+    def __init__(self, capacity: int, partitioned: bool) -> None:
+        self.capacity = capacity
+        self.count = 0
+        self.seen = 0
+        self.partitions = Partitions(capacity) if partitioned else None
+
+    def record(self, slots: IntArray, owners: IntArray) -> None:
+        """Note the outcome of an admission.
+
+        Args:
+            slots: `[n]` int64, where each offered row goes, -1 where it is not kept; no slot twice.
+            owners: `[n]` int64, the partition of each offered row.
+        """
+        kept = slots >= 0
+        if self.partitions is not None:
+            self.partitions.record(slots[kept], owners[kept], replaced=slots[kept] < self.count)
+            self.partitions.count_offers(owners)
+        self.seen += len(slots)
+        self.count += int(np.count_nonzero(slots >= self.count))
+
+
+class Partitions:
+    """Rows by partition, with partitions numbered in the order of their first appearance.
+
+    Every partition lists its slots without gaps, so that "the i-th row of partition p" is one look-up. A
+    removal moves the last entries into the holes. All work is a fixed number of array operations for every
+    partition that a batch touches; none loops over rows.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.keys = np.empty(0, dtype=np.int64)
+        self.seen = np.empty(0, dtype=np.int64)
+        self.sizes = np.empty(0, dtype=np.int64)
+        self._number: dict[int, int] = {}
+        self._members: list[IntArray] = []
+        self._owner = np.empty(capacity, dtype=np.int32)
+        self._place = np.empty(capacity, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def number(self, keys: IntArray) -> IntArray:
+        """Partition numbers `[n]` of partition keys `[n]`; new keys found a new partition each."""
+        distinct, inverse = np.unique(keys, return_inverse=True)
+        fresh = [key for key in distinct.tolist() if key not in self._number]
+        for key in fresh:
+            self._number[key] = len(self._members)
+            self._members.append(np.empty(16, dtype=np.int64))
+        if fresh:
+            zeros = np.zeros(len(fresh), dtype=np.int64)
+            self.keys = np.concatenate((self.keys, np.array(fresh, dtype=np.int64)))
+            self.seen = np.concatenate((self.seen, zeros))
+            self.sizes = np.concatenate((self.sizes, zeros))
+        return np.array([self._number[key] for key in distinct.tolist()], dtype=np.int64)[inverse]
+
+    def members(self, number: int) -> IntArray:
+        """The slots of a partition, `[size]` int64; a view that the next `record` changes."""
+        return self._members[number][: self.sizes[number]]
+
+    def count_offers(self, owners: IntArray) -> None:
+        """Add offered rows `[n]` to what each partition has seen."""
+        self.seen += np.bincount(owners, minlength=len(self))
+
+    def record(self, slots: IntArray, owners: IntArray, replaced: np.ndarray) -> None:
+        """Hand `slots` `[n]` over to `owners` `[n]`; `replaced` `[n]` bool tells which had an owner before."""
+        old = slots[replaced]
+        former = self._owner[old]
+        for number in np.unique(former).tolist():
+            self._remove(number, old[former == number])
+        for number in np.unique(owners).tolist():
+            self._append(number, slots[owners == number])
+
+    def _remove(self, number: int, slots: IntArray) -> None:
+        members, size = self.members(number), int(self.sizes[number])
+        left = size - len(slots)
+        places = self._place[slots]
+        tail_stays = np.ones(len(slots), dtype=bool)
+        tail_stays[places[places >= left] - left] = False
+        holes, movers = places[places < left], members[left:size][tail_stays]
+        members[holes] = movers
+        self._place[movers] = holes
+        self.sizes[number] = left
+
+    def _append(self, number: int, slots: IntArray) -> None:
+        size = int(self.sizes[number])
+        grown = size + len(slots)
+        if grown > len(self._members[number]):
+            self._members[number] = np.resize(self._members[number], 2 * grown)
+        self._members[number][size:grown] = slots
+        self._place[slots] = np.arange(size, grown)
+        self._owner[slots] = number
+        self.sizes[number] = grown

@@ -1,0 +1,167 @@
+"""One rank's buffer, exchange and worker: what `Rehearsal` drives."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.buffer import RehearsalBuffer
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.errors import ExchangeTimeout, RehearsalError
+from rehearsal_plugin.exchange import Exchange, Outgoing, Posted
+from rehearsal_plugin.metrics import Metrics
+from rehearsal_plugin.pool import Staging
+from rehearsal_plugin.rng import Purpose, generator
+from rehearsal_plugin.rows import RowLayout
+from rehearsal_plugin.shares import IntArray
+from rehearsal_plugin.stream import SideStream
+from rehearsal_plugin.transport import LocalTransport, Transport
+from rehearsal_plugin.worker import Worker
+
+__all__ = ["Pipeline"]
+
+GRACE_S = 5.0  # the worker's own deadline is reported first
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a background job leaves behind: rows that arrived, and rows to send next."""
+
+    rows: Tensor | None
+    outgoing: Outgoing
+
+
+class Pipeline:
+    """Stages candidates, launches a background job a step, collects the rows that it brought.
+
+    At most one job runs at a time, and between `collect` and `launch` none does; so the index and the storage
+    have one user at a time and need no lock.
+
+    Args:
+        config: The `rehearsal` section.
+        transport: The ranks; not closed here.
+        layout: How a sample becomes a row.
+        device: Where batches live.
+        metrics: Where it is counted.
+
+    Attributes:
+        buffer: This rank's rows.
+        step: Jobs launched so far.
+    """
+
+    def __init__(
+        self,
+        config: RehearsalConfig,
+        transport: Transport,
+        layout: RowLayout,
+        device: torch.device,
+        metrics: Metrics,
+    ) -> None:
+        local = config.sampling.scope == "local"
+        self.buffer = RehearsalBuffer(config.buffer, layout, rank=transport.rank, seed=config.seed)
+        self.step = 0
+        self._rank, self._config, self._device, self._metrics = transport.rank, config, device, metrics
+        self._inline = transport.main_thread or config.exchange.launch == "inline"
+        self._stop = threading.Event()
+        self._exchange = Exchange(
+            self.buffer,
+            LocalTransport() if local else transport,
+            partitioned=config.sampling.weights == "balanced",
+            seed=config.seed,
+            stream=transport.rank + 1 if local else 0,
+            timeout_s=config.exchange.timeout_s,
+            metrics=metrics,
+            stopped=self._stop.is_set,
+        )
+        self._staging = Staging(layout.row_bytes, device)
+        self._stream = SideStream(device)
+        self._outgoing: Outgoing | None = None
+        self._job: Future[Outcome] | None = None
+        self._worker: Worker[Outcome] = Worker(f"rehearsal-rank{transport.rank}")
+        self._micro_batch = 0
+
+    def stage(self, columns: list[Tensor]) -> None:
+        """Copy the candidates among the samples of a micro-batch (see `RowLayout.columns`) to the staging area."""
+        size, most = len(columns[0]), self._config.candidates
+        index = None
+        if most is not None and most < size:
+            rng = generator(self._config.seed, Purpose.CANDIDATES, self._micro_batch, self._rank)
+            index = torch.from_numpy(np.sort(rng.choice(size, most, replace=False)))
+        self._micro_batch += 1
+        rows = self._staging.reserve(size if index is None else len(index))
+        self.buffer.layout.pack(columns, rows, index)
+
+    def launch(self, request: int) -> None:
+        """Admit what was staged and start preparing rows.
+
+        Args:
+            request: Rows that this rank shall get from the job after this one.
+        """
+        step, staged = self.step, self._staging.flush()
+        slots = self.buffer.admit(self.buffer.keys(staged), step)
+        self._count_admission(slots)
+        self._stream.mark()
+        post = partial(self._exchange.post, step, request, self._outgoing)
+        posted = post() if self._inline else None
+        self._job = self._worker.submit(lambda: self._run(posted or post(), slots, staged))
+        self.step += 1
+
+    def collect(self) -> Tensor | None:
+        """Wait for the job in flight: the rows `[n, row_bytes]` uint8 that it brought, or None.
+
+        Raises:
+            ExchangeError: The exchange failed; every later call raises it again.
+            ExchangeTimeout: It did not end within `exchange.timeout_s`.
+        """
+        if self._job is None:
+            return None
+        with self._metrics.timed("waited_ms"):
+            outcome = self._result(self._job)
+        self._job, self._outgoing = None, outcome.outgoing
+        return outcome.rows
+
+    def close(self, drain_s: float) -> None:
+        """Let the job in flight end for up to `drain_s` seconds, then stop the worker."""
+        if self._job is not None:
+            concurrent.futures.wait([self._job], timeout=drain_s)
+        self._stop.set()
+        self._worker.close(GRACE_S)
+
+    def _run(self, posted: Posted, slots: IntArray, staged: Tensor) -> Outcome:
+        """The background job of a step."""
+        with self._stream.background():
+            self.buffer.write(slots, staged)
+            outgoing = self._exchange.prepare(posted)
+            rows = self._exchange.receive(posted)
+            return Outcome(None if rows is None else rows.to(self._device), outgoing)
+
+    def _result(self, job: Future[Outcome]) -> Outcome:
+        # Headers and rows have a deadline each.
+        patience = 2 * self._config.exchange.timeout_s + GRACE_S
+        try:
+            return job.result(patience)
+        except RehearsalError:
+            raise
+        except concurrent.futures.TimeoutError as error:
+            raise ExchangeTimeout(f"{self._where} did not end within {patience:.0f} s") from error
+        except Exception as error:
+            raise RehearsalError(f"{self._where} failed: {type(error).__name__}: {error}") from error
+
+    @property
+    def _where(self) -> str:
+        return f"the background job on rank {self._rank} at step {self.step - 1}"
+
+    def _count_admission(self, slots: IntArray) -> None:
+        keys, sizes = self.buffer.counts()
+        self._metrics.steps += 1
+        self._metrics.rows_offered += len(slots)
+        self._metrics.rows_admitted += int(np.count_nonzero(slots >= 0))
+        self._metrics.rows_stored = len(self.buffer)
+        self._metrics.stored_by_partition = dict(zip(keys.tolist(), sizes.tolist(), strict=True))

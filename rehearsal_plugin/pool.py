@@ -1,0 +1,55 @@
+"""Byte-row buffers that are allocated once and used in turn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["RowPool", "Staging"]
+
+
+class RowPool:
+    """Two buffers of rows: one may still be read while the other is filled.
+
+    Args:
+        row_bytes: Bytes a row.
+        device: Where the buffers live.
+    """
+
+    def __init__(self, row_bytes: int, device: torch.device) -> None:
+        self._buffers = [torch.empty((0, row_bytes), dtype=torch.uint8, device=device) for _ in range(2)]
+        self._turn = 0
+
+    def take(self, rows: int) -> Tensor:
+        """`[rows, row_bytes]` uint8 of the buffer whose turn it is; grows by doubling, then stays."""
+        self._turn = 1 - self._turn
+        return self.grow(rows)
+
+    def grow(self, rows: int, keep: int = 0) -> Tensor:
+        """The current buffer with room for `rows`, its first `keep` rows kept."""
+        buffer = self._buffers[self._turn]
+        if len(buffer) < rows:
+            larger = buffer.new_empty((1 << (rows - 1).bit_length(), buffer.shape[1]))
+            larger[:keep] = buffer[:keep]
+            self._buffers[self._turn] = buffer = larger
+        return buffer[:rows]
+
+
+class Staging:
+    """Candidates on their way into the buffer: copied at once, so that the caller may change the batch."""
+
+    def __init__(self, row_bytes: int, device: torch.device) -> None:
+        self._pool = RowPool(row_bytes, device)
+        self._count = 0
+
+    def reserve(self, rows: int) -> Tensor:
+        """`[rows, row_bytes]` uint8 behind what is staged already, to be filled."""
+        start, self._count = self._count, self._count + rows
+        return self._pool.grow(self._count, keep=start)[start:]
+
+    def flush(self) -> Tensor:
+        """All staged rows `[n, row_bytes]`, untouched until the flush after the next; staging starts anew."""
+        staged = self._pool.grow(self._count)
+        self._pool.take(0)
+        self._count = 0
+        return staged

@@ -1,0 +1,246 @@
+"""Batches as packed byte rows, and back.
+
+A batch is any nesting of mappings, lists and tuples whose leaves are tensors or anything else. The tensors
+that share the batch dimension are its fields; one sample across all fields becomes one contiguous byte row,
+each field aligned to 16 bytes so that every dtype can be viewed in place. Whatever the number of fields, a
+step then costs one gather, one exchange and one scatter, and reading a row back copies nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.errors import BatchError
+
+__all__ = ["Field", "RowLayout", "map_leaves"]
+
+ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
+
+
+@dataclass(frozen=True)
+class Field:
+    """Where one field of a sample lies in its row.
+
+    Attributes:
+        name: Dotted path in the batch, such as `"labels"` or `"0.input_ids"`.
+        dtype: The tensor's dtype.
+        shape: The tensor's shape without the batch dimension.
+        offset: First byte in the row; a multiple of 16.
+        nbytes: Bytes of one sample.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    def view(self, rows: Tensor) -> Tensor:
+        """The field of packed rows `[n, row_bytes]` uint8 as a view `[n, *shape]` of its dtype."""
+        if not self.nbytes:
+            return rows.new_empty((len(rows), *self.shape), dtype=self.dtype)
+        column = rows[:, self.offset : self.offset + self.nbytes]
+        return column.view(self.dtype).view(len(rows), *self.shape)
+
+    def check(self, tensor: object, batch_size: int) -> Tensor:
+        """Return `tensor` if it can fill this field, else raise `BatchError`."""
+        if not isinstance(tensor, Tensor):
+            raise BatchError(
+                f"batch field '{self.name}' was a tensor in the first batch and is now "
+                f"{'missing' if tensor is None else type(tensor).__name__}; every batch needs the same fields"
+            )
+        if tensor.dtype != self.dtype:
+            raise BatchError(
+                f"batch field '{self.name}' was {self.dtype} in the first batch and is now {tensor.dtype}; "
+                "cast it to one dtype"
+            )
+        if tensor.shape[:1] != (batch_size,) or tensor.shape[1:] != self.shape:
+            raise BatchError(
+                f"batch field '{self.name}' must have shape {(batch_size, *self.shape)}, as in the first batch, "
+                f"and has {tuple(tensor.shape)}; pad or crop every sample to one shape"
+            )
+        return tensor
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """How a sample's fields share one byte row.
+
+    Attributes:
+        fields: The fields, in the order in which the batch was walked.
+        row_bytes: Bytes of a row, padding included; a multiple of 16.
+        others: Names of the leaves that are not part of a row and pass through untouched.
+        skeleton: The batch's nesting with every leaf replaced by its name.
+    """
+
+    fields: tuple[Field, ...]
+    row_bytes: int
+    others: frozenset[str]
+    skeleton: Any
+
+    @classmethod
+    def infer(cls, batch: Any, only: Collection[str] | None = None) -> RowLayout:
+        """Derive the layout from a first batch.
+
+        Args:
+            batch: Any nesting of mappings, lists and tuples. The batch dimension is dimension 0 of the first
+                tensor that has one; every tensor of that length is a field.
+            only: Names of the fields that make up a row; None takes every tensor with the batch dimension.
+
+        Raises:
+            BatchError: No field at all, a name in `only` that is not there, or a sparse tensor.
+        """
+        leaves, skeleton = _leaves(batch)
+        chosen = _choose(leaves, only)
+        fields, offset = [], 0
+        for name, tensor in chosen.items():
+            nbytes = tensor.dtype.itemsize * math.prod(tensor.shape[1:])
+            fields.append(Field(name, tensor.dtype, tuple(tensor.shape[1:]), offset, nbytes))
+            offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        return cls(tuple(fields), max(offset, ALIGNMENT), frozenset(leaves) - frozenset(chosen), skeleton)
+
+    @property
+    def fingerprint(self) -> int:
+        """A 63-bit digest of the fields; ranks compare it before they exchange rows."""
+        text = repr([(f.name, str(f.dtype), f.shape) for f in self.fields])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+    def field(self, name: str) -> Field:
+        """The field called `name`.
+
+        Raises:
+            BatchError: There is none; the message lists those that there are.
+        """
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise BatchError(f"the batch has no field '{name}'; it has {[f.name for f in self.fields]}")
+
+    def columns(self, batch: Any) -> list[Tensor]:
+        """The batch's tensors in the order of `fields`, each `[b, *shape]`, checked.
+
+        Raises:
+            BatchError: A field is missing, new, or of another dtype or shape than in the first batch.
+        """
+        leaves, _ = _leaves(batch)
+        first = leaves.get(self.fields[0].name)
+        size = len(first) if isinstance(first, Tensor) and first.ndim else 0
+        for name, leaf in leaves.items():
+            if name not in self._names and _is_batched(leaf, size):
+                raise BatchError(
+                    f"batch field '{name}' was not in the first batch; every batch needs the same fields "
+                    "(or name the fields of a row in rehearsal.fields)"
+                )
+        return [field.check(leaves.get(field.name), size) for field in self.fields]
+
+    def size(self, batch: Any) -> int:
+        """Samples in a batch, checked as by `columns`."""
+        return len(self.columns(batch)[0])
+
+    def pack(self, columns: list[Tensor], out: Tensor, index: Tensor | None = None) -> None:
+        """Copy samples into packed rows.
+
+        Args:
+            columns: The result of `columns`.
+            out: `[n, row_bytes]` uint8, overwritten.
+            index: `[n]` int64, which samples; None takes all, and then n is the batch size.
+        """
+        with torch.no_grad():
+            for field, tensor in zip(self.fields, columns, strict=True):
+                if field.nbytes:
+                    field.view(out).copy_(tensor if index is None else tensor[index.to(tensor.device)])
+
+    def unpack(self, rows: Tensor) -> Any:
+        """Rows `[n, row_bytes]` as a batch of views; leaves that are not fields come back as None."""
+        views = {field.name: field.view(rows) for field in self.fields}
+        return map_leaves(self.skeleton, lambda name, _: views.get(name))
+
+    def extend(self, batch: Any, rows: Tensor, displaced: int = 0) -> Any:
+        """The batch with packed rows behind it.
+
+        Args:
+            batch: A batch of b samples.
+            rows: `[r, row_bytes]` uint8 on any device.
+            displaced: How many of the batch's last samples make room.
+
+        Returns:
+            The same nesting with b - displaced + r samples a field; the batch's own stay first, bit-identical.
+        """
+        fields = {field.name: field for field in self.fields}
+
+        def join(name: str, leaf: Any) -> Any:
+            if name not in fields:
+                return leaf
+            replayed = fields[name].view(rows).to(leaf.device, non_blocking=True)
+            return torch.cat((leaf[: len(leaf) - displaced], replayed))
+
+        return map_leaves(batch, join)
+
+    def cut(self, batch: Any, start: int, stop: int | None) -> Any:
+        """The batch's samples from `start` to `stop`, as views; what is not a field passes through."""
+        names = {field.name for field in self.fields}
+        return map_leaves(batch, lambda name, leaf: leaf[start:stop] if name in names else leaf)
+
+    def concatenate(self, first: Any, second: Any) -> Any:
+        """The samples of two batches as one; what is not a field comes from the second."""
+        columns = dict(zip((field.name for field in self.fields), self.columns(first), strict=True))
+        return map_leaves(second, lambda name, leaf: torch.cat((columns[name], leaf)) if name in columns else leaf)
+
+    @property
+    def _names(self) -> frozenset[str]:
+        return self.others.union(field.name for field in self.fields)
+
+
+def map_leaves(tree: Any, function: Callable[[str, Any], Any], path: str = "") -> Any:
+    """Rebuild nested mappings, lists and tuples with `function(dotted path, leaf)` at every leaf."""
+    prefix = f"{path}." if path else ""
+    if isinstance(tree, Mapping):
+        mapped = {key: map_leaves(value, function, f"{prefix}{key}") for key, value in tree.items()}
+        return mapped if type(tree) is dict else type(tree)(mapped)  # type: ignore[call-arg]
+    if isinstance(tree, (list, tuple)):
+        items = [map_leaves(value, function, f"{prefix}{i}") for i, value in enumerate(tree)]
+        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+    return function(path, tree)
+
+
+def _leaves(batch: Any) -> tuple[dict[str, Any], Any]:
+    """All leaves by dotted path, and the nesting with each leaf replaced by its path."""
+    leaves: dict[str, Any] = {}
+
+    def collect(name: str, leaf: Any) -> str:
+        leaves[name] = leaf
+        return name
+
+    skeleton = map_leaves(batch, collect)
+    return leaves, skeleton
+
+
+def _choose(leaves: dict[str, Any], only: Collection[str] | None) -> dict[str, Tensor]:
+    """The tensors that make up a row, by name."""
+    names = [n for n, leaf in leaves.items() if isinstance(leaf, Tensor) and leaf.ndim]
+    if only is not None:
+        missing = sorted(set(only) - set(names))
+        if missing:
+            raise BatchError(f"rehearsal.fields names {missing}, which are no tensors of the batch: it has {names}")
+        names = [name for name in names if name in only]
+    if not names:
+        raise BatchError("the batch has no tensor with a batch dimension, so there is nothing to rehearse")
+    size = len(leaves[names[0]])
+    chosen = {name: leaves[name] for name in names if only is not None or _is_batched(leaves[name], size)}
+    for name, tensor in chosen.items():
+        if tensor.layout != torch.strided:
+            raise BatchError(f"batch field '{name}' is sparse ({tensor.layout}); make it dense with .to_dense()")
+        if len(tensor) != size:
+            raise BatchError(f"batch field '{name}' has {len(tensor)} samples and '{names[0]}' has {size}")
+    return chosen
+
+
+def _is_batched(leaf: object, size: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size

@@ -1,0 +1,182 @@
+"""The global draw: who sends which row to whom, computed alike on every rank without a message.
+
+Given how many rows every rank holds of every partition, how many rows every rank asks for, and a generator
+that all ranks share, `draw` picks for every asking rank a set of rows out of ALL ranks' rows, without
+replacement, and `plan` cuts out what one rank has to send and to receive. The work grows with the rows asked
+for, never with the rows stored.
+
+Uniform and balanced draws are one algorithm. Rows asked for are first shared fairly between partitions (odd
+ones go to partitions drawn at random), then every partition gives a uniform sample of its rows. With all rows
+in one partition that is a uniform draw: every stored row of every rank has the same chance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from rehearsal_plugin.shares import IntArray, fair_level
+
+__all__ = ["Draws", "Plan", "choose", "draw", "plan"]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Every row that moves in a step; four arrays `[rows]` int64.
+
+    Attributes:
+        reader: The rank that asked for the row.
+        owner: The rank that holds it.
+        partition: Its partition, as a column of the table of counts.
+        index: Which of the owner's rows of that partition, from 0.
+    """
+
+    reader: IntArray
+    owner: IntArray
+    partition: IntArray
+    index: IntArray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One rank's part of a draw.
+
+    Attributes:
+        partition: `[sent]` int64, the partition of each row that this rank sends, grouped by reader.
+        index: `[sent]` int64, which of its rows of that partition.
+        send_counts: Rows for each rank.
+        recv_counts: Rows from each rank.
+        moved: Rows that move between any two ranks or stay, over all; 0 means that nobody needs an exchange.
+    """
+
+    partition: IntArray
+    index: IntArray
+    send_counts: list[int]
+    recv_counts: list[int]
+    moved: int
+
+
+def draw(counts: IntArray, requests: IntArray, rng: np.random.Generator) -> Draws:
+    """Draw rows for every rank.
+
+    Args:
+        counts: `[ranks, partitions]` int64, rows stored.
+        requests: `[ranks]` int64, rows asked for. Who asks for more than all ranks hold gets all of them.
+        rng: The same state on every rank.
+
+    Returns:
+        The rows of all ranks. A rank never gets a row twice; two ranks may get the same row.
+    """
+    totals = counts.sum(axis=0)
+    wanted = np.minimum(requests, totals.sum())
+    parts = [_quotas(totals, int(n), np.flatnonzero(wanted == n), rng) for n in np.unique(wanted) if n]
+    if not parts:
+        none = np.empty(0, dtype=np.int64)
+        return Draws(none, none, none, none)
+    reader, partition, quota = (np.concatenate(column) for column in zip(*parts, strict=True))
+    segment, item = choose(totals[partition], quota, rng)
+    return _locate(counts, reader[segment], partition[segment], item)
+
+
+def plan(draws: Draws, rank: int, size: int) -> Plan:
+    """What `rank` of `size` ranks sends and receives."""
+    mine = np.flatnonzero(draws.owner == rank)
+    mine = mine[np.argsort(draws.reader[mine], kind="stable")]
+    send = np.bincount(draws.reader[mine], minlength=size)
+    receive = np.bincount(draws.owner[draws.reader == rank], minlength=size)
+    return Plan(draws.partition[mine], draws.index[mine], send.tolist(), receive.tolist(), len(draws.owner))
+
+
+def choose(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+    """Uniform samples without replacement from many ranges at once.
+
+    Args:
+        sizes: `[segments]` int64; segment s is the range 0 to `sizes[s] - 1`.
+        wanted: `[segments]` int64, how many of each, `wanted <= sizes`.
+        rng: Source of random numbers.
+
+    Returns:
+        Segment and item of every choice, two arrays `[sum(wanted)]` int64. Every subset of a segment has the
+        same chance. Time and memory are O(sum(wanted)).
+    """
+    crowded = 2 * wanted > sizes
+    sparse = _choose_few(sizes, np.where(crowded, 0, wanted), rng)
+    if not crowded.any():
+        return sparse
+    dense = _choose_many(np.where(crowded, sizes, 0), wanted, rng)
+    return np.concatenate((sparse[0], dense[0])), np.concatenate((sparse[1], dense[1]))
+
+
+def _choose_few(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+    """Draw with replacement and redraw whatever repeats: at most half of a range is ever asked for.
+
+    Which of two equal items is redrawn depends on their positions, never on their values, so all items are
+    treated alike and every subset is as likely as any other.
+    """
+    segment = np.repeat(np.arange(len(sizes)), wanted)
+    high = sizes[segment]
+    start = (np.cumsum(sizes) - sizes)[segment]
+    item = _integers(high, rng)
+    again = _repeats(start + item)
+    while len(again):
+        item[again] = _integers(high[again], rng)
+        again = _repeats(start + item)
+    return segment, item
+
+
+def _choose_many(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+    """Shuffle whole ranges and take the first of each."""
+    segment = np.repeat(np.arange(len(sizes)), sizes)
+    start = (np.cumsum(sizes) - sizes)[segment]
+    shuffled = np.lexsort((rng.random(len(segment)), segment))
+    first = np.arange(len(segment)) - start < wanted[segment]
+    return segment[first], (shuffled - start)[first]
+
+
+def _integers(high: IntArray, rng: np.random.Generator) -> IntArray:
+    """A uniform integer below each of `high`; one bound for all is several times faster in numpy."""
+    if len(high) and (high == high[0]).all():
+        return rng.integers(0, high[0], len(high))
+    return rng.integers(0, high)
+
+
+def _repeats(keys: IntArray) -> IntArray:
+    """Positions of keys that stand earlier in `keys` already."""
+    ordered = np.sort(keys)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return np.empty(0, dtype=np.int64)
+    order: IntArray = np.argsort(keys, kind="stable")
+    return order[1:][keys[order[1:]] == keys[order[:-1]]]
+
+
+def _quotas(
+    totals: IntArray, wanted: int, readers: IntArray, rng: np.random.Generator
+) -> tuple[IntArray, IntArray, IntArray]:
+    """Share `wanted` rows between partitions, for each of `readers`: (reader, partition, quota) entries."""
+    if wanted == totals.sum():
+        base, odd, roomy = totals, 0, np.empty(0, dtype=np.int64)
+    else:
+        level = fair_level(totals, wanted)
+        base, roomy = np.minimum(totals, level), np.flatnonzero(totals > level)
+        odd = wanted - int(base.sum())
+    every = np.full(len(readers), odd, dtype=np.int64)
+    reader, picked = choose(np.full(len(readers), len(roomy), dtype=np.int64), every, rng)
+    if not base.any():
+        return readers[reader], roomy[picked], np.ones(len(reader), dtype=np.int64)
+    quotas = np.tile(base, (len(readers), 1))
+    quotas[reader, roomy[picked]] += 1
+    row, partition = np.nonzero(quotas)
+    return readers[row], partition, quotas[row, partition]
+
+
+def _locate(counts: IntArray, reader: IntArray, partition: IntArray, item: IntArray) -> Draws:
+    """Owner and index of the item-th row of a partition, counting through the ranks in order."""
+    ranks = len(counts)
+    ends = np.cumsum(counts.T)  # one cell for every partition and rank, rank by rank
+    starts = ends - counts.T.ravel()
+    # Looked up in order, the cells are found several times faster, and sorting one packed key is cheap.
+    packed = np.sort((starts[partition * ranks] + item) * ranks + reader)
+    position, reader = np.divmod(packed, ranks)
+    cell = np.searchsorted(ends, position, side="right")
+    return Draws(reader, cell % ranks, cell // ranks, position - starts[cell])

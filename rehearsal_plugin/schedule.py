@@ -1,0 +1,36 @@
+"""How many rows to replay, so that a ratio is met exactly over time."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from rehearsal_plugin.config import RehearsalConfig
+
+__all__ = ["Schedule"]
+
+
+class Schedule:
+    """Whole numbers of rows whose running sum never strays from the ratio by a whole row.
+
+    `ratio` is the share of replayed rows in what the model sees: with b new rows and `mode: append` that is
+    r / (b + r), with `mode: replace` it is r / b. The fraction that a batch cannot take is carried to the
+    next. The arithmetic is rational: nothing drifts, and all ranks agree.
+
+    Args:
+        config: Gives `ratio` or `representatives`, and `mode`.
+    """
+
+    def __init__(self, config: RehearsalConfig) -> None:
+        self._fixed = config.representatives
+        share = Fraction(str(config.ratio or 0))
+        self._per_row = share if config.mode == "replace" else share / (1 - share)
+        self._carry = Fraction(0)
+
+    def next(self, batch_size: int) -> int:
+        """Rows to replay for another batch of `batch_size` rows."""
+        if self._fixed is not None:
+            return self._fixed
+        due = self._carry + self._per_row * batch_size
+        rows = due.numerator // due.denominator
+        self._carry = due - rows
+        return rows

@@ -1,0 +1,118 @@
+"""Rows at fixed slots: in memory, pinned memory, device memory or a file.
+
+Copies go through numpy where the rows are in host memory: one call for all rows, single-threaded, with the
+GIL released, and at the speed of a contiguous copy for rows of a few kilobytes and more.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.config import BufferConfig
+from rehearsal_plugin.errors import StorageError
+from rehearsal_plugin.shares import IntArray
+
+__all__ = ["DeviceStorage", "HostStorage", "RowStorage", "open_storage"]
+
+
+class RowStorage(Protocol):
+    """`capacity` rows of `row_bytes` bytes at slots 0 to capacity - 1.
+
+    Attributes:
+        device: Where the rows live, and where the tensors given to `write` and `read` must live.
+        row_bytes: Bytes a row.
+    """
+
+    device: torch.device
+    row_bytes: int
+
+    def write(self, slots: IntArray, rows: Tensor) -> None:
+        """Store rows `[n, row_bytes]` uint8 at `slots` `[n]` int64, all different."""
+
+    def read(self, slots: IntArray, out: Tensor) -> None:
+        """Copy the rows at `slots` `[n]` int64 into `out` `[n, row_bytes]` uint8, contiguous."""
+
+
+class HostStorage:
+    """Rows in an array of host memory: plain, pinned or mapped from a file."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, array: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> None:
+        self._array = array
+        self.row_bytes = array.shape[1]
+
+    def write(self, slots: IntArray, rows: Tensor) -> None:
+        """See `RowStorage.write`."""
+        self._array[slots] = rows.numpy()
+
+    def read(self, slots: IntArray, out: Tensor) -> None:
+        """See `RowStorage.read`."""
+        # mode="clip" writes straight into `out`; the default mode gathers into a temporary first.
+        np.take(self._array, slots, axis=0, out=out.numpy(), mode="clip")
+
+
+class DeviceStorage:
+    """Rows in one tensor of device memory."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+        self.device = rows.device
+        self.row_bytes = rows.shape[1]
+
+    def write(self, slots: IntArray, rows: Tensor) -> None:
+        """See `RowStorage.write`."""
+        self._rows.index_copy_(0, torch.from_numpy(slots).to(self.device), rows)
+
+    def read(self, slots: IntArray, out: Tensor) -> None:
+        """See `RowStorage.read`."""
+        torch.index_select(self._rows, 0, torch.from_numpy(slots).to(self.device), out=out)
+
+
+def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int = 0) -> RowStorage:
+    """Make the storage that the config asks for.
+
+    Args:
+        config: `storage` says where; `path` is the folder of a file-backed storage.
+        capacity: Rows.
+        row_bytes: Bytes a row.
+        rank: Names the file of this rank.
+
+    Raises:
+        StorageError: The memory, the device or the disk space cannot be had.
+    """
+    shape = (capacity, row_bytes)
+    try:
+        if config.storage == "cuda":
+            return DeviceStorage(torch.empty(shape, dtype=torch.uint8, device="cuda"))
+        if config.storage == "pinned":
+            return HostStorage(torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy())
+        if config.storage == "mmap":
+            return HostStorage(_map_file(Path(config.path or "."), shape, rank))
+        return HostStorage(np.empty(shape, dtype=np.uint8))
+    except (MemoryError, RuntimeError, AssertionError, OSError) as error:
+        raise StorageError(
+            f"rehearsal.buffer.storage '{config.storage}' cannot hold {capacity} rows of {row_bytes} bytes "
+            f"({capacity * row_bytes / 2**30:.2f} GiB) on rank {rank}: {error}; lower rehearsal.buffer.capacity "
+            "or choose another storage"
+        ) from error
+
+
+def _map_file(folder: Path, shape: tuple[int, int], rank: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+    """A fresh file for this rank, readable by its owner only, with its blocks reserved."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / f"rows.rank{rank}.bin"
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        # Reserving now turns a full disk into an error here instead of a SIGBUS in the middle of a step.
+        os.posix_fallocate(descriptor, 0, shape[0] * shape[1])
+    finally:
+        os.close(descriptor)
+    return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)

@@ -1,0 +1,108 @@
+"""What the exchange needs of a communication library: four members, two collectives, no blocking call."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.errors import ClosedError, ExchangeError, ExchangeTimeout
+
+__all__ = ["Pending", "Transport", "wait"]
+
+FIRST_POLL_S, SLOWEST_POLL_S = 50e-6, 1e-3
+
+
+class Pending(Protocol):
+    """A collective that was issued and may not have ended."""
+
+    def done(self) -> bool:
+        """Whether `result` returns without waiting; never blocks."""
+
+    def result(self) -> Tensor:
+        """What was received; call it once, after `done`. Raises what the library raises."""
+
+
+class Transport(ABC):
+    """A group of ranks that exchange rows.
+
+    All ranks issue the same collectives in the same order. Nothing here waits: `wait` polls, with a deadline,
+    so that a lost peer can neither hang a rank nor keep its process from ending.
+
+    Attributes:
+        rank: This process in the group, from 0.
+        size: Processes in the group.
+        device: Where tensors given to `all_to_all` must live.
+        main_thread: Whether collectives must be issued from the training thread because the library needs one
+            order between them and the framework's own.
+    """
+
+    rank: int
+    size: int
+    device: torch.device = torch.device("cpu")
+    main_thread: bool = False
+
+    @abstractmethod
+    def all_gather(self, send: Tensor) -> Pending:
+        """Gather a vector `[n]` int64 in host memory; the result is `[size, n]` int64 in host memory."""
+
+    @abstractmethod
+    def all_to_all(self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int]) -> Pending:
+        """Send packed rows to their readers.
+
+        Args:
+            send: `[sum(send_counts), row_bytes]` uint8 on `device`, grouped by receiving rank.
+            send_counts: Rows for each rank; zeros are fine.
+            recv: `[sum(recv_counts), row_bytes]` uint8 on `device`, to be filled.
+            recv_counts: Rows from each rank.
+
+        Returns:
+            A pending result: the received rows grouped by sending rank, `recv` itself where the library allows.
+            Both tensors must be left alone until then.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up the group; a second call does nothing."""
+
+
+def wait(pending: Pending, deadline: float, stopped: Callable[[], bool], what: str) -> Tensor:
+    """Poll until a collective ends.
+
+    Args:
+        pending: The collective.
+        deadline: `time.monotonic()` after which to give up.
+        stopped: Asked at every poll; True gives up at once.
+        what: Names the collective, the rank and the step in messages.
+
+    Raises:
+        ExchangeTimeout: The deadline passed.
+        ExchangeError: The library reported a failure, such as a peer that is gone.
+        ClosedError: `stopped` returned True.
+    """
+    pause = FIRST_POLL_S
+    while not _done(pending, what):
+        if stopped():
+            raise ClosedError(f"{what} was given up because the rehearsal was closed")
+        if time.monotonic() > deadline:
+            raise ExchangeTimeout(
+                f"{what} did not end in time: a rank is gone, stuck, or has taken another number of steps; "
+                "see the other ranks' logs, or raise rehearsal.exchange.timeout_s if steps take that long"
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, SLOWEST_POLL_S)
+    try:
+        return pending.result()
+    except Exception as error:
+        raise ExchangeError(f"{what} failed: {error}") from error
+
+
+def _done(pending: Pending, what: str) -> bool:
+    try:
+        return pending.done()
+    except Exception as error:
+        raise ExchangeError(f"{what} failed: {error}") from error

@@ -1,0 +1,36 @@
+"""Starts a script on several ranks of this machine under the DeepSpeed launcher."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+__all__ = ["is_rank", "launch"]
+
+
+def is_rank() -> bool:
+    """Whether this process is one of the ranks that a launcher started."""
+    return "RANK" in os.environ
+
+
+def launch(script: Path, ranks: int, arguments: Sequence[str] = ()) -> int:
+    """Runs `deepspeed --num_gpus <ranks> <script> <arguments>` and returns its exit status.
+
+    The ranks run on the CPU with one thread each unless `DS_ACCELERATOR` or `OMP_NUM_THREADS` say otherwise; the
+    launcher sets neither, and without them the ranks would fight for the same cores.
+    """
+    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", "--no_local_rank"]
+    command += ["--num_gpus", str(ranks), "--master_port", str(_free_port()), str(script), *arguments]
+    defaults = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=defaults | os.environ, check=False).returncode
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
