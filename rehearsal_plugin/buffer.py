@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.journal import Journal
 from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.policies import POLICIES
 from rehearsal_plugin.rng import Purpose, generator
@@ -53,6 +54,7 @@ class RehearsalBuffer:
         self._storage = open_storage(config, self.capacity, layout.row_bytes, rank)
         self._rank, self._seed = rank, seed
         self._calls = 0
+        self._journal: Journal | None = None
 
     def __len__(self) -> int:
         return self.occupancy.count
@@ -110,12 +112,25 @@ class RehearsalBuffer:
         if len(kept) < len(slots):
             slots, rows = slots[kept], rows[torch.from_numpy(kept).to(rows.device)]
         if len(kept):
+            if self._journal is not None:
+                self._journal.note(slots)
             self._storage.write(slots, rows.to(self.device))
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """Copy the rows at `slots` `[n]` into `out` `[n, row_bytes]` uint8 on `device`, contiguous."""
         if len(slots):
             self._storage.read(slots, out)
+
+    def commit(self) -> None:
+        """Make the present state the one that `rollback` returns to, until the next commit."""
+        self._journal = Journal(self._storage, self.occupancy)
+
+    def rollback(self) -> None:
+        """Return to the state of the last `commit`, row by row; a buffer without one becomes empty."""
+        if self._journal is None:
+            self.occupancy = Occupancy(self.capacity, partitioned=self._key is not None)
+        else:
+            self.occupancy = self._journal.undo()
 
     def offer(self, batch: Any) -> int:
         """Offer all samples of a batch; returns how many were kept.

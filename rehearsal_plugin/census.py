@@ -106,5 +106,6 @@ class Census:
             if len(others):
                 other = int(others[0])
                 raise ExchangeError(
-                    f"rank {self._rank} is at step {mine[1]}, rank {other} at step {headers[other, 1]} has {what}; {cure}"
+                    f"rank {self._rank} is at step {mine[1]}; rank {other}, at step {headers[other, 1]}, has {what}; "
+                    f"{cure}"
                 )

@@ -29,7 +29,7 @@ __all__ = ["Exchange", "Outgoing", "Posted"]
 
 @dataclass(frozen=True)
 class Outgoing:
-    """Rows `[sent, row_bytes]` that were read for their readers, and the plan that they follow."""
+    """Rows `[sent, row_bytes]` for their readers, on the transport's device, and the plan that they follow."""
 
     rows: Tensor
     plan: Plan
@@ -105,7 +105,8 @@ class Exchange:
             drawn = plan(draw(self._census.counts, requests, rng), self._transport.rank, self._transport.size)
             rows = self._sending.take(len(drawn.index))
             self._buffer.read(self._slots(drawn), rows)
-        return Outgoing(rows, drawn)
+            # Here in the background; and waited for, as the transport may send from host memory at once.
+            return Outgoing(rows.to(self._transport.device), drawn)
 
     def receive(self, posted: Posted) -> Tensor | None:
         """Wait for the rows of this exchange: `[received, row_bytes]` uint8 on the transport's device, or None.
@@ -130,7 +131,7 @@ class Exchange:
     def _send(self, outgoing: Outgoing) -> Pending:
         drawn, rank = outgoing.plan, self._transport.rank
         received = self._receiving.take(sum(drawn.recv_counts))
-        rows = outgoing.rows.to(self._transport.device, non_blocking=True)
+        rows = outgoing.rows
         sent, got = len(rows) - drawn.send_counts[rank], len(received) - drawn.recv_counts[rank]
         metrics, row_bytes = self._metrics, self._buffer.layout.row_bytes
         metrics.rows_sent += sent

@@ -19,7 +19,6 @@ from rehearsal_plugin.exchange import Exchange, Outgoing, Posted
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.pool import Staging
 from rehearsal_plugin.rng import Purpose, generator
-from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.stream import SideStream
 from rehearsal_plugin.transport import LocalTransport, Transport
@@ -47,27 +46,29 @@ class Pipeline:
     Args:
         config: The `rehearsal` section.
         transport: The ranks; not closed here.
-        layout: How a sample becomes a row.
+        buffer: This rank's rows.
         device: Where batches live.
         metrics: Where it is counted.
+        step: Number of the first job, the same on all ranks.
 
     Attributes:
-        buffer: This rank's rows.
-        step: Jobs launched so far.
+        buffer: As given.
+        device: As given.
+        step: Number of the next job.
     """
 
     def __init__(
         self,
         config: RehearsalConfig,
         transport: Transport,
-        layout: RowLayout,
+        buffer: RehearsalBuffer,
         device: torch.device,
         metrics: Metrics,
+        step: int = 0,
     ) -> None:
         local = config.sampling.scope == "local"
-        self.buffer = RehearsalBuffer(config.buffer, layout, rank=transport.rank, seed=config.seed)
-        self.step = 0
-        self._rank, self._config, self._device, self._metrics = transport.rank, config, device, metrics
+        self.buffer, self.device, self.step = buffer, device, step
+        self._rank, self._config, self._metrics = transport.rank, config, metrics
         self._inline = transport.main_thread or config.exchange.launch == "inline"
         self._stop = threading.Event()
         self._exchange = Exchange(
@@ -80,7 +81,7 @@ class Pipeline:
             metrics=metrics,
             stopped=self._stop.is_set,
         )
-        self._staging = Staging(layout.row_bytes, device)
+        self._staging = Staging(buffer.layout.row_bytes, device)
         self._stream = SideStream(device)
         self._outgoing: Outgoing | None = None
         self._job: Future[Outcome] | None = None
@@ -113,6 +114,16 @@ class Pipeline:
         self._job = self._worker.submit(lambda: self._run(posted or post(), slots, staged))
         self.step += 1
 
+    @property
+    def in_flight(self) -> bool:
+        """Whether a job was launched that `collect` has not taken."""
+        return self._job is not None
+
+    def drain(self) -> None:
+        """Wait until the job in flight, if any, has ended; errors are those of `collect`."""
+        if self._job is not None:
+            self._result(self._job)
+
     def collect(self) -> Tensor | None:
         """Wait for the job in flight: the rows `[n, row_bytes]` uint8 that it brought, or None.
 
@@ -140,7 +151,7 @@ class Pipeline:
             self.buffer.write(slots, staged)
             outgoing = self._exchange.prepare(posted)
             rows = self._exchange.receive(posted)
-            return Outcome(None if rows is None else rows.to(self._device), outgoing)
+            return Outcome(None if rows is None else rows.to(self.device), outgoing)
 
     def _result(self, job: Future[Outcome]) -> Outcome:
         # Headers and rows have a deadline each.

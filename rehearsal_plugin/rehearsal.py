@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -86,8 +87,8 @@ class Rehearsal:
         self._pipeline: Pipeline | None = None
         self._ready: Representatives | None = None
         self._sizes: list[int] = []  # of the micro-batches since the last exchange
-        # Shares asked for, oldest first: the first exchange brings none, every other one what was asked before it.
-        self._asked: deque[list[int]] = deque([[]])
+        self._asked = _nothing_asked()
+        self._first_step = 0
         self._closed = False
         atexit.register(self.close, drain_s=1.0)
 
@@ -95,6 +96,11 @@ class Rehearsal:
     def buffer(self) -> RehearsalBuffer | None:
         """This rank's buffer; None until the first batch."""
         return None if self._pipeline is None else self._pipeline.buffer
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def update(self, batch: Any) -> Any:
         """One step of a plain loop: take what was prepared, hand over the batch, start preparing anew.
@@ -171,6 +177,45 @@ class Rehearsal:
         """Totals since the start on this rank, by name; see `metrics.Metrics` for names and units."""
         return self._metrics.flat()
 
+    @property
+    def steps(self) -> int:
+        """Exchanges so far, the same number on all ranks."""
+        return self._first_step if self._pipeline is None else self._pipeline.step
+
+    def commit(self) -> None:
+        """Make the buffer's present state the one that `rollback` returns to.
+
+        Raises:
+            ExchangeError: The exchange in flight failed.
+        """
+        if self._pipeline is not None:
+            self._pipeline.drain()
+            self._pipeline.buffer.commit()
+
+    def rollback(self) -> None:
+        """Return the buffer to the last `commit`, or to empty; what was in flight or staged is dropped."""
+        self.restart(self.steps)
+        if self._pipeline is not None:
+            self._pipeline.buffer.rollback()
+
+    def restart(self, step: int, connect: Callable[[], Transport] | None = None) -> None:
+        """Begin the exchange anew: the buffer stays, what was in flight or staged is dropped.
+
+        Args:
+            step: Number of the next exchange, the same on all ranks.
+            connect: Makes the transport to go on with, after the present one was closed; None keeps that.
+        """
+        old, self._first_step = self._pipeline, step
+        if old is not None:
+            old.close(drain_s=0.0)
+        if connect is not None:
+            self._transport.close()
+            self._transport = connect()
+        if old is not None:
+            self._pipeline = Pipeline(self.config, self._transport, old.buffer, old.device, self._metrics, step)
+        self._ready, self._asked, self._schedule = None, _nothing_asked(), Schedule(self.config)
+        self._sizes.clear()
+
     def close(self, drain_s: float | None = None) -> None:
         """Stop the worker and give up the transport; a second call does nothing.
 
@@ -201,7 +246,9 @@ class Rehearsal:
     def _build(self, batch: Any) -> Pipeline:
         layout = RowLayout.infer(batch, self.config.fields)
         device = layout.columns(batch)[0].device
-        self._pipeline = Pipeline(self.config, self._transport, layout, device, self._metrics)
+        rank = self._transport.rank
+        buffer = RehearsalBuffer(self.config.buffer, layout, rank=rank, seed=self.config.seed)
+        self._pipeline = Pipeline(self.config, self._transport, buffer, device, self._metrics, self._first_step)
         return self._pipeline
 
     def _take(self, most: int | None) -> Tensor | None:
@@ -211,10 +258,11 @@ class Rehearsal:
         return self._ready.take(len(self._ready.order) if most is None else most)
 
     def _collect(self) -> None:
-        self._ready = None
-        if self._pipeline is None or self._pipeline.step == 0:
-            return
+        if self._pipeline is None or not self._pipeline.in_flight:
+            return  # a batch was refused; what was ready still is
         rows = self._pipeline.collect()
+        # Only now: the job that just ended might have been given the same device memory.
+        self._ready = None
         shares = self._asked.popleft()
         if rows is not None:
             rng = generator(self.config.seed, Purpose.ORDER, self._pipeline.step, self._transport.rank)
@@ -232,6 +280,11 @@ class Rehearsal:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the rehearsal was closed; make a new one to go on")
+
+
+def _nothing_asked() -> deque[list[int]]:
+    """Shares asked for, oldest first: the first exchange brings none, every other one what was asked before it."""
+    return deque([[]])
 
 
 def _default_transport(config: RehearsalConfig) -> Transport:

@@ -4,29 +4,33 @@
     torchrun --nproc_per_node 8 -m rehearsal_plugin.run train.py
 
 The script's own `deepspeed.initialize` then attaches the buffer that the `rehearsal` block of its DeepSpeed
-config asks for.
+config asks for. DeepSpeed is imported before the script starts, so variables that it reads at its import, such
+as `DS_ACCELERATOR`, belong into the environment of the launcher.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rehearsal_plugin.errors import MissingDependencyError
 from rehearsal_plugin.integrations import deepspeed
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Patch the frameworks that are installed, then run the script as `python script.py args` would."""
+    """Make `deepspeed.initialize` attach, then run the script as `python script.py args` would.
+
+    Args:
+        argv: Arguments of the command line, without the program; None takes those of this process.
+
+    Raises:
+        MissingDependencyError: DeepSpeed is not installed.
+    """
     options = _parser().parse_args(argv)
-    if importlib.util.find_spec("deepspeed") is None:
-        raise MissingDependencyError("DeepSpeed is not installed; pip install 'rehearsal_plugin[deepspeed]'")
     deepspeed.patch()
     rank = [] if options.local_rank is None else [f"--local_rank={options.local_rank}"]
     sys.argv = [options.script, *rank, *options.arguments]

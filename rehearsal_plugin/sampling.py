@@ -146,8 +146,9 @@ def _repeats(keys: IntArray) -> IntArray:
     ordered = np.sort(keys)
     if not (ordered[1:] == ordered[:-1]).any():
         return np.empty(0, dtype=np.int64)
-    order: IntArray = np.argsort(keys, kind="stable")
-    return order[1:][keys[order[1:]] == keys[order[:-1]]]
+    order = np.argsort(keys, kind="stable")
+    repeats: IntArray = order[1:][keys[order[1:]] == keys[order[:-1]]]
+    return repeats
 
 
 def _quotas(

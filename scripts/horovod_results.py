@@ -42,6 +42,11 @@ class Arm:
         history = np.array(self.accuracies)
         return float(np.mean(history[:-1].max(axis=0)[:-1] - history[-1, :-1]))
 
+    @property
+    def learnt(self) -> float:
+        """Mean accuracy of a task right after it was trained: low where an arm learns nothing to forget."""
+        return float(np.mean(np.diag(np.array(self.accuracies))))
+
     def rows(self) -> list[dict[str, object]]:
         """The table of the report, one line for each task trained."""
         return [
@@ -54,7 +59,8 @@ def publish(arms: Sequence[Arm], data: str, folder: Path, ranks: int) -> None:
     """Writes report and picture into `folder`."""
     summary = {"ranks_identical": float(all(arm.ranks_identical for arm in arms))}
     for arm in arms:
-        measured = {"accuracy": arm.final, "forgetting": arm.forgetting, "train_s": arm.seconds}
+        measured = {"accuracy": arm.final, "learnt": arm.learnt, "forgetting": arm.forgetting}
+        measured["train_s"] = arm.seconds
         summary |= {f"{name}_{arm.name}": value for name, value in measured.items()}
     rows = [{"data": data, **row} for arm in arms for row in arm.rows()]
     write_report(folder, summary, rows, ranks=ranks)
@@ -84,19 +90,21 @@ def plot(arms: Sequence[Arm], data: str, path: Path) -> None:
 
 def show(folder: Path) -> None:
     """Prints the report of `folder` as a table."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     report = json.loads((folder / "report.json").read_text())
     summary, rows = report["summary"], report["rows"]
     tasks = [name for name in rows[0] if name.startswith("accuracy_task_")]
-    heads = ["", *(name.removeprefix("accuracy_").replace("_", " ") for name in tasks)]
-    title = f"Accuracy after the last task, {rows[0]['data']}"
-    table = Table(*heads, "all classes", "forgetting", "s", title=title)
+    heads = ["", *(str(number) for number in range(1, len(tasks) + 1)), "all", "learnt", "forgotten", "s"]
+    title = f"Accuracy on the classes of each task at the end, {rows[0]['data']}"
+    table = Table(*heads, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for arm in (NAIVE, REHEARSAL):
         last = [row for row in rows if row["arm"] == arm][-1]
-        final = [last[name] for name in tasks] + [summary[f"accuracy_{arm}"], summary[f"forgetting_{arm}"]]
-        table.add_row(arm, *(f"{value:.3f}" for value in final), f"{summary[f'train_s_{arm}']:.1f}")
+        whole = [summary[f"{name}_{arm}"] for name in ("accuracy", "learnt", "forgetting")]
+        cells = [f"{value:.3f}" for value in [*(last[name] for name in tasks), *whole]]
+        table.add_row(arm, *cells, f"{summary[f'train_s_{arm}']:.1f}")
     Console().print(table)
     same = "identical in every bit" if summary["ranks_identical"] else "NOT identical"
     print(f"parameters of the {report['environment']['ranks']} ranks: {same}\n{folder / 'report.json'}")

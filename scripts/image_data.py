@@ -1,7 +1,8 @@
 """Real images with class labels, without a download page, an account or root.
 
-Fashion-MNIST (70,000 images of 28 x 28 in ten classes) from the Debian package `dataset-fashion-mnist`: where
-it is installed, else unpacked once into a cache folder. Elsewhere scikit-learn's digits (1,797 images of 8 x 8).
+Fashion-MNIST (70,000 images of 28 x 28 in ten classes) from the Debian package `dataset-fashion-mnist`:
+where it is installed, else unpacked once into a cache folder. Elsewhere scikit-learn's digits (1,797 images of
+8 x 8).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,23 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Rehearsal on real text: Python source, then C++ headers.")
-    parser.add_argument("--ranks", type=int, default=2, help="processes on this machine (default: %(default)s)")
-    parser.add_argument("--steps", type=int, help="optimizer steps a phase (default: start_step of the config)")
+    parser.add_argument("--ranks", type=positive, default=2, help="processes on this machine (default: %(default)s)")
+    parser.add_argument("--steps", type=positive, help="optimizer steps a phase (default: start_step of the config)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: %(default)s)")
     parser.add_argument("--config", type=Path, default=ROOT / "configs/quickstart.json", help="DeepSpeed config")
     parser.add_argument("--out", type=Path, default=ROOT / "out/quickstart", help="folder of the results")
     return parser.parse_args(argv)
 
 
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
+    return int(text)
+
+
 def run(arguments: argparse.Namespace) -> None:
-    """One rank's part, from the first engine to the results."""
+    """One rank's part, from the first engine to the results; the process that starts the launcher needs no torch."""
     import torch.distributed as dist
     from quickstart_data import load_cpp, load_python
     from quickstart_results import WITH, WITHOUT
@@ -61,9 +68,9 @@ def run(arguments: argparse.Namespace) -> None:
     plain.load_checkpoint(str(arguments.out / "checkpoint"))
     course.run_phase(2, "cpp", {WITHOUT: plain, WITH: engine})
     if dist.get_rank() == 0:
-        publish(course, arguments.out)
+        publish(course, rehearsal.metrics(), arguments.out)
     rehearsal.close()
-    # Without these two a rank that ends early may take the others down with it.
+    # Without these two a rank that ends before the others may be aborted.
     dist.barrier()
     dist.destroy_process_group()
 
@@ -76,13 +83,13 @@ def load_config(path: Path, steps: int | None) -> dict[str, Any]:
     return config
 
 
-def publish(course: Any, folder: Path) -> None:
-    """Prints the table and writes report and picture."""
+def publish(course: Any, metrics: Mapping[str, float], folder: Path) -> None:
+    """Prints the table and writes report and picture; `metrics` are those of this rank's rehearsal."""
     import torch.distributed as dist
     from quickstart_results import plot, summarise, table
     from report import write_report
 
-    summary = summarise(course)
+    summary = summarise(course) | {name: metrics[name] for name in ("rows_offered", "rows_stored", "rows_replayed")}
     rows = [seen.row() for seen in course.evaluations]
     report = write_report(folder, summary, rows, ranks=dist.get_world_size())
     plot(course, folder / "retention.png")

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["LENGTH", "Corpus", "load_cpp", "load_python"]
+__all__ = ["LENGTH", "Corpus", "load_cpp", "load_python", "read"]
 
 LENGTH = 256
 """Bytes of one window, and so the length of the model's context."""
@@ -52,16 +52,21 @@ def load_python() -> Corpus:
     """The `.py` files of the running interpreter's standard library."""
     root = Path(sysconfig.get_path("stdlib"))
     foreign = {"site-packages", "dist-packages"}
-    return _read(root, [path for path in root.rglob("*.py") if not foreign & set(path.relative_to(root).parts)])
+    return read(root, [path for path in root.rglob("*.py") if not foreign & set(path.relative_to(root).parts)])
 
 
 def load_cpp() -> Corpus:
     """The C++ headers of the installed torch."""
     root = Path(torch.__file__).parent / "include"
-    return _read(root, [path for path in root.rglob("*") if path.suffix in {".h", ".hpp"}])
+    return read(root, [path for path in root.rglob("*") if path.suffix in {".h", ".hpp"}])
 
 
-def _read(root: Path, paths: list[Path]) -> Corpus:
+def read(root: Path, paths: list[Path]) -> Corpus:
+    """The files `paths` under `root`, each on one side or the other.
+
+    Raises:
+        FileNotFoundError: too little text on one of the sides.
+    """
     keys = {path: _key(path.relative_to(root)) for path in paths}
     ordered = sorted(paths, key=keys.__getitem__)
     held_out = [path for path in ordered if keys[path] % SHARE_HELD_OUT == 0]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from quickstart_train import Course, Evaluation
 
 __all__ = ["WITH", "WITHOUT", "plot", "summarise", "table"]
@@ -60,28 +62,30 @@ def table(summary: dict[str, float]) -> str:
 
 def plot(course: Course, path: Path) -> None:
     """Draws held-out loss against steps, one panel a domain, and writes it to `path`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4), sharex=True, layout="constrained")
-    for panel, domain, title in zip(panels, course.corpora, ("Python (phase one)", "C++ (phase two)"), strict=True):
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for panel, domain, name in zip(panels, course.corpora, ("Python", "C++"), strict=True):
         learnt = [seen for seen in course.evaluations if seen.phase == 1]
-        panel.plot(*_curve(learnt, domain, 0), color="0.45", marker="o", markersize=3, label="phase one")
+        panel.plot(*_curve(learnt, domain, course.steps), "o-", color="0.45", markersize=3.5, label="phase one")
         for arm, colour in ((WITHOUT, "tab:red"), (WITH, "tab:blue")):
-            points = [
-                learnt[-1],
-                *(seen for seen in course.evaluations if (seen.phase, seen.arm) == (2, arm)),
-            ]
-            panel.plot(*_curve(points, domain, course.steps), color=colour, marker="o", markersize=3, label=arm)
-        panel.axvline(course.steps, color="0.7", linestyle="--", linewidth=1, zorder=0)
-        panel.set(title=f"Held-out {title}", xlabel="optimizer steps", ylabel="loss (nats per byte)")
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].legend(frameon=False)
+            points = [learnt[-1], *(seen for seen in course.evaluations if (seen.phase, seen.arm) == (2, arm))]
+            panel.plot(*_curve(points, domain, course.steps), "o-", color=colour, markersize=3.5, label=arm)
+        _mark_phases(panel, course.steps)
+        panel.set(title=f"held-out {name}", xlabel="optimizer steps", ylabel="loss (nats per byte)")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=150)
 
 
-def _curve(points: Sequence[Evaluation], domain: str, offset: int) -> tuple[list[int], list[float]]:
+def _mark_phases(panel: Axes, steps: int) -> None:
+    """A line where the phases meet, and over each what it trains on."""
+    panel.axvline(steps, color="0.7", linestyle="--", linewidth=1, zorder=0)
+    for middle, text in ((steps / 2, "trains on Python"), (1.5 * steps, "trains on C++")):
+        panel.text(middle, 0.97, text, transform=panel.get_xaxis_transform(), ha="center", va="top", color="0.45")
+    panel.set_xlim(0, 2.05 * steps)
+    panel.margins(y=0.15)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _curve(points: Sequence[Evaluation], domain: str, phase_steps: int) -> tuple[list[int], list[float]]:
     """Steps since the start of phase one, and losses."""
-    return [seen.step + offset * (seen.phase - 1) for seen in points], [seen.loss[domain] for seen in points]
+    return [seen.step + phase_steps * (seen.phase - 1) for seen in points], [seen.loss[domain] for seen in points]

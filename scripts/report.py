@@ -13,10 +13,10 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 __all__ = ["environment", "write_report", "write_text"]
 
@@ -49,7 +49,7 @@ def write_report(
     return write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
 
 
-def environment(ranks: int) -> dict[str, object]:
+def environment(ranks: int) -> dict[str, Any]:
     """Commit, versions, cores, ranks and platform of this run."""
     return {
         "commit": _commit(),
@@ -63,10 +63,9 @@ def environment(ranks: int) -> dict[str, object]:
 def write_text(path: Path, text: str) -> Path:
     """Replaces `path` by `text` atomically; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(text)
-    Path(file.name).chmod(0o644)
-    return Path(file.name).replace(path)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    return partial.replace(path)
 
 
 def _versions() -> dict[str, str]:

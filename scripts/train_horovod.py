@@ -4,8 +4,8 @@
 
 starts itself on two ranks with `horovodrun`. Ten classes of images come in five tasks of two; no task comes
 back. The two arms, `naive` and `rehearsal`, start from the same weights and see the same images in the same
-order; the second has `rehearsal_plugin.attach` and the config file more. Writes `report.json` and `accuracy.png`
-to `out/train_horovod`.
+order; the second has `rehearsal_plugin.attach` and the config file more. Writes `report.json` and
+`accuracy.png` to `out/train_horovod`.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ class ConvNet(nn.Module):
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
         features, classes = 32 * (height // 4) * (width // 4), TASKS * CLASSES_PER_TASK
-        self.first = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        self.second = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, classes))
+        # Without the norms the first batches of new classes kill the units, and naive training learns nothing.
+        self.first = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.GroupNorm(4, 16), nn.ReLU(), nn.MaxPool2d(2))
+        self.second = nn.Sequential(nn.Conv2d(16, 32, 3, padding=1), nn.GroupNorm(4, 32), nn.ReLU(), nn.MaxPool2d(2))
+        self.classifier = nn.Sequential(
+            nn.Flatten(), nn.Linear(features, 64), nn.LayerNorm(64), nn.ReLU(), nn.Linear(64, classes)
+        )
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """The mean loss (a scalar) where labels `[batch]` are given, else scores `[batch, classes]`."""

@@ -58,7 +58,5 @@ def refusing(section: type[Section]) -> Iterator[None]:
         yield
     except ValidationError as error:
         lines = describe(error, section, section.KEY_PATH)
-    else:
-        return
-    heading = f"the '{section.KEY_PATH}' section has {len(lines)} problems:\n- " if len(lines) > 1 else ""
-    raise ConfigError(heading + "\n- ".join(lines))
+        heading = f"the '{section.KEY_PATH}' section has {len(lines)} problems:\n- " if len(lines) > 1 else ""
+        raise ConfigError(heading + "\n- ".join(lines)) from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,17 +86,15 @@ def _original_initialize() -> Callable[..., tuple[Any, Any, Any, Any]]:
 
 
 def _start(engine: Any, config: RehearsalConfig) -> Rehearsal:
-    if hasattr(engine, "train_batch") and hasattr(engine, "set_batch_fn"):
-        raise ConfigError(
-            "rehearsal does not support pipeline parallelism (PipelineEngine) yet; use ZeRO data parallelism"
-        )
+    if getattr(engine, "pipeline_parallelism", False):
+        raise ConfigError("rehearsal does not support pipeline parallelism (PipelineEngine); use ZeRO data parallelism")
     exchange = config.exchange
     transport = TorchDistributedTransport(
         engine.data_parallel_group, backend=exchange.backend, timeout_s=exchange.timeout_s
     )
     rehearsal = Rehearsal(config, transport)
     if config.inject == "forward":
-        _wrap(engine, "forward", functools.partial(_augmented_forward, engine, rehearsal))
+        _wrap(engine, "forward", functools.partial(_augmented_forward, engine, rehearsal, _parameters(engine.module)))
     _wrap(engine, "step", functools.partial(_clocked_step, engine, rehearsal))
     _wrap(engine, "destroy", functools.partial(_closing_destroy, rehearsal))
     return rehearsal
@@ -109,36 +107,57 @@ def _wrap(engine: Any, name: str, around: Callable[..., Any]) -> None:
 
 
 def _augmented_forward(
-    engine: Any, rehearsal: Rehearsal, forward: Callable[..., Any], *args: Any, **kwargs: Any
+    engine: Any, rehearsal: Rehearsal, parameters: list[str], forward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    if not (engine.module.training and torch.is_grad_enabled()):
+    if rehearsal.closed or not (engine.module.training and torch.is_grad_enabled()):
         return forward(*args, **kwargs)
     if kwargs.get("num_items_in_batch") is not None:
         raise ConfigError(
             "the model was given num_items_in_batch, counted before rows were replayed, so the loss would be scaled "
             "wrongly; set trainer.model_accepts_loss_kwargs = False"
         )
-    names = _argument_names(engine.module, len(args))
+    names = _names(parameters, len(args))
+    if kwargs.keys() & names:
+        return forward(*args, **kwargs)  # one argument twice: the model's own TypeError says it best
     augmented = rehearsal.augment({**dict(zip(names, args, strict=True)), **kwargs})
     positional = [augmented.pop(name) for name in names]
     return forward(*positional, **augmented)
 
 
-def _argument_names(module: nn.Module, count: int) -> Sequence[str]:
-    """The names of a model's first `count` positional arguments; numbers where it takes `*args`."""
+def _parameters(module: nn.Module) -> list[str]:
+    """The names of a model's positional parameters."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(module.forward).parameters.values()
-    names = [p.name for p in parameters if p.kind in kinds][:count]
-    return names + [str(i) for i in range(len(names), count)]
+    return [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
+
+
+def _names(parameters: list[str], count: int) -> list[str]:
+    """The names of the first `count` positional arguments; their numbers where the model takes `*args`."""
+    return parameters[:count] + [str(i) for i in range(len(parameters), count)]
 
 
 def _clocked_step(engine: Any, rehearsal: Rehearsal, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     before = engine.global_steps
     result = step(*args, **kwargs)
-    if engine.global_steps != before:
+    if engine.global_steps != before and not rehearsal.closed:
+        _check_fed(rehearsal)
         rehearsal.step()
         _report(engine, rehearsal)
     return result
+
+
+def _check_fed(rehearsal: Rehearsal) -> None:
+    """A job whose batches take another way would train on without any replay, and nobody would know."""
+    if rehearsal.buffer is not None:
+        return
+    if rehearsal.config.inject == "loader":
+        raise ConfigError(
+            "rehearsal.inject is 'loader' and no batch of the first step came out of a rehearsal loader; wrap the "
+            "training loader with engine.rehearsal.loader(...), or set rehearsal.inject to 'forward'"
+        )
+    raise ConfigError(
+        "rehearsal.inject is 'forward' and the first step made no training pass through engine(...): call the engine, "
+        "not the model in it, with the model in training mode, or set rehearsal.inject to 'loader'"
+    )
 
 
 def _closing_destroy(rehearsal: Rehearsal, destroy: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ class Handle:
     """A rehearsal that is attached to a training job, or the lack of one.
 
     Without a `rehearsal` section, or with `enabled: false`, every call is harmless and does nothing, so a
-    script needs no case of its own for it.
+    script needs no case of its own for it. After `close` the training goes on as if there were none.
 
     Attributes:
         rehearsal: The running `Rehearsal`; None if there is none.
@@ -26,8 +26,8 @@ class Handle:
 
     @property
     def enabled(self) -> bool:
-        """Whether rows are rehearsed at all."""
-        return self.rehearsal is not None
+        """Whether rows are rehearsed: there is a rehearsal, and it was not closed."""
+        return self.rehearsal is not None and not self.rehearsal.closed
 
     def metrics(self) -> dict[str, float]:
         """Totals on this rank by name, as `Rehearsal.metrics`; empty if there is no rehearsal."""
@@ -40,12 +40,14 @@ class Handle:
             batches: A `DataLoader` or any other iterable of batches.
 
         Returns:
-            A `RehearsalLoader`, or `batches` itself if there is no rehearsal.
+            A `RehearsalLoader`, or `batches` itself if there is no rehearsal (any more).
 
         Raises:
             ConfigError: `rehearsal.inject` is not `"loader"`, so rows are injected at the model already.
         """
-        return batches if self.rehearsal is None else RehearsalLoader(batches, self.rehearsal)
+        if self.rehearsal is None or self.rehearsal.closed:
+            return batches
+        return RehearsalLoader(batches, self.rehearsal)
 
     def close(self) -> None:
         """Stop the background and give up the process group; a second call does nothing."""

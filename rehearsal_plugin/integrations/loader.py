@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 from rehearsal_plugin.errors import ConfigError
@@ -17,27 +17,29 @@ class RehearsalLoader:
 
     With `mode: append` every batch grows by its replayed rows. With `mode: replace` new rows are re-batched
     so that every batch keeps its size and none is skipped; an epoch then has more batches. Leaves that are no
-    fields of a row come from the batch that was read last. Every other attribute is the wrapped loader's.
+    fields of a row come from the batch that was read last. Every other attribute is the wrapped loader's, to
+    read and to set. Once the rehearsal is closed, batches pass through as they are.
 
     Args:
         batches: A `DataLoader`, or any iterable that starts anew with each `iter`.
         rehearsal: Its `step` must be called once an optimizer step; `attach` sees to that.
+        active: Asked for every batch; a batch passes through as it is while it returns False.
 
     Raises:
         ConfigError: `rehearsal.inject` is not `"loader"`.
     """
 
-    def __init__(self, batches: Iterable[Any], rehearsal: Rehearsal) -> None:
+    def __init__(self, batches: Iterable[Any], rehearsal: Rehearsal, active: Callable[[], bool] = lambda: True) -> None:
         if rehearsal.config.inject != "loader":
             raise ConfigError(
                 "rehearsal.inject is 'forward', so replayed rows are injected at the model already; "
                 "set it to 'loader' to have them in the batches"
             )
-        self._batches, self._rehearsal = batches, rehearsal
+        self._batches, self._rehearsal, self._active = batches, rehearsal, active
 
     def __iter__(self) -> Iterator[Any]:
         if self._rehearsal.config.mode == "append":
-            return map(self._rehearsal.augment, self._batches)
+            return map(self._augment, self._batches)
         return self._rebatched()
 
     def __len__(self) -> int:
@@ -50,6 +52,20 @@ class RehearsalLoader:
             raise AttributeError(name)
         return getattr(self._batches, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # DeepSpeed sets attributes of the loader that it finds in its engine.
+        if name in {"_batches", "_rehearsal", "_active"}:
+            super().__setattr__(name, value)
+        else:
+            setattr(self._batches, name, value)
+
+    def _augment(self, batch: Any) -> Any:
+        return self._rehearsal.augment(batch, displace=False) if self._live else batch
+
+    @property
+    def _live(self) -> bool:
+        return not self._rehearsal.closed and self._active()
+
     def _rebatched(self) -> Iterator[Any]:
         layout: RowLayout | None = None
         size, carried, rest = 0, 0, None
@@ -60,11 +76,11 @@ class RehearsalLoader:
             rest = batch if rest is None else layout.concatenate(rest, batch)
             carried = layout.size(rest)
             while carried >= (room := self._room(size)) and carried:
-                yield self._rehearsal.augment(layout.cut(rest, 0, room), displace=False)
+                yield self._augment(layout.cut(rest, 0, room))
                 rest = layout.cut(rest, room, None)
                 carried -= room
         if layout is not None and carried:
-            yield self._rehearsal.augment(rest, displace=False)
+            yield self._augment(rest)
 
     def _room(self, size: int) -> int:
         fixed = self._rehearsal.config.representatives
@@ -73,4 +89,4 @@ class RehearsalLoader:
                 f"rehearsal.representatives is {fixed} and a batch has {size} rows, so with rehearsal.mode 'replace' "
                 "no new row would ever be seen; lower it"
             )
-        return size - self._rehearsal.due()
+        return size - self._rehearsal.due() if self._live else size

@@ -4,21 +4,35 @@ The transport makes a process group of its own. On the framework's group a secon
 collectives with the framework's, and ranks that issue them in different orders wait for each other for ever.
 A group of its own is enough for gloo. NCCL wants one order between ALL communicators of a process, so there
 collectives are issued from the training thread, on a side stream, and waited for elsewhere.
+
+The group is built from the library's backend class. `dist.new_group` among the members alone names a group by
+the number of groups alive, so that one made after another was closed would look for the closed one's sockets;
+and `dist.destroy_process_group` waits for collectives that a lost peer will never complete.
 """
 
 from __future__ import annotations
 
+import hashlib
+import threading
+import time
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from rehearsal_plugin.errors import ConfigError, ExchangeError
+from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError
 from rehearsal_plugin.transport.base import Pending, Transport
 
 __all__ = ["TorchDistributedTransport"]
+
+LINGER_POLL_S = 0.1
+
+_groups_made: Counter[tuple[int, ...]] = Counter()  # by ranks; numbers every group anew, alike on all its ranks
 
 
 class Issued:
@@ -46,7 +60,7 @@ class TorchDistributedTransport(Transport):
         timeout_s: Seconds after which the library itself gives up; the exchange polls with its own deadline.
 
     Raises:
-        ExchangeError: torch.distributed is not initialised.
+        ExchangeError: torch.distributed is not initialised, or a rank did not make its transport in time.
         ConfigError: The backend is not there.
     """
 
@@ -58,17 +72,13 @@ class TorchDistributedTransport(Transport):
                 "torch.distributed is not initialised; call deepspeed.init_distributed() or "
                 "torch.distributed.init_process_group() before the rehearsal is made"
             )
-        self._backend = _resolve(backend, group)
+        backend = _resolve(backend, group)
         ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
         self.size, self.rank = len(ranks), ranks.index(dist.get_rank())
-        self._group: dist.ProcessGroup | None = dist.new_group(
-            ranks,
-            backend=self._backend,
-            timeout=timedelta(seconds=2 * timeout_s),
-            use_local_synchronization=True,
-        )
+        self._group: Any = _connect(backend, tuple(ranks), self.rank, timedelta(seconds=2 * timeout_s))
+        self._unfinished: list[dist.Work] = []
         self._stream: torch.cuda.Stream | None = None
-        if self._backend == "nccl":
+        if backend == "nccl":
             self.main_thread = True
             self.device = torch.device("cuda", torch.cuda.current_device())
             self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
@@ -78,25 +88,30 @@ class TorchDistributedTransport(Transport):
         with self._side():
             sent = send.to(self.device, non_blocking=True)
             received = torch.empty((self.size, len(send)), dtype=send.dtype, device=self.device)
-            work = dist.all_gather(list(received.unbind()), sent, group=self._open(), async_op=True)
-        return Gathered(work, received, sent)
+            work = self._open().allgather([list(received.unbind())], [sent])
+        return Gathered(self._track(work), received, sent)
 
     def all_to_all(self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int]) -> Pending:
         """See `Transport.all_to_all`."""
         with self._side():
-            work = dist.all_to_all_single(recv, send, recv_counts, send_counts, group=self._open(), async_op=True)
-        return Issued(work, recv, send)
+            work = self._open().alltoall_base(recv, send, recv_counts, send_counts)
+        return Issued(self._track(work), recv, send)
 
     def close(self) -> None:
-        """See `Transport.close`."""
+        """See `Transport.close`; does not wait for collectives in flight."""
         group, self._group = self._group, None
-        if group is not None and dist.is_initialized():
-            dist.destroy_process_group(group)
+        unfinished = [work for work in self._unfinished if not work.is_completed()]
+        if unfinished:
+            threading.Thread(target=_outlive, args=(group, unfinished), daemon=True).start()
 
-    def _open(self) -> dist.ProcessGroup:
-        if self._group is None or not dist.is_initialized():
-            raise ExchangeError("the process group of the rehearsal was destroyed; close the rehearsal first")
+    def _open(self) -> Any:
+        if self._group is None:
+            raise ClosedError("the transport was closed; make a new one to go on")
         return self._group
+
+    def _track(self, work: dist.Work) -> dist.Work:
+        self._unfinished = [earlier for earlier in self._unfinished if not earlier.is_completed()] + [work]
+        return work
 
     def _side(self) -> AbstractContextManager[object]:
         if self._stream is None:
@@ -120,3 +135,27 @@ def _resolve(backend: str, group: dist.ProcessGroup | None) -> str:
     if backend == "nccl" and not (dist.is_nccl_available() and torch.cuda.is_available()):
         raise ConfigError("rehearsal.exchange.backend is 'nccl' and this machine has no NCCL or no GPU; use 'gloo'")
     return backend
+
+
+def _connect(backend: str, ranks: tuple[int, ...], rank: int, timeout: timedelta) -> Any:
+    """A group of `ranks` that torch.distributed itself keeps no account of."""
+    _groups_made[ranks] += 1
+    name = f"rehearsal/{hashlib.sha256(repr(ranks).encode()).hexdigest()}/{_groups_made[ranks]}"
+    store = PrefixStore(name, _get_default_store())
+    try:
+        if backend == "gloo":
+            return dist.ProcessGroupGloo(store, rank, len(ranks), timeout)
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return dist.ProcessGroupNCCL(store, rank, len(ranks), options)
+    except RuntimeError as error:
+        raise ExchangeError(
+            f"rank {rank} of {len(ranks)} could not connect to the others within {timeout.total_seconds():g} s: "
+            f"{error}; make the rehearsal on all ranks of the group, in the same order"
+        ) from error
+
+
+def _outlive(group: Any, unfinished: list[dist.Work]) -> None:
+    """Keep a group until its collectives have ended, for its destructor would wait for them."""
+    while not all(work.is_completed() for work in unfinished):
+        time.sleep(LINGER_POLL_S)

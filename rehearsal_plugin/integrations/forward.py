@@ -1,0 +1,51 @@
+"""Injection at a model's forward: a training pass gets replayed rows with its arguments."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+from rehearsal_plugin.rehearsal import Rehearsal
+
+__all__ = ["ForwardInjection"]
+
+
+class ForwardInjection:
+    """Adds replayed rows to the arguments of a model's forward, in training passes only.
+
+    The fields of a row have the names of the model's parameters, whether an argument was given by position or
+    by name.
+
+    Args:
+        rehearsal: Where rows come from.
+        module: The model.
+    """
+
+    def __init__(self, rehearsal: Rehearsal, module: nn.Module) -> None:
+        self._rehearsal, self._module = rehearsal, module
+        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        parameters = inspect.signature(module.forward).parameters.values()
+        self._parameters = [p.name for p in parameters if p.kind in kinds]
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments to go on with; those given, where this is no training pass.
+
+        Raises:
+            BatchError: The batch does not look like the first one.
+        """
+        names = self._names(len(args))
+        if not self._training or kwargs.keys() & names:  # one argument twice: the model's own TypeError says it best
+            return args, kwargs
+        augmented = self._rehearsal.augment({**dict(zip(names, args, strict=True)), **kwargs})
+        return tuple(augmented.pop(name) for name in names), augmented
+
+    @property
+    def _training(self) -> bool:
+        return not self._rehearsal.closed and self._module.training and torch.is_grad_enabled()
+
+    def _names(self, count: int) -> list[str]:
+        """The names of the first `count` positional arguments; their numbers where the model takes `*args`."""
+        return self._parameters[:count] + [str(i) for i in range(len(self._parameters), count)]

@@ -1,0 +1,50 @@
+"""An undo log of a buffer: what was overwritten since the last commit."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.occupancy import Occupancy
+from rehearsal_plugin.shares import IntArray
+from rehearsal_plugin.storage import RowStorage
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Takes a buffer back to the moment when the journal was begun.
+
+    Memory grows with the rows that are overwritten until the next commit, not with the rows stored.
+
+    Args:
+        storage: The rows.
+        occupancy: The index; copied.
+    """
+
+    def __init__(self, storage: RowStorage, occupancy: Occupancy) -> None:
+        self._storage = storage
+        self._occupancy = copy.deepcopy(occupancy)
+        self._saved = np.zeros(occupancy.count, dtype=bool)
+        self._entries: list[tuple[IntArray, Tensor]] = []
+
+    def note(self, slots: IntArray) -> None:
+        """Save the rows at `slots` `[n]`, about to be overwritten, unless they are saved already or are new."""
+        old = slots[slots < len(self._saved)]
+        old = old[~self._saved[old]]
+        if len(old):
+            rows = torch.empty((len(old), self._storage.row_bytes), dtype=torch.uint8, device=self._storage.device)
+            self._storage.read(old, rows)
+            self._saved[old] = True
+            self._entries.append((old, rows))
+
+    def undo(self) -> Occupancy:
+        """Write all saved rows back; returns the index as it was."""
+        for slots, rows in self._entries:
+            self._storage.write(slots, rows)
+        self._entries.clear()
+        self._saved[:] = False
+        return copy.deepcopy(self._occupancy)
