@@ -48,10 +48,10 @@ class RehearsalBuffer:
     def __init__(self, config: BufferConfig, layout: RowLayout, *, rank: int = 0, seed: int = 0) -> None:
         self.layout = layout
         self.capacity = config.rows(layout.row_bytes)
-        self.occupancy = Occupancy(self.capacity, partitioned=config.partition_by is not None)
         self._key = None if config.partition_by is None else _key_field(layout, config.partition_by)
         self._policy = POLICIES[config.policy]
         self._storage = open_storage(config, self.capacity, layout.row_bytes, rank)
+        self.occupancy = Occupancy(self.capacity, partitioned=self._key is not None)
         self._rank, self._seed = rank, seed
         self._calls = 0
         self._journal: Journal | None = None

@@ -1,9 +1,9 @@
 """How many rows every rank holds of every partition, kept alike on all ranks by small headers.
 
-A header is a fixed number of integers: fingerprint of the rows, step, rows asked for, number of changed
-counts, then (key, count) pairs for the partitions whose count changed since the last header. What did not
-change does not travel. A rank with more changes than pairs sends none and leaves that one draw out; from the
-next step on, headers are wide enough for it, on all ranks.
+A header is a fixed number of integers: fingerprint of the rows, step, rows asked for, number of pairs, then
+(key, count) pairs for the partitions whose count changed since the last header. What did not change does not
+travel. A rank with more changes than pairs sends none and leaves that one draw out, but says how many pairs
+it takes to tell all its counts; from the next step on, headers are that wide, on all ranks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Census:
     Args:
         rank: This rank.
         size: Ranks.
-        fingerprint: Digest of the row layout, the same on all ranks.
+        fingerprint: Digest of the row layout and the seed, the same on all ranks.
         pairs: Changed counts that a header has room for at first.
 
     Attributes:
@@ -56,10 +56,13 @@ class Census:
             position, column = np.array(known).T
             told[position] = self.counts[self._rank, column]
         changed = np.flatnonzero(told != sizes)
+        fits = len(changed) <= self._pairs
+        # Whoever is left out is forgotten, and then has every count to tell.
+        needed = len(changed) if fits else max(len(changed), int(np.count_nonzero(sizes)))
         header = np.zeros(FIXED + 2 * self._pairs, dtype=np.int64)
-        header[:FIXED] = self._fingerprint, step, request, len(changed)
-        if len(changed) <= self._pairs:
-            header[FIXED : FIXED + 2 * len(changed)] = np.stack((keys[changed], sizes[changed]), axis=1).ravel()
+        header[:FIXED] = self._fingerprint, step, request, needed
+        if fits:
+            header[FIXED : FIXED + 2 * needed] = np.stack((keys[changed], sizes[changed]), axis=1).ravel()
         return header
 
     def absorb(self, headers: IntArray) -> IntArray:
@@ -99,7 +102,11 @@ class Census:
     def _check(self, headers: IntArray) -> None:
         mine = headers[self._rank]
         for column, what, cure in (
-            (0, "rows of other fields, dtypes or shapes", "give every rank batches of one form"),
+            (
+                0,
+                "rows of other fields, dtypes or shapes, or another rehearsal.seed",
+                "give every rank batches of one form and the same seed",
+            ),
             (1, "another step", "call update() equally often on every rank"),
         ):
             others = np.flatnonzero(headers[:, column] != mine[column])

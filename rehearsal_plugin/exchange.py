@@ -74,7 +74,8 @@ class Exchange:
         self._partitioned, self._seed, self._stream = partitioned, seed, stream
         self._timeout_s, self._stopped = timeout_s, stopped
         layout = buffer.layout
-        self._census = Census(transport.rank, transport.size, layout.fingerprint, pairs=64 if partitioned else 1)
+        fingerprint = layout.fingerprint ^ seed  # ranks with different seeds would draw different plans
+        self._census = Census(transport.rank, transport.size, fingerprint, pairs=64 if partitioned else 1)
         self._sending = RowPool(layout.row_bytes, buffer.device)
         self._receiving = RowPool(layout.row_bytes, transport.device)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -110,8 +111,8 @@ class Pipeline:
         self._count_admission(slots)
         self._stream.mark()
         post = partial(self._exchange.post, step, request, self._outgoing)
-        posted = post() if self._inline else None
-        self._job = self._worker.submit(lambda: self._run(posted or post(), slots, staged))
+        posted = _at_once(post) if self._inline else post
+        self._job = self._worker.submit(lambda: self._run(posted(), slots, staged))
         self.step += 1
 
     @property
@@ -140,10 +141,12 @@ class Pipeline:
 
     def close(self, drain_s: float) -> None:
         """Let the job in flight end for up to `drain_s` seconds, then stop the worker."""
-        if self._job is not None:
-            concurrent.futures.wait([self._job], timeout=drain_s)
-        self._stop.set()
-        self._worker.close(GRACE_S)
+        try:
+            if self._job is not None:
+                concurrent.futures.wait([self._job], timeout=drain_s)
+        finally:  # whoever is impatient presses Ctrl-C here
+            self._stop.set()
+            self._worker.close(GRACE_S)
 
     def _run(self, posted: Posted, slots: IntArray, staged: Tensor) -> Outcome:
         """The background job of a step."""
@@ -176,3 +179,13 @@ class Pipeline:
         self._metrics.rows_admitted += int(np.count_nonzero(slots >= 0))
         self._metrics.rows_stored = len(self.buffer)
         self._metrics.stored_by_partition = dict(zip(keys.tolist(), sizes.tolist(), strict=True))
+
+
+def _at_once(post: Callable[[], Posted]) -> Callable[[], Posted]:
+    """Post now; a failure is raised where the result is asked for, in the background, like every other one."""
+    posted: Future[Posted] = Future()
+    try:
+        posted.set_result(post())
+    except Exception as error:
+        posted.set_exception(error)
+    return posted.result

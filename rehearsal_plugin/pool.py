@@ -48,7 +48,7 @@ class Staging:
         return self._pool.grow(self._count, keep=start)[start:]
 
     def flush(self) -> Tensor:
-        """All staged rows `[n, row_bytes]`, untouched until the flush after the next; staging starts anew."""
+        """All staged rows `[n, row_bytes]`, untouched until the next flush; staging starts anew."""
         staged = self._pool.grow(self._count)
         self._pool.take(0)
         self._count = 0

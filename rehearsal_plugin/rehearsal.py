@@ -227,9 +227,11 @@ class Rehearsal:
             return
         self._closed = True
         atexit.unregister(self.close)
-        if self._pipeline is not None:
-            self._pipeline.close(self.config.exchange.timeout_s if drain_s is None else drain_s)
-        self._transport.close()
+        try:
+            if self._pipeline is not None:
+                self._pipeline.close(self.config.exchange.timeout_s if drain_s is None else drain_s)
+        finally:
+            self._transport.close()
 
     def __enter__(self) -> Rehearsal:
         return self

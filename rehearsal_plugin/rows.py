@@ -8,9 +8,10 @@ step then costs one gather, one exchange and one scatter, and reading a row back
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,12 +79,14 @@ class RowLayout:
         row_bytes: Bytes of a row, padding included; a multiple of 16.
         others: Names of the leaves that are not part of a row and pass through untouched.
         skeleton: The batch's nesting with every leaf replaced by its name.
+        selected: Whether the fields were named, so that any other leaf may come and go.
     """
 
     fields: tuple[Field, ...]
     row_bytes: int
     others: frozenset[str]
     skeleton: Any
+    selected: bool = False
 
     @classmethod
     def infer(cls, batch: Any, only: Collection[str] | None = None) -> RowLayout:
@@ -95,7 +98,8 @@ class RowLayout:
             only: Names of the fields that make up a row; None takes every tensor with the batch dimension.
 
         Raises:
-            BatchError: No field at all, a name in `only` that is not there, or a sparse tensor.
+            BatchError: No field at all, two leaves of one name, a name in `only` that is not there, or a sparse
+                tensor.
         """
         leaves, skeleton = _leaves(batch)
         chosen = _choose(leaves, only)
@@ -104,7 +108,8 @@ class RowLayout:
             nbytes = tensor.dtype.itemsize * math.prod(tensor.shape[1:])
             fields.append(Field(name, tensor.dtype, tuple(tensor.shape[1:]), offset, nbytes))
             offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
-        return cls(tuple(fields), max(offset, ALIGNMENT), frozenset(leaves) - frozenset(chosen), skeleton)
+        others = frozenset(leaves) - frozenset(chosen)
+        return cls(tuple(fields), max(offset, ALIGNMENT), others, skeleton, selected=only is not None)
 
     @property
     def fingerprint(self) -> int:
@@ -133,7 +138,7 @@ class RowLayout:
         first = leaves.get(self.fields[0].name)
         size = len(first) if isinstance(first, Tensor) and first.ndim else 0
         for name, leaf in leaves.items():
-            if name not in self._names and _is_batched(leaf, size):
+            if not self.selected and name not in self._names and _is_batched(leaf, size):
                 raise BatchError(
                     f"batch field '{name}' was not in the first batch; every batch needs the same fields "
                     "(or name the fields of a row in rehearsal.fields)"
@@ -201,9 +206,14 @@ class RowLayout:
 def map_leaves(tree: Any, function: Callable[[str, Any], Any], path: str = "") -> Any:
     """Rebuild nested mappings, lists and tuples with `function(dotted path, leaf)` at every leaf."""
     prefix = f"{path}." if path else ""
+    if isinstance(tree, MutableMapping):
+        rebuilt = copy.copy(tree)  # keeps what a constructor would ask for, such as a default factory
+        for key, value in tree.items():
+            rebuilt[key] = map_leaves(value, function, f"{prefix}{key}")
+        return rebuilt
     if isinstance(tree, Mapping):
         mapped = {key: map_leaves(value, function, f"{prefix}{key}") for key, value in tree.items()}
-        return mapped if type(tree) is dict else type(tree)(mapped)  # type: ignore[call-arg]
+        return type(tree)(mapped)  # type: ignore[call-arg]
     if isinstance(tree, (list, tuple)):
         items = [map_leaves(value, function, f"{prefix}{i}") for i, value in enumerate(tree)]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
@@ -215,6 +225,8 @@ def _leaves(batch: Any) -> tuple[dict[str, Any], Any]:
     leaves: dict[str, Any] = {}
 
     def collect(name: str, leaf: Any) -> str:
+        if name in leaves:
+            raise BatchError(f"the batch has two leaves called '{name}'; rename one (keys are joined by dots)")
         leaves[name] = leaf
         return name
 

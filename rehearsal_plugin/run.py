@@ -2,48 +2,99 @@
 
     deepspeed --num_gpus 8 --module rehearsal_plugin.run train.py --deepspeed_config ds_config.json
     torchrun --nproc_per_node 8 -m rehearsal_plugin.run train.py
+    horovodrun -np 8 --gloo python -m rehearsal_plugin.run --rehearsal-config rehearsal.yaml train.py
 
 The script's own `deepspeed.initialize` then attaches the buffer that the `rehearsal` block of its DeepSpeed
-config asks for. DeepSpeed is imported before the script starts, so variables that it reads at its import, such
-as `DS_ACCELERATOR`, belong into the environment of the launcher.
+config asks for, and its `hvd.DistributedOptimizer` the one that the file asks for. A DeepSpeed config without a
+block takes that of the file, too. DeepSpeed is imported before the script starts, so variables that it reads at
+its import, such as `DS_ACCELERATOR`, belong into the environment of the launcher.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.util
 import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from rehearsal_plugin.integrations import deepspeed
+from rehearsal_plugin.config import RehearsalConfig, find_block
+from rehearsal_plugin.errors import MissingDependencyError
+from rehearsal_plugin.integrations import attach, deepspeed, horovod
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make `deepspeed.initialize` attach, then run the script as `python script.py args` would.
+    """Make the frameworks attach by themselves, then run the script as `python script.py args` would.
 
     Args:
         argv: Arguments of the command line, without the program; None takes those of this process.
 
     Raises:
-        MissingDependencyError: DeepSpeed is not installed.
+        MissingDependencyError: Neither DeepSpeed nor Horovod is installed.
+        ConfigError: The file of `--rehearsal-config` cannot be used.
     """
     options = _parser().parse_args(argv)
-    deepspeed.patch()
+    _patch(None if options.rehearsal_config is None else RehearsalConfig.load(options.rehearsal_config))
     rank = [] if options.local_rank is None else [f"--local_rank={options.local_rank}"]
     sys.argv = [options.script, *rank, *options.arguments]
     if options.module:
         runpy.run_module(options.script, run_name="__main__", alter_sys=True)
     else:
-        sys.path[0] = str(Path(options.script).resolve().parent)
+        if not getattr(sys.flags, "safe_path", False):  # with `python -P` there is no folder to replace
+            sys.path[0] = str(Path(options.script).resolve().parent)
         runpy.run_path(options.script, run_name="__main__")
+
+
+def _patch(config: RehearsalConfig | None) -> None:
+    """Patch what is installed."""
+    installed = {name for name in ("deepspeed", "horovod") if importlib.util.find_spec(name) is not None}
+    if not installed:
+        raise MissingDependencyError(
+            "neither DeepSpeed nor Horovod is installed; pip install 'rehearsal_plugin[deepspeed]', or build Horovod "
+            "with scripts/install_horovod.sh"
+        )
+    if config is None and "deepspeed" not in installed:
+        raise MissingDependencyError(
+            "DeepSpeed is not installed; pip install 'rehearsal_plugin[deepspeed]', or give --rehearsal-config FILE "
+            "for a Horovod job"
+        )
+    if "deepspeed" in installed:
+        deepspeed.patch()
+    if config is not None and "deepspeed" in installed:
+        _fall_back(config)
+    if config is not None and "horovod" in installed:
+        horovod.patch(config)
+
+
+def _fall_back(config: RehearsalConfig) -> None:
+    """Give DeepSpeed engines whose own config has no block this one."""
+    import deepspeed
+
+    initialize = deepspeed.initialize
+
+    @functools.wraps(initialize)
+    def initialized(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
+        engine, optimizer, loader, scheduler = initialize(*args, **kwargs)
+        if find_block(engine.config) is None:
+            handle = attach(engine, config)
+            if loader is not None and config.inject == "loader":
+                engine.training_dataloader = loader = handle.loader(loader)
+        return engine, optimizer, loader, scheduler
+
+    deepspeed.initialize = initialized
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rehearsal_plugin.run", description=__doc__.partition("\n")[0])
     parser.add_argument("--local_rank", "--local-rank", help="passed on to the script; the deepspeed launcher adds it")
+    parser.add_argument(
+        "--rehearsal-config", metavar="FILE", help="the rehearsal section as JSON or YAML; Horovod jobs need it"
+    )
     parser.add_argument("-m", "--module", action="store_true", help="the script is the name of a module")
     parser.add_argument("script", help="the training script")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")

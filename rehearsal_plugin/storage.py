@@ -96,7 +96,7 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
         if config.storage == "mmap":
             return HostStorage(_map_file(Path(config.path or "."), shape, rank))
         return HostStorage(np.empty(shape, dtype=np.uint8))
-    except (MemoryError, RuntimeError, AssertionError, OSError) as error:
+    except (MemoryError, RuntimeError, AssertionError, OSError, ValueError, OverflowError) as error:
         raise StorageError(
             f"rehearsal.buffer.storage '{config.storage}' cannot hold {capacity} rows of {row_bytes} bytes "
             f"({capacity * row_bytes / 2**30:.2f} GiB) on rank {rank}: {error}; lower rehearsal.buffer.capacity "
@@ -113,6 +113,9 @@ def _map_file(folder: Path, shape: tuple[int, int], rank: int) -> np.ndarray[tup
     try:
         # Reserving now turns a full disk into an error here instead of a SIGBUS in the middle of a step.
         os.posix_fallocate(descriptor, 0, shape[0] * shape[1])
+    except (OSError, OverflowError):
+        path.unlink()  # it may hold all the space that was left
+        raise
     finally:
         os.close(descriptor)
     return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)

@@ -31,10 +31,10 @@ from tests.witness import (
     Witness,
     config_of,
     engine_of,
-    groups,
     owner,
     perform,
     samples,
+    sockets,
     threads,
     train,
 )
@@ -59,12 +59,11 @@ def trained(folder: Path, *, stage: int, gas: int, bf16: bool) -> dict[str, Any]
         "seen": model.seen,
         "torn": model.torn,
         "spoilt": model.spoilt,
-        "metrics": engine.rehearsal.metrics(),
         "weights": weights(engine, stage),
         "start": start,
     }
-    engine.destroy()
-    return found
+    engine.destroy()  # the exchange of the last step has ended and was counted
+    return {**found, "metrics": engine.rehearsal.metrics()}
 
 
 def weights(engine: Any, stage: int) -> str:
@@ -160,7 +159,8 @@ class Noting(nn.Module):
 
     def answer(self, x: Tensor, given: Any) -> Tensor:
         self.calls.append(given)
-        return self.linear(x).mean()
+        loss: Tensor = self.linear(x).mean()
+        return loss
 
 
 class Nested(Noting):
@@ -192,7 +192,8 @@ def nested(folder: Path) -> dict[str, Any]:
 
     def call(batch: dict[str, Tensor]) -> Tensor:
         inputs = {"x": batch["x"], "pair": (batch["labels"], [batch["uid"]])}
-        return engine(inputs, meta={"name": "text", "fixed": fixed, "scalar": scalar, "none": None})  # type: ignore[no-any-return]
+        loss: Tensor = engine(inputs, meta={"name": "text", "fixed": fixed, "scalar": scalar, "none": None})
+        return loss
 
     run_steps(engine, call)
     inputs, meta = engine.module.calls[-1]
@@ -229,15 +230,21 @@ def replacing(folder: Path) -> dict[str, Any]:
 def evaluation(folder: Path) -> dict[str, Any]:
     engine = engine_of(config_of(BLOCK))
     train(engine, 5)
-    before = engine.rehearsal.metrics()
+    before = counted(engine)
     engine.eval()
     engine(**samples(50))
     engine.train()
     with torch.no_grad():
         engine(**samples(51))
-    after = engine.rehearsal.metrics()
+    after = counted(engine)
     train(engine, 1, first=5)
     return {"sizes": [len(uids) for uids in engine.module.seen], "unchanged": before == after}
+
+
+def counted(engine: Any) -> dict[str, float]:
+    """What the training thread counts."""
+    names = ("steps", "rows_offered", "rows_stored", "rows_replayed", "waited_ms")
+    return {name: value for name, value in engine.rehearsal.metrics().items() if name in names}
 
 
 def language_model(folder: Path) -> dict[str, Any]:
@@ -320,7 +327,7 @@ def switched_off(folder: Path) -> dict[str, Any]:
 
     model = Witness()
     plain = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config_of())[0]
-    state = threads(), groups()
+    state = threads(), sockets()
     engines = {"no block": engine_of(config_of()), "disabled": engine_of(config_of({**BLOCK, "enabled": False}))}
     losses = train(plain, 4)
     return {
@@ -335,20 +342,20 @@ def switched_off(folder: Path) -> dict[str, Any]:
             "loader": engine.rehearsal.loader(losses) is losses,
             "same loss": train(engine, 4) == losses,
             "closed": engine.rehearsal.close(),
-            "untouched": (threads(), groups()) == state,
+            "untouched": (threads(), sockets()) == state,
         }
         for name, engine in engines.items()
     }
 
 
 def endings(folder: Path) -> dict[str, Any]:
-    idle = threads(), groups()
+    idle = threads(), sockets()
     engine = engine_of(config_of(BLOCK))
     train(engine, 4)
-    running = threads(), groups()
+    running = threads(), sockets()
     engine.destroy()
     engine.destroy()
-    ended = threads(), groups()
+    ended = threads(), sockets()
     again = engine_of(config_of(BLOCK))
     train(again, 4)
     rows = again.rehearsal.metrics()["rows_replayed"]
@@ -442,7 +449,7 @@ def checkpointed(folder: Path) -> dict[str, Any]:
     path, _ = engine.load_checkpoint(folder)
     loaded, step = weights(engine, 1), engine.global_steps
     train(engine, 2, first=6)
-    block = torch.load(next(Path(path).glob("mp_rank_00*")), weights_only=False)["ds_config"]["rehearsal"]
+    block = torch.load(next(Path(path).parent.glob("mp_rank_00_*")), weights_only=False)["ds_config"]["rehearsal"]
     return {"weights": [saved, loaded, moved], "step": step, "block": block, "torn": engine.module.torn}
 
 
@@ -536,7 +543,7 @@ def test_refusals_name_the_cause(found: list[Any]) -> None:
         assert "num_items_in_batch" in rank["items"]
         assert "has a rehearsal already" in rank["attached"]
         assert "rehearsal.inject is 'forward'" in rank["loader"]
-        assert "takes a DeepSpeed engine and was given Linear" in rank["stranger"]
+        assert "not a Linear" in rank["stranger"]
 
 
 @scenario(unfed)
@@ -569,8 +576,9 @@ def test_without_a_block_or_switched_off_the_engine_is_untouched(found: list[Any
 @scenario(endings)
 def test_destroy_ends_thread_and_group_and_another_engine_may_follow(found: list[Any]) -> None:
     for rank in found:
-        (idle_threads, idle_groups), (running_threads, running_groups) = rank["idle"], rank["running"]
-        assert (running_threads, running_groups) == (idle_threads + 1, idle_groups + 1)
+        (idle_threads, idle_sockets), (running_threads, running_sockets) = rank["idle"], rank["running"]
+        assert running_threads == idle_threads + 1
+        assert running_sockets > idle_sockets
         assert rank["ended"] == rank["idle"]
         assert rank["rows"] > 0
 
@@ -605,12 +613,13 @@ def test_attach_takes_a_section_of_its_own(found: list[Any]) -> None:
 @scenario(monitored)
 def test_metrics_reach_deepspeeds_monitor(found: list[Any]) -> None:
     metrics, folder = found[0]["metrics"], found[0]["folder"]
-    for name in ("rows_offered", "rows_stored", "rows_replayed", "rows_stored/3", "bytes_sent", "waited_ms"):
+    for name in ("rows_offered", "rows_stored", "rows_replayed", "rows_stored/3", "waited_ms"):
         with (folder / f"Train_Rehearsal_{name.replace('/', '_')}.csv").open() as file:
             rows = list(csv.reader(file))
         assert rows[0][0] == "step"
         assert len(rows) == 1 + 5
-        assert (float(rows[-1][0]), float(rows[-1][1])) == (found[0]["samples"], pytest.approx(metrics[name]))
+        assert float(rows[-1][0]) == found[0]["samples"]
+        assert float(rows[-1][1]) == pytest.approx(metrics[name])
 
 
 @scenario(checkpointed)

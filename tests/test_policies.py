@@ -57,6 +57,7 @@ class Simulation:
 
 
 def outcomes(policy: str, capacity: int, batches: Batches, trials: int) -> list[Simulation]:
+    """Independent runs."""
     return [Simulation(policy, capacity, seed).run(batches) for seed in range(trials)]
 
 
@@ -146,18 +147,18 @@ BATCHINGS = {
 def test_reservoir_keeps_every_set_of_rows_with_the_same_chance(sizes: list[int]) -> None:
     """All 20 sets of 3 out of 6 rows: single rows, pairs and triples at once."""
     batches = [[0] * size for size in sizes]
-    kept = [simulation.kept() for simulation in outcomes("reservoir", 3, batches, 4000)]
+    kept = [simulation.kept() for simulation in outcomes("reservoir", 3, batches, 2500)]
     assert equally_likely(kept, 20) > SIGNIFICANCE
 
 
 def test_reservoir_of_one_row_keeps_any_row_with_the_same_chance() -> None:
-    kept = [simulation.kept() for simulation in outcomes("reservoir", 1, [[0] * 3, [0] * 4, [0]], 4000)]
+    kept = [simulation.kept() for simulation in outcomes("reservoir", 1, [[0] * 3, [0] * 4, [0]], 2500)]
     assert equally_likely(kept, 8) > SIGNIFICANCE
 
 
 def test_reservoir_keeps_rows_of_a_long_stream_with_the_same_chance() -> None:
     batches = [[0] * size for size in np.random.default_rng(0).integers(0, 90, 20)]
-    simulations = outcomes("reservoir", 50, batches, 1000)
+    simulations = outcomes("reservoir", 50, batches, 600)
     counts = Counter(chain.from_iterable(simulation.kept() for simulation in simulations))
     rows = len(simulations[0].stream)
     assert equally_included([counts[row] for row in range(rows)], len(simulations), 50) > SIGNIFICANCE
@@ -230,16 +231,22 @@ LATE = [[0] * 5, [0, 1, 0, 0], [1] * 4, [2, 2], [1, 0], [2, 2]]
 """Nine rows of 0, six of 1, four of 2; 1 appears in the middle of a batch, 2 when the buffer is shared already."""
 
 
+@pytest.fixture(scope="module")
+def late() -> list[Simulation]:
+    return outcomes("balanced", 6, LATE, 2500)
+
+
 @pytest.mark.parametrize(("key", "sets"), [(0, 36), (1, 15), (2, 6)])
-def test_balanced_keeps_every_set_of_a_partitions_rows_with_the_same_chance(key: int, sets: int) -> None:
+def test_balanced_keeps_every_set_of_a_partitions_rows_with_the_same_chance(
+    late: list[Simulation], key: int, sets: int
+) -> None:
     """All sets of 2 rows of a partition, where partitions appear late and shares shrink twice."""
-    kept = [simulation.kept(key) for simulation in outcomes("balanced", 6, LATE, 3000)]
-    assert equally_likely(kept, sets) > SIGNIFICANCE
+    assert equally_likely([simulation.kept(key) for simulation in late], sets) > SIGNIFICANCE
 
 
 def test_balanced_decides_for_each_partition_on_its_own() -> None:
     """Which of two rows of 0 stays says nothing about which of two rows of 1 stays."""
-    simulations = outcomes("balanced", 2, [[0, 1], [1, 0]], 3000)
+    simulations = outcomes("balanced", 2, [[0, 1], [1, 0]], 2000)
     assert equally_likely([simulation.kept() for simulation in simulations], 4) > SIGNIFICANCE
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -111,11 +112,13 @@ def test_each_rank_sends_what_the_others_expect(situation: tuple[list[list[int]]
 def test_the_plans_move_exactly_the_drawn_rows(situation: tuple[list[list[int]], list[int]]) -> None:
     counts, requests = situation
     draws, ranks = one(counts, requests), len(requests)
-    moved = []
+    moved: list[tuple[int, ...]] = []
     for owner in range(ranks):
         part = plan(draws, owner, ranks)
         readers = np.repeat(np.arange(ranks), part.send_counts)
-        moved += zip(readers.tolist(), [owner] * len(readers), part.partition.tolist(), part.index.tolist(), strict=True)
+        moved += zip(
+            readers.tolist(), [owner] * len(readers), part.partition.tolist(), part.index.tolist(), strict=True
+        )
     columns = (draws.reader, draws.owner, draws.partition, draws.index)
     assert sorted(moved) == sorted(zip(*(column.tolist() for column in columns), strict=True))
 
@@ -204,7 +207,7 @@ def test_ranks_that_ask_for_different_numbers_draw_independently_of_each_other()
 
 def test_one_step_says_nothing_about_the_next() -> None:
     drawn = [rows_of(one([[2], [3]], [1, 0], step))[0] for step in range(4001)]
-    assert equally_likely(zip(drawn, drawn[1:], strict=False), 25) > SIGNIFICANCE
+    assert equally_likely(pairwise(drawn), 25) > SIGNIFICANCE
 
 
 def test_draws_of_the_own_rows_alone_differ_between_ranks() -> None:
@@ -243,7 +246,8 @@ def test_odd_rows_go_to_partitions_at_random(wanted: int, cases: int) -> None:
 
 def test_odd_rows_of_one_reader_say_nothing_about_those_of_another() -> None:
     draws = (one([[9, 5, 30], [1, 0, 70]], [1, 1], step) for step in range(4000))
-    assert equally_likely((tuple(d.partition.tolist()) for d in draws), 9) > SIGNIFICANCE
+    pairs = ((rows_of(d, 0)[0][1], rows_of(d, 1)[0][1]) for d in draws)
+    assert equally_likely(pairs, 9) > SIGNIFICANCE
 
 
 def test_partitions_without_rows_get_no_chance() -> None:
@@ -283,7 +287,7 @@ def test_memory_grows_with_the_rows_asked_for_at_most_linearly() -> None:
 def test_random_numbers_used_do_not_grow_with_the_rows_stored(stored: int) -> None:
     rng = generator(0, Purpose.DRAW, 0)
     draw(table([[stored]]), np.array([10_000]), rng)
-    blocks = int(rng.bit_generator.state["state"]["counter"][0])  # type: ignore[call-overload, index]
+    blocks = int(rng.bit_generator.state["state"]["counter"][0])
     assert 4 * blocks < 3 * 10_000  # 64-bit numbers
 
 

@@ -189,7 +189,7 @@ def exit_after_a_stop(rank: int) -> None:
     dist.destroy_process_group()
 
 
-EXITS = {
+EXITS: dict[Callable[[int], None], list[int]] = {
     exit_after_facts: [0, 0],
     exit_after_a_timeout: [0, 0],
     exit_after_a_killed_peer: [0, -9],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import traceback
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from rehearsal_plugin.integrations import deepspeed as integration
 
-__all__ = ["BLOCK", "Failure", "Witness", "config_of", "engine_of", "groups", "perform", "samples", "threads", "train"]
+__all__ = ["BLOCK", "Failure", "Witness", "config_of", "engine_of", "perform", "samples", "sockets", "threads", "train"]
 
 BATCH = 8
 MOST_BATCHES = 1000  # of a rank
@@ -95,7 +96,9 @@ def config_of(
 def engine_of(config: Mapping[str, Any], model: nn.Module | None = None, **arguments: Any) -> Any:
     """An engine by `rehearsal_plugin.initialize`."""
     model = model or Witness()
-    engine = integration.initialize(model=model, model_parameters=model.parameters(), config=dict(config), **arguments)[0]
+    engine = integration.initialize(model=model, model_parameters=model.parameters(), config=dict(config), **arguments)[
+        0
+    ]
     MADE.append(engine)
     return engine
 
@@ -119,9 +122,10 @@ def threads() -> int:
     return sum(thread.name.startswith("rehearsal") for thread in threading.enumerate())
 
 
-def groups() -> int:
-    """Process groups of this process."""
-    return len(dist.distributed_c10d._world.pg_map)
+def sockets() -> int:
+    """Sockets that this process has open, those of its process groups among them."""
+    links = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    return sum("socket:" in target for target in links)
 
 
 @dataclass(frozen=True)

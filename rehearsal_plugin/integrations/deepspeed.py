@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import nn
-
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, find_block
 from rehearsal_plugin.errors import ConfigError, MissingDependencyError
+from rehearsal_plugin.integrations.forward import ForwardInjection
 from rehearsal_plugin.integrations.handle import Handle
 from rehearsal_plugin.integrations.loader import RehearsalLoader
 from rehearsal_plugin.rehearsal import Rehearsal
@@ -94,7 +91,8 @@ def _start(engine: Any, config: RehearsalConfig) -> Rehearsal:
     )
     rehearsal = Rehearsal(config, transport)
     if config.inject == "forward":
-        _wrap(engine, "forward", functools.partial(_augmented_forward, engine, rehearsal, _parameters(engine.module)))
+        injection = ForwardInjection(rehearsal, engine.module)
+        _wrap(engine, "forward", functools.partial(_augmented_forward, rehearsal, injection))
     _wrap(engine, "step", functools.partial(_clocked_step, engine, rehearsal))
     _wrap(engine, "destroy", functools.partial(_closing_destroy, rehearsal))
     return rehearsal
@@ -107,32 +105,15 @@ def _wrap(engine: Any, name: str, around: Callable[..., Any]) -> None:
 
 
 def _augmented_forward(
-    engine: Any, rehearsal: Rehearsal, parameters: list[str], forward: Callable[..., Any], *args: Any, **kwargs: Any
+    rehearsal: Rehearsal, injection: ForwardInjection, forward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
-    if rehearsal.closed or not (engine.module.training and torch.is_grad_enabled()):
-        return forward(*args, **kwargs)
-    if kwargs.get("num_items_in_batch") is not None:
+    if kwargs.get("num_items_in_batch") is not None and not rehearsal.closed:
         raise ConfigError(
             "the model was given num_items_in_batch, counted before rows were replayed, so the loss would be scaled "
             "wrongly; set trainer.model_accepts_loss_kwargs = False"
         )
-    names = _names(parameters, len(args))
-    if kwargs.keys() & names:
-        return forward(*args, **kwargs)  # one argument twice: the model's own TypeError says it best
-    augmented = rehearsal.augment({**dict(zip(names, args, strict=True)), **kwargs})
-    positional = [augmented.pop(name) for name in names]
-    return forward(*positional, **augmented)
-
-
-def _parameters(module: nn.Module) -> list[str]:
-    """The names of a model's positional parameters."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind in kinds]
-
-
-def _names(parameters: list[str], count: int) -> list[str]:
-    """The names of the first `count` positional arguments; their numbers where the model takes `*args`."""
-    return parameters[:count] + [str(i) for i in range(len(parameters), count)]
+    args, kwargs = injection(args, kwargs)
+    return forward(*args, **kwargs)
 
 
 def _clocked_step(engine: Any, rehearsal: Rehearsal, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

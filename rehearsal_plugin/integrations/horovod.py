@@ -1,9 +1,8 @@
 """Horovod: the clock is the allreduce of the gradients, rows are injected at the model or at the loader.
 
 The exchange is issued from the training thread, once a step, right behind the allreduces of the gradients and
-before they are waited for. `DistributedOptimizer.step` runs its step hooks twice, around `synchronize` and around
-the update; and a script may call `synchronize` itself. A step is therefore known by its gradients: the first step
-hook after a gradient has been accumulated is the one.
+before they are waited for. `DistributedOptimizer.step` runs its step hooks twice, one pair inside the other: around
+`synchronize` and around the update. The outer pair is the step.
 """
 
 from __future__ import annotations
@@ -22,113 +21,174 @@ from rehearsal_plugin.integrations.data_loaders import wrap_data_loaders
 from rehearsal_plugin.integrations.forward import ForwardInjection
 from rehearsal_plugin.integrations.handle import Handle
 from rehearsal_plugin.rehearsal import Rehearsal
-from rehearsal_plugin.transport.horovod import HorovodTransport, horovod_failures
+from rehearsal_plugin.transport.horovod import HorovodTransport, horovod_failures, import_horovod
 
-__all__ = ["attach", "patch"]
+__all__ = ["HorovodHandle", "attach", "patch"]
 
 
-def attach(optimizer: Any, model: nn.Module | None, config: ConfigSource, process_set: Any = None) -> HorovodHandle:
+def attach(optimizer: Any, model: nn.Module | None, config: ConfigSource) -> HorovodHandle:
     """Give a job with `hvd.DistributedOptimizer` a rehearsal buffer.
+
+    Ranks of the optimizer's process set share one distributed buffer. All of them must call this.
 
     Args:
         optimizer: The `DistributedOptimizer`.
         model: The model whose training passes get replayed rows; not needed with `inject: loader`.
         config: The `rehearsal` section.
-        process_set: The ranks that share the buffer; None for all.
 
     Returns:
         The handle, also found at `optimizer.rehearsal`; give it to `hvd.elastic.TorchState` in an elastic job.
 
     Raises:
+        MissingDependencyError: Horovod is not installed.
         ConfigError: The section cannot be used, the model is missing, or the optimizer cannot be hooked.
+        ExchangeError: `hvd.init()` was not called, or this rank is not in the optimizer's process set.
     """
+    hvd = import_horovod()
     section = RehearsalConfig.load(config)
-    connect = functools.partial(HorovodTransport, process_set)
+    _check(optimizer, model, section, hvd.Adasum)
     _register_elastic()
-    if not section.enabled:
-        return HorovodHandle(None, connect)
-    if hasattr(optimizer, "rehearsal"):
-        raise ConfigError("this optimizer has a rehearsal already; call attach(optimizer) once")
-    if section.inject == "forward" and model is None:
-        raise ConfigError(
-            "attach(optimizer) needs model=... to inject rows at its forward, or rehearsal.inject: loader"
-        )
-    rehearsal = Rehearsal(section, connect())
-    Clock(rehearsal, optimizer)
-    if section.inject == "forward" and model is not None:
-        injection = ForwardInjection(rehearsal, model)
-        model.register_forward_pre_hook(lambda _, args, kwargs: injection(args, kwargs), with_kwargs=True, prepend=True)
-    optimizer.rehearsal = handle = HorovodHandle(rehearsal, connect)
+    optimizer.rehearsal = handle = HorovodHandle(optimizer.process_set)
+    if section.enabled:
+        handle.rehearsal = rehearsal = Rehearsal(section, handle.connect())
+        _follow_steps(optimizer, handle)
+        if section.inject == "forward" and model is not None:
+            injection = ForwardInjection(rehearsal, model)
+            model.register_forward_pre_hook(lambda _, *given: injection(*given), with_kwargs=True, prepend=True)
     return handle
 
 
 class HorovodHandle(Handle):
-    """A handle that knows how to connect again, for elastic jobs."""
-
-    def __init__(self, rehearsal: Rehearsal | None, connect: Callable[[], HorovodTransport]) -> None:
-        super().__init__(rehearsal)
-        self.connect = connect
-
-
-class Clock:
-    """Steps a rehearsal once for every step of an optimizer.
+    """A handle that steps with the optimizer, and connects anew when an elastic job has changed its ranks.
 
     Args:
-        rehearsal: What to step.
-        optimizer: A `DistributedOptimizer` that averages gradients.
-
-    Raises:
-        ConfigError: The optimizer is of the Adasum kind, which updates parameter by parameter.
+        process_set: The ranks that share the buffer.
     """
 
-    def __init__(self, rehearsal: Rehearsal, optimizer: Any) -> None:
-        if not hasattr(optimizer, "skip_synchronize") or "Adasum" in type(optimizer).__mro__[1].__name__:
-            raise ConfigError("rehearsal needs an optimizer made by hvd.DistributedOptimizer with op Average or Sum")
-        self._rehearsal = rehearsal
-        self._gradients = False
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(self._accumulated)
-        optimizer.register_step_pre_hook(self._stepping)
+    def __init__(self, process_set: Any) -> None:
+        super().__init__(None)
+        self._process_set = process_set
+        self._transport: HorovodTransport | None = None
 
-    def _accumulated(self, _: torch.Tensor) -> None:
-        self._gradients = True
+    def connect(self) -> HorovodTransport:
+        """A transport between the ranks as they are now."""
+        self._transport = HorovodTransport(self._process_set)
+        return self._transport
 
-    def _stepping(self, *_: Any) -> None:
-        if self._gradients and not self._rehearsal.closed:
-            self._gradients = False
-            with horovod_failures():
-                self._rehearsal.step()
+    def step(self) -> None:
+        """The end of an optimizer step.
+
+        Raises:
+            ConfigError: The first step's batch took another way.
+            ExchangeError: The exchange failed; it is a `HorovodInternalError` too where Horovod failed.
+        """
+        if self.rehearsal is None or self.rehearsal.closed:
+            return
+        if self._transport is not None and self._transport.outdated:
+            # A job that only loses hosts goes on without a `sync`: all ranks left stand at the same step.
+            self.rehearsal.restart(self.rehearsal.steps, self.connect)
+        _check_fed(self.rehearsal)
+        with horovod_failures():
+            self.rehearsal.step()
+
+
+def _check(optimizer: Any, model: nn.Module | None, section: RehearsalConfig, adasum: object) -> None:
+    if getattr(optimizer, "op", adasum) == adasum or not hasattr(optimizer, "skip_synchronize"):
+        raise ConfigError(
+            "rehearsal needs an optimizer made by hvd.DistributedOptimizer with op=hvd.Average or op=hvd.Sum; "
+            "op=hvd.Adasum steps inside backward, so there is no step to follow"
+        )
+    if isinstance(getattr(optimizer, "rehearsal", None), Handle) and optimizer.rehearsal.enabled:
+        raise ConfigError(
+            "this optimizer has a rehearsal already; call attach(optimizer) once, or optimizer.rehearsal.close() first"
+        )
+    if section.enabled and section.inject == "forward" and model is None:
+        raise ConfigError(
+            "attach(optimizer) needs model=... to inject rows at its forward, or rehearsal.inject: loader"
+        )
+
+
+def _check_fed(rehearsal: Rehearsal) -> None:
+    """A job whose batches take another way would train on without any replay, and nobody would know."""
+    if rehearsal.buffer is not None:
+        return
+    if rehearsal.config.inject == "loader":
+        raise ConfigError(
+            "rehearsal.inject is 'loader' and no batch of the first step came out of a rehearsal loader; wrap the "
+            "training loader with optimizer.rehearsal.loader(...), or set rehearsal.inject to 'forward'"
+        )
+    raise ConfigError(
+        "rehearsal.inject is 'forward' and the first step made no training pass through the model that was given to "
+        "attach; call that one, in training mode, or set rehearsal.inject to 'loader'"
+    )
+
+
+def _follow_steps(optimizer: Any, handle: HorovodHandle) -> None:
+    """Step the handle once for every step of the optimizer, whoever synchronizes its gradients."""
+    depth = 0
+
+    def accumulated(_: torch.Tensor) -> None:
+        nonlocal depth
+        depth = 0  # an error inside the last step may have left it otherwise
+
+    def before(*_: Any) -> None:
+        nonlocal depth
+        depth += 1
+        if depth == 1:
+            handle.step()
+
+    def after(*_: Any) -> None:
+        nonlocal depth
+        depth -= 1
+
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(accumulated)
+    optimizer.register_step_pre_hook(before)
+    optimizer.register_step_post_hook(after)
 
 
 def patch(config: ConfigSource) -> None:
     """Make `hvd.DistributedOptimizer` attach by itself, for scripts that are to be left untouched.
 
-    With `inject: loader`, every `DataLoader` gives replayed rows while the model is in training mode and
-    gradients are enabled.
-    """
-    import horovod.torch as hvd
+    `hvd.elastic.TorchState` then takes the rehearsal of its optimizer along, too. With `inject: loader`, every
+    `DataLoader` gives replayed rows while the model is in training mode and gradients are enabled.
 
-    original = hvd.DistributedOptimizer
+    Args:
+        config: The `rehearsal` section.
+
+    Raises:
+        MissingDependencyError: Horovod is not installed.
+        ConfigError: The section cannot be used.
+    """
+    hvd = import_horovod()
+    original: Callable[..., Any] = hvd.DistributedOptimizer
     section = RehearsalConfig.load(config)
 
     @functools.wraps(original)
     def attached(*args: Any, **kwargs: Any) -> Any:
         optimizer = original(*args, **kwargs)
-        model = _owner(optimizer)
+        model = _owner(optimizer) if section.enabled else None
         rehearsal = attach(optimizer, model, section).rehearsal
-        if rehearsal is not None and section.inject == "loader":
+        if rehearsal is not None and model is not None and section.inject == "loader":
             wrap_data_loaders(rehearsal, model)
         return optimizer
 
     hvd.DistributedOptimizer = attached
+    _patch_elastic(hvd)
+
+
+def _patch_elastic(hvd: Any) -> None:
+    from rehearsal_plugin.integrations.horovod_elastic import RehearsalTorchState
+
+    hvd.elastic.TorchState = RehearsalTorchState
 
 
 def _owner(optimizer: Any) -> nn.Module:
     """The model that an optimizer trains: the outermost module that holds its parameters."""
     wanted = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    modules = [item for item in gc.get_objects() if isinstance(item, nn.Module)]
+    modules: list[nn.Module] = [item for item in gc.get_objects() if issubclass(type(item), nn.Module)]
     owners = [module for module in modules if wanted <= {id(p) for p in module.parameters()}]
     inner = {id(child) for module in owners for child in module.modules() if child is not module}
     outermost = [module for module in owners if id(module) not in inner]

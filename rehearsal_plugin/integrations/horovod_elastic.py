@@ -8,14 +8,16 @@ restore undoes what was admitted since, and a rank that joins later starts empty
 
 from __future__ import annotations
 
+from typing import Any
+
 import horovod.torch as hvd
 import torch
-from horovod.torch.elastic.state import StateHandler
+from horovod.torch.elastic.state import StateHandler, TorchState
 
 from rehearsal_plugin.integrations.horovod import HorovodHandle
-from rehearsal_plugin.transport.horovod import horovod_failures
+from rehearsal_plugin.transport.horovod import HorovodTransport, horovod_failures
 
-__all__ = ["RehearsalStateHandler"]
+__all__ = ["RehearsalStateHandler", "RehearsalTorchState"]
 
 
 class RehearsalStateHandler(StateHandler):  # type: ignore[misc]  # Horovod has no types
@@ -41,6 +43,16 @@ class RehearsalStateHandler(StateHandler):  # type: ignore[misc]  # Horovod has 
     def sync(self) -> None:
         """Agree on the step and begin the exchange anew; Horovod calls it when ranks came or went."""
         if self.value.rehearsal is not None:
-            steps = torch.tensor([self.value.rehearsal.steps])
-            latest = int(hvd.allreduce(steps, op=hvd.Max, name="rehearsal.steps"))
-            self.value.rehearsal.restart(latest, self.value.connect)
+            own = torch.tensor([self.value.rehearsal.steps, HorovodTransport.made])
+            step, HorovodTransport.made = hvd.allreduce(own, op=hvd.Max, name="rehearsal.progress").tolist()
+            self.value.rehearsal.restart(step, self.value.connect)
+
+
+class RehearsalTorchState(TorchState):  # type: ignore[misc]  # Horovod has no types
+    """A `TorchState` that takes the rehearsal of its optimizer along, for scripts that do not know of it."""
+
+    def __init__(self, model: Any = None, optimizer: Any = None, **others: Any) -> None:
+        handle = getattr(optimizer, "rehearsal", None)
+        if isinstance(handle, HorovodHandle) and not any(other is handle for other in others.values()):
+            others["rehearsal"] = handle
+        super().__init__(model=model, optimizer=optimizer, **others)

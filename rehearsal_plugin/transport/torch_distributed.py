@@ -101,6 +101,7 @@ class TorchDistributedTransport(Transport):
         """See `Transport.close`; does not wait for collectives in flight."""
         group, self._group = self._group, None
         unfinished = [work for work in self._unfinished if not work.is_completed()]
+        self._unfinished = []  # finished ones hold the group's sockets too
         if unfinished:
             threading.Thread(target=_outlive, args=(group, unfinished), daemon=True).start()
 

@@ -1,0 +1,270 @@
+"""What a training loop may rely on: one process alone."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rehearsal_plugin import Rehearsal
+from rehearsal_plugin.errors import BatchError, ClosedError, RehearsalError
+from rehearsal_plugin.transport import LocalTransport
+from tests.samples import Batch, ids_of, intact, new_batch, same, step_of
+
+SIZE = 8
+
+
+def alone(**keys: Any) -> Rehearsal:
+    section = {"buffer": {"capacity": 64}, **keys}
+    if "ratio" not in keys:
+        section.setdefault("representatives", 4)
+    return Rehearsal(section, LocalTransport())
+
+
+def run(rehearsal: Rehearsal, steps: int, size: int = SIZE) -> list[Batch]:
+    """What the model sees in each of `steps` steps."""
+    with rehearsal:
+        return [rehearsal.update(new_batch(0, step, size)) for step in range(steps)]
+
+
+def test_the_batchs_own_rows_come_first_bit_identical() -> None:
+    for step, seen in enumerate(run(alone(), 30)):
+        assert same({name: field[:SIZE] for name, field in seen.items()}, new_batch(0, step, SIZE))
+
+
+def test_all_fields_of_a_replayed_row_stay_together() -> None:
+    assert all(intact(seen) for seen in run(alone(), 50))
+
+
+def test_the_third_update_is_the_first_with_replayed_rows() -> None:
+    assert [len(seen["id"]) for seen in run(alone(), 5)] == [SIZE, SIZE, SIZE + 4, SIZE + 4, SIZE + 4]
+
+
+def test_a_batch_is_never_its_own_rehearsal() -> None:
+    for step, seen in enumerate(run(alone(buffer={"capacity": 8, "policy": "fifo"}), 30)):
+        assert all(step_of(row) <= step - 2 for row in ids_of(seen, SIZE)), f"step {step}"
+
+
+def test_no_row_is_replayed_twice_in_a_step() -> None:
+    for seen in run(alone(representatives=40), 30):
+        assert len(set(seen["id"].tolist())) == len(seen["id"])
+
+
+def test_threads_change_nothing_bit_for_bit() -> None:
+    threaded, inline = (run(alone(exchange={"launch": launch}), 60) for launch in ("thread", "inline"))
+    assert all(same(a, b) for a, b in zip(threaded, inline, strict=True))
+
+
+def test_the_seed_makes_the_run() -> None:
+    first, again, other = (run(alone(seed=seed, candidates=3), 60) for seed in (1, 1, 2))
+    assert all(same(a, b) for a, b in zip(first, again, strict=True)), "the same seed gave another run"
+    assert not all(same(a, b) for a, b in zip(first, other, strict=True)), "another seed gave the same run"
+
+
+def test_replace_keeps_the_size_and_gives_the_last_places_to_replayed_rows() -> None:
+    for step, seen in enumerate(run(alone(mode="replace", representatives=3), 20)):
+        kept = SIZE if step < 2 else SIZE - 3
+        assert len(seen["id"]) == SIZE
+        assert same({k: v[:kept] for k, v in seen.items()}, {k: v[:kept] for k, v in new_batch(0, step, SIZE).items()})
+        assert all(step_of(row) < step for row in ids_of(seen, kept))
+
+
+def test_replace_offers_and_counts_the_displaced_rows() -> None:
+    rehearsal = alone(mode="replace", representatives=3, buffer={"capacity": 1000})
+    run(rehearsal, 20)
+    metrics = rehearsal.metrics()
+    assert metrics["rows_displaced"] == metrics["rows_replayed"] == 18 * 3
+    assert metrics["rows_stored"] == metrics["rows_offered"] == 20 * SIZE
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+@pytest.mark.parametrize("ratio", [0.05, 0.3, 0.125])
+def test_the_ratio_is_exact_over_a_thousand_steps(mode: str, ratio: float) -> None:
+    share = Fraction(str(ratio))
+    sizes = [5 + step % 3 for step in range(1000)]
+    with alone(mode=mode, ratio=ratio) as rehearsal:
+        seen = [len(rehearsal.update(new_batch(0, step, size))["id"]) for step, size in enumerate(sizes)]
+        replayed = rehearsal.metrics()["rows_replayed"]
+    # What is asked for at one step is seen two steps later.
+    due = share / (1 - share if mode == "append" else 1) * sum(sizes[:-2])
+    assert replayed == due.numerator // due.denominator
+    assert sum(seen) == sum(sizes) + (replayed if mode == "append" else 0)
+
+
+def test_without_representatives_nothing_is_added() -> None:
+    assert all(len(seen["id"]) == SIZE for seen in run(alone(representatives=0), 10))
+
+
+def test_micro_batches_share_one_exchange() -> None:
+    with alone(buffer={"capacity": 1000}) as rehearsal:
+        for step in range(20):
+            seen = [rehearsal.augment(new_batch(0, 3 * step + micro, SIZE)) for micro in range(3)]
+            replayed = [row for batch in seen for row in ids_of(batch, SIZE)]
+            rehearsal.step()
+            assert [len(batch["id"]) for batch in seen] == [SIZE + (4 if step > 2 else 0)] * 3, f"step {step}"
+            assert len(set(replayed)) == len(replayed), "micro-batches of a step share no row"
+            assert all(intact(batch) for batch in seen)
+        metrics = rehearsal.metrics()
+    assert metrics["steps"] == 20
+    assert metrics["collectives"] <= 2 * 20
+    assert metrics["rows_offered"] == 60 * SIZE
+    assert metrics["rows_replayed"] == 17 * 12
+
+
+@pytest.mark.parametrize("start", [0, 1, 3, 7])
+def test_start_step_collects_and_replays_nothing_before(start: int) -> None:
+    rehearsal = alone(start_step=start, buffer={"capacity": 1000})
+    first = next(step for step, seen in enumerate(run(rehearsal, 12)) if len(seen["id"]) > SIZE)
+    assert first == max(start, 2)
+    assert rehearsal.metrics()["rows_stored"] == 12 * SIZE
+
+
+def test_start_step_counts_optimizer_steps_not_micro_batches() -> None:
+    with alone(start_step=5) as rehearsal:
+        added = []
+        for step in range(8):
+            added.append([len(rehearsal.augment(new_batch(0, step, SIZE))["id"]) - SIZE for _ in range(2)])
+            rehearsal.step()
+    assert added == [[0, 0]] * 5 + [[4, 4]] * 3
+
+
+def test_fewer_rows_than_asked_for_are_all_of_them() -> None:
+    third = run(alone(representatives=50), 3, size=2)[2]
+    assert sorted(ids_of(third, 2)) == new_batch(0, 0, 2)["id"].tolist()
+
+
+def test_a_buffer_smaller_than_the_request_gives_all_it_has() -> None:
+    rehearsal = alone(buffer={"capacity": 3}, representatives=8)
+    assert [len(seen["id"]) for seen in run(rehearsal, 6)] == [8, 8, 11, 11, 11, 11]
+
+
+def test_a_smaller_last_batch_is_augmented_too() -> None:
+    with alone() as rehearsal:
+        sizes = [len(rehearsal.update(new_batch(0, step, size))["id"]) for step, size in enumerate([8, 8, 8, 8, 3, 8])]
+    assert sizes == [8, 8, 12, 12, 7, 12]
+
+
+def test_candidates_are_a_random_part_of_each_batch() -> None:
+    rehearsal = alone(candidates=3, buffer={"capacity": 1000}, representatives=30)
+    replayed = {row for seen in run(rehearsal, 40) for row in ids_of(seen, SIZE)}
+    assert rehearsal.metrics()["rows_offered"] == rehearsal.metrics()["rows_stored"] == 3 * 40
+    per_step = [sum(step_of(row) == step for row in replayed) for step in range(38)]
+    assert max(per_step) <= 3, "more rows of a batch were stored than there are candidates"
+    assert {row % 100 for row in replayed} == set(range(SIZE)), "some places of a batch are never candidates"
+
+
+def test_local_scope_moves_nothing_and_needs_nobody() -> None:
+    rehearsal = alone(sampling={"scope": "local"})
+    assert all(intact(seen) for seen in run(rehearsal, 20))
+    assert rehearsal.metrics()["bytes_sent"] == rehearsal.metrics()["bytes_received"] == 0
+
+
+def test_metrics_count_exactly() -> None:
+    rehearsal = alone(buffer={"capacity": 20, "partition_by": "label"})
+    replayed = [row for seen in run(rehearsal, 30) for row in seen["label"][SIZE:].tolist()]
+    metrics = rehearsal.metrics()
+    assert metrics["steps"] == 30
+    assert metrics["rows_offered"] == 30 * SIZE
+    assert metrics["rows_stored"] == 20
+    assert metrics["rows_replayed"] == len(replayed) == 28 * 4
+    assert metrics["rows_sent"] == metrics["rows_received"] == metrics["bytes_sent"] == 0, "nobody to send to"
+    assert sum(metrics[f"rows_stored/{label}"] for label in range(5)) == 20
+    assert [metrics[f"rows_replayed/{label}"] for label in range(5)] == [replayed.count(label) for label in range(5)]
+    assert min(metrics[name] for name in ("waited_ms", "drawn_ms", "exchanged_ms")) >= 0
+
+
+def test_the_caller_may_overwrite_its_batch_at_once() -> None:
+    with alone() as rehearsal:
+        for step in range(30):
+            batch = new_batch(0, step, SIZE)
+            assert intact(rehearsal.update(batch))
+            for field in batch.values():
+                field.zero_()
+
+
+def test_a_refused_batch_changes_nothing() -> None:
+    def losses(refuse: bool) -> list[Batch]:
+        seen = []
+        with alone(ratio=0.2) as rehearsal:
+            for step in range(20):
+                if refuse and step in (0, 1, 2, 7, 8):
+                    with pytest.raises(BatchError):
+                        rehearsal.update({"x": torch.zeros(3, 9)} if step else {"x": 5})
+                seen.append(rehearsal.update(new_batch(0, step, 5 + step % 4)))
+        return seen
+
+    assert all(same(a, b) for a, b in zip(losses(True), losses(False), strict=True))
+
+
+def test_after_close_every_call_says_so() -> None:
+    rehearsal = alone()
+    run(rehearsal, 4)
+    rehearsal.close()
+    for call in (lambda: rehearsal.update(new_batch(0, 9, SIZE)), rehearsal.step):
+        with pytest.raises(ClosedError, match="closed"):
+            call()
+    assert rehearsal.metrics()["steps"] == 4, "metrics outlive the rehearsal"
+
+
+def test_closing_a_rehearsal_that_never_saw_a_batch() -> None:
+    rehearsal = alone()
+    rehearsal.step()
+    rehearsal.close()
+    rehearsal.close()
+
+
+def test_a_failure_in_the_background_is_raised_at_the_next_update_and_again() -> None:
+    with alone() as rehearsal:
+        for step in range(3):
+            rehearsal.update(new_batch(0, step, SIZE))
+        rehearsal.commit()  # waits for the background
+        assert rehearsal.buffer is not None
+        rehearsal.buffer.read = _fail  # type: ignore[assignment, method-assign]
+        rehearsal.update(new_batch(0, 3, SIZE))
+        for _ in range(3):
+            with pytest.raises(RehearsalError, match="rank 0 at step 3 failed: OSError: the disk is gone"):
+                rehearsal.update(new_batch(0, 4, SIZE))
+
+
+def _fail(*_: object) -> None:
+    raise OSError("the disk is gone")
+
+
+@pytest.mark.parametrize("launch", ["thread", "inline"])
+def test_a_failure_to_launch_is_raised_at_the_next_update_and_again(launch: str) -> None:
+    transport = LocalTransport()
+    rehearsal = Rehearsal({"buffer": {"capacity": 64}, "exchange": {"launch": launch}}, transport)
+    rehearsal.update(new_batch(0, 0, SIZE))
+    rehearsal.commit()
+    transport.all_gather = _fail  # type: ignore[assignment]
+    rehearsal.update(new_batch(0, 1, SIZE))
+    with pytest.raises(RehearsalError):
+        rehearsal.commit()
+    del transport.all_gather
+    for step in (2, 3):
+        with pytest.raises(RehearsalError, match="rank 0 at step 1 failed: OSError: the disk is gone"):
+            rehearsal.update(new_batch(0, step, SIZE))
+    rehearsal.close()
+
+
+def test_many_rehearsals_in_one_process_leave_nothing_behind() -> None:
+    files = len(list(Path("/proc/self/fd").iterdir()))
+    for turn in range(20):
+        run(alone(seed=turn), 4)
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("rehearsal")]
+    assert len(list(Path("/proc/self/fd").iterdir())) <= files
+
+
+def test_an_idle_rehearsal_keeps_no_batch_alive() -> None:
+    with alone() as rehearsal:
+        for step in range(5):
+            batch = new_batch(0, step, SIZE)
+            fields = [weakref.ref(field) for field in batch.values()]
+            rehearsal.update(batch)
+            del batch
+            assert not any(field() is not None for field in fields)

@@ -1,0 +1,113 @@
+"""`python -m rehearsal_plugin.run`: scripts as they are, under the launchers of DeepSpeed and torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ranks import free_port
+from tests.witness import config_of
+
+pytest.importorskip("deepspeed")
+
+ROOT = Path(__file__).parents[1]
+JOB = ROOT / "tests" / "jobs" / "train.py"
+ENDS = ROOT / "tests" / "jobs" / "ends.py"
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port")
+DEEPSPEED = ("-m", "deepspeed.launcher.runner", "--num_gpus", "2", "--master_port")
+
+
+def start(*arguments: object, folder: Path = ROOT, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """A Python process with the package on its path and not in its working directory's way."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=folder, env=environment, timeout=timeout_s, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "ds_config.json"
+    path.write_text(json.dumps(config_of({"representatives": 2, "buffer": {"capacity": 50}})))
+    return path
+
+
+def notes(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+
+
+def succeed(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "terminate called" not in done.stderr
+
+
+def test_the_deepspeed_launcher_runs_an_untouched_script(tmp_path: Path, config: Path) -> None:
+    given = ["--out", str(tmp_path), "--deepspeed_config", str(config)]
+    succeed(start(*DEEPSPEED, free_port(), "--module", "rehearsal_plugin.run", JOB, *given, folder=tmp_path))
+    for rank, note in enumerate(notes(tmp_path)):
+        assert note["argv"] == [str(JOB), f"--local_rank={rank}", *given]
+        assert note["path"] == str(JOB.parent)
+        assert note["main"] == str(JOB)
+        assert note["sizes"] == [8, 8, 8, 10, 10]
+
+
+def test_torchrun_runs_an_untouched_script(tmp_path: Path, config: Path) -> None:
+    given = ["--out", str(tmp_path), "--deepspeed_config", str(config)]
+    succeed(start(*TORCHRUN, free_port(), "-m", "rehearsal_plugin.run", JOB, *given, folder=tmp_path))
+    for note in notes(tmp_path):
+        assert note["argv"] == [str(JOB), *given]
+        assert note["path"] == str(JOB.parent)
+        assert note["sizes"] == [8, 8, 8, 10, 10]
+
+
+def test_a_module_runs_as_one(tmp_path: Path, config: Path) -> None:
+    given = ["--out", str(tmp_path), "--deepspeed_config", str(config)]
+    succeed(start(*TORCHRUN, free_port(), "-m", "rehearsal_plugin.run", "-m", "tests.jobs.train", *given))
+    for note in notes(tmp_path):
+        assert note["argv"] == [str(JOB), *given]
+        assert note["path"] == str(ROOT)
+        assert note["main"] == str(JOB)
+        assert note["sizes"] == [8, 8, 8, 10, 10]
+
+
+def test_a_rank_that_fails_ends_the_job_with_its_traceback(tmp_path: Path, config: Path) -> None:
+    given = ["--out", str(tmp_path), "--deepspeed_config", str(config), "--fail"]
+    done = start(*TORCHRUN, free_port(), "-m", "rehearsal_plugin.run", JOB, *given)
+    assert done.returncode != 0
+    assert f'File "{JOB}"' in done.stderr
+    assert 'raise ValueError("told to fail")' in done.stderr
+    assert not list(tmp_path.glob("rank*.json"))
+
+
+@pytest.mark.parametrize("script", [[ENDS], ["-m", "tests.jobs.ends"]], ids=["script", "module"])
+def test_an_exception_keeps_its_traceback(script: list[object]) -> None:
+    done = start("-m", "rehearsal_plugin.run", *script, "raise")
+    assert done.returncode == 1
+    assert f'File "{ENDS}", line 10, in end\n    raise KeyError("lost")' in done.stderr
+    assert done.stderr.rstrip().endswith("KeyError: 'lost'")
+
+
+def test_an_exit_code_is_kept() -> None:
+    assert start("-m", "rehearsal_plugin.run", ENDS, "7").returncode == 7
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.11 is the first to have a safe path")
+def test_pythons_safe_path_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    done = start("-m", "rehearsal_plugin.run", ENDS, "path")
+    path = next(line for line in done.stdout.splitlines() if line.startswith("path:")).split()
+    assert path[1] == str(ROOT)
+    assert str(ENDS.parent) not in path
+
+
+def test_no_script_is_a_usage_error() -> None:
+    done = start("-m", "rehearsal_plugin.run")
+    assert done.returncode == 2
+    assert "the following arguments are required: script" in done.stderr
