@@ -20,9 +20,10 @@ from torch import Tensor, nn
 import rehearsal_plugin
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.errors import ConfigError, ExchangeError, ExchangeTimeout
+from rehearsal_plugin.integrations.horovod import HorovodHandle, patch
 from rehearsal_plugin.transport.horovod import HorovodTransport
 from tests.horovod_ranks import ROOT, perform, run_horovod, try_horovod
-from tests.samples import ids_of, intact, new_batch, rank_of, step_of
+from tests.samples import intact, new_batch, rank_of, step_of
 
 pytest.importorskip("horovod.torch")
 pytestmark = pytest.mark.horovod
@@ -53,7 +54,7 @@ class Model(nn.Module):
         return hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in self.parameters())).hexdigest()
 
 
-def optimizer_of(model: nn.Module, kind: type[Any] = torch.optim.SGD, **options: Any) -> Any:
+def optimizer_of(model: nn.Module, kind: Callable[..., Any] = torch.optim.SGD, **options: Any) -> Any:
     import horovod.torch as hvd
 
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
@@ -186,6 +187,28 @@ def summed_into_one_set() -> dict[str, Any]:
     return train(op=hvd.Sum)
 
 
+def broadcast_late() -> dict[str, Any]:
+    """Optimizer state is broadcast after attach, as from a checkpoint that only rank 0 has loaded."""
+    import horovod.torch as hvd
+
+    begun: list[Any] = []
+
+    def step(optimizer: Any, model: Model) -> None:
+        if not begun:
+            begun.append(optimizer)
+            optimizer.synchronize()
+            if hvd.rank() == 0:
+                torch.optim.SGD.step(optimizer)
+            hvd.broadcast_optimizer_state(optimizer, root_rank=0)
+            hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+            with optimizer.skip_synchronize():
+                optimizer.step()
+        else:
+            optimizer.step()
+
+    return train(finish=step, kind=functools.partial(torch.optim.SGD, momentum=0.9))
+
+
 VARIANTS: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {
     "plain": (train, 1),
     "two passes a step": (functools.partial(train, passes=2), 2),
@@ -198,7 +221,11 @@ VARIANTS: dict[str, tuple[Callable[[], dict[str, Any]], int]] = {
     "no gradient on a rank": (functools.partial(train, sometimes_idle), 1),
     "operations without a name": (functools.partial(train, talking, talking_step), 1),
     "scheduler and AdamW": (scheduled, 1),
+    "state broadcast from rank 0": (broadcast_late, 1),
 }
+
+OF_THREE = ("two passes a step", "own synchronize, clipping", "no gradient on a rank", "operations without a name")
+CASES = [(name, 2) for name in VARIANTS] + [(name, 3) for name in OF_THREE]
 
 
 # --- without DistributedOptimizer ------------------------------------------------------------------------------------
@@ -247,7 +274,7 @@ def refusals() -> dict[str, str]:
     import horovod.torch as hvd
 
     model = Model()
-    adasum, plain = optimizer_of(model, op=hvd.Adasum), torch.optim.SGD(model.parameters(), lr=1.0)
+    adasum, plain = optimizer_of(Model(), op=hvd.Adasum), torch.optim.SGD(model.parameters(), lr=1.0)
     optimizer = optimizer_of(model)
 
     def refused(target: Any, **given: Any) -> str:
@@ -268,6 +295,7 @@ def refusals() -> dict[str, str]:
     handle = rehearsal_plugin.attach(optimizer, {"inject": "loader"})
     model.linear(torch.ones(1, 3)).sum().backward()
     found["unfed loader"] = message(ConfigError, optimizer.step)
+    optimizer.synchronize()
     handle.close()
     return found
 
@@ -280,6 +308,19 @@ def switched_off() -> dict[str, Any]:
     optimizer.step()
     hooks = len(model._forward_pre_hooks) + len(optimizer._optimizer_step_pre_hooks)
     return {"enabled": handle.enabled, "same": optimizer.rehearsal is handle, "hooks": hooks, "seen": model.seen}
+
+
+def patched_and_switched_off() -> bool:
+    """Whether `DistributedOptimizer` gives the same as always where the section says no."""
+    import horovod.torch as hvd
+
+    original, state = hvd.DistributedOptimizer, hvd.elastic.TorchState
+    try:
+        patch({"enabled": False, "inject": "loader"})
+        optimizer = optimizer_of(Model())
+    finally:
+        hvd.DistributedOptimizer, hvd.elastic.TorchState = original, state
+    return not optimizer.rehearsal.enabled and not optimizer._optimizer_step_pre_hooks
 
 
 def closed_and_attached_again() -> list[int]:
@@ -329,26 +370,70 @@ def ended_in_flight() -> bool:
     return model.whole
 
 
-OTHERS = (update_and_optimizer, update_and_allreduce, broken_once, refusals, switched_off, closed_and_attached_again)
-OTHERS += (evaluated, ended_in_flight)
+# --- process sets ----------------------------------------------------------------------------------------------------
+
+
+def in_sets(alone: bool) -> dict[str, Any]:
+    """Ranks 0 and 2 train together; rank 1 trains alone, with or without a rehearsal of its own."""
+    import horovod.torch as hvd
+
+    sets = [hvd.add_process_set([0, 2]), hvd.add_process_set([1])]
+    own = sets[hvd.rank() % 2]
+    model = Model()
+    optimizer = optimizer_of(model, process_set=own)
+    if hvd.rank() != 1 or not alone:
+        rehearsal_plugin.attach(optimizer, model=model, config=SECTION)
+    sums = []
+    for number in range(STEPS):
+        backward(model, number)
+        sums.append(hvd.allreduce(torch.ones(1), op=hvd.Sum, name=f"sum{number}" if alone else None).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        sums.append(hvd.allreduce(torch.ones(1), op=hvd.Sum, name=f"also{number}" if alone else None).item())
+    if hasattr(optimizer, "rehearsal"):
+        optimizer.rehearsal.close()
+    for process_set in sets:
+        hvd.remove_process_set(process_set)
+    return {"sums": sums, "seen": model.seen, "whole": model.whole, "digest": model.digest()}
+
+
+def both_kinds_of_sets() -> list[dict[str, Any]]:
+    return [in_sets(alone=False), in_sets(alone=True)]
+
+
+# --- the jobs ---------------------------------------------------------------------------------------------------------
+
+OTHERS: dict[str, Callable[[], Any]] = {
+    scenario.__name__: scenario
+    for scenario in (
+        broken_once,
+        refusals,
+        switched_off,
+        patched_and_switched_off,
+        closed_and_attached_again,
+        evaluated,
+        ended_in_flight,
+    )
+}
+LOOPS: dict[str, Callable[[], Any]] = {loop.__name__: loop for loop in (update_and_optimizer, update_and_allreduce)}
 
 
 @functools.cache
 def outcomes(size: int) -> list[dict[str, Any]]:
-    variants = {name: variant for name, (variant, _) in VARIANTS.items()}
-    others = {scenario.__name__: scenario for scenario in OTHERS}
-    return run_horovod(perform, size, variants | others, timeout_s=150)
+    """All scenarios of two ranks; of three, those in which a third rank could matter."""
+    variants = {name: variant for name, (variant, _) in VARIANTS.items() if (name, size) in CASES}
+    more = OTHERS if size == 2 else {"sets": both_kinds_of_sets}
+    environment = {"HOROVOD_DYNAMIC_PROCESS_SETS": "1"} if size == 3 else {}
+    return run_horovod(perform, size, variants | LOOPS | more, timeout_s=150, environment=environment)
 
 
 def found(name: str, size: int = 2) -> list[Any]:
     return [rank[name] for rank in outcomes(size)]
 
 
-sizes = pytest.mark.parametrize("size", [2, 3])
-variants = pytest.mark.parametrize("name", VARIANTS)
+variants = pytest.mark.parametrize(("name", "size"), CASES)
 
 
-@sizes
 @variants
 def test_every_optimizer_step_has_one_exchange(name: str, size: int) -> None:
     for rank in found(name, size):
@@ -356,7 +441,6 @@ def test_every_optimizer_step_has_one_exchange(name: str, size: int) -> None:
         assert rank["metrics"]["collectives"] == 2 * STEPS - 1  # headers and rows; at first there is no row
 
 
-@sizes
 @variants
 def test_rows_are_whole_of_all_ranks_and_of_earlier_steps(name: str, size: int) -> None:
     passes = VARIANTS[name][1]
@@ -369,7 +453,6 @@ def test_rows_are_whole_of_all_ranks_and_of_earlier_steps(name: str, size: int) 
         assert {rank_of(id) for _, id in replayed} == set(range(size)), f"on rank {number}"
 
 
-@sizes
 @variants
 def test_every_micro_batch_has_its_rows(name: str, size: int) -> None:
     passes = VARIANTS[name][1]
@@ -378,15 +461,14 @@ def test_every_micro_batch_has_its_rows(name: str, size: int) -> None:
         assert added == [0] * (LEAD * passes) + [5] * ((STEPS - LEAD) * passes)
 
 
-@sizes
 @variants
 def test_parameters_stay_alike_on_all_ranks(name: str, size: int) -> None:
     assert len({rank["digest"] for rank in found(name, size)}) == 1
     assert all(rank["learnt"] for rank in found(name, size))
 
 
-@sizes
-@pytest.mark.parametrize("name", ["update_and_optimizer", "update_and_allreduce"])
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_of_its_own(name: str, size: int) -> None:
     ranks = found(name, size)
     assert len({rank["digest"] for rank in ranks}) == 1
@@ -420,6 +502,10 @@ def test_switched_off_nothing_is_touched() -> None:
         assert rank == {"enabled": False, "same": True, "hooks": 0, "seen": [ids]}
 
 
+def test_switched_off_a_patched_job_is_as_always() -> None:
+    assert found("patched_and_switched_off") == [True, True]
+
+
 def test_after_close_training_goes_on_without_rows_and_attach_may_follow() -> None:
     for rank in found("closed_and_attached_again"):
         assert rank == [6, 6, 6, 11, 11] + [6] * 3 + [6, 6, 6, 11, 11, 11]
@@ -430,41 +516,9 @@ def test_evaluation_is_left_alone() -> None:
         assert rank == [size for train in (6, 6, 6, 11, 11, 11) for size in (train, 4, 4)]
 
 
-# --- process sets ----------------------------------------------------------------------------------------------------
-
-
-def in_sets(alone: bool) -> dict[str, Any]:
-    """Ranks 0 and 2 train together; rank 1 trains alone, with or without a rehearsal of its own."""
-    import horovod.torch as hvd
-
-    sets = [hvd.add_process_set([0, 2]), hvd.add_process_set([1])]
-    own = sets[hvd.rank() % 2]
-    model = Model()
-    optimizer = optimizer_of(model, process_set=own)
-    if hvd.rank() != 1 or not alone:
-        rehearsal_plugin.attach(optimizer, model=model, config=SECTION)
-    sums = []
-    for number in range(STEPS):
-        backward(model, number)
-        sums.append(hvd.allreduce(torch.ones(1), op=hvd.Sum, name=f"sum{number}" if alone else None).item())
-        optimizer.step()
-        optimizer.zero_grad()
-        sums.append(hvd.allreduce(torch.ones(1), op=hvd.Sum, name=f"also{number}" if alone else None).item())
-    if hasattr(optimizer, "rehearsal"):
-        optimizer.rehearsal.close()
-    for process_set in sets:
-        hvd.remove_process_set(process_set)
-    return {"sums": sums, "seen": model.seen, "whole": model.whole, "digest": model.digest()}
-
-
-def both_kinds_of_sets() -> list[dict[str, Any]]:
-    return [in_sets(alone=False), in_sets(alone=True)]
-
-
 def test_ranks_of_the_optimizers_process_set_share_a_buffer() -> None:
-    ranks = run_horovod(both_kinds_of_sets, 3, environment={"HOROVOD_DYNAMIC_PROCESS_SETS": "1"})
     for kind in (0, 1):
-        first, second, third = (rank[kind] for rank in ranks)
+        first, second, third = (rank[kind] for rank in found("sets", 3))
         assert first["digest"] == third["digest"]
         assert all(rank["whole"] and rank["sums"] == [3.0] * 2 * STEPS for rank in (first, second, third))
         owners = [{rank_of(id) for ids in rank["seen"] for id in ids[SIZE:]} for rank in (first, second, third)]
@@ -485,10 +539,9 @@ def asleep() -> tuple[str, float]:
         time.sleep(6)
         return "", 0.0
     start = time.monotonic()
-    with pytest.raises(ExchangeTimeout) as caught:
-        for number in range(4, 8):
-            rehearsal.update(new_batch(hvd.rank(), number, SIZE))
-    return str(caught.value), time.monotonic() - start
+    rehearsal.update(new_batch(hvd.rank(), 4, SIZE))
+    text = message(ExchangeTimeout, lambda: rehearsal.update(new_batch(0, 5, SIZE)))
+    return text, time.monotonic() - start
 
 
 def test_a_rank_that_stops_stepping_is_a_timeout_that_names_rank_and_step() -> None:
@@ -506,6 +559,7 @@ def killed() -> tuple[list[str], float]:
     model = Model()
     optimizer = optimizer_of(model)
     handle = rehearsal_plugin.attach(optimizer, model=model, config=SECTION)
+    assert isinstance(handle, HorovodHandle)
     start = 0.0
     try:
         for number in range(100):
@@ -543,6 +597,7 @@ import sys
 sys.modules["horovod"] = None
 import torch, rehearsal_plugin
 from rehearsal_plugin.errors import MissingDependencyError
+from rehearsal_plugin.integrations.horovod import HorovodHandle, patch
 from rehearsal_plugin.transport.horovod import HorovodTransport
 
 def told(call):

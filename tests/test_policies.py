@@ -227,6 +227,16 @@ def test_balanced_has_one_row_each_for_the_first_when_partitions_outnumber_the_r
     assert Simulation("balanced", 3).run([[0, 0], [1, 2, 3], [4, 4]]).sizes() == {0: 1, 1: 1, 2: 1}
 
 
+def test_balanced_never_grows_a_partition_that_has_turned_rows_away() -> None:
+    """Its sample would not be uniform any more; here the room comes from a capacity that was raised."""
+    simulation = Simulation("balanced", 12)
+    simulation.occupancy.capacity = 4
+    simulation.run([[0] * 20])
+    simulation.occupancy.capacity = 12
+    simulation.run([[0] * 20, [1] * 3])
+    assert simulation.sizes() == {0: 4, 1: 3}
+
+
 LATE = [[0] * 5, [0, 1, 0, 0], [1] * 4, [2, 2], [1, 0], [2, 2]]
 """Nine rows of 0, six of 1, four of 2; 1 appears in the middle of a batch, 2 when the buffer is shared already."""
 

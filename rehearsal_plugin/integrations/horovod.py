@@ -1,8 +1,9 @@
-"""Horovod: the clock is the allreduce of the gradients, rows are injected at the model or at the loader.
+"""Horovod: the clock is the optimizer's step, rows are injected at the model or at the loader.
 
-The exchange is issued from the training thread, once a step, right behind the allreduces of the gradients and
-before they are waited for. `DistributedOptimizer.step` runs its step hooks twice, one pair inside the other: around
-`synchronize` and around the update. The outer pair is the step.
+The exchange is issued from the training thread, once a step, behind the averaging of the gradients and before the
+update; it then has the update and the next two passes to end. `DistributedOptimizer.step` runs its step hooks twice,
+one pair inside the other: around `synchronize` and around the update. The inner pair is the clock, whoever
+synchronizes; a pair alone is none, for that is how Horovod sets up the state of an optimizer that it broadcasts.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def attach(optimizer: Any, model: nn.Module | None, config: ConfigSource) -> Hor
     optimizer.rehearsal = handle = HorovodHandle(optimizer.process_set)
     if section.enabled:
         handle.rehearsal = rehearsal = Rehearsal(section, handle.connect())
-        _follow_steps(optimizer, handle)
+        handle.follow(optimizer)
         if section.inject == "forward" and model is not None:
             injection = ForwardInjection(rehearsal, model)
             model.register_forward_pre_hook(lambda _, *given: injection(*given), with_kwargs=True, prepend=True)
@@ -69,11 +70,22 @@ class HorovodHandle(Handle):
         super().__init__(None)
         self._process_set = process_set
         self._transport: HorovodTransport | None = None
+        self._depth = 0  # of step hooks
 
     def connect(self) -> HorovodTransport:
         """A transport between the ranks as they are now."""
+        self._depth = 0
         self._transport = HorovodTransport(self._process_set)
         return self._transport
+
+    def follow(self, optimizer: Any) -> None:
+        """Step once for every step of a `DistributedOptimizer`."""
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(self._accumulated)
+        optimizer.register_step_pre_hook(self._before)
+        optimizer.register_step_post_hook(self._after)
 
     def step(self) -> None:
         """The end of an optimizer step.
@@ -90,6 +102,17 @@ class HorovodHandle(Handle):
         _check_fed(self.rehearsal)
         with horovod_failures():
             self.rehearsal.step()
+
+    def _accumulated(self, _: torch.Tensor) -> None:
+        self._depth = 0  # an error inside the last step may have left it otherwise
+
+    def _before(self, *_: Any) -> None:
+        self._depth += 1
+        if self._depth == 2:
+            self.step()
+
+    def _after(self, *_: Any) -> None:
+        self._depth -= 1
 
 
 def _check(optimizer: Any, model: nn.Module | None, section: RehearsalConfig, adasum: object) -> None:
@@ -121,32 +144,6 @@ def _check_fed(rehearsal: Rehearsal) -> None:
         "rehearsal.inject is 'forward' and the first step made no training pass through the model that was given to "
         "attach; call that one, in training mode, or set rehearsal.inject to 'loader'"
     )
-
-
-def _follow_steps(optimizer: Any, handle: HorovodHandle) -> None:
-    """Step the handle once for every step of the optimizer, whoever synchronizes its gradients."""
-    depth = 0
-
-    def accumulated(_: torch.Tensor) -> None:
-        nonlocal depth
-        depth = 0  # an error inside the last step may have left it otherwise
-
-    def before(*_: Any) -> None:
-        nonlocal depth
-        depth += 1
-        if depth == 1:
-            handle.step()
-
-    def after(*_: Any) -> None:
-        nonlocal depth
-        depth -= 1
-
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(accumulated)
-    optimizer.register_step_pre_hook(before)
-    optimizer.register_step_post_hook(after)
 
 
 def patch(config: ConfigSource) -> None:
