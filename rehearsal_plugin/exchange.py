@@ -24,7 +24,7 @@ from rehearsal_plugin.sampling import Plan, draw, plan
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.transport import Pending, Transport, wait
 
-__all__ = ["Exchange", "Outgoing", "Posted"]
+__all__ = ["Arrival", "Exchange", "Outgoing", "Posted"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,15 @@ class Posted:
     step: int
     headers: Pending
     rows: Pending | None
+    turns: IntArray
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Rows `[received, row_bytes]` uint8 from their owners, and which draw gave each, `[received]` int64."""
+
+    rows: Tensor
+    turns: IntArray
 
 
 class Exchange:
@@ -51,6 +60,7 @@ class Exchange:
         buffer: This rank's rows.
         transport: The ranks.
         partitioned: Whether every partition has the same chance, instead of every row.
+        turns: Independent draws of a step.
         seed: Keys the draws; the same on all ranks.
         stream: Keys the draws too; ranks that draw from themselves alone use different ones.
         timeout_s: Deadline of the waits of one step.
@@ -64,6 +74,7 @@ class Exchange:
         transport: Transport,
         *,
         partitioned: bool,
+        turns: int,
         seed: int,
         stream: int,
         timeout_s: float,
@@ -71,7 +82,7 @@ class Exchange:
         stopped: Callable[[], bool],
     ) -> None:
         self._buffer, self._transport, self._metrics = buffer, transport, metrics
-        self._partitioned, self._seed, self._stream = partitioned, seed, stream
+        self._partitioned, self._turns, self._seed, self._stream = partitioned, turns, seed, stream
         self._timeout_s, self._stopped = timeout_s, stopped
         layout = buffer.layout
         fingerprint = layout.fingerprint ^ seed  # ranks with different seeds would draw different plans
@@ -84,13 +95,15 @@ class Exchange:
 
         Args:
             step: Number of the exchange, the same on all ranks.
-            request: Rows that this rank shall get two exchanges later.
+            request: Rows that this rank shall get in each turn, two exchanges later.
             outgoing: The rows drawn after the last exchange; None at first.
         """
         rows = self._send(outgoing) if outgoing and outgoing.plan.moved else None
         header = self._census.header(step, request, *self._counts())
-        self._metrics.collectives += 1 + (rows is not None)
-        return Posted(step, self._transport.all_gather(torch.from_numpy(header)), rows)
+        if self._transport.size > 1:
+            self._metrics.collectives += 1 + (rows is not None)
+        turns = np.empty(0, dtype=np.int64) if outgoing is None else outgoing.plan.turns
+        return Posted(step, self._transport.all_gather(torch.from_numpy(header)), rows, turns)
 
     def prepare(self, posted: Posted) -> Outgoing:
         """Wait for the headers, draw, and read the rows that this rank will send.
@@ -103,20 +116,21 @@ class Exchange:
         with self._metrics.timed("drawn_ms"):
             requests = self._census.absorb(headers.numpy())
             rng = generator(self._seed, Purpose.DRAW, posted.step, self._stream)
-            drawn = plan(draw(self._census.counts, requests, rng), self._transport.rank, self._transport.size)
+            draws = draw(self._census.counts, requests, rng, self._turns)
+            drawn = plan(draws, self._transport.rank, self._transport.size)
             rows = self._sending.take(len(drawn.index))
             self._buffer.read(self._slots(drawn), rows)
             # Here in the background; and waited for, as the transport may send from host memory at once.
             return Outgoing(rows.to(self._transport.device), drawn)
 
-    def receive(self, posted: Posted) -> Tensor | None:
-        """Wait for the rows of this exchange: `[received, row_bytes]` uint8 on the transport's device, or None.
+    def receive(self, posted: Posted) -> Arrival | None:
+        """Wait for the rows of this exchange, on the transport's device; None when there are none.
 
         Raises:
             ExchangeError: A peer is gone.
             ExchangeTimeout: The rows did not come in time.
         """
-        return None if posted.rows is None else self._wait(posted.rows, posted.step, "rows")
+        return None if posted.rows is None else Arrival(self._wait(posted.rows, posted.step, "rows"), posted.turns)
 
     def _counts(self) -> tuple[IntArray, IntArray]:
         if self._partitioned:

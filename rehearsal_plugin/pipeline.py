@@ -16,7 +16,7 @@ from torch import Tensor
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import ExchangeTimeout, RehearsalError
-from rehearsal_plugin.exchange import Exchange, Outgoing, Posted
+from rehearsal_plugin.exchange import Arrival, Exchange, Outgoing, Posted
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.pool import Staging
 from rehearsal_plugin.rng import Purpose, generator
@@ -34,7 +34,7 @@ GRACE_S = 5.0  # the worker's own deadline is reported first
 class Outcome:
     """What a background job leaves behind: rows that arrived, and rows to send next."""
 
-    rows: Tensor | None
+    arrival: Arrival | None
     outgoing: Outgoing
 
 
@@ -50,6 +50,7 @@ class Pipeline:
         buffer: This rank's rows.
         device: Where batches live.
         metrics: Where it is counted.
+        turns: Independent draws of a step.
         step: Number of the first job, the same on all ranks.
 
     Attributes:
@@ -65,6 +66,8 @@ class Pipeline:
         buffer: RehearsalBuffer,
         device: torch.device,
         metrics: Metrics,
+        *,
+        turns: int = 1,
         step: int = 0,
     ) -> None:
         local = config.sampling.scope == "local"
@@ -76,6 +79,7 @@ class Pipeline:
             self.buffer,
             LocalTransport() if local else transport,
             partitioned=config.sampling.weights == "balanced",
+            turns=turns,
             seed=config.seed,
             stream=transport.rank + 1 if local else 0,
             timeout_s=config.exchange.timeout_s,
@@ -90,11 +94,12 @@ class Pipeline:
         self._micro_batch = 0
 
     def stage(self, columns: list[Tensor]) -> None:
-        """Copy the candidates among the samples of a micro-batch (see `RowLayout.columns`) to the staging area."""
+        """Copy the candidates among the samples of a micro-batch (see `RowLayout.pack`) to the staging area."""
         size, most = len(columns[0]), self._config.candidates
         index = None
         if most is not None and most < size:
-            rng = generator(self._config.seed, Purpose.CANDIDATES, self._micro_batch, self._rank)
+            place = (self.step << 20) + self._micro_batch
+            rng = generator(self._config.seed, Purpose.CANDIDATES, place, self._rank)
             index = torch.from_numpy(np.sort(rng.choice(size, most, replace=False)))
         self._micro_batch += 1
         rows = self._staging.reserve(size if index is None else len(index))
@@ -104,9 +109,10 @@ class Pipeline:
         """Admit what was staged and start preparing rows.
 
         Args:
-            request: Rows that this rank shall get from the job after this one.
+            request: Rows that this rank shall get in each turn from the job after this one.
         """
         step, staged = self.step, self._staging.flush()
+        self._micro_batch = 0
         slots = self.buffer.admit(self.buffer.keys(staged), step)
         self._count_admission(slots)
         self._stream.mark()
@@ -125,8 +131,8 @@ class Pipeline:
         if self._job is not None:
             self._result(self._job)
 
-    def collect(self) -> Tensor | None:
-        """Wait for the job in flight: the rows `[n, row_bytes]` uint8 that it brought, or None.
+    def collect(self) -> Arrival | None:
+        """Wait for the job in flight: the rows that it brought, or None.
 
         Raises:
             ExchangeError: The exchange failed; every later call raises it again.
@@ -137,7 +143,7 @@ class Pipeline:
         with self._metrics.timed("waited_ms"):
             outcome = self._result(self._job)
         self._job, self._outgoing = None, outcome.outgoing
-        return outcome.rows
+        return outcome.arrival
 
     def close(self, drain_s: float) -> None:
         """Let the job in flight end for up to `drain_s` seconds, then stop the worker."""
@@ -153,8 +159,10 @@ class Pipeline:
         with self._stream.background():
             self.buffer.write(slots, staged)
             outgoing = self._exchange.prepare(posted)
-            rows = self._exchange.receive(posted)
-            return Outcome(None if rows is None else rows.to(self.device), outgoing)
+            arrival = self._exchange.receive(posted)
+            if arrival is not None:
+                arrival = Arrival(arrival.rows.to(self.device), arrival.turns)
+            return Outcome(arrival, outgoing)
 
     def _result(self, job: Future[Outcome]) -> Outcome:
         # Headers and rows have a deadline each.

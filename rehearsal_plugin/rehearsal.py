@@ -14,51 +14,26 @@ A row offered in one `update` can be replayed two updates later at the earliest,
 from __future__ import annotations
 
 import atexit
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig
-from rehearsal_plugin.errors import ClosedError
-from rehearsal_plugin.metrics import Metrics
-from rehearsal_plugin.pipeline import Pipeline
-from rehearsal_plugin.rng import Purpose, generator
+from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError
+from rehearsal_plugin.micro_batch import MicroBatch, no_criterion
 from rehearsal_plugin.rows import RowLayout
-from rehearsal_plugin.schedule import Schedule
+from rehearsal_plugin.strategies import Part, make_strategy
+from rehearsal_plugin.strategies.base import Criterion
+from rehearsal_plugin.supply import Supply
 from rehearsal_plugin.transport import LocalTransport, TorchDistributedTransport, Transport
 
 __all__ = ["Rehearsal"]
 
-LEAD = 3  # steps from asking for rows to seeing them, at most (a loop of update() needs one less)
-
-
-@dataclass
-class Representatives:
-    """The rows of one optimizer step in random order, and how many of them each micro-batch takes."""
-
-    rows: Tensor
-    order: Tensor
-    shares: deque[int]
-
-    @property
-    def due(self) -> int:
-        """Rows of the next micro-batch."""
-        return min(self.shares[0], len(self.order)) if self.shares else 0
-
-    def take(self, most: int) -> Tensor:
-        """The rows of the next micro-batch, `[r, row_bytes]` uint8 with r <= most."""
-        share = min(self.due, most)
-        chosen, self.order = self.order[:share], self.order[share:]
-        if self.shares:
-            self.shares.popleft()
-        return self.rows.index_select(0, chosen.to(self.rows.device))
+Transform: TypeAlias = Callable[[Any], Any]
 
 
 class Rehearsal:
@@ -71,31 +46,39 @@ class Rehearsal:
         config: The `rehearsal` section in any form that `RehearsalConfig.load` takes.
         transport: The ranks that share the buffer. None takes all ranks of torch.distributed if that is
             initialised, else this process alone. It is closed together with the rehearsal.
+        transform: Random augmentation of samples, from a batch to a batch of the same nesting. Rows are stored
+            without it; `strategy.transform` says whether replayed rows or all rows go through it when they are read.
 
     Attributes:
         config: The section as a `RehearsalConfig`.
+        strategy: What replayed rows are used for.
 
     Raises:
         ConfigError: The section cannot be used.
     """
 
-    def __init__(self, config: ConfigSource, transport: Transport | None = None) -> None:
+    def __init__(
+        self, config: ConfigSource, transport: Transport | None = None, *, transform: Transform | None = None
+    ) -> None:
         self.config = RehearsalConfig.load(config)
-        self._transport = transport or _default_transport(self.config)
-        self._schedule = Schedule(self.config)
-        self._metrics = Metrics()
-        self._pipeline: Pipeline | None = None
-        self._ready: Representatives | None = None
-        self._sizes: list[int] = []  # of the micro-batches since the last exchange
-        self._asked = _nothing_asked()
-        self._first_step = 0
+        self.strategy = make_strategy(self.config.strategy)
+        self._transform = transform
+        transport = transport or _default_transport(self.config)
+        self._supply = Supply(self.config, transport, self.strategy.draws)
+        self._layout: RowLayout | None = None
+        self._seen: MicroBatch | None = None
         self._closed = False
         atexit.register(self.close, drain_s=1.0)
 
     @property
     def buffer(self) -> RehearsalBuffer | None:
         """This rank's buffer; None until the first batch."""
-        return None if self._pipeline is None else self._pipeline.buffer
+        return None if self._supply.pipeline is None else self._supply.pipeline.buffer
+
+    @property
+    def fed(self) -> bool:
+        """Whether a batch has come yet."""
+        return self._layout is not None
 
     @property
     def closed(self) -> bool:
@@ -118,9 +101,14 @@ class Rehearsal:
             ClosedError: `close` was called.
         """
         self._check_open()
-        self._collect()
+        if self.strategy.records:
+            raise ConfigError(
+                f"strategy '{self.config.strategy.name}' stores the model's outputs, which update() never sees; "
+                "call augment(batch), loss(criterion, outputs, *targets) and step() instead"
+            )
+        self._supply.collect()
         augmented = self.augment(batch)
-        self._launch()
+        self._supply.launch()
         return augmented
 
     def augment(self, batch: Any, *, displace: bool = True) -> Any:
@@ -139,23 +127,76 @@ class Rehearsal:
             ClosedError: `close` was called.
         """
         self._check_open()
-        pipeline = self._pipeline or self._build(batch)
-        layout = pipeline.buffer.layout
+        self._check_recorded()
+        layout = self._layout = self._layout or RowLayout.infer(batch, self.config.fields)
         columns = layout.columns(batch)
-        pipeline.stage(columns)
-        size = len(columns[0])
-        replace = self.config.mode == "replace"
-        rows = self._take(size if replace and displace else None)
-        replayed = 0 if rows is None else len(rows)
-        displaced = replayed if replace and displace else 0
-        self._sizes.append(size + replayed - displaced if replace else size)
-        if rows is None or not replayed:
-            return batch
-        self._metrics.rows_replayed += replayed
-        self._metrics.rows_displaced += displaced
-        if self.config.buffer.partition_by is not None:
-            self._metrics.count_replayed(pipeline.buffer.keys(rows))
-        return layout.extend(batch, rows, displaced)
+        size, replace = len(columns[0]), self.config.mode == "replace"
+        rows, replayed = self._supply.take(size if replace and displace else None)
+        displaced = sum(replayed) if replace and displace else 0
+        self._supply.seen(size + sum(replayed) - displaced if replace else size)
+        new = size - displaced
+        if self.strategy.records:  # only what the model sees has outputs, and it has them later
+            self._seen = MicroBatch([column[:new] for column in columns], new, rows, replayed)
+        else:
+            self._seen = MicroBatch([], new, rows, replayed)
+            self._supply.stage(columns, layout, {})
+        self._count(rows, displaced)
+        return self._transformed(batch, rows, displaced)
+
+    def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
+        """The strategy's loss for the micro-batch that `augment` returned last; also records its outputs.
+
+        Args:
+            criterion: The task's mean loss over rows, `criterion(outputs, *targets)`.
+            outputs: What the model gave for all rows of the micro-batch.
+            targets: What the criterion compares them with, for all rows.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            BatchError: The outputs do not fit the strategy, or are not those of all rows.
+        """
+        new, *replayed = self._parts(outputs, targets, criterion)
+        self.record(outputs)
+        return self.strategy.loss(new, [part for part in replayed if part.size])
+
+    def complete(self, outputs: Any) -> Any:
+        """Add the strategy's term to the loss that a model computed itself; also records its outputs.
+
+        The model's own loss covers new and replayed rows alike.
+
+        Args:
+            outputs: What the model gave for all rows: a scalar `loss` beside a tensor with the batch dimension,
+                such as `logits`, as attributes or keys.
+
+        Returns:
+            The outputs, with `loss` replaced.
+
+        Raises:
+            BatchError: The outputs do not fit the strategy.
+        """
+        _, *replayed = self._parts(outputs, (), no_criterion)
+        self.record(outputs)
+        term = self.strategy.regularizer([part for part in replayed if part.size])
+        if term is not None:
+            outputs.loss = outputs.loss + term
+        return outputs
+
+    def record(self, outputs: Any) -> None:
+        """Store the outputs for the new rows beside them, where the strategy wants that; `loss` does it too.
+
+        Args:
+            outputs: What the model gave for all rows of the micro-batch that `augment` returned last.
+
+        Raises:
+            BatchError: The outputs' dtype or shape are not those of the first time.
+        """
+        seen = self._current()
+        if self.strategy.records:
+            assert self._layout is not None  # there was a batch
+            self._supply.stage(seen.columns, self._layout, self.strategy.state(seen.own(self.strategy, outputs)))
+        self._seen = None
 
     def step(self) -> None:
         """The end of an optimizer step: take what was prepared for the next one, start preparing anew.
@@ -165,22 +206,22 @@ class Rehearsal:
             ClosedError: `close` was called.
         """
         self._check_open()
-        if self._pipeline is not None:
-            self._collect()
-            self._launch()
+        self._check_recorded()
+        self._supply.collect()
+        self._supply.launch()
 
     def due(self) -> int:
         """Rows that the next `augment` will add, for callers that make room themselves."""
-        return self._ready.due if self._ready is not None and self._started else 0
+        return self._supply.due
 
     def metrics(self) -> dict[str, float]:
         """Totals since the start on this rank, by name; see `metrics.Metrics` for names and units."""
-        return self._metrics.flat()
+        return self._supply.metrics.flat()
 
     @property
     def steps(self) -> int:
         """Exchanges so far, the same number on all ranks."""
-        return self._first_step if self._pipeline is None else self._pipeline.step
+        return self._supply.step
 
     def commit(self) -> None:
         """Make the buffer's present state the one that `rollback` returns to.
@@ -188,15 +229,12 @@ class Rehearsal:
         Raises:
             ExchangeError: The exchange in flight failed.
         """
-        if self._pipeline is not None:
-            self._pipeline.drain()
-            self._pipeline.buffer.commit()
+        self._supply.commit()
 
     def rollback(self) -> None:
         """Return the buffer to the last `commit`, or to empty; what was in flight or staged is dropped."""
-        self.restart(self.steps)
-        if self._pipeline is not None:
-            self._pipeline.buffer.rollback()
+        self._seen = None
+        self._supply.rollback()
 
     def restart(self, step: int, connect: Callable[[], Transport] | None = None) -> None:
         """Begin the exchange anew: the buffer stays, what was in flight or staged is dropped.
@@ -205,16 +243,8 @@ class Rehearsal:
             step: Number of the next exchange, the same on all ranks.
             connect: Makes the transport to go on with, after the present one was closed; None keeps that.
         """
-        old, self._first_step = self._pipeline, step
-        if old is not None:
-            old.close(drain_s=0.0)
-        if connect is not None:
-            self._transport.close()
-            self._transport = connect()
-        if old is not None:
-            self._pipeline = Pipeline(self.config, self._transport, old.buffer, old.device, self._metrics, step)
-        self._ready, self._asked, self._schedule = None, _nothing_asked(), Schedule(self.config)
-        self._sizes.clear()
+        self._seen = None
+        self._supply.restart(step, connect)
 
     def close(self, drain_s: float | None = None) -> None:
         """Stop the worker and give up the transport; a second call does nothing.
@@ -227,11 +257,7 @@ class Rehearsal:
             return
         self._closed = True
         atexit.unregister(self.close)
-        try:
-            if self._pipeline is not None:
-                self._pipeline.close(self.config.exchange.timeout_s if drain_s is None else drain_s)
-        finally:
-            self._transport.close()
+        self._supply.close(self.config.exchange.timeout_s if drain_s is None else drain_s)
 
     def __enter__(self) -> Rehearsal:
         return self
@@ -241,52 +267,47 @@ class Rehearsal:
     ) -> None:
         self.close(drain_s=None if kind is None else 0.0)
 
-    @property
-    def _started(self) -> bool:
-        return self._pipeline is not None and self._pipeline.step >= self.config.start_step
+    def _count(self, rows: Tensor | None, displaced: int) -> None:
+        if rows is None or self.buffer is None:
+            return
+        self._supply.metrics.rows_replayed += len(rows)
+        self._supply.metrics.rows_displaced += displaced
+        if self.config.buffer.partition_by is not None:
+            self._supply.metrics.count_replayed(self.buffer.keys(rows))
 
-    def _build(self, batch: Any) -> Pipeline:
-        layout = RowLayout.infer(batch, self.config.fields)
-        device = layout.columns(batch)[0].device
-        rank = self._transport.rank
-        buffer = RehearsalBuffer(self.config.buffer, layout, rank=rank, seed=self.config.seed)
-        self._pipeline = Pipeline(self.config, self._transport, buffer, device, self._metrics, self._first_step)
-        return self._pipeline
+    def _transformed(self, batch: Any, rows: Tensor | None, displaced: int) -> Any:
+        """The batch with replayed rows behind it, transformed as the strategy says."""
+        transform = self._transform or _unchanged
+        everything = self.config.strategy.transform == "all"
+        if rows is not None and len(rows) and self._layout is not None:
+            replayed = self._layout.unpack(rows)
+            batch = self._layout.join(batch, replayed if everything else transform(replayed), displaced)
+        return transform(batch) if everything else batch
 
-    def _take(self, most: int | None) -> Tensor | None:
-        """The prepared rows of the next micro-batch, at most `most` of them."""
-        if self._ready is None or not self._started:
-            return None
-        return self._ready.take(len(self._ready.order) if most is None else most)
+    def _parts(self, outputs: Any, targets: tuple[Any, ...], criterion: Criterion) -> list[Part]:
+        layout = self._layout if self.buffer is None else self.buffer.layout
+        assert layout is not None  # there was a batch, or `_current` raises
+        return self._current().parts(self.strategy, layout, outputs, targets, criterion)
 
-    def _collect(self) -> None:
-        if self._pipeline is None or not self._pipeline.in_flight:
-            return  # a batch was refused; what was ready still is
-        rows = self._pipeline.collect()
-        # Only now: the job that just ended might have been given the same device memory.
-        self._ready = None
-        shares = self._asked.popleft()
-        if rows is not None:
-            rng = generator(self.config.seed, Purpose.ORDER, self._pipeline.step, self._transport.rank)
-            order = torch.from_numpy(rng.permutation(len(rows)))
-            self._ready = Representatives(rows, order, deque(shares))
+    def _current(self) -> MicroBatch:
+        if self._seen is None:
+            raise BatchError("there is no micro-batch to compute a loss for; call augment(batch) once before each")
+        return self._seen
 
-    def _launch(self) -> None:
-        assert self._pipeline is not None  # the caller has seen a batch
-        wanted = self._pipeline.step + LEAD >= self.config.start_step
-        shares = [self._schedule.next(size) for size in self._sizes] if wanted else []
-        self._sizes.clear()
-        self._asked.append(shares)
-        self._pipeline.launch(sum(shares))
+    def _check_recorded(self) -> None:
+        if self._seen is not None and self.strategy.records:
+            raise BatchError(
+                f"strategy '{self.config.strategy.name}' stores the model's outputs beside each row, and those of the "
+                "last micro-batch were not given; call loss(criterion, outputs, *targets), or record(outputs)"
+            )
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the rehearsal was closed; make a new one to go on")
 
 
-def _nothing_asked() -> deque[list[int]]:
-    """Shares asked for, oldest first: the first exchange brings none, every other one what was asked before it."""
-    return deque([[]])
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def _default_transport(config: RehearsalConfig) -> Transport:

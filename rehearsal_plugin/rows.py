@@ -12,7 +12,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -80,6 +80,7 @@ class RowLayout:
         others: Names of the leaves that are not part of a row and pass through untouched.
         skeleton: The batch's nesting with every leaf replaced by its name.
         selected: Whether the fields were named, so that any other leaf may come and go.
+        state: Fields that are not part of the batch: what a strategy stores beside it.
     """
 
     fields: tuple[Field, ...]
@@ -87,6 +88,7 @@ class RowLayout:
     others: frozenset[str]
     skeleton: Any
     selected: bool = False
+    state: tuple[Field, ...] = ()
 
     @classmethod
     def infer(cls, batch: Any, only: Collection[str] | None = None) -> RowLayout:
@@ -103,18 +105,19 @@ class RowLayout:
         """
         leaves, skeleton = _leaves(batch)
         chosen = _choose(leaves, only)
-        fields, offset = [], 0
-        for name, tensor in chosen.items():
-            nbytes = tensor.dtype.itemsize * math.prod(tensor.shape[1:])
-            fields.append(Field(name, tensor.dtype, tuple(tensor.shape[1:]), offset, nbytes))
-            offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        fields, row_bytes = _lay_out(chosen, 0)
         others = frozenset(leaves) - frozenset(chosen)
-        return cls(tuple(fields), max(offset, ALIGNMENT), others, skeleton, selected=only is not None)
+        return cls(fields, max(row_bytes, ALIGNMENT), others, skeleton, selected=only is not None)
+
+    def with_state(self, state: Mapping[str, Tensor]) -> RowLayout:
+        """This layout with fields for state `[n, ...]` by name behind those of the batch."""
+        fields, row_bytes = _lay_out(state, self.row_bytes)
+        return replace(self, state=fields, row_bytes=row_bytes)
 
     @property
     def fingerprint(self) -> int:
         """A 63-bit digest of the fields; ranks compare it before they exchange rows."""
-        text = repr([(f.name, str(f.dtype), f.shape) for f in self.fields])
+        text = repr([(f.name, str(f.dtype), f.shape) for f in (*self.fields, *self.state)])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
     def field(self, name: str) -> Field:
@@ -153,14 +156,26 @@ class RowLayout:
         """Copy samples into packed rows.
 
         Args:
-            columns: The result of `columns`.
+            columns: The result of `columns`, followed by that of `state_columns` if rows have state.
             out: `[n, row_bytes]` uint8, overwritten.
             index: `[n]` int64, which samples; None takes all, and then n is the batch size.
         """
         with torch.no_grad():
-            for field, tensor in zip(self.fields, columns, strict=True):
+            for field, tensor in zip((*self.fields, *self.state), columns, strict=True):
                 if field.nbytes:
                     field.view(out).copy_(tensor if index is None else tensor[index.to(tensor.device)])
+
+    def state_columns(self, state: Mapping[str, Tensor], size: int) -> list[Tensor]:
+        """The state of `size` rows in the order of `self.state`, checked as a batch is.
+
+        Raises:
+            BatchError: A name is missing, or dtype or shape are not those of the first time.
+        """
+        return [field.check(state.get(field.name), size) for field in self.state]
+
+    def unpack_state(self, rows: Tensor) -> dict[str, Tensor]:
+        """The state of rows `[n, row_bytes]` by name, as views."""
+        return {field.name: field.view(rows) for field in self.state}
 
     def unpack(self, rows: Tensor) -> Any:
         """Rows `[n, row_bytes]` as a batch of views; leaves that are not fields come back as None."""
@@ -168,25 +183,29 @@ class RowLayout:
         return map_leaves(self.skeleton, lambda name, _: views.get(name))
 
     def extend(self, batch: Any, rows: Tensor, displaced: int = 0) -> Any:
-        """The batch with packed rows behind it.
+        """The batch with packed rows `[r, row_bytes]` behind it; see `join`."""
+        return self.join(batch, self.unpack(rows), displaced)
+
+    def join(self, batch: Any, replayed: Any, displaced: int = 0) -> Any:
+        """The batch with replayed samples behind it.
 
         Args:
             batch: A batch of b samples.
-            rows: `[r, row_bytes]` uint8 on any device.
+            replayed: A batch of r samples in the same nesting, on any device.
             displaced: How many of the batch's last samples make room.
 
         Returns:
             The same nesting with b - displaced + r samples a field; the batch's own stay first, bit-identical.
         """
-        fields = {field.name: field for field in self.fields}
+        names = {field.name for field in self.fields}
+        columns, _ = _leaves(replayed)
 
-        def join(name: str, leaf: Any) -> Any:
-            if name not in fields:
+        def append(name: str, leaf: Any) -> Any:
+            if name not in names:
                 return leaf
-            replayed = fields[name].view(rows).to(leaf.device, non_blocking=True)
-            return torch.cat((leaf[: len(leaf) - displaced], replayed))
+            return torch.cat((leaf[: len(leaf) - displaced], columns[name].to(leaf.device, non_blocking=True)))
 
-        return map_leaves(batch, join)
+        return map_leaves(batch, append)
 
     def cut(self, batch: Any, start: int, stop: int | None) -> Any:
         """The batch's samples from `start` to `stop`, as views; what is not a field passes through."""
@@ -218,6 +237,16 @@ def map_leaves(tree: Any, function: Callable[[str, Any], Any], path: str = "") -
         items = [map_leaves(value, function, f"{prefix}{i}") for i, value in enumerate(tree)]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     return function(path, tree)
+
+
+def _lay_out(tensors: Mapping[str, Tensor], offset: int) -> tuple[tuple[Field, ...], int]:
+    """Fields for one sample of each tensor from `offset` on, and the bytes up to the end of the last."""
+    fields = []
+    for name, tensor in tensors.items():
+        nbytes = tensor.dtype.itemsize * math.prod(tensor.shape[1:])
+        fields.append(Field(name, tensor.dtype, tuple(tensor.shape[1:]), offset, nbytes))
+        offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return tuple(fields), offset
 
 
 def _leaves(batch: Any) -> tuple[dict[str, Any], Any]:

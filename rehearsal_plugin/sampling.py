@@ -23,16 +23,18 @@ __all__ = ["Draws", "Plan", "choose", "draw", "plan"]
 
 @dataclass(frozen=True)
 class Draws:
-    """Every row that moves in a step; four arrays `[rows]` int64.
+    """Every row that moves in a step; five arrays `[rows]` int64.
 
     Attributes:
         reader: The rank that asked for the row.
+        turn: Which of the reader's independent draws gave it, from 0.
         owner: The rank that holds it.
         partition: Its partition, as a column of the table of counts.
         index: Which of the owner's rows of that partition, from 0.
     """
 
     reader: IntArray
+    turn: IntArray
     owner: IntArray
     partition: IntArray
     index: IntArray
@@ -47,6 +49,7 @@ class Plan:
         index: `[sent]` int64, which of its rows of that partition.
         send_counts: Rows for each rank.
         recv_counts: Rows from each rank.
+        turns: `[received]` int64, which draw gave each row that this rank receives, grouped by owner.
         moved: Rows that move between any two ranks or stay, over all; 0 means that nobody needs an exchange.
     """
 
@@ -54,38 +57,50 @@ class Plan:
     index: IntArray
     send_counts: list[int]
     recv_counts: list[int]
+    turns: IntArray
     moved: int
 
 
-def draw(counts: IntArray, requests: IntArray, rng: np.random.Generator) -> Draws:
+def draw(counts: IntArray, requests: IntArray, rng: np.random.Generator, turns: int = 1) -> Draws:
     """Draw rows for every rank.
 
     Args:
         counts: `[ranks, partitions]` int64, rows stored.
-        requests: `[ranks]` int64, rows asked for. Who asks for more than all ranks hold gets all of them.
+        requests: `[ranks]` int64, rows asked for in each turn. Who asks for more than all ranks hold gets all.
         rng: The same state on every rank.
+        turns: Independent draws for every rank.
 
     Returns:
-        The rows of all ranks. A rank never gets a row twice; two ranks may get the same row.
+        The rows of all ranks. No draw has a row twice; two draws, of one rank or of two, may have the same row.
     """
     totals = counts.sum(axis=0)
-    wanted = np.minimum(requests, totals.sum())
+    wanted = np.repeat(np.minimum(requests, totals.sum()), turns)
     parts = [_quotas(totals, int(n), np.flatnonzero(wanted == n), rng) for n in np.unique(wanted) if n]
     if not parts:
         none = np.empty(0, dtype=np.int64)
-        return Draws(none, none, none, none)
-    reader, partition, quota = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return Draws(none, none, none, none, none)
+    drawer, partition, quota = (np.concatenate(column) for column in zip(*parts, strict=True))
     segment, item = choose(totals[partition], quota, rng)
-    return _locate(counts, reader[segment], partition[segment], item)
+    drawer, owner, partition, index = _locate(counts, len(wanted), drawer[segment], partition[segment], item)
+    return Draws(drawer // turns, drawer % turns, owner, partition, index)
 
 
 def plan(draws: Draws, rank: int, size: int) -> Plan:
     """What `rank` of `size` ranks sends and receives."""
-    mine = np.flatnonzero(draws.owner == rank)
-    mine = mine[np.argsort(draws.reader[mine], kind="stable")]
-    send = np.bincount(draws.reader[mine], minlength=size)
-    receive = np.bincount(draws.owner[draws.reader == rank], minlength=size)
-    return Plan(draws.partition[mine], draws.index[mine], send.tolist(), receive.tolist(), len(draws.owner))
+    sent, received = np.flatnonzero(draws.owner == rank), np.flatnonzero(draws.reader == rank)
+    # Sender and receiver sort alike, so that no row needs a label.
+    sent = sent[np.lexsort((draws.turn[sent], draws.reader[sent]))]
+    received = received[np.lexsort((draws.turn[received], draws.owner[received]))]
+    send = np.bincount(draws.reader[sent], minlength=size)
+    receive = np.bincount(draws.owner[received], minlength=size)
+    return Plan(
+        draws.partition[sent],
+        draws.index[sent],
+        send.tolist(),
+        receive.tolist(),
+        draws.turn[received],
+        len(draws.owner),
+    )
 
 
 def choose(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
@@ -171,13 +186,15 @@ def _quotas(
     return readers[row], partition, quotas[row, partition]
 
 
-def _locate(counts: IntArray, reader: IntArray, partition: IntArray, item: IntArray) -> Draws:
-    """Owner and index of the item-th row of a partition, counting through the ranks in order."""
+def _locate(
+    counts: IntArray, drawers: int, drawer: IntArray, partition: IntArray, item: IntArray
+) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Drawer, owner, partition and index of the item-th rows of partitions, counting through the ranks in order."""
     ranks = len(counts)
     ends = np.cumsum(counts.T)  # one cell for every partition and rank, rank by rank
     starts = ends - counts.T.ravel()
     # Looked up in order, the cells are found several times faster, and sorting one packed key is cheap.
-    packed = np.sort((starts[partition * ranks] + item) * ranks + reader)
-    position, reader = np.divmod(packed, ranks)
+    packed = np.sort((starts[partition * ranks] + item) * drawers + drawer)
+    position, drawer = np.divmod(packed, drawers)
     cell = np.searchsorted(ends, position, side="right")
-    return Draws(reader, cell % ranks, cell // ranks, position - starts[cell])
+    return drawer, cell % ranks, cell // ranks, position - starts[cell]

@@ -18,16 +18,17 @@ class Schedule:
 
     Args:
         config: Gives `ratio` or `representatives`, and `mode`.
+        turns: Independent draws that share the ratio; `representatives` are those of each.
     """
 
-    def __init__(self, config: RehearsalConfig) -> None:
+    def __init__(self, config: RehearsalConfig, turns: int = 1) -> None:
         self._fixed = config.representatives
         share = Fraction(str(config.ratio or 0))
-        self._per_row = share if config.mode == "replace" else share / (1 - share)
+        self._per_row = (share if config.mode == "replace" else share / (1 - share)) / turns
         self._carry = Fraction(0)
 
     def next(self, batch_size: int) -> int:
-        """Rows to replay for another batch of `batch_size` rows."""
+        """Rows to replay from each draw for another batch of `batch_size` rows."""
         if self._fixed is not None:
             return self._fixed
         due = self._carry + self._per_row * batch_size

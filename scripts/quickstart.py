@@ -53,18 +53,19 @@ def run(arguments: argparse.Namespace) -> None:
     """One rank's part, from the first engine to the results; the process that starts the launcher needs no torch."""
     import torch.distributed as dist
     from quickstart_data import load_cpp, load_python
-    from quickstart_results import WITH, WITHOUT
+    from quickstart_results import BOTH, WITH, WITHOUT
     from quickstart_train import Course, start_engine
 
     import rehearsal_plugin
 
     config = load_config(arguments.config, arguments.steps)
-    course = Course({"python": load_python(), "cpp": load_cpp()}, config["rehearsal"]["start_step"], arguments.seed)
-    engine = start_engine(config, arguments.seed)
+    steps, seed = config["rehearsal"]["start_step"], arguments.seed
+    course = Course({"python": load_python(), "cpp": load_cpp()}, steps, seed)
+    engine = start_engine(config, 2 * steps, seed)
     rehearsal = rehearsal_plugin.attach(engine)
-    course.run_phase(1, "python", {WITH: engine})
+    course.run_phase(1, "python", {BOTH: engine})
     engine.save_checkpoint(str(arguments.out / "checkpoint"))
-    plain = start_engine({key: value for key, value in config.items() if key != "rehearsal"}, arguments.seed)
+    plain = start_engine({key: value for key, value in config.items() if key != "rehearsal"}, 2 * steps, seed)
     plain.load_checkpoint(str(arguments.out / "checkpoint"))
     course.run_phase(2, "cpp", {WITHOUT: plain, WITH: engine})
     if dist.get_rank() == 0:

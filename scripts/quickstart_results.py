@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from quickstart_train import Course, Evaluation
 
-__all__ = ["WITH", "WITHOUT", "plot", "summarise", "table"]
+__all__ = ["BOTH", "WITH", "WITHOUT", "plot", "summarise", "table"]
 
-WITHOUT, WITH = "without rehearsal", "with rehearsal"
+BOTH, WITHOUT, WITH = "both arms", "without rehearsal", "with rehearsal"
 
 
 def summarise(course: Course) -> dict[str, float]:
@@ -21,7 +21,7 @@ def summarise(course: Course) -> dict[str, float]:
     `forgetting_removed` is the share of the rise of the Python loss in phase two that rehearsal took away, and
     `cost_on_new` the relative rise of the C++ loss that it cost.
     """
-    before, without, with_ = course.final(1, WITH), course.final(2, WITHOUT), course.final(2, WITH)
+    before, without, with_ = course.final(1, BOTH), course.final(2, WITHOUT), course.final(2, WITH)
     forgotten = without.loss["python"] - before.loss["python"]
     times = {arm: np.array([pair[arm] for pair in course.pairs]) for arm in (WITHOUT, WITH)}
     quartiles = np.quantile(times[WITH] / times[WITHOUT], [0.25, 0.5, 0.75])

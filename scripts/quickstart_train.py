@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -16,6 +17,7 @@ import torch
 import torch.distributed as dist
 from quickstart_data import LENGTH, Corpus
 from quickstart_model import GPT
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
 __all__ = ["Course", "Evaluation", "start_engine"]
@@ -45,13 +47,22 @@ class Evaluation:
         return {"phase": self.phase, "arm": self.arm, "step": self.step, **losses}
 
 
-def start_engine(config: Mapping[str, Any], seed: int) -> Any:
-    """A DeepSpeed engine around a new GPT; the same seed gives the same weights on every rank."""
+def start_engine(config: Mapping[str, Any], steps: int, seed: int) -> Any:
+    """A DeepSpeed engine around a new GPT; the same seed gives the same weights on every rank.
+
+    The learning rate of the config falls to zero over the `steps` steps of all phases together. At a constant one
+    the losses of two arms differ by a percent from step to step, for no reason of interest here.
+    """
     # An optional operator for collectives in shared memory, which would first be compiled for half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     torch.manual_seed(seed)
     model = GPT(length=LENGTH)
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=dict(config))
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=model.parameters(),
+        lr_scheduler=partial(CosineAnnealingLR, T_max=steps),
+        config=dict(config),
+    )
     return engine
 
 

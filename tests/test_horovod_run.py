@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from tests.horovod_ranks import ROOT, Job, horovodrun
+from tests.ranks import free_port
+from tests.witness import config_of
 
 JOB = Path(__file__).parent / "jobs" / "horovod_train.py"
 TEST = 1_000_000  # ids of test samples begin here
@@ -71,6 +74,19 @@ def test_forward_for_a_model_that_computes_the_loss(tmp_path: Path) -> None:
     for note in notes:
         assert {len(ids) for ids in note["train"]} == {SIZE}
         assert note["rows"] == [SIZE] * 3 + [SIZE + 3] * (STEPS - 3)
+
+
+def test_a_deepspeed_config_without_a_block_takes_that_of_the_file(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    (tmp_path / "ds_config.json").write_text(json.dumps(config_of()))
+    (tmp_path / "rehearsal.yaml").write_text("{representatives: 3, buffer: {capacity: 50}}")
+    script = [str(JOB.parent / "train.py"), "--out", str(tmp_path), "--deepspeed_config", f"{tmp_path}/ds_config.json"]
+    command = [sys.executable, "-m", "rehearsal_plugin.run", "--rehearsal-config", f"{tmp_path}/rehearsal.yaml"]
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    environment = {**os.environ, **place, "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}
+    subprocess.run([*command, *script], env=environment, cwd=ROOT, timeout=90, check=True, capture_output=True)
+    note = json.loads((tmp_path / "rank0.json").read_text())
+    assert note["sizes"] == [SIZE] * 3 + [SIZE + 3] * 2
 
 
 def told(code: str) -> str:

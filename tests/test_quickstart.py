@@ -52,14 +52,11 @@ def test_the_summary_answers_the_questions_of_the_job(written: dict[str, Any]) -
 
 
 def test_both_arms_are_evaluated_at_the_same_steps(written: dict[str, Any]) -> None:
-    steps = {
-        (phase, arm): [row["step"] for row in written["rows"] if (row["phase"], row["arm"]) == (phase, arm)]
-        for phase in (1, 2)
-        for arm in ("without rehearsal", "with rehearsal")
-    }
+    arms = ("both arms", "without rehearsal", "with rehearsal")
+    steps = [[row["step"] for row in written["rows"] if row["arm"] == arm] for arm in arms]
 
-    assert steps[1, "with rehearsal"] == steps[2, "with rehearsal"] == steps[2, "without rehearsal"]
-    assert steps[2, "with rehearsal"][-1] == STEPS
+    assert steps[0] == steps[1] == steps[2]
+    assert steps[0][-1] == STEPS
 
 
 def test_rehearsal_changes_only_the_arm_that_has_it(written: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ from rehearsal_plugin.config import find_block
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+STRATEGIES = (ROOT / "docs/strategies.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
@@ -26,6 +27,11 @@ def test_the_example_runs_as_it_stands() -> None:
     done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "'rows_replayed': 392" in done.stdout  # 98 steps of 4
+
+
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", STRATEGIES, re.DOTALL))
+def test_the_examples_of_strategies_run_as_they_stand(example: str) -> None:
+    subprocess.run([sys.executable, "-c", example], check=True, timeout=120)
 
 
 def test_the_config_block_is_valid() -> None:

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.horovod
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("horovod.torch")
     folder = tmp_path_factory.mktemp("train_horovod")
-    command = [sys.executable, str(ROOT / "scripts/train_horovod.py"), "--ranks", "2", "--steps", "6"]
-    command += ["--batch", "8", "--out", str(folder)]
+    command = [sys.executable, str(ROOT / "scripts/train_horovod.py"), "--ranks", "2", "--steps", "20"]
+    command += ["--batch", "16", "--out", str(folder)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -40,7 +40,7 @@ def test_the_summary_has_both_accuracies_and_whether_ranks_agree(written: dict[s
     assert {"accuracy_naive", "accuracy_rehearsal", "ranks_identical"} <= set(summary)
     assert all(math.isfinite(value) for value in summary.values())
     assert summary["ranks_identical"] == 1.0
-    assert summary["accuracy_naive"] != summary["accuracy_rehearsal"]
+    assert summary["accuracy_rehearsal"] > summary["accuracy_naive"]
 
 
 def test_both_arms_are_evaluated_after_every_task(written: dict[str, Any]) -> None:

@@ -118,8 +118,28 @@ class StrategyConfig(Section):
 
     KEY_PATH: ClassVar[str] = "rehearsal.strategy"
 
-    name: Literal["er"] = Field(
-        default="er", description="Experience replay ('er'): replayed rows are trained on like new ones."
+    name: Name = Field(
+        default="er",
+        description="'er' (trained on like new rows), 'der' and 'der++' (held to the outputs recorded when they were "
+        "seen), 'er-ace' (new classes compete among themselves), 'topk' (distillation from the k largest logits), or "
+        "a registered strategy of your own.",
+    )
+    loss_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of replayed rows in 'er' and 'er-ace'.")
+    alpha: float = Field(default=0.5, ge=0, le=1e6, description="Weight of the distance to recorded outputs.")
+    beta: float = Field(
+        default=0.5, ge=0, le=1e6, description="Weight of the task's loss on the second draw of 'der++'."
+    )
+    outputs: Annotated[list[Name], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Dotted names of the model's outputs that are recorded; every tensor with the batch dimension when "
+        "left out. A lone tensor is called 'output'.",
+    )
+    k: int = Field(default=16, ge=1, lt=INT64, description="Logits that 'topk' keeps of each position.")
+    transform: Literal["replayed", "all"] = Field(
+        default="replayed",
+        description="Which rows go through the transform given to the rehearsal: replayed ones, so that new rows are "
+        "stored, and their outputs recorded, as the model saw them; or all, so that raw rows are stored with the "
+        "outputs of transformed ones.",
     )
 
 
@@ -133,7 +153,7 @@ class ExchangeConfig(Section):
         description="Communication library; 'auto' is NCCL where the ranks' own group uses it, else gloo.",
     )
     timeout_s: float = Field(
-        default=60.0,
+        default=600.0,
         gt=0,
         le=LONGEST_WAIT_S,
         description="Seconds to wait for the other ranks before the step is given up with an error.",

@@ -113,7 +113,7 @@ def _augmented_forward(
             "wrongly; set trainer.model_accepts_loss_kwargs = False"
         )
     args, kwargs = injection(args, kwargs)
-    return forward(*args, **kwargs)
+    return injection.finish(forward(*args, **kwargs))
 
 
 def _clocked_step(engine: Any, rehearsal: Rehearsal, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +128,7 @@ def _clocked_step(engine: Any, rehearsal: Rehearsal, step: Callable[..., Any], *
 
 def _check_fed(rehearsal: Rehearsal) -> None:
     """A job whose batches take another way would train on without any replay, and nobody would know."""
-    if rehearsal.buffer is not None:
+    if rehearsal.fed:
         return
     if rehearsal.config.inject == "loader":
         raise ConfigError(

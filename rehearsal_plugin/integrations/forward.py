@@ -26,6 +26,7 @@ class ForwardInjection:
 
     def __init__(self, rehearsal: Rehearsal, module: nn.Module) -> None:
         self._rehearsal, self._module = rehearsal, module
+        self._augmented = False
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         parameters = inspect.signature(module.forward).parameters.values()
         self._parameters = [p.name for p in parameters if p.kind in kinds]
@@ -40,7 +41,19 @@ class ForwardInjection:
         if not self._training or kwargs.keys() & names:  # one argument twice: the model's own TypeError says it best
             return args, kwargs
         augmented = self._rehearsal.augment({**dict(zip(names, args, strict=True)), **kwargs})
+        self._augmented = True
         return tuple(augmented.pop(name) for name in names), augmented
+
+    def finish(self, outputs: Any) -> Any:
+        """The outputs to return: with the strategy's term in their loss, where the model computed one itself.
+
+        Raises:
+            ConfigError: The strategy cannot go on from such a loss.
+        """
+        augmented, self._augmented = self._augmented, False
+        if augmented and not self._rehearsal.strategy.plain and getattr(outputs, "loss", None) is not None:
+            return self._rehearsal.complete(outputs)
+        return outputs
 
     @property
     def _training(self) -> bool:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from torch import Tensor
+
 from rehearsal_plugin.integrations.loader import RehearsalLoader
 from rehearsal_plugin.rehearsal import Rehearsal
+from rehearsal_plugin.strategies.base import Criterion
 
 __all__ = ["Handle"]
 
@@ -48,6 +51,15 @@ class Handle:
         if self.rehearsal is None or self.rehearsal.closed:
             return batches
         return RehearsalLoader(batches, self.rehearsal)
+
+    def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
+        """The strategy's loss, as `Rehearsal.loss`; `criterion(outputs, *targets)` if there is no rehearsal.
+
+        Models that compute their loss themselves need no call: the strategy's term is added to it on the way.
+        """
+        if self.rehearsal is None or self.rehearsal.closed:
+            return criterion(outputs, *targets)
+        return self.rehearsal.loss(criterion, outputs, *targets)
 
     def close(self) -> None:
         """Stop the background and give up the process group; a second call does nothing."""

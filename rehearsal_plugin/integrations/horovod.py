@@ -56,6 +56,7 @@ def attach(optimizer: Any, model: nn.Module | None, config: ConfigSource) -> Hor
         if section.inject == "forward" and model is not None:
             injection = ForwardInjection(rehearsal, model)
             model.register_forward_pre_hook(lambda _, *given: injection(*given), with_kwargs=True, prepend=True)
+            model.register_forward_hook(lambda _, __, outputs: injection.finish(outputs))
     return handle
 
 

@@ -70,6 +70,12 @@ class RehearsalLoader:
         layout: RowLayout | None = None
         size, carried, rest = 0, 0, None
         for batch in self._batches:
+            if not self._live:
+                if carried:
+                    yield rest
+                carried, rest = 0, None
+                yield batch
+                continue
             if layout is None:
                 layout = RowLayout.infer(batch, self._rehearsal.config.fields)
                 size = layout.size(batch)

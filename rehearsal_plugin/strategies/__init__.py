@@ -1,0 +1,23 @@
+"""What replayed rows are used for: one strategy a file, behind one registry."""
+
+from __future__ import annotations
+
+from rehearsal_plugin.strategies.base import STRATEGIES, Part, Strategy, make_strategy, register
+from rehearsal_plugin.strategies.der import DarkExperienceReplay
+from rehearsal_plugin.strategies.der_plus_plus import DarkExperienceReplayPlusPlus
+from rehearsal_plugin.strategies.er import ExperienceReplay
+from rehearsal_plugin.strategies.er_ace import AsymmetricReplay
+from rehearsal_plugin.strategies.topk import TopKDistillation
+
+__all__ = [
+    "STRATEGIES",
+    "AsymmetricReplay",
+    "DarkExperienceReplay",
+    "DarkExperienceReplayPlusPlus",
+    "ExperienceReplay",
+    "Part",
+    "Strategy",
+    "TopKDistillation",
+    "make_strategy",
+    "register",
+]

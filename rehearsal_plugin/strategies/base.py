@@ -1,0 +1,157 @@
+"""What a strategy is, and where it is registered.
+
+A strategy says what a row carries beside the batch (its state, recorded when the row was seen), how many
+independent draws it takes, and the loss over new and replayed rows. It is pure: tensors in, tensors out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rehearsal_plugin.config import StrategyConfig
+from rehearsal_plugin.errors import BatchError, ConfigError
+from rehearsal_plugin.rows import map_leaves
+
+__all__ = ["STRATEGIES", "Criterion", "Part", "Strategy", "distance", "flatten", "make_strategy", "register"]
+
+Criterion = Callable[..., Tensor]
+"""`criterion(outputs, *targets)`: the mean loss over the rows it is given, a scalar."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one kind in what the model saw: new ones, or one draw of replayed ones.
+
+    Attributes:
+        outputs: The model's outputs for these rows, in the nesting that the model gave.
+        targets: What the loss compares them with, each `[rows, ...]`.
+        state: What was recorded when the rows were seen, by name, each `[rows, ...]`; empty for new rows.
+        size: Rows.
+        criterion: The task's loss.
+    """
+
+    outputs: Any
+    targets: Sequence[Tensor]
+    state: Mapping[str, Tensor]
+    size: int
+    criterion: Criterion
+
+    def loss(self) -> Tensor:
+        """The task's loss, a mean over the rows of this part."""
+        return self.criterion(self.outputs, *self.targets)
+
+
+class Strategy(ABC):
+    """Base of all strategies.
+
+    Attributes:
+        draws: Independent draws a step; each brings as many rows.
+        records: Whether rows carry state.
+        config: The section `rehearsal.strategy`.
+    """
+
+    draws: ClassVar[int] = 1
+    records: ClassVar[bool] = False
+
+    def __init__(self, config: StrategyConfig) -> None:
+        self.config = config
+
+    @property
+    def plain(self) -> bool:
+        """Whether the mean loss over all rows, as a model may compute it itself, is the strategy's loss."""
+        return False
+
+    def tensors(self, outputs: Any) -> dict[str, Tensor]:
+        """The outputs that the strategy looks at, by dotted name; see `flatten`."""
+        return flatten(outputs, self.config.outputs)
+
+    def state(self, outputs: Any) -> dict[str, Tensor]:
+        """What to store beside each row: tensors `[rows, ...]` by name, from the outputs for these rows."""
+        return {}
+
+    def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
+        """What to add to a loss that the model computed itself over all rows; None for nothing.
+
+        Raises:
+            ConfigError: The strategy cannot go on from such a loss.
+        """
+        return None
+
+    @abstractmethod
+    def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
+        """The loss of a step, a scalar.
+
+        Args:
+            new: The rows of the batch.
+            replayed: One part a draw; empty parts are left out, so there may be none.
+        """
+
+
+S = TypeVar("S", bound=type[Strategy])
+STRATEGIES: dict[str, type[Strategy]] = {}
+
+
+def register(name: str) -> Callable[[S], S]:
+    """Make a strategy available as `rehearsal.strategy.name`."""
+
+    def add(strategy: S) -> S:
+        STRATEGIES[name] = strategy
+        return strategy
+
+    return add
+
+
+def make_strategy(config: StrategyConfig) -> Strategy:
+    """The strategy that the section names.
+
+    Raises:
+        ConfigError: None is registered by that name.
+    """
+    if config.name not in STRATEGIES:
+        raise ConfigError(
+            f"rehearsal.strategy.name is '{config.name}'; the registered strategies are {', '.join(sorted(STRATEGIES))}"
+        )
+    return STRATEGIES[config.name](config)
+
+
+def flatten(outputs: Any, only: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Tensors of a model's outputs by dotted name; a lone tensor is called `"output"`.
+
+    Args:
+        outputs: A tensor, or any nesting of mappings, lists and tuples.
+        only: Names to take; None takes all tensors with a batch dimension.
+
+    Raises:
+        BatchError: There is none, or not all of those named.
+    """
+    tensors: dict[str, Tensor] = {}
+
+    def collect(name: str, leaf: Any) -> None:
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            tensors[name or "output"] = leaf
+
+    map_leaves(outputs, collect)
+    missing = set(only or ()) - set(tensors)
+    if missing or not tensors:
+        raise BatchError(
+            f"the model's output, a {type(outputs).__name__}, has the tensors {sorted(tensors)}"
+            + (
+                f"; rehearsal.strategy.outputs names {sorted(missing)}"
+                if missing
+                else ", so there is nothing to replay"
+            )
+        )
+    return {name: tensor for name, tensor in tensors.items() if only is None or name in only}
+
+
+def distance(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tensor:
+    """The mean squared error between outputs and recorded ones, averaged over the tensors that were recorded."""
+    errors = [functional.mse_loss(tensors[name].float(), stored.float()) for name, stored in state.items()]
+    return torch.stack(errors).mean()

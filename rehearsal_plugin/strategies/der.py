@@ -1,0 +1,38 @@
+"""Dark Experience Replay: replayed rows shall be answered as they were when they were seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rehearsal_plugin.strategies.base import Part, Strategy, distance, register
+
+__all__ = ["DarkExperienceReplay"]
+
+
+@register("der")
+class DarkExperienceReplay(Strategy):
+    """The task's loss on new rows, plus alpha times the squared distance to the recorded outputs.
+
+    Buzzega et al., "Dark experience for general continual learning", NeurIPS 2020. All tensors that the model
+    gives are recorded, so that a generative model with several outputs is held by all of them.
+    """
+
+    records = True
+
+    def state(self, outputs: Any) -> dict[str, Tensor]:
+        """See `Strategy.state`."""
+        return self.tensors(outputs)
+
+    def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
+        """See `Strategy.regularizer`: the distance on the first draw."""
+        if not replayed:
+            return None
+        return self.config.alpha * distance(self.tensors(replayed[0].outputs), replayed[0].state)
+
+    def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
+        """See `Strategy.loss`."""
+        dark = self.regularizer(replayed)
+        return new.loss() if dark is None else new.loss() + dark

@@ -1,0 +1,24 @@
+"""DER++: Dark Experience Replay, and the task's own loss on a second draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from rehearsal_plugin.strategies.base import Part, register
+from rehearsal_plugin.strategies.der import DarkExperienceReplay
+
+__all__ = ["DarkExperienceReplayPlusPlus"]
+
+
+@register("der++")
+class DarkExperienceReplayPlusPlus(DarkExperienceReplay):
+    """Alpha times the distance on the first draw, beta times the task's loss on the second (Buzzega et al., 2020)."""
+
+    draws = 2
+
+    def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
+        """See `Strategy.loss`."""
+        total = super().loss(new, replayed)
+        return total + self.config.beta * replayed[1].loss() if len(replayed) > 1 else total

@@ -1,0 +1,41 @@
+"""Experience replay: replayed rows count like new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from rehearsal_plugin.errors import ConfigError
+from rehearsal_plugin.strategies.base import Part, Strategy, register
+
+__all__ = ["ExperienceReplay"]
+
+
+@register("er")
+class ExperienceReplay(Strategy):
+    """One loss over new and replayed rows, the replayed ones weighted by `loss_weight`.
+
+    With `loss_weight: 1` that is the task's mean loss over all rows (Chaudhry et al., "On tiny episodic memories
+    in continual learning", 2019).
+    """
+
+    @property
+    def plain(self) -> bool:
+        """See `Strategy.plain`."""
+        return self.config.loss_weight == 1
+
+    def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
+        """See `Strategy.regularizer`: a model's own loss cannot be weighted any more."""
+        raise ConfigError(
+            "rehearsal.strategy.loss_weight needs the losses of new and replayed rows apart, and the model computes "
+            "its loss itself; compute it with rehearsal.loss(criterion, outputs, *targets), or leave the weight at 1"
+        )
+
+    def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
+        """See `Strategy.loss`."""
+        total, rows = new.size * new.loss(), new.size
+        for part in replayed:
+            total = total + self.config.loss_weight * part.size * part.loss()
+            rows += part.size
+        return total / rows

@@ -1,0 +1,45 @@
+"""ER-ACE: new classes do not push the old ones away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rehearsal_plugin.errors import BatchError, ConfigError
+from rehearsal_plugin.strategies.base import Part, Strategy, register
+
+__all__ = ["AsymmetricReplay"]
+
+
+@register("er-ace")
+class AsymmetricReplay(Strategy):
+    """Cross-entropy, in which new rows compete with the classes of the present batch only.
+
+    Caccia et al., "New insights on reducing abrupt representation change in online continual learning", ICLR 2022.
+    For classification: outputs are scores `[rows, classes]`, the first target is the class `[rows]` int64; the
+    criterion given is used for replayed rows. Until something is replayed, new rows compete with all classes.
+    """
+
+    def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
+        """See `Strategy.regularizer`: there is no way on from the model's own loss."""
+        raise ConfigError(
+            "strategy 'er-ace' replaces the loss of new rows, and the model computes its loss itself; let it return "
+            "scores and compute the loss with rehearsal.loss(criterion, outputs, labels)"
+        )
+
+    def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
+        """See `Strategy.loss`."""
+        if not replayed:
+            return new.loss()
+        scores, labels = new.outputs, new.targets[0] if new.targets else None
+        if not isinstance(scores, Tensor) or scores.ndim != 2 or labels is None or labels.dtype != torch.int64:
+            raise BatchError("strategy 'er-ace' needs scores [rows, classes] and int64 class labels [rows] as target")
+        present = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+        present[labels] = True
+        total = functional.cross_entropy(scores.masked_fill(~present, torch.finfo(scores.dtype).min), labels)
+        for part in replayed:
+            total = total + self.config.loss_weight * part.loss()
+        return total

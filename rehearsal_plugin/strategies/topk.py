@@ -1,0 +1,83 @@
+"""Distillation for large vocabularies: of each token's logits, the k largest are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.strategies.base import Part, Strategy, register
+
+__all__ = ["TopKDistillation", "distillation_loss"]
+
+
+@register("topk")
+class TopKDistillation(Strategy):
+    """The task's loss on all rows, plus alpha times a distillation loss on replayed ones.
+
+    A row carries, for every position, the log-probabilities of its k most likely classes and their ids: 8 k
+    bytes a token instead of 4 times the vocabulary. What the other classes share is one class more, so that
+    nothing is lost at k = vocabulary (Hinton et al., "Distilling the knowledge in a neural network", 2015).
+    """
+
+    records = True
+
+    def state(self, outputs: Any) -> dict[str, Tensor]:
+        """See `Strategy.state`: `values` `[..., k]` float32 log-probabilities and `ids` `[..., k]` int32."""
+        values, ids = self._logits(outputs).float().log_softmax(-1).topk(self.config.k)
+        return {"values": values, "ids": ids.int()}
+
+    def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
+        """See `Strategy.loss`."""
+        total, rows = new.size * new.loss(), new.size
+        for part in replayed:
+            total = total + part.size * part.loss()
+            rows += part.size
+        kept = self.regularizer(replayed)
+        return total / rows if kept is None else total / rows + kept
+
+    def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
+        """See `Strategy.regularizer`: the distillation loss."""
+        if not replayed:
+            return None
+        (part,) = replayed
+        return self.config.alpha * distillation_loss(
+            self._logits(part.outputs), part.state["values"], part.state["ids"]
+        )
+
+    def _logits(self, outputs: Any) -> Tensor:
+        tensors = self.tensors(outputs)
+        logits = tensors.get("logits", next(iter(tensors.values())))
+        if logits.ndim < 2 or logits.shape[-1] < self.config.k:
+            raise BatchError(
+                f"strategy 'topk' needs logits [rows, ..., classes] with at least {self.config.k} classes "
+                f"(rehearsal.strategy.k), not {tuple(logits.shape)}"
+            )
+        return logits
+
+
+def distillation_loss(logits: Tensor, values: Tensor, ids: Tensor) -> Tensor:
+    """Cross-entropy between recorded and present probabilities, averaged over positions.
+
+    Args:
+        logits: `[..., classes]`, present.
+        values: `[..., k]`, the recorded log-probabilities of the k most likely classes.
+        ids: `[..., k]`, which classes those are.
+
+    Returns:
+        A scalar. All other classes count as one; with k = classes it is the cross-entropy over all of them.
+    """
+    logp = logits.float().log_softmax(-1).gather(-1, ids.long())
+    loss = -(values.exp() * logp).sum(-1)
+    if ids.shape[-1] < logits.shape[-1]:
+        loss = loss - _rest(values).exp() * _rest(logp)
+    return loss.mean()
+
+
+def _rest(logp: Tensor) -> Tensor:
+    """The log-probability of all classes that are not among the k, `[...]`."""
+    smallest = torch.finfo(logp.dtype).eps  # k classes may hold all the probability that a float can show
+    return torch.log1p(-logp.exp().sum(-1).clamp(max=1 - smallest))

@@ -1,0 +1,164 @@
+"""Where replayed rows come from: what was asked for, what is on its way, what is ready."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.buffer import RehearsalBuffer
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.metrics import Metrics
+from rehearsal_plugin.pipeline import Pipeline
+from rehearsal_plugin.representatives import Representatives
+from rehearsal_plugin.rng import Purpose, generator
+from rehearsal_plugin.rows import RowLayout
+from rehearsal_plugin.schedule import Schedule
+from rehearsal_plugin.transport import Transport
+
+__all__ = ["Supply"]
+
+LEAD = 3  # steps from asking for rows to seeing them, at most (a loop of update() needs one less)
+
+
+class Supply:
+    """Takes candidates in and gives representatives out, one exchange a step.
+
+    Args:
+        config: The `rehearsal` section.
+        transport: The ranks; closed together with the supply.
+        turns: Independent draws of a step.
+
+    Attributes:
+        metrics: What is counted and timed.
+        pipeline: This rank's buffer, exchange and worker; None until the first rows.
+    """
+
+    def __init__(self, config: RehearsalConfig, transport: Transport, turns: int) -> None:
+        self.metrics = Metrics()
+        self.pipeline: Pipeline | None = None
+        self._config, self._transport, self._turns = config, transport, turns
+        self._first_step = 0
+        self._ready: Representatives | None = None
+        self._begin()
+
+    @property
+    def step(self) -> int:
+        """Number of the next exchange, the same on all ranks."""
+        return self._first_step if self.pipeline is None else self.pipeline.step
+
+    @property
+    def due(self) -> int:
+        """Rows that the next `take` gives if there is room."""
+        return self._ready.due if self._ready is not None and self._started else 0
+
+    def stage(self, columns: list[Tensor], layout: RowLayout, state: Mapping[str, Tensor]) -> None:
+        """Copy a micro-batch's candidates to the staging area.
+
+        Args:
+            columns: The batch's rows by field; see `RowLayout.columns`.
+            layout: That of the batch.
+            state: What is stored beside each row, by name.
+
+        Raises:
+            BatchError: The state does not look like the first one.
+        """
+        if self.pipeline is None:
+            full = layout.with_state(state)
+            buffer = RehearsalBuffer(self._config.buffer, full, rank=self._transport.rank, seed=self._config.seed)
+            self.pipeline = self._make_pipeline(buffer, columns[0].device)
+        layout = self.pipeline.buffer.layout
+        self.pipeline.stage([*columns, *layout.state_columns(state, len(columns[0]))])
+
+    def take(self, most: int | None) -> tuple[Tensor | None, list[int]]:
+        """The rows of the next micro-batch.
+
+        Args:
+            most: Rows that there is room for; None for no limit.
+
+        Returns:
+            Rows `[r, row_bytes]` uint8, draw by draw, or None; and how many of them each draw gave.
+        """
+        if self._ready is None or not self._started:
+            return None, [0] * self._turns
+        return self._ready.take(most)
+
+    def seen(self, size: int) -> None:
+        """Note a micro-batch that the model sees, by the rows that the ratio counts."""
+        self._sizes.append(size)
+
+    def collect(self) -> None:
+        """Wait for the exchange in flight; what it brought is ready then.
+
+        Raises:
+            ExchangeError: The exchange failed; every later call says so.
+        """
+        if self.pipeline is None or not self.pipeline.in_flight:
+            return  # a batch was refused; what was ready still is
+        arrival = self.pipeline.collect()
+        # Only now: the job that just ended might have been given the same device memory.
+        self._ready = None
+        shares = self._asked.popleft()
+        if arrival is not None:
+            rng = generator(self._config.seed, Purpose.ORDER, self.pipeline.step, self._transport.rank)
+            self._ready = Representatives(arrival, self._turns, shares, rng)
+
+    def launch(self) -> None:
+        """Admit what was staged, and ask for the rows of a later step."""
+        if self.pipeline is None:
+            return
+        wanted = self.pipeline.step + LEAD >= self._config.start_step
+        shares = [self._schedule.next(size) for size in self._sizes] if wanted else []
+        self._sizes.clear()
+        self._asked.append(shares)
+        self.pipeline.launch(sum(shares))
+
+    def commit(self) -> None:
+        """See `Rehearsal.commit`."""
+        if self.pipeline is not None:
+            self.pipeline.drain()
+            self.pipeline.buffer.commit()
+
+    def rollback(self) -> None:
+        """See `Rehearsal.rollback`."""
+        self.restart(self.step)
+        if self.pipeline is not None:
+            self.pipeline.buffer.rollback()
+
+    def restart(self, step: int, connect: Callable[[], Transport] | None = None) -> None:
+        """See `Rehearsal.restart`."""
+        old, self._first_step = self.pipeline, step
+        if old is not None:
+            old.close(drain_s=0.0)
+        if connect is not None:
+            self._transport.close()
+            self._transport = connect()
+        if old is not None:
+            self.pipeline = self._make_pipeline(old.buffer, old.device)
+        self._begin()
+
+    def close(self, drain_s: float) -> None:
+        """Stop the worker after up to `drain_s` seconds, and close the transport."""
+        try:
+            if self.pipeline is not None:
+                self.pipeline.close(drain_s)
+        finally:
+            self._transport.close()
+
+    @property
+    def _started(self) -> bool:
+        return self.step >= self._config.start_step
+
+    def _begin(self) -> None:
+        self._schedule = Schedule(self._config, self._turns)
+        self._ready = None
+        self._sizes: list[int] = []  # of the micro-batches since the last exchange
+        # Shares asked for, oldest first: the first exchange brings none, every other what was asked before it.
+        self._asked: deque[list[int]] = deque([[]])
+
+    def _make_pipeline(self, buffer: RehearsalBuffer, device: torch.device) -> Pipeline:
+        return Pipeline(
+            self._config, self._transport, buffer, device, self.metrics, turns=self._turns, step=self._first_step
+        )
