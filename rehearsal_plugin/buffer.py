@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.journal import Journal
 from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.policies import POLICIES
+from rehearsal_plugin.policies.base import last_writers
 from rehearsal_plugin.rng import Purpose, generator
 from rehearsal_plugin.rows import Field, RowLayout
 from rehearsal_plugin.sampling import choose
@@ -55,6 +57,8 @@ class RehearsalBuffer:
         self._rank, self._seed = rank, seed
         self._calls = 0
         self._journal: Journal | None = None
+        # When each row was written: whoever wants to update a row must not hit the one that took its place.
+        self._written = np.full(self.capacity if layout.state else 0, -1, dtype=np.int64)
 
     def __len__(self) -> int:
         return self.occupancy.count
@@ -104,6 +108,8 @@ class RehearsalBuffer:
         rng = generator(self._seed, Purpose.ADMISSION, step, self._rank)
         slots = self._policy(self.occupancy, owners, rng)
         self.occupancy.record(slots, owners)
+        if self.layout.state:
+            self._written[slots[slots >= 0]] = step
         return slots
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
@@ -120,6 +126,33 @@ class RehearsalBuffer:
         """Copy the rows at `slots` `[n]` into `out` `[n, row_bytes]` uint8 on `device`, contiguous."""
         if len(slots):
             self._storage.read(slots, out)
+
+    def written(self, slots: IntArray) -> IntArray:
+        """The step in which each row at `slots` `[n]` was admitted, `[n]` int64; for rows with state."""
+        return self._written[slots]
+
+    def update_fields(self, slots: IntArray, fields: Mapping[str, Tensor]) -> None:
+        """Rewrite fields of stored rows in place.
+
+        Args:
+            slots: `[n]` int64; where a slot stands twice, the last one counts.
+            fields: Values `[n, ...]` by field name, of the batch or of the state.
+
+        Raises:
+            BatchError: There is no such field, or dtype or shape are not its own.
+        """
+        known = {field.name: field for field in (*self.layout.fields, *self.layout.state)}
+        for name in fields:
+            if name not in known:
+                raise BatchError(f"rows have no field '{name}'; they have {sorted(known)}")
+            known[name].check(fields[name], len(slots))
+        last = last_writers(slots) >= 0
+        index = torch.from_numpy(np.flatnonzero(last))
+        rows = self._rows(len(index))
+        self.read(slots[last], rows)
+        for name, values in fields.items():
+            known[name].view(rows).copy_(values[index.to(values.device)])
+        self.write(slots[last], rows)
 
     def commit(self) -> None:
         """Make the present state the one that `rollback` returns to, until the next commit."""

@@ -24,33 +24,57 @@ from rehearsal_plugin.sampling import Plan, draw, plan
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.transport import Pending, Transport, wait
 
-__all__ = ["Arrival", "Exchange", "Outgoing", "Posted"]
+__all__ = ["Arrival", "Exchange", "Outgoing", "Posted", "Refresh"]
 
 
 @dataclass(frozen=True)
 class Outgoing:
-    """Rows `[sent, row_bytes]` for their readers, on the transport's device, and the plan that they follow."""
+    """Rows `[sent, row_bytes]` for their readers, on the transport's device, and where they came from.
+
+    Attributes:
+        rows: The rows.
+        plan: Who gets which.
+        slots: `[sent]` int64, where each row lives.
+        written: `[sent]` int64, when it was admitted; empty for rows without state.
+    """
 
     rows: Tensor
     plan: Plan
-
-
-@dataclass(frozen=True)
-class Posted:
-    """Both collectives of a step in flight; `rows` is None when no rank draws anything."""
-
-    step: int
-    headers: Pending
-    rows: Pending | None
-    turns: IntArray
+    slots: IntArray
+    written: IntArray
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """Rows `[received, row_bytes]` uint8 from their owners, and which draw gave each, `[received]` int64."""
+    """Rows `[received, row_bytes]` uint8 from their owners.
+
+    Attributes:
+        rows: The rows.
+        source: What this rank sent in the same exchange; its plan tells which draw gave each row.
+    """
 
     rows: Tensor
-    turns: IntArray
+    source: Outgoing
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """New state `[received, state_bytes]` uint8 for the rows of an arrival, on its way back to their owners."""
+
+    packed: Tensor
+    source: Outgoing
+
+
+@dataclass(frozen=True)
+class Posted:
+    """The collectives of a step in flight; None stands for one that no rank needs."""
+
+    step: int
+    headers: Pending
+    rows: Pending | None
+    source: Outgoing | None
+    refresh: Pending | None = None
+    refreshed: Outgoing | None = None
 
 
 class Exchange:
@@ -90,20 +114,22 @@ class Exchange:
         self._sending = RowPool(layout.row_bytes, buffer.device)
         self._receiving = RowPool(layout.row_bytes, transport.device)
 
-    def post(self, step: int, request: int, outgoing: Outgoing | None) -> Posted:
+    def post(self, step: int, request: int, outgoing: Outgoing | None, refresh: Refresh | None = None) -> Posted:
         """Issue the collectives of a step, without waiting.
 
         Args:
             step: Number of the exchange, the same on all ranks.
             request: Rows that this rank shall get in each turn, two exchanges later.
             outgoing: The rows drawn after the last exchange; None at first.
+            refresh: New state for rows that arrived earlier; None on all ranks or on none.
         """
         rows = self._send(outgoing) if outgoing and outgoing.plan.moved else None
+        back = None if refresh is None else self._send_back(refresh)
         header = self._census.header(step, request, *self._counts())
         if self._transport.size > 1:
-            self._metrics.collectives += 1 + (rows is not None)
-        turns = np.empty(0, dtype=np.int64) if outgoing is None else outgoing.plan.turns
-        return Posted(step, self._transport.all_gather(torch.from_numpy(header)), rows, turns)
+            self._metrics.collectives += 1 + (rows is not None) + (back is not None)
+        headers = self._transport.all_gather(torch.from_numpy(header))
+        return Posted(step, headers, rows, outgoing, back, None if refresh is None else refresh.source)
 
     def prepare(self, posted: Posted) -> Outgoing:
         """Wait for the headers, draw, and read the rows that this rank will send.
@@ -118,10 +144,12 @@ class Exchange:
             rng = generator(self._seed, Purpose.DRAW, posted.step, self._stream)
             draws = draw(self._census.counts, requests, rng, self._turns)
             drawn = plan(draws, self._transport.rank, self._transport.size)
-            rows = self._sending.take(len(drawn.index))
-            self._buffer.read(self._slots(drawn), rows)
+            slots = self._slots(drawn)
+            rows = self._sending.take(len(slots))
+            self._buffer.read(slots, rows)
+            written = self._buffer.written(slots) if self._buffer.layout.state else slots[:0]
             # Here in the background; and waited for, as the transport may send from host memory at once.
-            return Outgoing(rows.to(self._transport.device), drawn)
+            return Outgoing(rows.to(self._transport.device), drawn, slots, written)
 
     def receive(self, posted: Posted) -> Arrival | None:
         """Wait for the rows of this exchange, on the transport's device; None when there are none.
@@ -130,7 +158,24 @@ class Exchange:
             ExchangeError: A peer is gone.
             ExchangeTimeout: The rows did not come in time.
         """
-        return None if posted.rows is None else Arrival(self._wait(posted.rows, posted.step, "rows"), posted.turns)
+        if posted.rows is None or posted.source is None:
+            return None
+        return Arrival(self._wait(posted.rows, posted.step, "rows"), posted.source)
+
+    def apply(self, posted: Posted) -> None:
+        """Wait for the new state that readers sent back, and store it, unless a row has been replaced since.
+
+        Raises:
+            ExchangeError: A peer is gone.
+            ExchangeTimeout: The state did not come in time.
+        """
+        if posted.refresh is None or posted.refreshed is None:
+            return
+        packed = self._wait(posted.refresh, posted.step, "state").to(self._buffer.device)
+        slots = posted.refreshed.slots
+        current = self._buffer.written(slots) == posted.refreshed.written
+        packed = packed[torch.from_numpy(np.flatnonzero(current)).to(packed.device)]
+        self._buffer.update_fields(slots[current], self._buffer.layout.state_of(packed))
 
     def _counts(self) -> tuple[IntArray, IntArray]:
         if self._partitioned:
@@ -154,6 +199,12 @@ class Exchange:
         metrics.bytes_sent += sent * row_bytes
         metrics.bytes_received += got * row_bytes
         return self._transport.all_to_all(rows, drawn.send_counts, received, drawn.recv_counts)
+
+    def _send_back(self, refresh: Refresh) -> Pending:
+        """The way of the rows, backwards: readers send, owners receive."""
+        drawn, packed = refresh.source.plan, refresh.packed.to(self._transport.device)
+        received = packed.new_empty((len(refresh.source.slots), packed.shape[1]))
+        return self._transport.all_to_all(packed, drawn.recv_counts, received, drawn.send_counts, channel="state")
 
     def _wait(self, pending: Pending, step: int, what: str) -> Tensor:
         where = f"the exchange of {what} on rank {self._transport.rank} at step {step}"

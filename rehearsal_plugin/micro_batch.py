@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.errors import BatchError, ConfigError
+from rehearsal_plugin.representatives import Share
 from rehearsal_plugin.rows import RowLayout, map_leaves
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import Criterion
@@ -26,14 +27,14 @@ class MicroBatch:
     Attributes:
         columns: The batch's own rows in what the model sees, by field; empty where they are staged already.
         new: How many those are.
-        rows: Replayed rows `[r, row_bytes]` uint8, draw by draw; None for none.
-        replayed: How many each draw gave.
+        share: The replayed rows; None for none.
+        draws: Independent draws.
     """
 
     columns: list[Tensor]
     new: int
-    rows: Tensor | None
-    replayed: list[int]
+    share: Share | None
+    draws: int
 
     def own(self, strategy: Strategy, outputs: Any) -> Any:
         """The outputs for the new rows, without their history.
@@ -53,29 +54,32 @@ class MicroBatch:
             BatchError: The outputs are not those of all rows.
         """
         self._check(strategy.tensors(outputs))
-        rows = [None] * len(self.replayed) if self.rows is None else torch.split(self.rows, self.replayed)
-        states = [{}, *({} if part is None else layout.unpack_state(part) for part in rows)]
-        sizes = [self.new, *self.replayed]
+        states: list[dict[str, Tensor]] = [{}] * (1 + self.draws)
+        if self.share is not None:
+            states[1:] = [layout.unpack_state(rows) for rows in torch.split(self.share.rows, self.share.sizes)]
         return [
             Part(own, target, state, size, criterion)
-            for own, target, state, size in zip(self._split(outputs), self._split(targets), states, sizes, strict=True)
+            for own, target, state, size in zip(
+                self._split(outputs), self._split(targets), states, self._sizes, strict=True
+            )
         ]
 
     @property
-    def _total(self) -> int:
-        return self.new + sum(self.replayed)
+    def _sizes(self) -> list[int]:
+        return [self.new, *([0] * self.draws if self.share is None else self.share.sizes)]
 
     def _split(self, tree: Any) -> list[Any]:
-        ends = list(accumulate([self.new, *self.replayed]))
+        ends = list(accumulate(self._sizes))
         spans = zip([0, *ends], ends, strict=False)
-        return [map_leaves(tree, partial(_cut, self._total, slice(*span))) for span in spans]
+        return [map_leaves(tree, partial(_cut, ends[-1], slice(*span))) for span in spans]
 
     def _check(self, tensors: Mapping[str, Tensor]) -> None:
         """Outputs of other rows than those given would be split in the wrong places."""
+        total = sum(self._sizes)
         for name, tensor in tensors.items():
-            if len(tensor) != self._total:
+            if len(tensor) != total:
                 raise BatchError(
-                    f"the model's output '{name}' has {len(tensor)} rows and the micro-batch has {self._total}; "
+                    f"the model's output '{name}' has {len(tensor)} rows and the micro-batch has {total}; "
                     "give the outputs for all rows that augment() returned"
                 )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import ExchangeTimeout, RehearsalError
-from rehearsal_plugin.exchange import Arrival, Exchange, Outgoing, Posted
+from rehearsal_plugin.exchange import Arrival, Exchange, Outgoing, Posted, Refresh
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.pool import Staging
 from rehearsal_plugin.rng import Purpose, generator
@@ -105,18 +105,19 @@ class Pipeline:
         rows = self._staging.reserve(size if index is None else len(index))
         self.buffer.layout.pack(columns, rows, index)
 
-    def launch(self, request: int) -> None:
+    def launch(self, request: int, refresh: Refresh | None = None) -> None:
         """Admit what was staged and start preparing rows.
 
         Args:
             request: Rows that this rank shall get in each turn from the job after this one.
+            refresh: New state for rows that arrived earlier; None on all ranks or on none.
         """
         step, staged = self.step, self._staging.flush()
         self._micro_batch = 0
         slots = self.buffer.admit(self.buffer.keys(staged), step)
         self._count_admission(slots)
         self._stream.mark()
-        post = partial(self._exchange.post, step, request, self._outgoing)
+        post = partial(self._exchange.post, step, request, self._outgoing, refresh)
         posted = _at_once(post) if self._inline else post
         self._job = self._worker.submit(lambda: self._run(posted(), slots, staged))
         self.step += 1
@@ -158,10 +159,11 @@ class Pipeline:
         """The background job of a step."""
         with self._stream.background():
             self.buffer.write(slots, staged)
+            self._exchange.apply(posted)
             outgoing = self._exchange.prepare(posted)
             arrival = self._exchange.receive(posted)
             if arrival is not None:
-                arrival = Arrival(arrival.rows.to(self.device), arrival.turns)
+                arrival = Arrival(arrival.rows.to(self.device), arrival.source)
             return Outcome(arrival, outgoing)
 
     def _result(self, job: Future[Outcome]) -> Outcome:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeAlias
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig
 from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError
 from rehearsal_plugin.micro_batch import MicroBatch, no_criterion
+from rehearsal_plugin.representatives import Share
 from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.strategies import Part, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
@@ -64,7 +66,7 @@ class Rehearsal:
         self.strategy = make_strategy(self.config.strategy)
         self._transform = transform
         transport = transport or _default_transport(self.config)
-        self._supply = Supply(self.config, transport, self.strategy.draws)
+        self._supply = Supply(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self._layout: RowLayout | None = None
         self._seen: MicroBatch | None = None
         self._closed = False
@@ -131,17 +133,18 @@ class Rehearsal:
         layout = self._layout = self._layout or RowLayout.infer(batch, self.config.fields)
         columns = layout.columns(batch)
         size, replace = len(columns[0]), self.config.mode == "replace"
-        rows, replayed = self._supply.take(size if replace and displace else None)
-        displaced = sum(replayed) if replace and displace else 0
-        self._supply.seen(size + sum(replayed) - displaced if replace else size)
+        share = self._supply.take(size if replace and displace else None)
+        replayed = 0 if share is None else len(share.rows)
+        displaced = replayed if replace and displace else 0
+        self._supply.seen(size + replayed - displaced if replace else size)
         new = size - displaced
         if self.strategy.records:  # only what the model sees has outputs, and it has them later
-            self._seen = MicroBatch([column[:new] for column in columns], new, rows, replayed)
+            self._seen = MicroBatch([column[:new] for column in columns], new, share, self.strategy.draws)
         else:
-            self._seen = MicroBatch([], new, rows, replayed)
+            self._seen = MicroBatch([], new, share, self.strategy.draws)
             self._supply.stage(columns, layout, {})
-        self._count(rows, displaced)
-        return self._transformed(batch, rows, displaced)
+        self._count(share, displaced)
+        return self._transformed(batch, share, displaced)
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """The strategy's loss for the micro-batch that `augment` returned last; also records its outputs.
@@ -158,8 +161,11 @@ class Rehearsal:
             BatchError: The outputs do not fit the strategy, or are not those of all rows.
         """
         new, *replayed = self._parts(outputs, targets, criterion)
+        replayed = [part for part in replayed if part.size]
+        loss = self.strategy.loss(new, replayed)
+        self._refresh(replayed)
         self.record(outputs)
-        return self.strategy.loss(new, [part for part in replayed if part.size])
+        return loss
 
     def complete(self, outputs: Any) -> Any:
         """Add the strategy's term to the loss that a model computed itself; also records its outputs.
@@ -267,20 +273,20 @@ class Rehearsal:
     ) -> None:
         self.close(drain_s=None if kind is None else 0.0)
 
-    def _count(self, rows: Tensor | None, displaced: int) -> None:
-        if rows is None or self.buffer is None:
+    def _count(self, share: Share | None, displaced: int) -> None:
+        if share is None or self.buffer is None:
             return
-        self._supply.metrics.rows_replayed += len(rows)
+        self._supply.metrics.rows_replayed += len(share.rows)
         self._supply.metrics.rows_displaced += displaced
         if self.config.buffer.partition_by is not None:
-            self._supply.metrics.count_replayed(self.buffer.keys(rows))
+            self._supply.metrics.count_replayed(self.buffer.keys(share.rows))
 
-    def _transformed(self, batch: Any, rows: Tensor | None, displaced: int) -> Any:
+    def _transformed(self, batch: Any, share: Share | None, displaced: int) -> Any:
         """The batch with replayed rows behind it, transformed as the strategy says."""
         transform = self._transform or _unchanged
         everything = self.config.strategy.transform == "all"
-        if rows is not None and len(rows) and self._layout is not None:
-            replayed = self._layout.unpack(rows)
+        if share is not None and len(share.rows) and self._layout is not None:
+            replayed = self._layout.unpack(share.rows)
             batch = self._layout.join(batch, replayed if everything else transform(replayed), displaced)
         return transform(batch) if everything else batch
 
@@ -288,6 +294,13 @@ class Rehearsal:
         layout = self._layout if self.buffer is None else self.buffer.layout
         assert layout is not None  # there was a batch, or `_current` raises
         return self._current().parts(self.strategy, layout, outputs, targets, criterion)
+
+    def _refresh(self, replayed: list[Part]) -> None:
+        share = self._current().share
+        if not self.strategy.refreshes or share is None:
+            return
+        for part, index in zip(replayed, torch.split(share.index, [part.size for part in replayed]), strict=True):
+            self._supply.update(index, self.strategy.refresh(part))
 
     def _current(self) -> MicroBatch:
         if self._seen is None:

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.exchange import Arrival
+from rehearsal_plugin.exchange import Arrival, Refresh
+from rehearsal_plugin.rows import RowLayout
 
-__all__ = ["Representatives"]
+__all__ = ["Representatives", "Share"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of one micro-batch.
+
+    Attributes:
+        rows: `[r, row_bytes]` uint8, draw by draw.
+        sizes: How many of them each draw gave.
+        index: `[r]` int64, which rows of the arrival they are.
+    """
+
+    rows: Tensor
+    sizes: list[int]
+    index: Tensor
 
 
 class Representatives:
@@ -21,34 +38,51 @@ class Representatives:
 
     Args:
         arrival: The rows.
+        layout: That of the rows.
         turns: Independent draws.
         shares: How many rows of each draw every micro-batch takes.
         rng: Source of the order.
     """
 
-    def __init__(self, arrival: Arrival, turns: int, shares: Sequence[int], rng: np.random.Generator) -> None:
-        self._rows = arrival.rows
-        self._orders = [rng.permutation(np.flatnonzero(arrival.turns == turn)) for turn in range(turns)]
+    def __init__(
+        self, arrival: Arrival, layout: RowLayout, turns: int, shares: Sequence[int], rng: np.random.Generator
+    ) -> None:
+        self._arrival, self._layout = arrival, layout
+        given = arrival.source.plan.turns
+        self._orders = [rng.permutation(np.flatnonzero(given == turn)) for turn in range(turns)]
         self._shares = deque(shares)
+        self._state: Tensor | None = None
 
     @property
     def due(self) -> int:
         """Rows of the next micro-batch, of all draws together."""
         return sum(min(self._shares[0], len(order)) for order in self._orders) if self._shares else 0
 
-    def take(self, most: int | None) -> tuple[Tensor, list[int]]:
+    def take(self, most: int | None) -> Share:
         """The rows of the next micro-batch.
 
         Args:
             most: Rows that there is room for; None for no limit.
-
-        Returns:
-            The rows `[r, row_bytes]` uint8, draw by draw, and how many of them each draw gave.
         """
         share = self._shares.popleft() if self._shares else 0
         if most is not None:
             share = min(share, most // len(self._orders))
         chosen = [order[:share] for order in self._orders]
         self._orders = [order[share:] for order in self._orders]
-        index = torch.from_numpy(np.concatenate(chosen)).to(self._rows.device)
-        return self._rows.index_select(0, index), [len(part) for part in chosen]
+        index = torch.from_numpy(np.concatenate(chosen)).to(self._arrival.rows.device)
+        return Share(self._arrival.rows.index_select(0, index), [len(part) for part in chosen], index)
+
+    def update(self, index: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Give rows of the arrival at `index` `[n]` new state, values `[n, ...]` by name."""
+        if self._state is None:
+            self._state = self._packed_state().clone()
+        for name, view in self._layout.state_of(self._state).items():
+            view[index] = state[name].to(view.device)
+
+    def refresh(self) -> Refresh:
+        """The state of all rows of the arrival, to be sent back to their owners; unchanged where nothing is new."""
+        state = self._packed_state() if self._state is None else self._state
+        return Refresh(state.contiguous(), self._arrival.source)
+
+    def _packed_state(self) -> Tensor:
+        return self._arrival.rows[:, self._layout.row_bytes - self._layout.state_bytes :]

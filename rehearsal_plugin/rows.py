@@ -173,9 +173,19 @@ class RowLayout:
         """
         return [field.check(state.get(field.name), size) for field in self.state]
 
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a row's state, at the end of the row."""
+        return self.row_bytes - self.state[0].offset if self.state else 0
+
+    def state_of(self, packed: Tensor) -> dict[str, Tensor]:
+        """The state in the last `state_bytes` bytes of rows `[n, state_bytes]` by name, as views."""
+        start = self.row_bytes - self.state_bytes
+        return {f.name: replace(f, offset=f.offset - start).view(packed) for f in self.state}
+
     def unpack_state(self, rows: Tensor) -> dict[str, Tensor]:
         """The state of rows `[n, row_bytes]` by name, as views."""
-        return {field.name: field.view(rows) for field in self.state}
+        return self.state_of(rows[:, self.row_bytes - self.state_bytes :])
 
     def unpack(self, rows: Tensor) -> Any:
         """Rows `[n, row_bytes]` as a batch of views; leaves that are not fields come back as None."""

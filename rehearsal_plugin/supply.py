@@ -12,7 +12,7 @@ from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.pipeline import Pipeline
-from rehearsal_plugin.representatives import Representatives
+from rehearsal_plugin.representatives import Representatives, Share
 from rehearsal_plugin.rng import Purpose, generator
 from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.schedule import Schedule
@@ -30,18 +30,21 @@ class Supply:
         config: The `rehearsal` section.
         transport: The ranks; closed together with the supply.
         turns: Independent draws of a step.
+        refreshes: Whether replayed rows get new state.
 
     Attributes:
         metrics: What is counted and timed.
         pipeline: This rank's buffer, exchange and worker; None until the first rows.
     """
 
-    def __init__(self, config: RehearsalConfig, transport: Transport, turns: int) -> None:
+    def __init__(self, config: RehearsalConfig, transport: Transport, turns: int, refreshes: bool) -> None:
         self.metrics = Metrics()
         self.pipeline: Pipeline | None = None
         self._config, self._transport, self._turns = config, transport, turns
+        self._refreshes = refreshes
         self._first_step = 0
         self._ready: Representatives | None = None
+        self._spent: Representatives | None = None
         self._begin()
 
     @property
@@ -72,18 +75,23 @@ class Supply:
         layout = self.pipeline.buffer.layout
         self.pipeline.stage([*columns, *layout.state_columns(state, len(columns[0]))])
 
-    def take(self, most: int | None) -> tuple[Tensor | None, list[int]]:
-        """The rows of the next micro-batch.
+    def take(self, most: int | None) -> Share | None:
+        """The rows of the next micro-batch, or None.
 
         Args:
             most: Rows that there is room for; None for no limit.
-
-        Returns:
-            Rows `[r, row_bytes]` uint8, draw by draw, or None; and how many of them each draw gave.
         """
-        if self._ready is None or not self._started:
-            return None, [0] * self._turns
-        return self._ready.take(most)
+        return None if self._ready is None or not self._started else self._ready.take(most)
+
+    def update(self, index: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Give rows of the step new state, wherever they live; it is stored there after the step.
+
+        Args:
+            index: `[n]` int64, which rows; see `Share.index`.
+            state: Values `[n, ...]` by name, all names of the state.
+        """
+        if self._ready is not None:
+            self._ready.update(index, state)
 
     def seen(self, size: int) -> None:
         """Note a micro-batch that the model sees, by the rows that the ratio counts."""
@@ -99,11 +107,11 @@ class Supply:
             return  # a batch was refused; what was ready still is
         arrival = self.pipeline.collect()
         # Only now: the job that just ended might have been given the same device memory.
-        self._ready = None
+        self._spent, self._ready = self._ready, None
         shares = self._asked.popleft()
         if arrival is not None:
             rng = generator(self._config.seed, Purpose.ORDER, self.pipeline.step, self._transport.rank)
-            self._ready = Representatives(arrival, self._turns, shares, rng)
+            self._ready = Representatives(arrival, self.pipeline.buffer.layout, self._turns, shares, rng)
 
     def launch(self) -> None:
         """Admit what was staged, and ask for the rows of a later step."""
@@ -113,7 +121,8 @@ class Supply:
         shares = [self._schedule.next(size) for size in self._sizes] if wanted else []
         self._sizes.clear()
         self._asked.append(shares)
-        self.pipeline.launch(sum(shares))
+        spent, self._spent = self._spent, None
+        self.pipeline.launch(sum(shares), spent.refresh() if self._refreshes and spent is not None else None)
 
     def commit(self) -> None:
         """See `Rehearsal.commit`."""
@@ -153,7 +162,7 @@ class Supply:
 
     def _begin(self) -> None:
         self._schedule = Schedule(self._config, self._turns)
-        self._ready = None
+        self._ready = self._spent = None
         self._sizes: list[int] = []  # of the micro-batches since the last exchange
         # Shares asked for, oldest first: the first exchange brings none, every other what was asked before it.
         self._asked: deque[list[int]] = deque([[]])

@@ -34,7 +34,7 @@ def model(rehearsal: Rehearsal) -> nn.Module:
 
 def loader(start: int, sizes: list[int], **options: Any) -> DataLoader[Any]:
     ids = torch.arange(start, start + sum(sizes))
-    batches = [chunk.tolist() for chunk in (ids - start).split(sizes)]
+    batches = [chunk.tolist() for chunk in torch.split(ids - start, sizes)]
     return DataLoader(TensorDataset(ids), batch_sampler=batches, **options)
 
 
@@ -48,7 +48,7 @@ def read(batches: DataLoader[Any], rehearsal: Rehearsal, step: bool = False) -> 
 
 
 def plain(start: int) -> list[list[int]]:
-    return [chunk.tolist() for chunk in torch.arange(start, start + sum(SIZES)).split(SIZES)]
+    return [chunk.tolist() for chunk in torch.split(torch.arange(start, start + sum(SIZES)), SIZES)]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -121,13 +121,19 @@ class StrategyConfig(Section):
     name: Name = Field(
         default="er",
         description="'er' (trained on like new rows), 'der' and 'der++' (held to the outputs recorded when they were "
-        "seen), 'er-ace' (new classes compete among themselves), 'topk' (distillation from the k largest logits), or "
-        "a registered strategy of your own.",
+        "seen), 'x-der' ('der++' whose records are refreshed), 'er-ace' (new classes compete among themselves), 'topk' "
+        "(distillation from the k largest logits), or a registered strategy of your own.",
     )
     loss_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of replayed rows in 'er' and 'er-ace'.")
     alpha: float = Field(default=0.5, ge=0, le=1e6, description="Weight of the distance to recorded outputs.")
     beta: float = Field(
         default=0.5, ge=0, le=1e6, description="Weight of the task's loss on the second draw of 'der++'."
+    )
+    gamma: float = Field(
+        default=0.75,
+        ge=0,
+        le=1e6,
+        description="Bound of refreshed scores in 'x-der', against that of the row's own class.",
     )
     outputs: Annotated[list[Name], Field(min_length=1)] | None = Field(
         default=None,

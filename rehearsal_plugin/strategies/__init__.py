@@ -8,6 +8,7 @@ from rehearsal_plugin.strategies.der_plus_plus import DarkExperienceReplayPlusPl
 from rehearsal_plugin.strategies.er import ExperienceReplay
 from rehearsal_plugin.strategies.er_ace import AsymmetricReplay
 from rehearsal_plugin.strategies.topk import TopKDistillation
+from rehearsal_plugin.strategies.x_der import ExtendedDarkExperienceReplay
 
 __all__ = [
     "STRATEGIES",
@@ -15,6 +16,7 @@ __all__ = [
     "DarkExperienceReplay",
     "DarkExperienceReplayPlusPlus",
     "ExperienceReplay",
+    "ExtendedDarkExperienceReplay",
     "Part",
     "Strategy",
     "TopKDistillation",

@@ -54,11 +54,13 @@ class Strategy(ABC):
     Attributes:
         draws: Independent draws a step; each brings as many rows.
         records: Whether rows carry state.
+        refreshes: Whether replayed rows get new state, stored where they live; see `refresh`.
         config: The section `rehearsal.strategy`.
     """
 
     draws: ClassVar[int] = 1
     records: ClassVar[bool] = False
+    refreshes: ClassVar[bool] = False
 
     def __init__(self, config: StrategyConfig) -> None:
         self.config = config
@@ -75,6 +77,10 @@ class Strategy(ABC):
     def state(self, outputs: Any) -> dict[str, Tensor]:
         """What to store beside each row: tensors `[rows, ...]` by name, from the outputs for these rows."""
         return {}
+
+    def refresh(self, part: Part) -> dict[str, Tensor]:
+        """New state for the replayed rows of one draw, by the names of their state; asked for after `loss`."""
+        return dict(part.state)
 
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
         """What to add to a loss that the model computed itself over all rows; None for nothing.

@@ -51,7 +51,9 @@ class Transport(ABC):
         """Gather a vector `[n]` int64 in host memory; the result is `[size, n]` int64 in host memory."""
 
     @abstractmethod
-    def all_to_all(self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int]) -> Pending:
+    def all_to_all(
+        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+    ) -> Pending:
         """Send packed rows to their readers.
 
         Args:
@@ -59,6 +61,7 @@ class Transport(ABC):
             send_counts: Rows for each rank; zeros are fine.
             recv: `[sum(recv_counts), row_bytes]` uint8 on `device`, to be filled.
             recv_counts: Rows from each rank.
+            channel: Tells operations apart that are in flight at once, the same on all ranks.
 
         Returns:
             A pending result: the received rows grouped by sending rank, `recv` itself where the library allows.

@@ -100,10 +100,12 @@ class HorovodTransport(Transport):
         """See `Transport.all_gather`."""
         return self._issue(self._hvd.allgather_async, send[None], what="headers")
 
-    def all_to_all(self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int]) -> Pending:
+    def all_to_all(
+        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+    ) -> Pending:
         """See `Transport.all_to_all`; Horovod allocates what it receives, so `recv` stays as it is."""
         splits = torch.tensor(send_counts, dtype=torch.int32)
-        return self._issue(self._hvd.alltoall_async, send, splits, what="rows")
+        return self._issue(self._hvd.alltoall_async, send, splits, what=channel)
 
     def close(self) -> None:
         """See `Transport.close`."""

@@ -38,7 +38,9 @@ class LocalTransport(Transport):
         """See `Transport.all_gather`."""
         return Finished(send[None])
 
-    def all_to_all(self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int]) -> Pending:
+    def all_to_all(
+        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+    ) -> Pending:
         """See `Transport.all_to_all`."""
         return Finished(recv.copy_(send))
 

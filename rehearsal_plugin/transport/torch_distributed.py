@@ -91,7 +91,9 @@ class TorchDistributedTransport(Transport):
             work = self._open().allgather([list(received.unbind())], [sent])
         return Gathered(self._track(work), received, sent)
 
-    def all_to_all(self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int]) -> Pending:
+    def all_to_all(
+        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+    ) -> Pending:
         """See `Transport.all_to_all`."""
         with self._side():
             work = self._open().alltoall_base(recv, send, recv_counts, send_counts)

@@ -1,0 +1,79 @@
+"""X-DER: recorded outputs learn about the classes that came later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.config import StrategyConfig
+from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.strategies.base import Part, register
+from rehearsal_plugin.strategies.der_plus_plus import DarkExperienceReplayPlusPlus
+
+__all__ = ["ExtendedDarkExperienceReplay"]
+
+
+@register("x-der")
+class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
+    """DER++, whose rows get the present scores for classes that were unknown when they were recorded.
+
+    What a model said about classes that it had never seen means nothing, and holding it to that hurts them. Once
+    such a class has been seen, the scores of replayed rows for it are replaced by the present ones, scaled so that
+    none exceeds `gamma` times the recorded score of the row's own class; the row is updated on the rank where it
+    lives (after Boschini et al., "Class-incremental continual learning into the eXtended DER-verse", TPAMI 2022;
+    their further losses on future classes are left out).
+
+    For classification: outputs are scores `[rows, classes]`, the first target is the class `[rows]` int64.
+    """
+
+    refreshes = True
+
+    def __init__(self, config: StrategyConfig) -> None:
+        super().__init__(config)
+        self._known: Tensor | None = None
+
+    def state(self, outputs: Any) -> dict[str, Tensor]:
+        """See `Strategy.state`: `scores` `[rows, classes]`, and which classes were `known`, bool `[rows, classes]`."""
+        scores = self._scores(outputs)
+        assert self._known is not None  # `loss` comes first
+        return {"scores": scores, "known": self._known.expand_as(scores)}
+
+    def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
+        """See `Strategy.regularizer`: the distance on the first draw, over the classes that were known."""
+        if not replayed:
+            return None
+        part = replayed[0]
+        known = part.state["known"]
+        return self.config.alpha * (self._scores(part.outputs) - part.state["scores"])[known].square().mean()
+
+    def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
+        """See `Strategy.loss`."""
+        scores, labels = self._scores(new.outputs), new.targets[0] if new.targets else None
+        if labels is None or labels.dtype != torch.int64 or labels.ndim != 1:
+            raise BatchError("strategy 'x-der' needs int64 class labels [rows] as the first target")
+        if self._known is None:
+            self._known = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+        self._known[labels] = True
+        return super().loss(new, replayed)
+
+    def refresh(self, part: Part) -> dict[str, Tensor]:
+        """See `Strategy.refresh`."""
+        assert self._known is not None  # `loss` comes first
+        recorded, known, labels = part.state["scores"], part.state["known"], part.targets[0]
+        learnt = self._known & ~known
+        present = self._scores(part.outputs).detach()
+        limit = self.config.gamma * recorded.gather(1, labels[:, None]).clamp(min=0)
+        highest = present.masked_fill(~learnt, 0).amax(1, keepdim=True).clamp(min=torch.finfo(present.dtype).tiny)
+        scaled = present * (limit / highest).clamp(max=1)
+        return {"scores": torch.where(learnt, scaled, recorded), "known": known | self._known}
+
+    def _scores(self, outputs: Any) -> Tensor:
+        (scores, *others) = self.tensors(outputs).values()
+        if others or scores.ndim != 2:
+            raise BatchError(
+                "strategy 'x-der' needs one output, scores [rows, classes]; see rehearsal.strategy.outputs"
+            )
+        return scores
