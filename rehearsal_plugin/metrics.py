@@ -35,7 +35,6 @@ class Metrics:
         drawn_ms: Time to draw rows and read them from storage, in the background.
         exchanged_ms: Time from issuing a collective to its end, in the background.
         replayed_by_partition: Replayed rows by partition key.
-        stored_by_partition: Stored rows by partition key.
     """
 
     steps: int = 0
@@ -53,7 +52,6 @@ class Metrics:
     drawn_ms: float = 0.0
     exchanged_ms: float = 0.0
     replayed_by_partition: Counter[int] = field(default_factory=Counter)
-    stored_by_partition: dict[int, int] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -70,8 +68,6 @@ class Metrics:
         self.replayed_by_partition.update(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
 
     def flat(self) -> dict[str, float]:
-        """Name to number; partitions as `rows_stored/<key>` and `rows_replayed/<key>`."""
+        """Name to number; partitions as `rows_replayed/<key>`."""
         totals = {name: value for name, value in vars(self).items() if isinstance(value, (int, float))}
-        stored = {f"rows_stored/{key}": value for key, value in self.stored_by_partition.items()}
-        replayed = {f"rows_replayed/{key}": value for key, value in self.replayed_by_partition.items()}
-        return {**totals, **stored, **replayed}
+        return totals | {f"rows_replayed/{key}": value for key, value in self.replayed_by_partition.items()}

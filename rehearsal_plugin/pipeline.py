@@ -183,12 +183,10 @@ class Pipeline:
         return f"the background job on rank {self._rank} at step {self.step - 1}"
 
     def _count_admission(self, slots: IntArray) -> None:
-        keys, sizes = self.buffer.counts()
         self._metrics.steps += 1
         self._metrics.rows_offered += len(slots)
         self._metrics.rows_admitted += int(np.count_nonzero(slots >= 0))
         self._metrics.rows_stored = len(self.buffer)
-        self._metrics.stored_by_partition = dict(zip(keys.tolist(), sizes.tolist(), strict=True))
 
 
 def _at_once(post: Callable[[], Posted]) -> Callable[[], Posted]:

@@ -221,8 +221,15 @@ class Rehearsal:
         return self._supply.due
 
     def metrics(self) -> dict[str, float]:
-        """Totals since the start on this rank, by name; see `metrics.Metrics` for names and units."""
-        return self._supply.metrics.flat()
+        """Totals since the start on this rank, by name; see `metrics.Metrics` for names and units.
+
+        With `buffer.partition_by` also `rows_stored/<key>` and `rows_replayed/<key>`.
+        """
+        totals = self._supply.metrics.flat()
+        if self.buffer is None:
+            return totals
+        keys, sizes = (column.tolist() for column in self.buffer.counts())
+        return totals | {f"rows_stored/{key}": size for key, size in zip(keys, sizes, strict=True)}
 
     @property
     def steps(self) -> int:

@@ -13,17 +13,15 @@ its import, such as `DS_ACCELERATOR`, belong into the environment of the launche
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib.util
 import runpy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from rehearsal_plugin.config import RehearsalConfig, find_block
+from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import MissingDependencyError
-from rehearsal_plugin.integrations import attach, deepspeed, horovod
+from rehearsal_plugin.integrations import deepspeed, horovod
 
 __all__ = ["main"]
 
@@ -64,29 +62,9 @@ def _patch(config: RehearsalConfig | None) -> None:
             "for a Horovod job"
         )
     if "deepspeed" in installed:
-        deepspeed.patch()
-    if config is not None and "deepspeed" in installed:
-        _fall_back(config)
+        deepspeed.patch(fallback=config)
     if config is not None and "horovod" in installed:
         horovod.patch(config)
-
-
-def _fall_back(config: RehearsalConfig) -> None:
-    """Give DeepSpeed engines whose own config has no block this one."""
-    import deepspeed
-
-    initialize = deepspeed.initialize
-
-    @functools.wraps(initialize)
-    def initialized(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
-        engine, optimizer, loader, scheduler = initialize(*args, **kwargs)
-        if find_block(engine.config) is None:
-            handle = attach(engine, config)
-            if loader is not None and config.inject == "loader":
-                engine.training_dataloader = loader = handle.loader(loader)
-        return engine, optimizer, loader, scheduler
-
-    deepspeed.initialize = initialized
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,7 +9,7 @@ from typing import Any
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, find_block
 from rehearsal_plugin.errors import ConfigError, MissingDependencyError
 from rehearsal_plugin.integrations.forward import ForwardInjection
-from rehearsal_plugin.integrations.handle import Handle
+from rehearsal_plugin.integrations.handle import Handle, check_fed
 from rehearsal_plugin.integrations.loader import RehearsalLoader
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.transport import TorchDistributedTransport
@@ -55,22 +55,32 @@ def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
         MissingDependencyError: DeepSpeed is not installed.
         ConfigError: As for `attach`.
     """
-    create = _original_initialize()
-    engine, optimizer, loader, scheduler = create(*args, **kwargs)
-    handle = attach(engine)
+    return _initialize(None, *args, **kwargs)
+
+
+def patch(fallback: RehearsalConfig | None = None) -> None:
+    """Make `deepspeed.initialize` itself do what `initialize` does, for scripts that are to be left untouched.
+
+    Args:
+        fallback: The section of engines whose own config has none.
+
+    Raises:
+        MissingDependencyError: DeepSpeed is not installed.
+    """
+    original = _original_initialize()
+    import deepspeed
+
+    wrapper = functools.wraps(original)(functools.partial(_initialize, fallback))
+    wrapper.rehearsal_original = original  # type: ignore[attr-defined]
+    deepspeed.initialize = wrapper
+
+
+def _initialize(fallback: RehearsalConfig | None, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
+    engine, optimizer, loader, scheduler = _original_initialize()(*args, **kwargs)
+    handle = attach(engine, fallback if find_block(engine.config) is None else None)
     if loader is not None and handle.rehearsal is not None and handle.rehearsal.config.inject == "loader":
         engine.training_dataloader = loader = RehearsalLoader(loader, handle.rehearsal)
     return engine, optimizer, loader, scheduler
-
-
-def patch() -> None:
-    """Make `deepspeed.initialize` itself do what `initialize` does, for scripts that are to be left untouched."""
-    import deepspeed
-
-    original = _original_initialize()
-    wrapper = functools.wraps(original)(lambda *args, **kwargs: initialize(*args, **kwargs))
-    wrapper.rehearsal_original = original  # type: ignore[attr-defined]
-    deepspeed.initialize = wrapper
 
 
 def _original_initialize() -> Callable[..., tuple[Any, Any, Any, Any]]:
@@ -120,25 +130,10 @@ def _clocked_step(engine: Any, rehearsal: Rehearsal, step: Callable[..., Any], *
     before = engine.global_steps
     result = step(*args, **kwargs)
     if engine.global_steps != before and not rehearsal.closed:
-        _check_fed(rehearsal)
+        check_fed(rehearsal, "engine")
         rehearsal.step()
         _report(engine, rehearsal)
     return result
-
-
-def _check_fed(rehearsal: Rehearsal) -> None:
-    """A job whose batches take another way would train on without any replay, and nobody would know."""
-    if rehearsal.fed:
-        return
-    if rehearsal.config.inject == "loader":
-        raise ConfigError(
-            "rehearsal.inject is 'loader' and no batch of the first step came out of a rehearsal loader; wrap the "
-            "training loader with engine.rehearsal.loader(...), or set rehearsal.inject to 'forward'"
-        )
-    raise ConfigError(
-        "rehearsal.inject is 'forward' and the first step made no training pass through engine(...): call the engine, "
-        "not the model in it, with the model in training mode, or set rehearsal.inject to 'loader'"
-    )
 
 
 def _closing_destroy(rehearsal: Rehearsal, destroy: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

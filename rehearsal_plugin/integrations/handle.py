@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.loader import RehearsalLoader
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.strategies.base import Criterion
 
-__all__ = ["Handle"]
+__all__ = ["Handle", "check_fed"]
 
 
 class Handle:
@@ -65,3 +66,26 @@ class Handle:
         """Stop the background and give up the process group; a second call does nothing."""
         if self.rehearsal is not None:
             self.rehearsal.close()
+
+
+def check_fed(rehearsal: Rehearsal, owner: str) -> None:
+    """Refuse the first step of a job whose batches take another way: it would train on without any replay.
+
+    Args:
+        rehearsal: What should have been fed.
+        owner: The variable that holds the handle in a usual script, for the message.
+
+    Raises:
+        ConfigError: No batch has come.
+    """
+    if rehearsal.fed:
+        return
+    if rehearsal.config.inject == "loader":
+        raise ConfigError(
+            "rehearsal.inject is 'loader' and no batch of the first step came out of a rehearsal loader; wrap the "
+            f"training loader with {owner}.rehearsal.loader(...), or set rehearsal.inject to 'forward'"
+        )
+    raise ConfigError(
+        "rehearsal.inject is 'forward' and the first step made no training pass through the model that was attached; "
+        "call the engine (or the model given to attach) itself, in training mode, or set rehearsal.inject to 'loader'"
+    )

@@ -20,7 +20,7 @@ from rehearsal_plugin.config import ConfigSource, RehearsalConfig
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.data_loaders import wrap_data_loaders
 from rehearsal_plugin.integrations.forward import ForwardInjection
-from rehearsal_plugin.integrations.handle import Handle
+from rehearsal_plugin.integrations.handle import Handle, check_fed
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.transport.horovod import HorovodTransport, horovod_failures, import_horovod
 
@@ -100,7 +100,7 @@ class HorovodHandle(Handle):
         if self._transport is not None and self._transport.outdated:
             # A job that only loses hosts goes on without a `sync`: all ranks left stand at the same step.
             self.rehearsal.restart(self.rehearsal.steps, self.connect)
-        _check_fed(self.rehearsal)
+        check_fed(self.rehearsal, "optimizer")
         with horovod_failures():
             self.rehearsal.step()
 
@@ -130,21 +130,6 @@ def _check(optimizer: Any, model: nn.Module | None, section: RehearsalConfig, ad
         raise ConfigError(
             "attach(optimizer) needs model=... to inject rows at its forward, or rehearsal.inject: loader"
         )
-
-
-def _check_fed(rehearsal: Rehearsal) -> None:
-    """A job whose batches take another way would train on without any replay, and nobody would know."""
-    if rehearsal.buffer is not None:
-        return
-    if rehearsal.config.inject == "loader":
-        raise ConfigError(
-            "rehearsal.inject is 'loader' and no batch of the first step came out of a rehearsal loader; wrap the "
-            "training loader with optimizer.rehearsal.loader(...), or set rehearsal.inject to 'forward'"
-        )
-    raise ConfigError(
-        "rehearsal.inject is 'forward' and the first step made no training pass through the model that was given to "
-        "attach; call that one, in training mode, or set rehearsal.inject to 'loader'"
-    )
 
 
 def patch(config: ConfigSource) -> None:
