@@ -10,10 +10,11 @@ from rehearsal_plugin.errors import RehearsalError
 from rehearsal_plugin.integrations import Handle, attach
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.rows import RowLayout
-from rehearsal_plugin.transport import LocalTransport, TorchDistributedTransport, Transport
+from rehearsal_plugin.transport import HorovodTransport, LocalTransport, TorchDistributedTransport, Transport
 
 __all__ = [
     "Handle",
+    "HorovodTransport",
     "LocalTransport",
     "Rehearsal",
     "RehearsalBuffer",

@@ -15,7 +15,7 @@ from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.representatives import Share
 from rehearsal_plugin.rows import RowLayout, map_leaves
 from rehearsal_plugin.strategies import Part, Strategy
-from rehearsal_plugin.strategies.base import Criterion
+from rehearsal_plugin.strategies.base import Criterion, tensors_of
 
 __all__ = ["MicroBatch", "no_criterion"]
 
@@ -42,7 +42,7 @@ class MicroBatch:
         Raises:
             BatchError: The outputs are not those of all rows.
         """
-        self._check(strategy.tensors(outputs))
+        self._check("the model's output", strategy.tensors(outputs))
         return map_leaves(self._split(outputs)[0], lambda _, leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf)
 
     def parts(
@@ -53,10 +53,16 @@ class MicroBatch:
         Raises:
             BatchError: The outputs are not those of all rows.
         """
-        self._check(strategy.tensors(outputs))
+        tensors = strategy.tensors(outputs)
+        self._check("the model's output", tensors)
+        self._check("target", tensors_of(targets))
+        device = next(iter(tensors.values())).device  # batches of a loader may live elsewhere
         states: list[dict[str, Tensor]] = [{}] * (1 + self.draws)
         if self.share is not None:
-            states[1:] = [layout.unpack_state(rows) for rows in torch.split(self.share.rows, self.share.sizes)]
+            states[1:] = [
+                {name: value.to(device) for name, value in layout.unpack_state(rows).items()}
+                for rows in torch.split(self.share.rows, self.share.sizes)
+            ]
         return [
             Part(own, target, state, size, criterion)
             for own, target, state, size in zip(
@@ -73,14 +79,14 @@ class MicroBatch:
         spans = zip([0, *ends], ends, strict=False)
         return [map_leaves(tree, partial(_cut, ends[-1], slice(*span))) for span in spans]
 
-    def _check(self, tensors: Mapping[str, Tensor]) -> None:
-        """Outputs of other rows than those given would be split in the wrong places."""
+    def _check(self, what: str, tensors: Mapping[str, Tensor]) -> None:
+        """Tensors of other rows than those given would be split in the wrong places."""
         total = sum(self._sizes)
         for name, tensor in tensors.items():
             if len(tensor) != total:
                 raise BatchError(
-                    f"the model's output '{name}' has {len(tensor)} rows and the micro-batch has {total}; "
-                    "give the outputs for all rows that augment() returned"
+                    f"{what} '{name}' has {len(tensor)} rows and the micro-batch has {total}; "
+                    "give outputs and targets for all rows that augment() returned"
                 )
 
 

@@ -27,7 +27,7 @@ from rehearsal_plugin.config import ConfigSource, RehearsalConfig
 from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError
 from rehearsal_plugin.micro_batch import MicroBatch, no_criterion
 from rehearsal_plugin.representatives import Share
-from rehearsal_plugin.rows import RowLayout
+from rehearsal_plugin.rows import RowLayout, map_leaves
 from rehearsal_plugin.strategies import Part, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
 from rehearsal_plugin.supply import Supply
@@ -129,7 +129,7 @@ class Rehearsal:
             ClosedError: `close` was called.
         """
         self._check_open()
-        self._check_recorded()
+        self._check_answered()
         layout = self._layout = self._layout or RowLayout.infer(batch, self.config.fields)
         columns = layout.columns(batch)
         size, replace = len(columns[0]), self.config.mode == "replace"
@@ -139,7 +139,8 @@ class Rehearsal:
         self._supply.seen(size + replayed - displaced if replace else size)
         new = size - displaced
         if self.strategy.records:  # only what the model sees has outputs, and it has them later
-            self._seen = MicroBatch([column[:new] for column in columns], new, share, self.strategy.draws)
+            own = [column[:new].clone() for column in columns]  # whoever gave the batch may change it until then
+            self._seen = MicroBatch(own, new, share, self.strategy.draws)
         else:
             self._seen = MicroBatch([], new, share, self.strategy.draws)
             self._supply.stage(columns, layout, {})
@@ -162,7 +163,8 @@ class Rehearsal:
         """
         new, *replayed = self._parts(outputs, targets, criterion)
         replayed = [part for part in replayed if part.size]
-        loss = self.strategy.loss(new, replayed)
+        # One call also where the criterion weights rows unequally, as a mean over tokens does.
+        loss = criterion(outputs, *targets) if self.strategy.plain else self.strategy.loss(new, replayed)
         self._refresh(replayed)
         self.record(outputs)
         return loss
@@ -173,11 +175,11 @@ class Rehearsal:
         The model's own loss covers new and replayed rows alike.
 
         Args:
-            outputs: What the model gave for all rows: a scalar `loss` beside a tensor with the batch dimension,
-                such as `logits`, as attributes or keys.
+            outputs: What the model gave for all rows: a mapping, as models of Hugging Face return it, with a scalar
+                `loss` beside a tensor with the batch dimension, such as `logits`.
 
         Returns:
-            The outputs, with `loss` replaced.
+            The same mapping with another `loss`.
 
         Raises:
             BatchError: The outputs do not fit the strategy.
@@ -185,9 +187,9 @@ class Rehearsal:
         _, *replayed = self._parts(outputs, (), no_criterion)
         self.record(outputs)
         term = self.strategy.regularizer([part for part in replayed if part.size])
-        if term is not None:
-            outputs.loss = outputs.loss + term
-        return outputs
+        if term is None:
+            return outputs
+        return map_leaves(outputs, lambda name, value: value + term if name == "loss" else value)
 
     def record(self, outputs: Any) -> None:
         """Store the outputs for the new rows beside them, where the strategy wants that; `loss` does it too.
@@ -212,7 +214,7 @@ class Rehearsal:
             ClosedError: `close` was called.
         """
         self._check_open()
-        self._check_recorded()
+        self._check_answered()
         self._supply.collect()
         self._supply.launch()
 
@@ -298,9 +300,10 @@ class Rehearsal:
         return transform(batch) if everything else batch
 
     def _parts(self, outputs: Any, targets: tuple[Any, ...], criterion: Criterion) -> list[Part]:
+        seen = self._current()
         layout = self._layout if self.buffer is None else self.buffer.layout
-        assert layout is not None  # there was a batch, or `_current` raises
-        return self._current().parts(self.strategy, layout, outputs, targets, criterion)
+        assert layout is not None  # there was a batch
+        return seen.parts(self.strategy, layout, outputs, targets, criterion)
 
     def _refresh(self, replayed: list[Part]) -> None:
         share = self._current().share
@@ -314,12 +317,15 @@ class Rehearsal:
             raise BatchError("there is no micro-batch to compute a loss for; call augment(batch) once before each")
         return self._seen
 
-    def _check_recorded(self) -> None:
-        if self._seen is not None and self.strategy.records:
-            raise BatchError(
-                f"strategy '{self.config.strategy.name}' stores the model's outputs beside each row, and those of the "
-                "last micro-batch were not given; call loss(criterion, outputs, *targets), or record(outputs)"
-            )
+    def _check_answered(self) -> None:
+        """Without its loss a strategy would do nothing, and nobody would know."""
+        if self._seen is None or (self.strategy.plain and not self.strategy.records):
+            return
+        recorded = " and stores the model's outputs" if self.strategy.records else ""
+        raise BatchError(
+            f"strategy '{self.config.strategy.name}' has a loss of its own{recorded}, and was not asked for that of "
+            "the last micro-batch; call loss(criterion, outputs, *targets), or record(outputs) to do without it"
+        )
 
     def _check_open(self) -> None:
         if self._closed:

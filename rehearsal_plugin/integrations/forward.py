@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ class ForwardInjection:
             ConfigError: The strategy cannot go on from such a loss.
         """
         augmented, self._augmented = self._augmented, False
-        if augmented and not self._rehearsal.strategy.plain and getattr(outputs, "loss", None) is not None:
+        own_loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if augmented and not self._rehearsal.strategy.plain and own_loss is not None:
             return self._rehearsal.complete(outputs)
         return outputs
 

@@ -89,10 +89,10 @@ class RehearsalLoader:
             yield self._augment(rest)
 
     def _room(self, size: int) -> int:
-        fixed = self._rehearsal.config.representatives
-        if fixed is not None and fixed >= size:
+        fixed, draws = self._rehearsal.config.representatives, self._rehearsal.strategy.draws
+        if fixed is not None and fixed * draws >= size:
             raise ConfigError(
                 f"rehearsal.representatives is {fixed} and a batch has {size} rows, so with rehearsal.mode 'replace' "
-                "no new row would ever be seen; lower it"
+                f"and {draws} draw(s) a step no new row would ever be seen; lower it"
             )
-        return size - self._rehearsal.due() if self._live else size
+        return max(0, size - self._rehearsal.due()) if self._live else size

@@ -19,7 +19,17 @@ from rehearsal_plugin.config import StrategyConfig
 from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.rows import map_leaves
 
-__all__ = ["STRATEGIES", "Criterion", "Part", "Strategy", "distance", "flatten", "make_strategy", "register"]
+__all__ = [
+    "STRATEGIES",
+    "Criterion",
+    "Part",
+    "Strategy",
+    "distance",
+    "flatten",
+    "make_strategy",
+    "register",
+    "tensors_of",
+]
 
 Criterion = Callable[..., Tensor]
 """`criterion(outputs, *targets)`: the mean loss over the rows it is given, a scalar."""
@@ -44,8 +54,8 @@ class Part:
     criterion: Criterion
 
     def loss(self) -> Tensor:
-        """The task's loss, a mean over the rows of this part."""
-        return self.criterion(self.outputs, *self.targets)
+        """The task's loss, a mean over the rows of this part; 0 where replayed rows displaced all new ones."""
+        return self.criterion(self.outputs, *self.targets) if self.size else torch.zeros(())
 
 
 class Strategy(ABC):
@@ -132,18 +142,12 @@ def flatten(outputs: Any, only: Collection[str] | None = None) -> dict[str, Tens
 
     Args:
         outputs: A tensor, or any nesting of mappings, lists and tuples.
-        only: Names to take; None takes all tensors with a batch dimension.
+        only: Names to take; None takes all tensors but scalars.
 
     Raises:
         BatchError: There is none, or not all of those named.
     """
-    tensors: dict[str, Tensor] = {}
-
-    def collect(name: str, leaf: Any) -> None:
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            tensors[name or "output"] = leaf
-
-    map_leaves(outputs, collect)
+    tensors = tensors_of(outputs)
     missing = set(only or ()) - set(tensors)
     if missing or not tensors:
         raise BatchError(
@@ -157,7 +161,30 @@ def flatten(outputs: Any, only: Collection[str] | None = None) -> dict[str, Tens
     return {name: tensor for name, tensor in tensors.items() if only is None or name in only}
 
 
+def tensors_of(tree: Any) -> dict[str, Tensor]:
+    """All tensors but scalars in any nesting of mappings, lists and tuples, by dotted name; see `flatten`."""
+    tensors: dict[str, Tensor] = {}
+
+    def collect(name: str, leaf: Any) -> None:
+        if isinstance(leaf, Tensor) and leaf.ndim:
+            tensors[name or "output"] = leaf
+
+    map_leaves(tree, collect)
+    return tensors
+
+
 def distance(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tensor:
-    """The mean squared error between outputs and recorded ones, averaged over the tensors that were recorded."""
+    """The mean squared error between outputs and recorded ones, averaged over the tensors that were recorded.
+
+    Raises:
+        BatchError: An output is missing, or has not the shape that it was recorded with.
+    """
+    for name, stored in state.items():
+        if name not in tensors or tensors[name].shape != stored.shape:
+            found = f"has {tuple(tensors[name].shape[1:])}" if name in tensors else "is missing"
+            raise BatchError(
+                f"the model's output '{name}' was recorded with shape {tuple(stored.shape[1:])} a row and now {found}; "
+                "name outputs that keep their shape in rehearsal.strategy.outputs"
+            )
     errors = [functional.mse_loss(tensors[name].float(), stored.float()) for name, stored in state.items()]
     return torch.stack(errors).mean()

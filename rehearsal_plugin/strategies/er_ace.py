@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -39,7 +40,8 @@ class AsymmetricReplay(Strategy):
             raise BatchError("strategy 'er-ace' needs scores [rows, classes] and int64 class labels [rows] as target")
         present = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
         present[labels] = True
-        total = functional.cross_entropy(scores.masked_fill(~present, torch.finfo(scores.dtype).min), labels)
+        among = scores.masked_fill(~present, torch.finfo(scores.dtype).min)
+        total = replace(new, outputs=among, targets=(labels,), criterion=functional.cross_entropy).loss()
         for part in replayed:
             total = total + self.config.loss_weight * part.loss()
         return total

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.config import StrategyConfig
-from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.strategies.base import Part, register
 from rehearsal_plugin.strategies.der_plus_plus import DarkExperienceReplayPlusPlus
 
@@ -38,7 +38,11 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
     def state(self, outputs: Any) -> dict[str, Tensor]:
         """See `Strategy.state`: `scores` `[rows, classes]`, and which classes were `known`, bool `[rows, classes]`."""
         scores = self._scores(outputs)
-        assert self._known is not None  # `loss` comes first
+        if self._known is None:
+            raise ConfigError(
+                "strategy 'x-der' needs the labels beside the outputs; let the model return scores and compute the "
+                "loss with rehearsal.loss(criterion, outputs, labels)"
+            )
         return {"scores": scores, "known": self._known.expand_as(scores)}
 
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rehearsal_plugin.transport.base import Pending, Transport, wait
+from rehearsal_plugin.transport.horovod import HorovodTransport
 from rehearsal_plugin.transport.local import LocalTransport
 from rehearsal_plugin.transport.torch_distributed import TorchDistributedTransport
 
-__all__ = ["LocalTransport", "Pending", "TorchDistributedTransport", "Transport", "wait"]
+__all__ = ["HorovodTransport", "LocalTransport", "Pending", "TorchDistributedTransport", "Transport", "wait"]
