@@ -10,7 +10,7 @@ __all__ = ["Schedule"]
 
 
 class Schedule:
-    """Whole numbers of rows whose running sum never strays from the ratio by a whole row.
+    """Whole numbers of rows whose running sum never strays from the ratio by a whole row a draw.
 
     `ratio` is the share of replayed rows in what the model sees: with b new rows and `mode: append` that is
     r / (b + r), with `mode: replace` it is r / b. The fraction that a batch cannot take is carried to the

@@ -506,7 +506,7 @@ def test_refusals_name_cause_and_cure() -> None:
         assert "model=..." in rank["model"]
         assert "config=..." in rank["config"]
         assert "has a rehearsal already" in rank["twice"]
-        assert "call that one, in training mode" in rank["unfed forward"]
+        assert "itself, in training mode" in rank["unfed forward"]
         assert "optimizer.rehearsal.loader(...)" in rank["unfed loader"]
 
 
