@@ -3,7 +3,7 @@
 #
 #     bash scripts/quickstart.sh [argument of scripts/quickstart.py ...]
 #
-# Some four minutes on two cores after the set-up; the results are in out/quickstart.
+# Some three minutes on two cores after the set-up; the results are in out/quickstart.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -53,7 +53,7 @@ def table(summary: dict[str, float]) -> str:
             f"{'held-out loss, nats per byte':36}{'Python':>10}{'C++':>10}",
             *losses,
             f"{'forgetting of Python removed':36}{summary['forgetting_removed']:10.1%}",
-            f"{'cost on C++':36}{summary['cost_on_new']:20.1%}",
+            f"{'cost on C++':36}{summary['cost_on_new']:20.2%}",
             f"{'step time':36}{summary['step_ms_without']:7.0f} ms without, {summary['step_ms_with']:.0f} ms with",
             f"{'ratio of step times':36}{middle:10.3f} (quartiles {low:.3f} to {high:.3f})",
         ]
