@@ -1,0 +1,201 @@
+"""What the ptychography study tries: its sizes, its arms, and the knobs of each method."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TypeAlias
+
+import numpy as np
+from ptychography_stream import DRIFTS, Plan, conditions
+from study import BUFFERS, DER, DERPP, ER, INCREMENTAL, METHODS, SCRATCH, Arm, Metric, Row, grid, group
+
+__all__ = [
+    "CHOOSE",
+    "COMMON",
+    "KNOBS",
+    "METRICS",
+    "SIZES",
+    "Course",
+    "Job",
+    "Knobs",
+    "Size",
+    "chosen",
+    "of_drift",
+    "summarise",
+]
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What each method has of its own: learning rate, and the weights of der and der++."""
+
+    lr: float
+    alpha: float = 0.0
+    beta: float = 0.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all arms have in common.
+
+    Attributes:
+        tasks: Tasks of a drift.
+        steps: Optimizer steps a task.
+        batch: New samples a step and rank.
+        start_task: Tasks that are only collected from before anything is replayed.
+        scans: Objects a task and rank that are held out.
+    """
+
+    tasks: int
+    steps: int
+    batch: int
+    start_task: int
+    scans: int
+
+    def capacity(self, arm: Arm) -> int:
+        """Rows of a rank's buffer: a share of the samples that come to this rank."""
+        return max(1, round(self.tasks * self.steps * self.batch * arm.buffer_percent / 100))
+
+    def plan(self, drift: str, seed: int, rank: int) -> Plan:
+        """What a rank sees."""
+        return Plan(tuple(conditions(drift, self.tasks)), self.steps, self.batch, seed, rank)
+
+
+METRICS = (
+    Metric("amplitude_error", "amplitude error", higher_is_better=False),
+    Metric("phase_error", "phase error (rad)", higher_is_better=False),
+)
+CHOOSE = "choose"
+COMMON = 10.0
+"""The size of the buffer that every drift is tried with, in percent of the samples."""
+
+KNOBS = {
+    SCRATCH: Knobs(lr=1e-3),
+    INCREMENTAL: Knobs(lr=1e-3),
+    ER: Knobs(lr=1e-3),
+    DER: Knobs(lr=1e-3, alpha=0.8),
+    DERPP: Knobs(lr=1e-3, alpha=0.8, beta=1.0),
+}
+"""First guesses, not tuned; alpha and beta are those of the papers."""
+
+CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
+    SCRATCH: {"lr": (5e-4, 1e-3, 2e-3)},
+    ER: {"lr": (5e-4, 1e-3, 2e-3)},
+    DER: {"lr": (1e-3,), "alpha": (0.8, 3.0, 10.0)},
+    DERPP: {"lr": (1e-3,), "alpha": (0.8, 3.0), "beta": (0.5, 1.0)},
+}
+
+Job: TypeAlias = tuple[str, Arm, Knobs]
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the study is done.
+
+    Attributes:
+        course: Tasks, steps and samples.
+        representatives: Replayed samples a step and rank, r.
+        candidates: Samples a step and rank that are offered to the buffer, c.
+        seeds: Of every arm.
+        buffers: By drift, percent of the samples; each holds `COMMON`.
+    """
+
+    course: Course
+    representatives: int = 24
+    candidates: int = 8
+    seeds: tuple[int, ...] = (0, 1, 2)
+    buffers: Mapping[str, tuple[float, ...]] = field(
+        default_factory=lambda: {"defocus": BUFFERS, "photons": (COMMON,), "texture": (COMMON,)}
+    )
+
+    @property
+    def rows_a_step(self) -> int:
+        """Samples that a step and rank of the methods with a buffer takes, and so that of the upper bound."""
+        return self.course.batch + self.representatives
+
+    def jobs(self) -> list[Job]:
+        """Every arm of the study, drift by drift."""
+        return [(drift, arm, KNOBS[arm.method]) for drift, arm in self._arms()]
+
+    def choices(self) -> list[Job]:
+        """Every arm that has a choice, with each of its knobs."""
+        return [
+            (drift, arm, Knobs(**dict(zip(CHOICES[arm.method], values, strict=True))))
+            for drift, arm in self._arms()
+            if arm.method in CHOICES
+            for values in itertools.product(*CHOICES[arm.method].values())
+        ]
+
+    def _arms(self) -> list[tuple[str, Arm]]:
+        return [
+            (drift, replace(arm, candidates=self.candidates if arm.buffer_percent else None))
+            for drift in DRIFTS
+            for arm in grid(self.buffers[drift], self.seeds, self.representatives)
+        ]
+
+
+ONE_BUFFER = dict.fromkeys(DRIFTS, (COMMON,))
+FULL = Course(tasks=8, steps=80, batch=16, start_task=1, scans=1)
+SIZES = {
+    "smoke": Size(replace(FULL, tasks=3, steps=3), seeds=(0,), buffers=ONE_BUFFER),
+    "small": Size(replace(FULL, tasks=4, steps=40), seeds=(0,), buffers=ONE_BUFFER),
+    "full": Size(FULL),
+    CHOOSE: Size(FULL, seeds=(100,), buffers=ONE_BUFFER),
+}
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, float]:
+    """Share of the forgetting of incremental training that er with the common buffer takes away.
+
+    For each metric and drift, and for each metric the least over the drifts; beside it how much is forgotten.
+    """
+    summary: dict[str, float] = {}
+    for metric in METRICS:
+        name, reductions = metric.name.removesuffix("_error"), {}
+        for drift in DRIFTS:
+            lost, kept = (forgetting(of_drift(rows, drift), metric, *arm) for arm in ((INCREMENTAL, 0.0), (ER, COMMON)))
+            reductions[f"forgetting_reduction_{name}_{drift}"] = 1 - kept / lost
+            summary |= {f"forgetting_{name}_{drift}_incremental": lost, f"forgetting_{name}_{drift}_er": kept}
+        summary |= {f"forgetting_reduction_{name}": min(reductions.values()), **reductions}
+    return summary
+
+
+def forgetting(rows: Sequence[Row], metric: Metric, method: str, buffer_percent: float) -> float:
+    """The error at the end less that right after the task was learnt, mean over the earlier tasks and the seeds."""
+    runs: dict[int, list[Row]] = {}
+    for line in rows:
+        if (line["method"], line["buffer_percent"]) == (method, buffer_percent):
+            runs.setdefault(line["seed"], []).append(line)
+    rises = [
+        run[-1][f"{metric.name}_task_{line['after_task']}"] - line[f"{metric.name}_task_{line['after_task']}"]
+        for run in runs.values()
+        for line in run[:-1]
+    ]
+    return float(np.mean(rises))
+
+
+def chosen(rows: Sequence[Row]) -> list[tuple[str, Knobs, float]]:
+    """Method, knobs, and the error summed over metrics and averaged over drifts; the best knobs of a method first."""
+    lines: dict[tuple[str, Knobs], list[Row]] = {}
+    for line in rows:
+        lines.setdefault((line["method"], _knobs(line)), []).append(line)
+    tried = [(method, knobs, _error(ours)) for (method, knobs), ours in lines.items()]
+    return sorted(tried, key=lambda one: (METHODS.index(one[0]), one[2]))
+
+
+def _knobs(line: Row) -> Knobs:
+    return Knobs(**{name: line[name] for name in asdict(KNOBS[ER])})
+
+
+def _error(rows: Sequence[Row]) -> float:
+    return sum(
+        float(np.mean([one.average.mean for drift in DRIFTS for one in group(of_drift(rows, drift), metric)]))
+        for metric in METRICS
+    )
+
+
+def of_drift(rows: Sequence[Row], drift: str) -> list[Row]:
+    """The rows of one drift."""
+    return [line for line in rows if line["drift"] == drift]

@@ -1,0 +1,174 @@
+"""How one arm of the ptychography study is trained: the course of tasks, the loop, and what is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from ptychography import Samples
+from ptychography_model import PtychoNet, reconstruction_loss
+from ptychography_stream import DRIFTS, Producer
+from study import DERPP, REPLAYING, SCRATCH, Arm, Row, Shelf, group, row
+from study_ptychography_plan import METRICS, Course, Job, Knobs, Size
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from rehearsal_plugin import Rehearsal
+
+__all__ = ["train_all"]
+
+Batch: TypeAlias = dict[str, Tensor]
+
+
+class Learner:
+    """A network on all ranks with its optimizer, and rehearsal where the method has it."""
+
+    def __init__(self, arm: Arm, knobs: Knobs, course: Course) -> None:
+        torch.manual_seed(arm.seed)
+        self.model = DistributedDataParallel(PtychoNet())
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=knobs.lr)
+        config = rehearsal_config(arm, knobs, course) if arm.method in REPLAYING else None
+        self.rehearsal = None if config is None else Rehearsal(config)
+
+    def step(self, batch: Batch) -> None:
+        """One optimizer step on this rank's new rows, and on replayed ones behind them."""
+        if self.rehearsal is not None:
+            batch = self.rehearsal.augment(batch)
+        maps, targets = self.model(batch["diffraction"]), (batch["amplitude"], batch["phase"])
+        if self.rehearsal is None:
+            loss = reconstruction_loss(maps, *targets)
+        else:
+            loss = self.rehearsal.loss(reconstruction_loss, maps, *targets)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        if self.rehearsal is not None:
+            self.rehearsal.step()
+
+    def buffer_mib(self) -> float:
+        """Memory of the rows that this rank stores."""
+        buffer = None if self.rehearsal is None else self.rehearsal.buffer
+        return 0.0 if buffer is None else len(buffer) * buffer.layout.row_bytes / 2**20
+
+    def close(self) -> None:
+        """End the background work."""
+        if self.rehearsal is not None:
+            self.rehearsal.close()
+
+
+def rehearsal_config(arm: Arm, knobs: Knobs, course: Course) -> dict[str, Any]:
+    """The `rehearsal` section; der++ draws twice, so each of its draws brings half of the rows."""
+    return {
+        "buffer": {"capacity": course.capacity(arm)},
+        "representatives": arm.representatives // (2 if arm.method == DERPP else 1),
+        "candidates": arm.candidates,
+        "start_step": course.start_task * course.steps,
+        "strategy": {"name": arm.method, "alpha": knobs.alpha, "beta": knobs.beta},
+        "seed": arm.seed,
+    }
+
+
+@dataclass
+class Bench:
+    """What a rank trains its arms with, one after the other."""
+
+    size: Size
+    producer: Producer
+    progress: tqdm[Any]
+
+    def train(self, drift: str, arm: Arm, knobs: Knobs) -> list[Row]:
+        """All tasks as they arrive with an evaluation after each, or all of them mixed for the upper bound."""
+        course, waited = self.size.course, self.producer.waited_s
+        plan = course.plan(drift, arm.seed, dist.get_rank())
+        held_out = [tensors(samples) for samples in plan.held_out(course.scans)]
+        # The upper bound takes as many samples a step as those that replay.
+        stream = self.producer.stream(plan, shuffled=self.size.rows_a_step if arm.method == SCRATCH else None)
+        seconds, rows = 0.0, []
+        with closing(Learner(arm, knobs, course)) as learner:
+            for task in range(1, course.tasks + 1):
+                seconds += self._steps(learner, islice(stream, course.steps))
+                if arm.method == SCRATCH and task < course.tasks:
+                    continue
+                values, memory = errors(learner.model.module, held_out), total(learner.buffer_mib())
+                wait = self.producer.waited_s - waited
+                rows.append(
+                    row(
+                        arm, task, values, seconds=seconds, buffer_mib=memory, waited_s=wait, drift=drift, **vars(knobs)
+                    )
+                )
+        return rows
+
+    def _steps(self, learner: Learner, stream: Iterator[Samples]) -> float:
+        """A step for each mini-batch; the seconds that took."""
+        dist.barrier()
+        start = time.perf_counter()
+        for samples in stream:
+            learner.step(tensors(samples))
+            self.progress.update()
+        return time.perf_counter() - start
+
+
+def train_all(jobs: Sequence[Job], size: Size, folder: Path, *, resume: bool) -> list[Row]:
+    """The rows of every job; rank 0 keeps those of each as soon as it is done."""
+    settings = asdict(size.course) | {"ranks": dist.get_world_size()}
+    shelves = [Shelf(folder / drift, settings | DRIFTS[drift] | asdict(knobs)) for drift, _, knobs in jobs]
+    done = [shelf.get(arm) if resume else None for shelf, (_, arm, _) in zip(shelves, jobs, strict=True)]
+    dist.barrier()  # nobody writes before all have looked
+    rows: list[Row] = []
+    with Producer() as producer, progress_of(size.course, done.count(None)) as progress:
+        bench = Bench(size, producer, progress)
+        for number, (drift, arm, knobs) in enumerate(jobs):
+            progress.set_description(f"{drift}, {arm.name}")
+            fresh = done[number] or bench.train(drift, arm, knobs)
+            if dist.get_rank() == 0:
+                shelves[number].put(arm, fresh)
+                tqdm.write(f"{number + 1} of {len(jobs)}: {drift}, {arm.name}: {told(fresh)}")
+            rows += fresh
+    return rows
+
+
+def told(rows: Sequence[Row]) -> str:
+    """One arm's result on a line."""
+    ends = [f"{metric.label} {group(rows, metric)[0].average.text(4)}" for metric in METRICS]
+    return f"{', '.join(ends)}, {rows[-1]['seconds']:.1f} s"
+
+
+def progress_of(course: Course, jobs: int) -> tqdm[Any]:
+    """A bar on rank 0 of a terminal; elsewhere the lines of the arms are enough."""
+    hidden = None if dist.get_rank() == 0 else True
+    return tqdm(total=jobs * course.tasks * course.steps, unit="step", disable=hidden, leave=False, smoothing=0.05)
+
+
+@torch.no_grad()
+def errors(model: torch.nn.Module, held_out: list[Batch]) -> dict[str, list[float]]:
+    """Mean absolute errors on the held-out samples of every task; each rank looks at objects of its own."""
+    sums = torch.tensor([_errors(model, batch) for batch in held_out], dtype=torch.float64)
+    dist.all_reduce(sums)
+    amplitude, phase = (sums / dist.get_world_size()).T.tolist()
+    return {"amplitude_error": amplitude, "phase_error": phase}
+
+
+def _errors(model: torch.nn.Module, batch: Batch) -> list[float]:
+    maps = model(batch["diffraction"])
+    targets = (batch["amplitude"], batch["phase"])
+    return [(ours - right).abs().mean().item() for ours, right in zip(maps, targets, strict=True)]
+
+
+def tensors(samples: Samples) -> Batch:
+    """The same memory as tensors, by name."""
+    return {name: torch.from_numpy(field) for name, field in samples._asdict().items()}
+
+
+def total(value: float) -> float:
+    """The sum over the ranks."""
+    summed = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(summed)
+    return summed.item()
