@@ -6,21 +6,37 @@ from typing import Any
 
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.errors import RehearsalError
+from rehearsal_plugin.errors import (
+    BatchError,
+    ClosedError,
+    ConfigError,
+    ExchangeError,
+    ExchangeTimeout,
+    MissingDependencyError,
+    RehearsalError,
+    StorageError,
+)
 from rehearsal_plugin.integrations import Handle, attach
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.transport import HorovodTransport, LocalTransport, TorchDistributedTransport, Transport
 
 __all__ = [
+    "BatchError",
+    "ClosedError",
+    "ConfigError",
+    "ExchangeError",
+    "ExchangeTimeout",
     "Handle",
     "HorovodTransport",
     "LocalTransport",
+    "MissingDependencyError",
     "Rehearsal",
     "RehearsalBuffer",
     "RehearsalConfig",
     "RehearsalError",
     "RowLayout",
+    "StorageError",
     "TorchDistributedTransport",
     "Transport",
     "attach",

@@ -1,7 +1,7 @@
-"""One step of the distributed buffer: two collectives, a draw between them.
+"""One step of the distributed buffer: two collectives, a draw between them, a third where rows get new state.
 
 Exchange k moves the rows that were drawn after exchange k - 1 and gathers the headers from which the next rows
-are drawn. So both collectives can be issued at one fixed point of the step, with nothing to wait for in
+are drawn. So all collectives can be issued at one fixed point of the step, with nothing to wait for in
 between, and whoever issues them (the training thread or the background) changes nothing in what is drawn.
 """
 
@@ -87,7 +87,7 @@ class Exchange:
         turns: Independent draws of a step.
         seed: Keys the draws; the same on all ranks.
         stream: Keys the draws too; ranks that draw from themselves alone use different ones.
-        timeout_s: Deadline of the waits of one step.
+        timeout_s: Deadline of each wait.
         metrics: Where bytes and times are counted.
         stopped: Asked while waiting; True gives up.
     """

@@ -28,12 +28,12 @@ class Metrics:
         rows_displaced: Rows of the batch that made room for replayed ones (`mode: replace` at forward).
         rows_sent: Rows sent to other ranks.
         rows_received: Rows received from other ranks.
-        bytes_sent: Bytes of those rows; headers are not counted.
+        bytes_sent: Bytes of those rows; headers and state on its way back are not counted.
         bytes_received: Bytes of those rows.
         collectives: Collectives issued.
         waited_ms: Time that the training thread waited for the background.
         drawn_ms: Time to draw rows and read them from storage, in the background.
-        exchanged_ms: Time from issuing a collective to its end, in the background.
+        exchanged_ms: Time that the background waited for collectives.
         replayed_by_partition: Replayed rows by partition key.
     """
 

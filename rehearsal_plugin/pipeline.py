@@ -167,14 +167,16 @@ class Pipeline:
             return Outcome(arrival, outgoing)
 
     def _result(self, job: Future[Outcome]) -> Outcome:
-        # Headers and rows have a deadline each.
-        patience = 2 * self._config.exchange.timeout_s + GRACE_S
+        # State, headers and rows have a deadline each.
+        patience = 3 * self._config.exchange.timeout_s + GRACE_S
         try:
             return job.result(patience)
         except RehearsalError:
             raise
         except concurrent.futures.TimeoutError as error:
-            raise ExchangeTimeout(f"{self._where} did not end within {patience:.0f} s") from error
+            raise ExchangeTimeout(
+                f"{self._where} did not end within {patience:.0f} s; see the other ranks' logs"
+            ) from error
         except Exception as error:
             raise RehearsalError(f"{self._where} failed: {type(error).__name__}: {error}") from error
 

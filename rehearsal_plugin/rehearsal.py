@@ -225,13 +225,15 @@ class Rehearsal:
     def metrics(self) -> dict[str, float]:
         """Totals since the start on this rank, by name; see `metrics.Metrics` for names and units.
 
-        With `buffer.partition_by` also `rows_stored/<key>` and `rows_replayed/<key>`.
+        With `buffer.partition_by` also `rows_offered/<key>`, `rows_stored/<key>` and `rows_replayed/<key>`.
         """
         totals = self._supply.metrics.flat()
-        if self.buffer is None:
-            return totals
-        keys, sizes = (column.tolist() for column in self.buffer.counts())
-        return totals | {f"rows_stored/{key}": size for key, size in zip(keys, sizes, strict=True)}
+        partitions = None if self.buffer is None else self.buffer.occupancy.partitions
+        if partitions is not None:
+            columns = (partitions.keys.tolist(), partitions.seen.tolist(), partitions.sizes.tolist())
+            for key, seen, size in zip(*columns, strict=True):
+                totals |= {f"rows_offered/{key}": seen, f"rows_stored/{key}": size}
+        return totals
 
     @property
     def steps(self) -> int:

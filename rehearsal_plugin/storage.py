@@ -110,12 +110,12 @@ def _map_file(folder: Path, shape: tuple[int, int], rank: int) -> np.ndarray[tup
     path = folder / f"rows.rank{rank}.bin"
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        # Reserving now turns a full disk into an error here instead of a SIGBUS in the middle of a step.
-        os.posix_fallocate(descriptor, 0, shape[0] * shape[1])
-    except (OSError, OverflowError):
-        path.unlink()  # it may hold all the space that was left
-        raise
-    finally:
-        os.close(descriptor)
-    return np.memmap(path, dtype=np.uint8, mode="r+", shape=shape)
+    with os.fdopen(descriptor, "r+b") as file:
+        try:
+            # Reserving now turns a full disk into an error here instead of a SIGBUS in the middle of a step.
+            os.posix_fallocate(descriptor, 0, shape[0] * shape[1])
+        except (OSError, OverflowError):
+            path.unlink(missing_ok=True)  # it may hold all the space that was left
+            raise
+        # Not by its path, which a rank of the same number in another group may have taken meanwhile.
+        return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)

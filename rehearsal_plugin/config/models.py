@@ -127,7 +127,7 @@ class StrategyConfig(Section):
     loss_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of replayed rows in 'er' and 'er-ace'.")
     alpha: float = Field(default=0.5, ge=0, le=1e6, description="Weight of the distance to recorded outputs.")
     beta: float = Field(
-        default=0.5, ge=0, le=1e6, description="Weight of the task's loss on the second draw of 'der++'."
+        default=0.5, ge=0, le=1e6, description="Weight of the task's loss on the second draw of 'der++' and 'x-der'."
     )
     gamma: float = Field(
         default=0.75,

@@ -147,6 +147,6 @@ def _report(engine: Any, rehearsal: Rehearsal) -> None:
         return
     metrics = rehearsal.metrics()
     partitioned = [name for name in metrics if "/" in name]
-    hidden = set(partitioned if len(partitioned) > 2 * MOST_PARTITIONS_SHOWN else ())
+    hidden = set(partitioned if len(partitioned) > 3 * MOST_PARTITIONS_SHOWN else ())
     shown = {name: value for name, value in metrics.items() if name not in hidden}
     engine.monitor.write_events([(f"Train/Rehearsal/{k}", v, engine.global_samples) for k, v in shown.items()])

@@ -43,8 +43,10 @@ class RehearsalLoader:
         return self._rebatched()
 
     def __len__(self) -> int:
-        if self._rehearsal.config.mode == "replace" or not isinstance(self._batches, Sized):
+        if self._rehearsal.config.mode == "replace":
             raise TypeError("the number of batches is not known beforehand with rehearsal.mode 'replace'")
+        if not isinstance(self._batches, Sized):
+            raise TypeError(f"a {type(self._batches).__name__} has no length; wrap a DataLoader to have one")
         return len(self._batches)
 
     def __getattr__(self, name: str) -> Any:

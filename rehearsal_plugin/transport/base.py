@@ -1,4 +1,4 @@
-"""What the exchange needs of a communication library: four members, two collectives, no blocking call."""
+"""What the exchange needs of a communication library: two collectives, and no call that waits."""
 
 from __future__ import annotations
 

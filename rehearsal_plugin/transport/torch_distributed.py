@@ -65,7 +65,7 @@ class TorchDistributedTransport(Transport):
     """
 
     def __init__(
-        self, group: dist.ProcessGroup | None = None, *, backend: str = "auto", timeout_s: float = 60.0
+        self, group: dist.ProcessGroup | None = None, *, backend: str = "auto", timeout_s: float = 600.0
     ) -> None:
         if not dist.is_available() or not dist.is_initialized():
             raise ExchangeError(
