@@ -54,7 +54,8 @@ class TopKDistillation(Strategy):
         if logits.ndim < 2 or logits.shape[-1] < self.config.k:
             raise BatchError(
                 f"strategy 'topk' needs logits [rows, ..., classes] with at least {self.config.k} classes "
-                f"(rehearsal.strategy.k), not {tuple(logits.shape)}; lower k, or name the logits in rehearsal.strategy.outputs"
+                f"(rehearsal.strategy.k), not {tuple(logits.shape)}; lower it, or name the logits "
+                "in rehearsal.strategy.outputs"
             )
         return logits
 
