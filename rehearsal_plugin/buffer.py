@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,13 +14,14 @@ from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.journal import Journal
 from rehearsal_plugin.occupancy import Occupancy
-from rehearsal_plugin.policies import POLICIES
+from rehearsal_plugin.policies import POLICIES, Offer
 from rehearsal_plugin.policies.base import last_writers
 from rehearsal_plugin.rng import Purpose, generator
-from rehearsal_plugin.rows import Field, RowLayout
+from rehearsal_plugin.rows import ROW_LOSS, Field, RowLayout
 from rehearsal_plugin.sampling import choose
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.storage import open_storage
+from rehearsal_plugin.values import FloatArray, bounded
 
 __all__ = ["RehearsalBuffer"]
 
@@ -44,16 +46,19 @@ class RehearsalBuffer:
     Raises:
         ConfigError: The capacity cannot hold one row.
         StorageError: The memory or the file cannot be had.
-        BatchError: `partition_by` names no field that can be a key.
+        BatchError: `partition_by` names no field that can be a key, or `score_by` none that can be a score.
     """
 
     def __init__(self, config: BufferConfig, layout: RowLayout, *, rank: int = 0, seed: int = 0) -> None:
         self.layout = layout
         self.capacity = config.rows(layout.row_bytes)
         self._key = None if config.partition_by is None else _key_field(layout, config.partition_by)
+        self._value = None if config.score_by is None else _value_field(layout, config)
+        self._width = 0 if self._value is None else math.prod(self._value.shape)
         self._policy = POLICIES[config.policy]
         self._storage = open_storage(config, self.capacity, layout.row_bytes, rank)
-        self.occupancy = Occupancy(self.capacity, partitioned=self._key is not None)
+        self.occupancy = self._empty()
+        self._rescored: list[tuple[IntArray, FloatArray]] = []
         self._rank, self._seed = rank, seed
         self._calls = 0
         self._journal: Journal | None = None
@@ -74,6 +79,12 @@ class RehearsalBuffer:
             return np.zeros(len(rows), dtype=np.int64)
         return self._key.view(rows).reshape(len(rows)).to("cpu", torch.int64).numpy()
 
+    def values(self, rows: Tensor) -> FloatArray | None:
+        """What packed rows `[n, row_bytes]` are judged by, `[n, width]` float32; None where they are not."""
+        if self._value is None:
+            return None
+        return bounded(self._value.view(rows).reshape(len(rows), self._width).to("cpu", torch.float32).numpy())
+
     def counts(self) -> tuple[IntArray, IntArray]:
         """Partition keys and rows stored of each, two arrays `[partitions]` int64; empty without partitions."""
         partitions = self.occupancy.partitions
@@ -93,21 +104,39 @@ class RehearsalBuffer:
             slots[rows] = partitions.members(number)[index[rows]]
         return slots
 
-    def admit(self, keys: IntArray, step: int) -> IntArray:
+    @property
+    def tickets(self) -> int:
+        """The scores of all stored rows together, as a whole number; see `holders`."""
+        values = self.occupancy.values
+        return 0 if values is None or values.tickets is None else values.tickets.total
+
+    def holders(self, tickets: IntArray) -> IntArray:
+        """The slots `[n]` that hold `tickets` `[n]` int64, numbered from 0 to those of all rows.
+
+        A row holds tickets in proportion to its score, so that a uniform draw of tickets is a draw of rows by
+        score. New scores count from the next `admit` on.
+        """
+        values = self.occupancy.values
+        assert values is not None
+        assert values.tickets is not None  # the config asks for a score
+        return values.tickets.find(tickets)
+
+    def admit(self, rows: Tensor, step: int) -> IntArray:
         """Decide which rows stay, and where.
 
         Args:
-            keys: `[n]` int64, the partition keys of the offered rows in the order of the stream.
+            rows: `[n, row_bytes]` uint8, the offered rows in the order of the stream.
             step: Keys the random numbers; use every step once.
 
         Returns:
             `[n]` int64 slots, -1 for a row that is not kept. `write` must follow before the next `read`.
         """
-        partitions = self.occupancy.partitions
-        owners = keys if partitions is None else partitions.number(keys)
+        self._settle()
+        partitions, keys = self.occupancy.partitions, self.keys(rows)
+        offer = Offer(keys if partitions is None else partitions.number(keys), self.values(rows))
         rng = generator(self._seed, Purpose.ADMISSION, step, self._rank)
-        slots = self._policy(self.occupancy, owners, rng)
-        self.occupancy.record(slots, owners)
+        slots = self._policy(self.occupancy, offer, rng)
+        self.occupancy.record(slots, offer.owners, offer.values)
         if self.layout.state:
             self._written[slots[slots >= 0]] = step
         return slots
@@ -153,17 +182,20 @@ class RehearsalBuffer:
         for name, values in fields.items():
             known[name].view(rows).copy_(values[index.to(values.device)])
         self.write(slots[last], rows)
+        if self._value is not None and self._value.name in fields:
+            judged = self.values(rows)
+            assert judged is not None
+            self._rescored.append((slots[last], judged))
 
     def commit(self) -> None:
         """Make the present state the one that `rollback` returns to, until the next commit."""
+        self._settle()
         self._journal = Journal(self._storage, self.occupancy)
 
     def rollback(self) -> None:
         """Return to the state of the last `commit`, row by row; a buffer without one becomes empty."""
-        if self._journal is None:
-            self.occupancy = Occupancy(self.capacity, partitioned=self._key is not None)
-        else:
-            self.occupancy = self._journal.undo()
+        self._rescored.clear()
+        self.occupancy = self._empty() if self._journal is None else self._journal.undo()
 
     def offer(self, batch: Any) -> int:
         """Offer all samples of a batch; returns how many were kept.
@@ -174,7 +206,7 @@ class RehearsalBuffer:
         columns = self.layout.columns(batch)
         rows = self._rows(len(columns[0]))
         self.layout.pack(columns, rows)
-        slots = self.admit(self.keys(rows), self._next())
+        slots = self.admit(rows, self._next())
         self.write(slots, rows)
         return int(np.count_nonzero(slots >= 0))
 
@@ -186,6 +218,16 @@ class RehearsalBuffer:
         rows = self._rows(len(slots))
         self.read(slots, rows)
         return self.layout.unpack(rows)
+
+    def _empty(self) -> Occupancy:
+        return Occupancy(self.capacity, partitioned=self._key is not None, width=self._width)
+
+    def _settle(self) -> None:
+        """Let new scores count; not in the middle of a step, whose draw goes by what this rank told the others."""
+        for slots, values in self._rescored:
+            if self.occupancy.values is not None:
+                self.occupancy.values.set(slots, values)
+        self._rescored.clear()
 
     def _rows(self, count: int) -> Tensor:
         return torch.empty((count, self.layout.row_bytes), dtype=torch.uint8, device=self.device)
@@ -201,5 +243,20 @@ def _key_field(layout: RowLayout, name: str) -> Field:
         raise BatchError(
             f"rehearsal.buffer.partition_by names '{name}', which has {field.dtype} of shape {field.shape} a sample; "
             "a partition key is one integer a sample"
+        )
+    return field
+
+
+def _value_field(layout: RowLayout, config: BufferConfig) -> Field:
+    name = config.score_by or ""
+    field = layout.field(ROW_LOSS if config.by_loss else name)
+    if not field.dtype.is_floating_point or not field.nbytes:
+        raise BatchError(
+            f"rehearsal.buffer.score_by names '{name}', which has {field.dtype} of shape {field.shape} a sample; "
+            "rows are judged by floating-point numbers"
+        )
+    if not config.by_features and math.prod(field.shape) != 1:
+        raise BatchError(
+            f"rehearsal.buffer.score_by names '{name}' of shape {field.shape} a sample; a score is one number a sample"
         )
     return field

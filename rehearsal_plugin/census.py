@@ -104,8 +104,8 @@ class Census:
         for column, what, cure in (
             (
                 0,
-                "rows of other fields, dtypes or shapes, or another rehearsal.seed",
-                "give every rank batches of one form and the same seed",
+                "rows of other fields, dtypes or shapes, or another rehearsal.seed or sampling.weights",
+                "give every rank batches of one form and the same config",
             ),
             (1, "another step", "call update() equally often on every rank"),
         ):

@@ -8,6 +8,7 @@ between, and whoever issues them (the training thread or the background) changes
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -83,7 +84,8 @@ class Exchange:
     Args:
         buffer: This rank's rows.
         transport: The ranks.
-        partitioned: Whether every partition has the same chance, instead of every row.
+        weights: `uniform`: the same chance for every row. `balanced`: for every partition. `score`: in proportion
+            to a row's score; then a row can come several times in one draw.
         turns: Independent draws of a step.
         seed: Keys the draws; the same on all ranks.
         stream: Keys the draws too; ranks that draw from themselves alone use different ones.
@@ -97,7 +99,7 @@ class Exchange:
         buffer: RehearsalBuffer,
         transport: Transport,
         *,
-        partitioned: bool,
+        weights: str,
         turns: int,
         seed: int,
         stream: int,
@@ -106,11 +108,12 @@ class Exchange:
         stopped: Callable[[], bool],
     ) -> None:
         self._buffer, self._transport, self._metrics = buffer, transport, metrics
-        self._partitioned, self._turns, self._seed, self._stream = partitioned, turns, seed, stream
+        self._weights, self._turns, self._seed, self._stream = weights, turns, seed, stream
         self._timeout_s, self._stopped = timeout_s, stopped
         layout = buffer.layout
-        fingerprint = layout.fingerprint ^ seed  # ranks with different seeds would draw different plans
-        self._census = Census(transport.rank, transport.size, fingerprint, pairs=64 if partitioned else 1)
+        # Ranks with different seeds or weights would draw different plans.
+        fingerprint = layout.fingerprint ^ seed ^ zlib.crc32(weights.encode())
+        self._census = Census(transport.rank, transport.size, fingerprint, pairs=64 if weights == "balanced" else 1)
         self._sending = RowPool(layout.row_bytes, buffer.device)
         self._receiving = RowPool(layout.row_bytes, transport.device)
 
@@ -178,15 +181,17 @@ class Exchange:
         self._buffer.update_fields(slots[current], self._buffer.layout.state_of(packed))
 
     def _counts(self) -> tuple[IntArray, IntArray]:
-        if self._partitioned:
+        if self._weights == "balanced":
             return self._buffer.counts()
-        return np.zeros(1, dtype=np.int64), np.array([len(self._buffer)])
+        count = self._buffer.tickets if self._weights == "score" else len(self._buffer)
+        return np.zeros(1, dtype=np.int64), np.array([count])
 
     def _slots(self, drawn: Plan) -> IntArray:
-        # Slots are taken without gaps, so that in a draw over all rows the index is the slot.
-        if not self._partitioned:
-            return drawn.index
-        return self._buffer.slots(self._census.keys[drawn.partition], drawn.index)
+        if self._weights == "balanced":
+            return self._buffer.slots(self._census.keys[drawn.partition], drawn.index)
+        if self._weights == "score":
+            return self._buffer.holders(drawn.index)
+        return drawn.index  # slots are taken without gaps, so in a draw over all rows the index is the slot
 
     def _send(self, outgoing: Outgoing) -> Pending:
         drawn, rank = outgoing.plan, self._transport.rank

@@ -36,15 +36,6 @@ class MicroBatch:
     share: Share | None
     draws: int
 
-    def own(self, strategy: Strategy, outputs: Any) -> Any:
-        """The outputs for the new rows, without their history.
-
-        Raises:
-            BatchError: The outputs are not those of all rows.
-        """
-        self._check("the model's output", strategy.tensors(outputs))
-        return map_leaves(self._split(outputs)[0], lambda _, leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf)
-
     def parts(
         self, strategy: Strategy, layout: RowLayout, outputs: Any, targets: tuple[Any, ...], criterion: Criterion
     ) -> list[Part]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_plugin.shares import IntArray
+from rehearsal_plugin.values import FloatArray, Values
 
 __all__ = ["Occupancy", "Partitions"]
 
@@ -17,22 +18,37 @@ class Occupancy:
         count: Rows stored.
         seen: Rows offered so far.
         partitions: Who owns which slot; None where rows are not partitioned.
+        values: What rows are judged by; None where they are not.
     """
 
-    def __init__(self, capacity: int, partitioned: bool) -> None:
+    def __init__(self, capacity: int, partitioned: bool, width: int = 0) -> None:
         self.capacity = capacity
         self.count = 0
         self.seen = 0
         self.partitions = Partitions(capacity) if partitioned else None
+        self.values = Values(capacity, width) if width else None
 
-    def record(self, slots: IntArray, owners: IntArray) -> None:
+    @property
+    def sizes(self) -> IntArray:
+        """Rows stored of each partition, `[partitions]` int64; of the only one where rows are not partitioned."""
+        return np.array([self.count]) if self.partitions is None else self.partitions.sizes
+
+    def members(self, number: int) -> IntArray:
+        """The slots of a partition, `[size]` int64; a view that the next `record` changes."""
+        return np.arange(self.count) if self.partitions is None else self.partitions.members(number)
+
+    def record(self, slots: IntArray, owners: IntArray, values: FloatArray | None = None) -> None:
         """Note the outcome of an admission.
 
         Args:
             slots: `[n]` int64, where each offered row goes, -1 where it is not kept; no slot twice.
-            owners: `[n]` int64, the partition of each offered row.
+            owners: `[n]` int64, the partition of each offered row; zeros where rows are not partitioned.
+            values: `[n, width]` float32, what each offered row is judged by.
         """
         kept = slots >= 0
+        if self.values is not None and values is not None:
+            self.values.set(slots[kept], values[kept])
+            self.values.count_offers(owners, values)
         if self.partitions is not None:
             self.partitions.record(slots[kept], owners[kept], replaced=slots[kept] < self.count)
             self.partitions.count_offers(owners)

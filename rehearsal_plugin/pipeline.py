@@ -78,7 +78,7 @@ class Pipeline:
         self._exchange = Exchange(
             self.buffer,
             LocalTransport() if local else transport,
-            partitioned=config.sampling.weights == "balanced",
+            weights=config.sampling.weights,
             turns=turns,
             seed=config.seed,
             stream=transport.rank + 1 if local else 0,
@@ -114,7 +114,7 @@ class Pipeline:
         """
         step, staged = self.step, self._staging.flush()
         self._micro_batch = 0
-        slots = self.buffer.admit(self.buffer.keys(staged), step)
+        slots = self.buffer.admit(staged, step)
         self._count_admission(slots)
         self._stream.mark()
         post = partial(self._exchange.post, step, request, self._outgoing, refresh)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -28,7 +29,7 @@ from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError
 from rehearsal_plugin.micro_batch import MicroBatch, no_criterion
 from rehearsal_plugin.representatives import Share
 from rehearsal_plugin.rows import RowLayout, map_leaves
-from rehearsal_plugin.strategies import Part, make_strategy
+from rehearsal_plugin.strategies import Part, ScoredByLoss, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
 from rehearsal_plugin.supply import Supply
 from rehearsal_plugin.transport import LocalTransport, TorchDistributedTransport, Transport
@@ -63,7 +64,8 @@ class Rehearsal:
         self, config: ConfigSource, transport: Transport | None = None, *, transform: Transform | None = None
     ) -> None:
         self.config = RehearsalConfig.load(config)
-        self.strategy = make_strategy(self.config.strategy)
+        strategy = make_strategy(self.config.strategy)
+        self.strategy = ScoredByLoss(strategy) if self.config.buffer.by_loss else strategy
         self._transform = transform
         transport = transport or _default_transport(self.config)
         self._supply = Supply(self.config, transport, self.strategy.draws, self.strategy.refreshes)
@@ -105,7 +107,7 @@ class Rehearsal:
         self._check_open()
         if self.strategy.records:
             raise ConfigError(
-                f"strategy '{self.config.strategy.name}' stores the model's outputs, which update() never sees; "
+                f"{self._need}, which update() never sees; "
                 "call augment(batch), loss(criterion, outputs, *targets) and step() instead"
             )
         self._supply.collect()
@@ -166,7 +168,7 @@ class Rehearsal:
         # One call also where the criterion weights rows unequally, as a mean over tokens does.
         loss = criterion(outputs, *targets) if self.strategy.plain else self.strategy.loss(new, replayed)
         self._refresh(replayed)
-        self.record(outputs)
+        self._record(new)
         return loss
 
     def complete(self, outputs: Any) -> Any:
@@ -184,8 +186,8 @@ class Rehearsal:
         Raises:
             BatchError: The outputs do not fit the strategy.
         """
-        _, *replayed = self._parts(outputs, (), no_criterion)
-        self.record(outputs)
+        new, *replayed = self._parts(outputs, (), no_criterion)
+        self._record(new)
         term = self.strategy.regularizer([part for part in replayed if part.size])
         if term is None:
             return outputs
@@ -200,10 +202,10 @@ class Rehearsal:
         Raises:
             BatchError: The outputs' dtype or shape are not those of the first time.
         """
-        seen = self._current()
-        if self.strategy.records:
-            assert self._layout is not None  # there was a batch
-            self._supply.stage(seen.columns, self._layout, self.strategy.state(seen.own(self.strategy, outputs)))
+        self._record(self._parts(outputs, (), no_criterion)[0])
+
+    def drop(self) -> None:
+        """Forget the last micro-batch, as after a forward that failed: its rows are not recorded."""
         self._seen = None
 
     def step(self) -> None:
@@ -307,6 +309,14 @@ class Rehearsal:
         assert layout is not None  # there was a batch
         return seen.parts(self.strategy, layout, outputs, targets, criterion)
 
+    def _record(self, new: Part) -> None:
+        """Store new rows together with their state, unless they are stored already."""
+        if self.strategy.records:
+            assert self._layout is not None  # there was a batch
+            state = self.strategy.state(replace(new, outputs=map_leaves(new.outputs, _detached)))
+            self._supply.stage(self._current().columns, self._layout, state)
+        self._seen = None
+
     def _refresh(self, replayed: list[Part]) -> None:
         share = self._current().share
         if not self.strategy.refreshes or share is None:
@@ -323,11 +333,18 @@ class Rehearsal:
         """Without its loss a strategy would do nothing, and nobody would know."""
         if self._seen is None or (self.strategy.plain and not self.strategy.records):
             return
-        recorded = " and stores the model's outputs" if self.strategy.records else ""
         raise BatchError(
-            f"strategy '{self.config.strategy.name}' has a loss of its own{recorded}, and was not asked for that of "
-            "the last micro-batch; call loss(criterion, outputs, *targets), or record(outputs) to do without it"
+            f"{self._need}, and was not asked for that of the last micro-batch; call loss(criterion, outputs, "
+            "*targets), record(outputs) to do without a loss, or drop() after a forward that failed"
         )
+
+    @property
+    def _need(self) -> str:
+        """What the strategy wants to be told of every micro-batch."""
+        if self.config.buffer.by_loss:
+            return "rehearsal.buffer.score_by 'loss' stores the loss of each row"
+        what = "stores the model's outputs" if self.strategy.records else "has a loss of its own"
+        return f"strategy '{self.config.strategy.name}' {what}"
 
     def _check_open(self) -> None:
         if self._closed:
@@ -336,6 +353,10 @@ class Rehearsal:
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _detached(_: str, leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _default_transport(config: RehearsalConfig) -> Transport:

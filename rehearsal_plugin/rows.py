@@ -20,9 +20,12 @@ from torch import Tensor
 
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["Field", "RowLayout", "map_leaves"]
+__all__ = ["ROW_LOSS", "Field", "RowLayout", "map_leaves"]
 
 ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
+
+ROW_LOSS = "rehearsal.loss"
+"""The state that holds the task's loss of a row alone."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +124,12 @@ class RowLayout:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
     def field(self, name: str) -> Field:
-        """The field called `name`.
+        """The field called `name`, of the batch or of the state.
 
         Raises:
             BatchError: There is none; the message lists those that there are.
         """
-        for field in self.fields:
+        for field in (*self.fields, *self.state):
             if field.name == name:
                 return field
         raise BatchError(f"the batch has no field '{name}'; it has {[f.name for f in self.fields]}")

@@ -30,7 +30,7 @@ PUPIL = 6.0
 STRIDE = 12
 """Pixels from one window of a scan to the next: they overlap by 62 %."""
 
-DARKEST = 0.8
+DARKEST = 0.5
 """Least amplitude; the phase lies between -1 and 1 radian before its mean is taken off."""
 
 Array = NDArray[np.float32]

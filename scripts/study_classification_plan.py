@@ -27,10 +27,11 @@ KNOBS = {
 
 CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
     SCRATCH: {"lr": (0.02, 0.05, 0.1)},
-    ER: {"lr": (0.02, 0.05), "loss_weight": (1.0, 2.0, 4.0)},
-    DER: {"lr": (0.02, 0.05), "alpha": (0.1, 0.3, 1.0)},
-    DERPP: {"lr": (0.02, 0.05), "alpha": (0.1, 0.3), "beta": (0.5, 1.0)},
+    ER: {"lr": (0.05,), "loss_weight": (1.0, 2.0, 4.0)},
+    DER: {"lr": (0.05,), "alpha": (0.3, 1.0, 3.0)},
+    DERPP: {"lr": (0.05,), "alpha": (0.1, 0.3), "beta": (1.0, 2.0, 4.0)},
 }
+"""Tried on held-out training images. All methods take the learning rate of training from scratch."""
 
 Job: TypeAlias = tuple[Arm, Knobs]
 

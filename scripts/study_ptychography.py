@@ -91,8 +91,8 @@ def publish_choice(rows: list[Row], size: Size, folder: Path, ranks: int) -> Non
     best = {f"{method} error": error for method, _, error in reversed(tried)}
     write_report(folder, best, rows, ranks=ranks)
     lines = [[method, *(f"{value:g}" for value in asdict(knobs).values()), f"{e:.4f}"] for method, knobs, e in tried]
-    heads = ["method", "lr", "alpha", "beta", "error"]
-    print_table(f"Sum of both errors, mean over the streams, seed {size.seeds[0]}", heads, lines)
+    heads = ["method", *asdict(tried[0][1]), "error"]
+    print_table(f"Sum of both errors, drift of photons, seed {size.seeds[0]}", heads, lines)
 
 
 if __name__ == "__main__":

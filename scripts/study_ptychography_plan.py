@@ -29,9 +29,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Knobs:
-    """What each method has of its own: learning rate, and the weights of der and der++."""
+    """What each method has of its own: learning rate, and the weights in the strategies' losses."""
 
     lr: float
+    loss_weight: float = 1.0
     alpha: float = 0.0
     beta: float = 0.0
 
@@ -82,10 +83,13 @@ KNOBS = {
 
 CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
     SCRATCH: {"lr": (5e-4, 1e-3, 2e-3)},
-    ER: {"lr": (5e-4, 1e-3, 2e-3)},
+    ER: {"lr": (1e-3,), "loss_weight": (1.0, 2.0)},
     DER: {"lr": (1e-3,), "alpha": (0.8, 3.0, 10.0)},
-    DERPP: {"lr": (1e-3,), "alpha": (0.8, 3.0), "beta": (0.5, 1.0)},
+    DERPP: {"lr": (1e-3,), "alpha": (0.8, 3.0), "beta": (1.0, 2.0)},
 }
+"""Tried on the drift of photons, with a seed that the study does not report. All methods take the learning rate of
+training from scratch.
+"""
 
 Job: TypeAlias = tuple[str, Arm, Knobs]
 
@@ -103,7 +107,7 @@ class Size:
     """
 
     course: Course
-    representatives: int = 24
+    representatives: int = 16
     candidates: int = 8
     seeds: tuple[int, ...] = (0, 1, 2)
     buffers: Mapping[str, tuple[float, ...]] = field(
@@ -131,18 +135,18 @@ class Size:
     def _arms(self) -> list[tuple[str, Arm]]:
         return [
             (drift, replace(arm, candidates=self.candidates if arm.buffer_percent else None))
-            for drift in DRIFTS
+            for drift in self.buffers
             for arm in grid(self.buffers[drift], self.seeds, self.representatives)
         ]
 
 
 ONE_BUFFER = dict.fromkeys(DRIFTS, (COMMON,))
-FULL = Course(tasks=8, steps=80, batch=16, start_task=1, scans=1)
+FULL = Course(tasks=6, steps=80, batch=16, start_task=1, scans=1)
 SIZES = {
     "smoke": Size(replace(FULL, tasks=3, steps=3), seeds=(0,), buffers=ONE_BUFFER),
     "small": Size(replace(FULL, tasks=4, steps=40), seeds=(0,), buffers=ONE_BUFFER),
     "full": Size(FULL),
-    CHOOSE: Size(FULL, seeds=(100,), buffers=ONE_BUFFER),
+    CHOOSE: Size(FULL, seeds=(100,), buffers={"photons": (COMMON,)}),
 }
 
 
@@ -177,7 +181,7 @@ def forgetting(rows: Sequence[Row], metric: Metric, method: str, buffer_percent:
 
 
 def chosen(rows: Sequence[Row]) -> list[tuple[str, Knobs, float]]:
-    """Method, knobs, and the error summed over metrics and averaged over drifts; the best knobs of a method first."""
+    """Method, knobs, and the error summed over metrics; the best knobs of a method first."""
     lines: dict[tuple[str, Knobs], list[Row]] = {}
     for line in rows:
         lines.setdefault((line["method"], _knobs(line)), []).append(line)
@@ -190,10 +194,7 @@ def _knobs(line: Row) -> Knobs:
 
 
 def _error(rows: Sequence[Row]) -> float:
-    return sum(
-        float(np.mean([one.average.mean for drift in DRIFTS for one in group(of_drift(rows, drift), metric)]))
-        for metric in METRICS
-    )
+    return sum(float(np.mean([one.average.mean for one in group(rows, metric)])) for metric in METRICS)
 
 
 def of_drift(rows: Sequence[Row], drift: str) -> list[Row]:

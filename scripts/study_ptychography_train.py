@@ -33,7 +33,8 @@ class Learner:
 
     def __init__(self, arm: Arm, knobs: Knobs, course: Course) -> None:
         torch.manual_seed(arm.seed)
-        self.model = DistributedDataParallel(PtychoNet())
+        model = PtychoNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the fast one on CPUs
+        self.model = DistributedDataParallel(model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=knobs.lr)
         config = rehearsal_config(arm, knobs, course) if arm.method in REPLAYING else None
         self.rehearsal = None if config is None else Rehearsal(config)
@@ -71,7 +72,7 @@ def rehearsal_config(arm: Arm, knobs: Knobs, course: Course) -> dict[str, Any]:
         "representatives": arm.representatives // (2 if arm.method == DERPP else 1),
         "candidates": arm.candidates,
         "start_step": course.start_task * course.steps,
-        "strategy": {"name": arm.method, "alpha": knobs.alpha, "beta": knobs.beta},
+        "strategy": {"name": arm.method, "loss_weight": knobs.loss_weight, "alpha": knobs.alpha, "beta": knobs.beta},
         "seed": arm.seed,
     }
 

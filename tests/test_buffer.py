@@ -26,6 +26,7 @@ from tests.chance import SIGNIFICANCE, equally_included, equally_likely
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=40)
 ALL = sorted(POLICIES)
+JUDGING = {"score", "herding", "closest_to_centre"}
 Batch = dict[str, Any]
 
 
@@ -37,6 +38,7 @@ def labelled(numbers: Sequence[int] | Tensor, partitions: int = 5, key: torch.dt
         "domain": (number % partitions).to(key),
         "inputs": [number[:, None] * torch.tensor([1.0, -2.0, 0.5]), (number % 2).bool()],
         "wide": (number[:, None, None] % 251).to(torch.uint8).expand(-1, 7, 5),
+        "score": number.double().sin().float(),
     }
 
 
@@ -51,7 +53,8 @@ def is_consistent(batch: Batch, partitions: int = 5) -> bool:
 
 
 def make(capacity: int | str = 10, first: Batch | None = None, *, seed: int = 0, rank: int = 0, **keys: Any) -> Any:
-    section = BufferConfig.model_validate({"capacity": capacity, "partition_by": "domain", **keys})
+    judged = {"score_by": "score"} if keys.get("policy") in JUDGING else {}
+    section = BufferConfig.model_validate({"capacity": capacity, "partition_by": "domain", **judged, **keys})
     return RehearsalBuffer(section, RowLayout.infer(first or labelled([0])), rank=rank, seed=seed)
 
 
@@ -103,7 +106,7 @@ def test_every_slot_holds_the_row_that_was_last_admitted_there(policy: str, capa
         numbers = range(100 * step, 100 * step + size)
         rows = torch.empty((size, layout.row_bytes), dtype=torch.uint8)
         layout.pack(layout.columns(labelled(numbers)), rows)
-        slots = buffer.admit(buffer.keys(rows), step)
+        slots = buffer.admit(rows, step)
         buffer.write(slots, rows)
         model.update({slot: number for slot, number in zip(slots.tolist(), numbers, strict=True) if slot >= 0})
     stored = torch.empty((len(buffer), layout.row_bytes), dtype=torch.uint8)
@@ -196,7 +199,7 @@ def test_a_field_that_cannot_be_a_key_is_refused_by_name(field: Tensor) -> None:
 
 
 def test_a_key_that_is_no_field_is_refused_with_the_fields_there_are() -> None:
-    with pytest.raises(BatchError, match=r"'task'.*\['number', 'domain', 'inputs.0', 'inputs.1', 'wide'\]"):
+    with pytest.raises(BatchError, match=r"'task'.*\['number', 'domain', 'inputs.0', 'inputs.1', 'wide', 'score'\]"):
         make(10, partition_by="task")
 
 

@@ -19,6 +19,7 @@ LAYERS = [
     "config",
     "rng",
     "shares",
+    "values",
     "rows",
     "strategies",
     "storage",

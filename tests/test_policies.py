@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.occupancy import Occupancy
-from rehearsal_plugin.policies import POLICIES, balanced
+from rehearsal_plugin.policies import POLICIES, Offer, balanced
 from rehearsal_plugin.shares import IntArray
 from tests.chance import SIGNIFICANCE, equally_included, equally_likely
 
@@ -29,16 +29,19 @@ class Simulation:
     """A buffer that stores the number of each row in the stream, and remembers every decision in plain dicts."""
 
     def __init__(self, policy: str, capacity: int, seed: int = 0, partitioned: bool = True) -> None:
-        self.occupancy = Occupancy(capacity, partitioned)
+        self.occupancy = Occupancy(capacity, partitioned, width=1)
         self.rows: dict[int, int] = {}
         self.stream: list[int] = []
         self._policy, self._rng = POLICIES[policy], np.random.default_rng(seed)
 
-    def offer(self, keys: Sequence[int]) -> IntArray:
+    def offer(self, keys: Sequence[int], values: Sequence[float] | None = None) -> IntArray:
+        """Rows by their keys, judged by values; without them, by numbers of a fixed sequence."""
         wide, partitions = np.array(keys, dtype=np.int64), self.occupancy.partitions
-        owners = wide if partitions is None else partitions.number(wide)
-        slots = self._policy(self.occupancy, owners, self._rng)
-        self.occupancy.record(slots, owners)
+        owners = np.zeros(len(keys), dtype=np.int64) if partitions is None else partitions.number(wide)
+        given = np.sin(np.arange(len(keys)) + len(self.stream)) if values is None else np.array(values)
+        judged = given.reshape(-1, 1).astype(np.float32)
+        slots = self._policy(self.occupancy, Offer(owners, judged), self._rng)
+        self.occupancy.record(slots, owners, judged)
         first = len(self.stream)
         self.rows.update({slot: first + i for i, slot in enumerate(slots.tolist()) if slot >= 0})
         self.stream.extend(keys)
@@ -112,7 +115,8 @@ def test_a_policy_changes_nothing_by_itself(policy: str) -> None:
     occupancy = simulation.occupancy
     assert occupancy.partitions is not None
     before = (occupancy.count, occupancy.seen, occupancy.partitions.sizes.copy(), occupancy.partitions.seen.copy())
-    POLICIES[policy](occupancy, np.array([0, 1, 2]), np.random.default_rng(0))
+    offer = Offer(np.array([0, 1, 2]), np.ones((3, 1), dtype=np.float32))
+    POLICIES[policy](occupancy, offer, np.random.default_rng(0))
     np.testing.assert_equal(
         (occupancy.count, occupancy.seen, occupancy.partitions.sizes, occupancy.partitions.seen), before
     )
@@ -262,7 +266,7 @@ def test_balanced_decides_for_each_partition_on_its_own() -> None:
 
 def test_balanced_without_partitions_says_what_is_missing() -> None:
     with pytest.raises(ConfigError, match=r"rehearsal\.buffer\.partition_by"):
-        balanced(Occupancy(4, partitioned=False), np.zeros(2, dtype=np.int64), np.random.default_rng(0))
+        balanced(Occupancy(4, partitioned=False), Offer(np.zeros(2, dtype=np.int64)), np.random.default_rng(0))
 
 
 # Random replace

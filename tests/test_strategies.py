@@ -91,7 +91,7 @@ def test_before_anything_is_replayed_the_loss_is_the_tasks(name: str) -> None:
 def test_where_every_new_row_was_displaced_the_loss_is_that_of_the_replayed(name: str) -> None:
     built = strategy(name, k=CLASSES)
     old = leaf(scores(2))
-    replayed = [part(old, labels(3), state=built.state(scores(4))) for _ in range(built.draws)]
+    replayed = [part(old, labels(3), state=built.state(part(scores(4)))) for _ in range(built.draws)]
     loss = built.loss(part(old[:0], labels(3)[:0]), replayed)
     assert loss.isfinite()
     assert loss > 0
@@ -144,7 +144,7 @@ def both(outputs: tuple[Tensor, Tensor], *targets: Tensor) -> Tensor:
 def test_der_holds_all_maps_of_a_generative_model() -> None:
     built = strategy("der++", alpha=0.8, beta=1)
     new, old, again, recorded = maps(0, 3), maps(1, 2), maps(2, 2), maps(3, 2)
-    state = built.state(recorded)
+    state = built.state(part(recorded))
     assert {name: tuple(value.shape) for name, value in state.items()} == {"0": (2, 1, 3, 4), "1": (2, 2, 2, 5)}
     targets, later = maps(4, 3), maps(5, 2)
     draws = [part(old, *later, state=state, criterion=both), part(again, *later, state=state, criterion=both)]
@@ -157,7 +157,7 @@ def test_der_holds_all_maps_of_a_generative_model() -> None:
 def test_outputs_chooses_by_name_what_is_recorded_and_compared() -> None:
     built = strategy("der", alpha=1, outputs=["heads.1"])
     old, recorded = ({"heads": [scores(i), scores(i + 1)], "prior": [torch.ones(3)]} for i in (0, 5))
-    state = built.state(recorded)
+    state = built.state(part(recorded))
     assert list(state) == ["heads.1"]
     assert torch.equal(state["heads.1"], recorded["heads"][1])
     dark = built.regularizer([Part(old, (), state, ROWS, cross_entropy)])
@@ -168,7 +168,7 @@ def test_outputs_chooses_by_name_what_is_recorded_and_compared() -> None:
 def test_half_precision_outputs_are_recorded_as_they_are_and_compared_in_float() -> None:
     built = strategy("der", alpha=1)
     old, recorded = scores(0).bfloat16(), scores(1).bfloat16()
-    state = built.state(recorded)
+    state = built.state(part(recorded))
     assert state["output"].dtype == torch.bfloat16
     dark = built.regularizer([Part(old, (), state, ROWS, cross_entropy)])
     assert dark is not None
@@ -226,7 +226,7 @@ def tokens(seed: int, classes: int = 11) -> Tensor:
 
 def test_topk_with_all_classes_is_full_distillation() -> None:
     logits, recorded = leaf(tokens(0)), tokens(1)
-    state = strategy("topk", k=11).state(recorded)
+    state = strategy("topk", k=11).state(part(recorded))
     loss, full = distillation_loss(logits, state["values"], state["ids"]), full_distillation(logits, recorded)
     torch.testing.assert_close(loss, full)
     torch.testing.assert_close(*(torch.autograd.grad(each, logits)[0] for each in (loss, full)))
@@ -235,7 +235,7 @@ def test_topk_with_all_classes_is_full_distillation() -> None:
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_topk_counts_all_other_classes_as_one(k: int) -> None:
     logits, recorded = leaf(tokens(0)), tokens(1)
-    state = strategy("topk", k=k).state(recorded)
+    state = strategy("topk", k=k).state(part(recorded))
     total = 0.0
     for now, then in zip(logits.view(-1, 11).tolist(), recorded.view(-1, 11).tolist(), strict=True):
         kept = sorted(range(11), key=lambda c, then=then: -then[c])[:k]  # type: ignore[misc]
@@ -260,7 +260,7 @@ def distillation_loss_by_masks(logits: Tensor, recorded: Tensor, k: int) -> Tens
 
 def test_topk_is_least_where_nothing_has_changed() -> None:
     recorded = tokens(1)
-    state = strategy("topk", k=4).state(recorded)
+    state = strategy("topk", k=4).state(part(recorded))
     unchanged = leaf(recorded)
     loss = distillation_loss(unchanged, state["values"], state["ids"])
     assert torch.autograd.grad(loss, unchanged)[0].abs().max() < 1e-6
@@ -280,7 +280,7 @@ EXTREME = {
 @pytest.mark.parametrize("then", EXTREME)
 def test_topk_stays_finite_for_extreme_logits(now: str, then: str, k: int) -> None:
     logits = leaf(EXTREME[now])
-    state = strategy("topk", k=k).state(EXTREME[then])
+    state = strategy("topk", k=k).state(part(EXTREME[then]))
     loss = distillation_loss(logits, state["values"], state["ids"])
     assert loss.isfinite()
     assert torch.autograd.grad(loss, logits)[0].isfinite().all()
@@ -289,7 +289,8 @@ def test_topk_stays_finite_for_extreme_logits(now: str, then: str, k: int) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_topk_records_float32_values_and_int32_ids(dtype: torch.dtype) -> None:
     recorded = tokens(1).to(dtype)
-    state = strategy("topk", k=3).state({"loss": torch.tensor(1.0), "hidden": torch.ones(2, 5, 4), "logits": recorded})
+    outputs = {"loss": torch.tensor(1.0), "hidden": torch.ones(2, 5, 4), "logits": recorded}
+    state = strategy("topk", k=3).state(part(outputs))
     assert {name: (value.dtype, tuple(value.shape)) for name, value in state.items()} == {
         "values": (torch.float32, (2, 5, 3)),
         "ids": (torch.int32, (2, 5, 3)),
@@ -300,7 +301,7 @@ def test_topk_records_float32_values_and_int32_ids(dtype: torch.dtype) -> None:
 def test_topk_is_the_mean_loss_over_all_rows_and_the_distillation_of_replayed_ones() -> None:
     built = strategy("topk", k=3, alpha=0.25)
     new, old, recorded = (scores(0, 5), labels(1, 5)), (scores(2, 3), labels(3, 3)), scores(4, 3)
-    loss = built.loss(part(*new), [part(*old, state=built.state(recorded))])
+    loss = built.loss(part(*new), [part(*old, state=built.state(part(recorded)))])
     kept = distillation_loss_by_masks(old[0], recorded, 3)
     assert torch.isclose(loss, sum(entropies(*new) + entropies(*old)) / 8 + 0.25 * kept, rtol=1e-5)
 
@@ -308,7 +309,7 @@ def test_topk_is_the_mean_loss_over_all_rows_and_the_distillation_of_replayed_on
 @pytest.mark.parametrize("logits", [torch.ones(4, 5), torch.ones(6)])
 def test_topk_refuses_outputs_without_enough_classes(logits: Tensor) -> None:
     with pytest.raises(BatchError, match=r"at least 6 classes \(rehearsal.strategy.k\)"):
-        strategy("topk", k=6).state(logits)
+        strategy("topk", k=6).state(part(logits))
 
 
 # --- names and errors ------------------------------------------------------------------------------------------------
@@ -322,12 +323,12 @@ def test_an_unknown_strategy_is_refused_with_the_names_of_all_others() -> None:
 
 def test_outputs_that_are_not_there_are_refused_with_those_that_are() -> None:
     with pytest.raises(BatchError, match=r"\['a', 'b'\].*names \['c'\]"):
-        strategy("der", outputs=["a", "c"]).state({"a": scores(0), "b": scores(1)})
+        strategy("der", outputs=["a", "c"]).state(part({"a": scores(0), "b": scores(1)}))
 
 
 def test_a_model_without_tensors_is_refused() -> None:
     with pytest.raises(BatchError, match="nothing to replay"):
-        strategy("der").state({"loss": torch.tensor(1.0)})
+        strategy("der").state(part({"loss": torch.tensor(1.0)}))
 
 
 @pytest.mark.parametrize(("name", "keys"), [("er", {"loss_weight": 0.5}), ("er-ace", {})])
@@ -339,4 +340,4 @@ def test_who_needs_the_losses_apart_refuses_the_models_own(name: str, keys: dict
 
 def test_x_der_refuses_outputs_without_labels() -> None:
     with pytest.raises(ConfigError, match=r"rehearsal\.loss\(criterion, outputs, labels\)"):
-        strategy("x-der").state(scores(0))
+        strategy("x-der").state(part(scores(0)))

@@ -407,7 +407,8 @@ class Surprise(Strategy):
 
     draws, records = 2, True
 
-    def state(self, outputs: Tensor) -> dict[str, Tensor]:
+    def state(self, new: Part) -> dict[str, Tensor]:
+        outputs = new.outputs
         return {"margin": outputs.amax(1) - outputs.mean(1), "class": outputs.argmax(1).to(torch.uint8)}
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:

@@ -54,15 +54,23 @@ class BufferConfig(Section):
     path: Name | None = Field(
         default=None, description="Folder of the files of storage 'mmap'; given with that storage only."
     )
-    policy: Literal["reservoir", "balanced", "random_replace", "fifo"] = Field(
+    policy: Literal["reservoir", "balanced", "random_replace", "fifo", "score", "herding", "closest_to_centre"] = Field(
         default="reservoir",
         description="Which rows stay: a uniform sample of all that were offered, equal shares for each "
-        "partition, every candidate in place of a random row, or the newest.",
+        "partition, every candidate in place of a random row, or the newest. By 'score_by': a reservoir in which "
+        "high scores stay longer, or equal shares of the rows that stand for their partition's mean, together "
+        "('herding') or each alone.",
     )
     partition_by: Name | None = Field(
         default=None,
         description="Dotted name of the integer batch field that tells the partition of a row, such as its "
         "class label or domain id.",
+    )
+    score_by: Name | None = Field(
+        default=None,
+        description="Dotted name of the floating-point batch field that rows are judged by: one number for policy "
+        "'score' and sampling.weights 'score', features for 'herding' and 'closest_to_centre'. 'loss' is the task's "
+        "loss of each row, recorded when it was seen and again whenever it is replayed.",
     )
 
     def rows(self, row_bytes: int) -> int:
@@ -84,8 +92,18 @@ class BufferConfig(Section):
             )
         return rows
 
+    @property
+    def by_loss(self) -> bool:
+        """Whether rows are judged by the task's loss, which the strategy records."""
+        return self.score_by == "loss"
+
+    @property
+    def by_features(self) -> bool:
+        """Whether the policy judges rows by features, not by one number."""
+        return self.policy in ("herding", "closest_to_centre")
+
     def broken_rules(self) -> Iterator[str]:
-        """Storage and path, policy and partitions."""
+        """Storage and path, policy and partitions, policy and score."""
         if self.storage == "mmap" and self.path is None:
             yield f"{self.KEY_PATH}.path is missing: storage 'mmap' keeps rows in files, so name their folder"
         if self.storage != "mmap" and self.path is not None:
@@ -98,6 +116,13 @@ class BufferConfig(Section):
                 f"{self.KEY_PATH}.partition_by is missing: policy 'balanced' shares the buffer between "
                 "partitions, so name the batch field that tells them apart"
             )
+        if (self.by_features or self.policy == "score") and self.score_by is None:
+            yield (
+                f"{self.KEY_PATH}.score_by is missing: policy '{self.policy}' judges rows by it, so name a "
+                "floating-point batch field" + (", or 'loss'" if self.policy == "score" else " of features")
+            )
+        if self.by_features and self.by_loss:
+            yield f"{self.KEY_PATH}.score_by is 'loss', and policy '{self.policy}' needs a batch field of features"
 
 
 class SamplingConfig(Section):
@@ -108,8 +133,10 @@ class SamplingConfig(Section):
     scope: Literal["global", "local"] = Field(
         default="global", description="Draw from the rows of all ranks, or from each rank's own."
     )
-    weights: Literal["uniform", "balanced"] = Field(
-        default="uniform", description="The same chance for every stored row, or for every partition."
+    weights: Literal["uniform", "balanced", "score"] = Field(
+        default="uniform",
+        description="The same chance for every stored row, for every partition, or in proportion to the row's "
+        "buffer.score_by; a row can then come several times in one draw.",
     )
 
 
@@ -259,7 +286,7 @@ class RehearsalConfig(Section):
         return values
 
     def broken_rules(self) -> Iterator[str]:
-        """Amount of replay, weights and partitions, fields of a row."""
+        """Amount of replay, weights with partitions and scores, fields of a row."""
         key = self.buffer.partition_by
         if self.ratio is not None and self.representatives is not None:
             yield "rehearsal.ratio and rehearsal.representatives both say how much is replayed; keep one of them"
@@ -268,8 +295,26 @@ class RehearsalConfig(Section):
                 "rehearsal.buffer.partition_by is missing: rehearsal.sampling.weights 'balanced' draws "
                 "partitions equally, so name the batch field that tells them apart"
             )
-        if key is not None and self.fields is not None and key not in self.fields:
-            yield f"rehearsal.fields lacks '{key}', which rehearsal.buffer.partition_by names; add it to the list"
+        if self.sampling.weights == "score" and self.buffer.score_by is None:
+            yield (
+                "rehearsal.buffer.score_by is missing: rehearsal.sampling.weights 'score' draws in proportion to "
+                "it, so name a floating-point batch field, or 'loss'"
+            )
+        if self.sampling.weights == "score" and self.buffer.by_features:
+            yield (
+                f"rehearsal.sampling.weights is 'score', and rehearsal.buffer.policy '{self.buffer.policy}' judges "
+                "rows by features, which are no score; use the weights 'uniform' or 'balanced'"
+            )
+        used = self.buffer.by_features or "score" in (self.sampling.weights, self.buffer.policy)
+        if self.buffer.score_by is not None and not used:
+            yield (
+                "rehearsal.buffer.score_by has no use: set rehearsal.buffer.policy or rehearsal.sampling.weights "
+                "to 'score', or leave it out"
+            )
+        score = None if self.buffer.by_loss else self.buffer.score_by
+        for name, option in ((key, "partition_by"), (score, "score_by")):
+            if name is not None and self.fields is not None and name not in self.fields:
+                yield f"rehearsal.fields lacks '{name}', which rehearsal.buffer.{option} names; add it to the list"
 
 
 ConfigSource: TypeAlias = Union["RehearsalConfig", Mapping[str, Any], str, "os.PathLike[str]"]

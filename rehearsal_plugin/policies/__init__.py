@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from rehearsal_plugin.policies.balanced import balanced
-from rehearsal_plugin.policies.base import POLICIES, Policy, register
+from rehearsal_plugin.policies.base import POLICIES, Offer, Policy, register
+from rehearsal_plugin.policies.exemplars import closest_to_centre, herding
 from rehearsal_plugin.policies.fifo import fifo
 from rehearsal_plugin.policies.random_replace import random_replace
 from rehearsal_plugin.policies.reservoir import reservoir
+from rehearsal_plugin.policies.score import score
 
-__all__ = ["POLICIES", "Policy", "balanced", "fifo", "random_replace", "register", "reservoir"]
+__all__ = [
+    "POLICIES",
+    "Offer",
+    "Policy",
+    "balanced",
+    "closest_to_centre",
+    "fifo",
+    "herding",
+    "random_replace",
+    "register",
+    "reservoir",
+    "score",
+]

@@ -13,7 +13,7 @@ import numpy as np
 
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.occupancy import Occupancy, Partitions
-from rehearsal_plugin.policies.base import register
+from rehearsal_plugin.policies.base import Offer, register, vacant
 from rehearsal_plugin.policies.reservoir import algorithm_r
 from rehearsal_plugin.shares import IntArray, fair_shares
 
@@ -21,9 +21,9 @@ __all__ = ["balanced"]
 
 
 @register
-def balanced(occupancy: Occupancy, owners: IntArray, rng: np.random.Generator) -> IntArray:
+def balanced(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Equal shares per partition, rebalanced as partitions appear."""
-    partitions = occupancy.partitions
+    partitions, owners = occupancy.partitions, offer.owners
     if partitions is None:
         raise ConfigError("rehearsal.buffer.policy 'balanced' needs rehearsal.buffer.partition_by")
     targets = _targets(partitions, owners, occupancy.capacity)
@@ -42,7 +42,7 @@ def balanced(occupancy: Occupancy, owners: IntArray, rng: np.random.Generator) -
         slots[rows[replacing]] = left[size - stays :]
         appended[rows[place >= stays]] = True
         freed.append(left[: size - stays])
-    slots[appended] = _vacant(freed, occupancy.count, int(appended.sum()))
+    slots[appended] = vacant(freed, occupancy.count, int(appended.sum()))
     return slots
 
 
@@ -52,10 +52,3 @@ def _targets(partitions: Partitions, owners: IntArray, capacity: int) -> IntArra
     complete = partitions.sizes == partitions.seen
     limits = np.where(complete, partitions.seen + offered, partitions.sizes)
     return fair_shares(limits, capacity)
-
-
-def _vacant(freed: list[IntArray], count: int, needed: int) -> IntArray:
-    """Slots for `needed` rows: those given up first, then unused ones."""
-    slots = np.concatenate(freed) if freed else np.empty(0, dtype=np.int64)
-    unused = np.arange(count, count + needed - len(slots))
-    return np.concatenate((slots, unused))

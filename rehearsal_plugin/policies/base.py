@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
 from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.shares import IntArray
+from rehearsal_plugin.values import FloatArray
 
-__all__ = ["POLICIES", "Policy", "last_writers", "register"]
+__all__ = ["POLICIES", "Offer", "Policy", "last_writers", "register", "vacant"]
 
-Policy: TypeAlias = Callable[[Occupancy, IntArray, np.random.Generator], IntArray]
-"""`policy(occupancy, owners, rng) -> slots`.
 
-`owners` `[n]` int64 are the partition numbers of the offered rows, in the order of the stream. The result
-`[n]` int64 is the slot of each row, -1 where it is not kept; no slot twice; new slots are taken in order from
-`occupancy.count`. A policy changes nothing: the buffer records the outcome.
+@dataclass(frozen=True)
+class Offer:
+    """Rows that want to be stored, in the order of the stream.
+
+    Attributes:
+        owners: `[n]` int64, the partition number of each; zeros where rows are not partitioned.
+        values: `[n, width]` float32, what they are judged by; None where they are not.
+    """
+
+    owners: IntArray
+    values: FloatArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+
+Policy: TypeAlias = Callable[[Occupancy, Offer, np.random.Generator], IntArray]
+"""`policy(occupancy, offer, rng) -> slots`.
+
+The result `[n]` int64 is the slot of each offered row, -1 where it is not kept; no slot twice; new slots are
+taken in order from `occupancy.count`. A policy changes nothing: the buffer records the outcome.
 """
 
 POLICIES: dict[str, Policy] = {}
@@ -36,3 +54,10 @@ def last_writers(slots: IntArray) -> IntArray:
     result = np.full_like(slots, -1)
     result[kept[first]] = slots[kept[first]]
     return result
+
+
+def vacant(freed: list[IntArray], count: int, needed: int) -> IntArray:
+    """Slots for `needed` rows: those given up first, then unused ones from `count` on."""
+    slots = np.concatenate(freed) if freed else np.empty(0, dtype=np.int64)
+    unused = np.arange(count, count + needed - len(slots))
+    return np.concatenate((slots, unused))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_plugin.occupancy import Occupancy
-from rehearsal_plugin.policies.base import last_writers, register
+from rehearsal_plugin.policies.base import Offer, last_writers, register
 from rehearsal_plugin.shares import IntArray
 
 __all__ = ["fifo"]
 
 
 @register
-def fifo(occupancy: Occupancy, owners: IntArray, rng: np.random.Generator) -> IntArray:
+def fifo(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Each row takes the place of the oldest one."""
-    return last_writers((occupancy.seen + np.arange(len(owners))) % occupancy.capacity)
+    return last_writers((occupancy.seen + np.arange(len(offer))) % occupancy.capacity)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_plugin.occupancy import Occupancy
-from rehearsal_plugin.policies.base import last_writers, register
+from rehearsal_plugin.policies.base import Offer, last_writers, register
 from rehearsal_plugin.shares import IntArray
 
 __all__ = ["random_replace"]
 
 
 @register
-def random_replace(occupancy: Occupancy, owners: IntArray, rng: np.random.Generator) -> IntArray:
+def random_replace(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Fill the buffer, then overwrite random rows.
 
     With c candidates a batch of b (`rehearsal.candidates`) a sample is taken with probability c/b, as in
     Bouvier et al. (arXiv 2406.03285). Old rows decay geometrically; use `reservoir` where the whole past
     shall be represented alike.
     """
-    place = occupancy.count + np.arange(len(owners))
+    place = occupancy.count + np.arange(len(offer))
     full = place >= occupancy.capacity
     place[full] = rng.integers(0, occupancy.capacity, np.count_nonzero(full))
     return last_writers(place)

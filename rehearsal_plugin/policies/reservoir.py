@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_plugin.occupancy import Occupancy
-from rehearsal_plugin.policies.base import last_writers, register
+from rehearsal_plugin.policies.base import Offer, last_writers, register
 from rehearsal_plugin.shares import IntArray
 
 __all__ = ["algorithm_r", "reservoir"]
@@ -32,6 +32,6 @@ def algorithm_r(seen: int, offered: int, capacity: int, rng: np.random.Generator
 
 
 @register
-def reservoir(occupancy: Occupancy, owners: IntArray, rng: np.random.Generator) -> IntArray:
+def reservoir(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Every row offered so far has the same chance to be stored."""
-    return algorithm_r(occupancy.seen, len(owners), occupancy.capacity, rng)
+    return algorithm_r(occupancy.seen, len(offer), occupancy.capacity, rng)

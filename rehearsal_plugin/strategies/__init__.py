@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rehearsal_plugin.strategies.base import STRATEGIES, Part, Strategy, make_strategy, register
+from rehearsal_plugin.strategies.by_loss import ScoredByLoss
 from rehearsal_plugin.strategies.der import DarkExperienceReplay
 from rehearsal_plugin.strategies.der_plus_plus import DarkExperienceReplayPlusPlus
 from rehearsal_plugin.strategies.er import ExperienceReplay
@@ -18,6 +19,7 @@ __all__ = [
     "ExperienceReplay",
     "ExtendedDarkExperienceReplay",
     "Part",
+    "ScoredByLoss",
     "Strategy",
     "TopKDistillation",
     "make_strategy",

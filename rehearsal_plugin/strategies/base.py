@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,9 +68,9 @@ class Strategy(ABC):
         config: The section `rehearsal.strategy`.
     """
 
-    draws: ClassVar[int] = 1
-    records: ClassVar[bool] = False
-    refreshes: ClassVar[bool] = False
+    draws: int = 1
+    records: bool = False
+    refreshes: bool = False
 
     def __init__(self, config: StrategyConfig) -> None:
         self.config = config
@@ -84,8 +84,11 @@ class Strategy(ABC):
         """The outputs that the strategy looks at, by dotted name; see `flatten`."""
         return flatten(outputs, self.config.outputs)
 
-    def state(self, outputs: Any) -> dict[str, Tensor]:
-        """What to store beside each row: tensors `[rows, ...]` by name, from the outputs for these rows."""
+    def state(self, new: Part) -> dict[str, Tensor]:
+        """What to store beside each new row: tensors `[rows, ...]` by name; asked for after `loss`.
+
+        The outputs have no history. Where they are recorded without a loss, there are no targets.
+        """
         return {}
 
     def refresh(self, part: Part) -> dict[str, Tensor]:

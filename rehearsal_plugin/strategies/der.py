@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -22,9 +21,9 @@ class DarkExperienceReplay(Strategy):
 
     records = True
 
-    def state(self, outputs: Any) -> dict[str, Tensor]:
+    def state(self, new: Part) -> dict[str, Tensor]:
         """See `Strategy.state`."""
-        return self.tensors(outputs)
+        return self.tensors(new.outputs)
 
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
         """See `Strategy.regularizer`: the distance on the first draw."""

@@ -39,7 +39,7 @@ class AsymmetricReplay(Strategy):
         if not isinstance(scores, Tensor) or scores.ndim != 2 or labels is None or labels.dtype != torch.int64:
             raise BatchError("strategy 'er-ace' needs scores [rows, classes] and int64 class labels [rows] as target")
         present = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-        present[labels] = True
+        present[labels[labels >= 0]] = True  # not those that the loss ignores
         among = scores.masked_fill(~present, torch.finfo(scores.dtype).min)
         total = replace(new, outputs=among, targets=(labels,), criterion=functional.cross_entropy).loss()
         for part in replayed:

@@ -25,9 +25,9 @@ class TopKDistillation(Strategy):
 
     records = True
 
-    def state(self, outputs: Any) -> dict[str, Tensor]:
+    def state(self, new: Part) -> dict[str, Tensor]:
         """See `Strategy.state`: `values` `[..., k]` float32 log-probabilities and `ids` `[..., k]` int32."""
-        values, ids = self._logits(outputs).float().log_softmax(-1).topk(self.config.k)
+        values, ids = self._logits(new.outputs).float().log_softmax(-1).topk(self.config.k)
         return {"values": values, "ids": ids.int()}
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:

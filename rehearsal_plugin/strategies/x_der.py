@@ -35,9 +35,9 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
         super().__init__(config)
         self._known: Tensor | None = None
 
-    def state(self, outputs: Any) -> dict[str, Tensor]:
+    def state(self, new: Part) -> dict[str, Tensor]:
         """See `Strategy.state`: `scores` `[rows, classes]`, and which classes were `known`, bool `[rows, classes]`."""
-        scores = self._scores(outputs)
+        scores = self._scores(new.outputs)
         if self._known is None:
             raise ConfigError(
                 "strategy 'x-der' needs the labels beside the outputs; let the model return scores and compute the "

@@ -1,0 +1,103 @@
+"""What rows are judged by, kept in the index: one score a row, or its features."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rehearsal_plugin.shares import IntArray
+
+__all__ = ["FloatArray", "SumTree", "Values", "bounded"]
+
+FloatArray: TypeAlias = NDArray[np.float32]
+
+LARGEST = 1e9
+"""Of a value, so that sums and squares stay finite."""
+
+TICKETS_PER_UNIT, MOST_TICKETS = 1 << 10, 1 << 20
+"""A score of 1 weighs 1024 tickets. With at most 2^20 a row, 2^20 rows on each of 2^10 ranks stay within an int64."""
+
+
+class SumTree:
+    """Integer weights of slots: their sum, and the slot at any point of it.
+
+    A binary tree in which every node holds the sum of its two children. Both operations take log2(capacity) array
+    operations, whatever the number of slots.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._levels = (capacity - 1).bit_length()
+        self._sums = np.zeros(2 << self._levels, dtype=np.int64)  # the root at 1, the leaves at the end
+
+    @property
+    def total(self) -> int:
+        """The sum of all weights."""
+        return int(self._sums[1])
+
+    def set(self, slots: IntArray, weights: IntArray) -> None:
+        """Give `slots` `[n]` int64, all different, the `weights` `[n]` int64."""
+        nodes = slots + (1 << self._levels)
+        self._sums[nodes] = weights
+        for _ in range(self._levels):
+            nodes = nodes >> 1
+            self._sums[nodes] = self._sums[2 * nodes] + self._sums[2 * nodes + 1]
+
+    def find(self, points: IntArray) -> IntArray:
+        """The slots `[n]` at `points` `[n]` int64 from 0 to `total - 1`, weights being laid end to end."""
+        nodes, left = np.ones(len(points), dtype=np.int64), points
+        for _ in range(self._levels):
+            nodes = 2 * nodes
+            beyond = left >= self._sums[nodes]
+            left = np.where(beyond, left - self._sums[nodes], left)
+            nodes += beyond
+        return nodes - (1 << self._levels)
+
+
+class Values:
+    """Score or features of every stored row, and the mean of all that were offered.
+
+    Args:
+        capacity: Slots.
+        width: Numbers a row; 1 for a score.
+
+    Attributes:
+        stored: `[capacity, width]` float32.
+        tickets: Scores as whole numbers, for draws in proportion to them; None for features.
+    """
+
+    def __init__(self, capacity: int, width: int) -> None:
+        self.stored = np.zeros((capacity, width), dtype=np.float32)
+        self.tickets = SumTree(capacity) if width == 1 else None
+        self._sums = np.zeros((0, width))
+        self._seen = np.zeros(0, dtype=np.int64)
+
+    def set(self, slots: IntArray, values: FloatArray) -> None:
+        """Give the rows at `slots` `[n]`, all different, the values `[n, width]`."""
+        self.stored[slots] = values
+        if self.tickets is not None:
+            shares = values[:, 0] * np.float64(TICKETS_PER_UNIT)  # at least one, so that every row can be drawn
+            self.tickets.set(slots, shares.clip(1, MOST_TICKETS).astype(np.int64))
+
+    def count_offers(self, owners: IntArray, values: FloatArray) -> None:
+        """Add offered rows, values `[n, width]` of owners `[n]`, to the owners' means."""
+        if len(owners) == 0:
+            return
+        missing = max(0, int(owners.max()) + 1 - len(self._seen))
+        self._sums = np.pad(self._sums, ((0, missing), (0, 0)))
+        self._seen = np.pad(self._seen, (0, missing))
+        np.add.at(self._sums, owners, values)
+        np.add.at(self._seen, owners, 1)
+
+    def centre(self, owner: int, offered: FloatArray) -> NDArray[np.float64]:
+        """The mean `[width]` of all values of an owner, those just `offered` `[n, width]` with them."""
+        sums, seen = offered.sum(axis=0, dtype=np.float64), len(offered)
+        if owner < len(self._seen):
+            sums, seen = sums + self._sums[owner], seen + int(self._seen[owner])
+        return np.asarray(sums / seen)
+
+
+def bounded(values: FloatArray) -> FloatArray:
+    """Values that can be compared: what is no number becomes 0, what is infinite the largest one."""
+    return np.nan_to_num(values).clip(-LARGEST, LARGEST)
