@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 __all__ = ["environment", "write_report", "write_text"]
 
+STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("rehearsal-plugin", "torch", "deepspeed", "horovod", "transformers", "numpy")
 
@@ -50,13 +52,14 @@ def write_report(
 
 
 def environment(ranks: int) -> dict[str, Any]:
-    """Commit, versions, cores, ranks and platform of this run."""
+    """Commit, versions, cores, ranks and platform of this run, and the seconds since it began."""
     return {
         "commit": _commit(),
         "versions": {"python": platform.python_version(), **_versions()},
         "cores": _cores(),
         "ranks": ranks,
         "platform": platform.platform(),
+        "wall_s": round(time.monotonic() - STARTED, 1),
     }
 
 

@@ -1,4 +1,4 @@
-"""What the studies share: the grid of arms, files of finished arms, means over seeds, tables and curves.
+"""What the studies share: the grid of arms, means over seeds, tables and curves.
 
 An arm is one way of training: a method, a size of the buffer, a seed. Its result is rows of a report, one for each
 evaluation, with a value a task for every metric::
@@ -11,17 +11,13 @@ Nothing here knows what is learnt.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from report import write_text
 
 __all__ = [
     "BUFFERS",
@@ -36,7 +32,6 @@ __all__ = [
     "Group",
     "Metric",
     "Row",
-    "Shelf",
     "Spread",
     "cells",
     "find",
@@ -120,37 +115,6 @@ def row(
     """
     tasks = {f"{name}_task_{task}": value for name, line in values.items() for task, value in enumerate(line, 1)}
     return {**asdict(arm), "after_task": after_task, **tasks, "seconds": seconds, "buffer_mib": buffer_mib, **more}
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """Rows of finished arms, one file each, so that an interrupted study can go on.
-
-    Attributes:
-        folder: Made where it is missing.
-        settings: Whatever changes the result beside the arm; other settings are other files.
-    """
-
-    folder: Path
-    settings: Mapping[str, object]
-
-    def path(self, arm: Arm) -> Path:
-        """The file of an arm."""
-        key = json.dumps([asdict(arm), self.settings], sort_keys=True).encode()
-        name = re.sub(r"[^a-z0-9+.]+", "_", arm.name)
-        return self.folder / f"{name}-{hashlib.sha256(key).hexdigest()[:8]}.json"
-
-    def put(self, arm: Arm, rows: Sequence[Row]) -> None:
-        """Keep the rows of a finished arm."""
-        write_text(self.path(arm), json.dumps(rows, indent=1) + "\n")
-
-    def get(self, arm: Arm) -> list[Row] | None:
-        """The rows of an arm; None where it is not finished."""
-        path = self.path(arm)
-        if not path.is_file():
-            return None
-        rows: list[Row] = json.loads(path.read_text())
-        return rows
 
 
 class Spread(NamedTuple):

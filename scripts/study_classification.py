@@ -8,8 +8,8 @@ other from below; between them er, der and der++ with buffers of several sizes, 
 with other r and c, and its time against plain training with as many rows a step. Writes `report.json` and
 `study.png` to `out/study_classification`; `--resume` goes on with an interrupted study.
 
-Learning rates and the weights in the losses are first guesses so far. `--size choose` tries them all on held-out
-training images, with a seed that the study does not use, and prints what to take; the test images choose nothing.
+The learning rate and the weights in the losses are what did best in `--size choose`, which tries them on held-out
+training images with a seed that the study does not use; the test images choose nothing.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ import torch.distributed as dist
 from image_data import ImageData, load_images
 from launch import is_rank, launch
 from report import write_report
-from study import DERPP, ER, SCRATCH, Row, Shelf, cells, find, group, print_table
-from study_classification_plan import ACCURACY, CHOOSE, KNOBS, SIZES, Job, Size, chosen
+from study import DERPP, ER, SCRATCH, Arm, Row, cells, find, group, print_table
+from study_classification_plan import ACCURACY, CHOOSE, KNOBS, SIZES, Size, chosen
 from study_classification_time import SEGMENT, summarise_times, time_in_turns
-from study_classification_train import TASKS, Course, hold_out, train
+from study_classification_train import TASKS, Course, Knobs, hold_out, train
 from study_plots import plot_study
+from study_run import Job, Shelf, progress_of, train_all
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,8 +63,10 @@ def run(arguments: argparse.Namespace) -> None:
     images = hold_out(load_images()) if choosing else first_test_images(load_images(), size.test_images)
     course = Course(images, size.steps, size.batch, size.representatives, dist.get_rank(), dist.get_world_size())
     jobs = size.choices() if choosing else size.jobs()
-    with progress_of(size, len(jobs)) as progress:
-        rows = train_all(jobs, course, arguments, progress)
+    steps = len(jobs) * TASKS * size.steps + (2 * SEGMENT * (size.pairs + 1) if size.pairs else 0)
+    with progress_of(steps) as progress:
+        plans = [planned(job, course, arguments.out / "arms", progress) for job in jobs]
+        rows = train_all(plans, told, progress, resume=arguments.resume)
         times = time_in_turns(course, KNOBS[ER], size.pairs, progress) if size.pairs else []
     if course.rank == 0 and choosing:
         publish_choice(rows, arguments.out / CHOOSE)
@@ -79,35 +82,18 @@ def first_test_images(images: ImageData, count: int) -> ImageData:
     return replace(images, test_images=images.test_images[:count], test_labels=images.test_labels[:count])
 
 
-def train_all(jobs: Sequence[Job], course: Course, arguments: argparse.Namespace, progress: tqdm[Any]) -> list[Row]:
-    """The rows of every job; rank 0 keeps those of each as soon as it is done."""
+def planned(job: tuple[Arm, Knobs], course: Course, folder: Path, progress: tqdm[Any]) -> Job:
+    """What `train_all` is to do."""
+    arm, knobs = job
     settings = {"steps": course.steps, "batch": course.batch, "ranks": course.ranks, "data": course.images.name}
     settings["test_images"] = len(course.images.test_labels)
-    shelves = [Shelf(arguments.out / "arms", settings | asdict(knobs)) for _, knobs in jobs]
-    done = [shelf.get(arm) if arguments.resume else None for shelf, (arm, _) in zip(shelves, jobs, strict=True)]
-    dist.barrier()  # nobody writes before all have looked
-    rows: list[Row] = []
-    for number, (shelf, (arm, knobs)) in enumerate(zip(shelves, jobs, strict=True)):
-        progress.set_description(arm.name)
-        fresh = done[number] or train(arm, knobs, course, progress)
-        if course.rank == 0:
-            shelf.put(arm, fresh)
-            tqdm.write(f"{number + 1} of {len(jobs)}: {arm.name}: {told(fresh)}")
-        rows += fresh
-    return rows
+    return Job(arm.name, arm, Shelf(folder, settings | asdict(knobs)), lambda: train(arm, knobs, course, progress))
 
 
 def told(rows: Sequence[Row]) -> str:
     """One arm's result on a line."""
     (one,) = group(rows, ACCURACY, rows[0]["table"])
     return f"accuracy {one.average.text()}, {one.seconds.text(1)} s"
-
-
-def progress_of(size: Size, jobs: int) -> tqdm[Any]:
-    """A bar on rank 0 of a terminal; elsewhere the lines of the arms are enough."""
-    steps = jobs * TASKS * size.steps + (2 * SEGMENT * (size.pairs + 1) if size.pairs else 0)
-    hidden = None if dist.get_rank() == 0 else True
-    return tqdm(total=steps, unit="step", disable=hidden, leave=False, smoothing=0.05)
 
 
 def summarise(rows: Sequence[Row], times: Sequence[Row]) -> dict[str, float]:

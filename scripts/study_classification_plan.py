@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TypeAlias
 
 import numpy as np
 from study import BUFFERS, DER, DERPP, ER, INCREMENTAL, METHODS, SCRATCH, Arm, Metric, Row, grid, group
 from study_classification_train import Knobs
 
-__all__ = ["ACCURACY", "CHOOSE", "KNOBS", "SIZES", "Job", "Size", "chosen"]
+__all__ = ["ACCURACY", "CHOOSE", "KNOBS", "SIZES", "Size", "chosen"]
 
 ACCURACY = Metric("accuracy", "accuracy", higher_is_better=True)
 CHOOSE = "choose"
@@ -20,10 +19,10 @@ KNOBS = {
     SCRATCH: Knobs(lr=0.05),
     INCREMENTAL: Knobs(lr=0.05),
     ER: Knobs(lr=0.05, loss_weight=4.0),
-    DER: Knobs(lr=0.05, alpha=0.3),
+    DER: Knobs(lr=0.05, alpha=1.0),
     DERPP: Knobs(lr=0.05, alpha=0.3, beta=1.0),
 }
-"""First guesses, until `--size choose` has been run to its end; the lower bound takes the upper one's learning rate."""
+"""What did best in `--size choose`, averaged over both sizes of the buffer there."""
 
 CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
     SCRATCH: {"lr": (0.02, 0.05, 0.1)},
@@ -32,8 +31,6 @@ CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
     DERPP: {"lr": (0.05,), "alpha": (0.1, 0.3), "beta": (1.0, 2.0, 4.0)},
 }
 """Tried on held-out training images. All methods take the learning rate of training from scratch."""
-
-Job: TypeAlias = tuple[Arm, Knobs]
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,13 @@ class Size:
     pairs: int = 20
     test_images: int = 10_000
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[tuple[Arm, Knobs]]:
         """Every arm of the study."""
         arms = grid(self.buffers, self.seeds, self.representatives)
         arms += [Arm(ER, 10.0, self.seeds[0], r, c, table="rows") for r, c in self.draws]
         return [(arm, KNOBS[arm.method]) for arm in arms]
 
-    def choices(self) -> list[Job]:
+    def choices(self) -> list[tuple[Arm, Knobs]]:
         """Every arm that has a choice, with each of its knobs."""
         arms = [arm for arm in grid(self.buffers, self.seeds, self.representatives) if arm.method in CHOICES]
         return [

@@ -46,14 +46,15 @@ class Goal:
     meaning: str
     bound: float
     at_most: bool = False
+    above: bool = False  # the bound itself is not enough
 
     def line(self, measured: float) -> list[str]:
         """Meaning, bound, what was measured, and by how much it falls short."""
         short = measured - self.bound if self.at_most else self.bound - measured
-        verdict = "met" if short <= 0 else f"short by {short:.3f}"
+        verdict = "met" if short < 0 or (short == 0 and not self.above) else f"short by {short:.3f}"
         return [
             f"`{self.key}`: {self.meaning}",
-            f"{'≤' if self.at_most else '≥'} {self.bound:g}",
+            f"{'≤' if self.at_most else '>' if self.above else '≥'} {self.bound:g}",
             f"{measured:.3f}",
             verdict,
         ]
@@ -102,9 +103,10 @@ with SGD (momentum 0.9) under DistributedDataParallel on gloo; each rank takes 3
 once. It answers among all ten classes, without being told the task. A stored row is the image as bytes and its label;
 `der` and `der++` store the ten scores beside them.
 
-The learning rate is constant and falls to zero over the last tenth of all steps. Rates and weights in the losses are
-first guesses, the same for all sizes of the buffer; the test images chose nothing. Incremental training takes the
-learning rate of training from scratch.
+The learning rate is constant and falls to zero over the last tenth of all steps. It was chosen for training from
+scratch, and the weights in the losses for each method, with `--size choose`: on a tenth of the training images that was
+held out, with a seed that is not reported, with buffers of 2.5 and 30 %. They are the same for all sizes of the
+buffer; the test images chose nothing.
 
 The time ratio is that of two trainings that take turns in one process, 20 steps each: `er` with a buffer of 30 %, and
 plain training with b + r new images a step. It is the median over the pairs.
@@ -131,8 +133,13 @@ mean absolute errors on patterns that were not trained on.
         Metric("phase_error", "phase error (rad)", higher_is_better=False, digits=4),
     ),
     (
-        Goal("forgetting_reduction_amplitude", "share of the forgetting that rehearsal removes, least drift", 0.0),
-        Goal("forgetting_reduction_phase", "the same of the phase", 0.0),
+        Goal(
+            "forgetting_reduction_amplitude",
+            "share of the forgetting of amplitude that `er` removes, least drift",
+            0.0,
+            above=True,
+        ),
+        Goal("forgetting_reduction_phase", "the same of the phase", 0.0, above=True),
     ),
 )
 

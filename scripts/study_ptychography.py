@@ -53,7 +53,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     """One rank's part, from the first scan to the results; the processes that only simulate need no torch."""
     import torch.distributed as dist
-    from study_ptychography_train import train_all
+    from study_ptychography_train import train_arms
 
     dist.init_process_group("gloo")
     choosing, size = arguments.size == CHOOSE, SIZES[arguments.size]
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
         size = replace(size, course=replace(size.course, steps=arguments.steps))
     jobs = size.choices() if choosing else size.jobs()
     folder = arguments.out / CHOOSE if choosing else arguments.out
-    rows = train_all(jobs, size, folder / "arms", resume=arguments.resume)
+    rows = train_arms(jobs, size, folder / "arms", resume=arguments.resume)
     if dist.get_rank() == 0:
         (publish_choice if choosing else publish)(rows, size, folder, dist.get_world_size())
     # Without these two a rank that ends before the others may be aborted.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TypeAlias
 
 import numpy as np
 from ptychography_stream import DRIFTS, Plan, conditions
-from study import BUFFERS, DER, DERPP, ER, INCREMENTAL, METHODS, SCRATCH, Arm, Metric, Row, grid, group
+from study import BUFFERS, DER, DERPP, ER, INCREMENTAL, METHODS, SCRATCH, Arm, Group, Metric, Row, find, grid, group
 
 __all__ = [
     "CHOOSE",
@@ -18,7 +17,6 @@ __all__ = [
     "METRICS",
     "SIZES",
     "Course",
-    "Job",
     "Knobs",
     "Size",
     "chosen",
@@ -91,8 +89,6 @@ CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
 training from scratch.
 """
 
-Job: TypeAlias = tuple[str, Arm, Knobs]
-
 
 @dataclass(frozen=True)
 class Size:
@@ -119,11 +115,11 @@ class Size:
         """Samples that a step and rank of the methods with a buffer takes, and so that of the upper bound."""
         return self.course.batch + self.representatives
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[tuple[str, Arm, Knobs]]:
         """Every arm of the study, drift by drift."""
         return [(drift, arm, KNOBS[arm.method]) for drift, arm in self._arms()]
 
-    def choices(self) -> list[Job]:
+    def choices(self) -> list[tuple[str, Arm, Knobs]]:
         """Every arm that has a choice, with each of its knobs."""
         return [
             (drift, arm, Knobs(**dict(zip(CHOICES[arm.method], values, strict=True))))
@@ -159,25 +155,12 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
     for metric in METRICS:
         name, reductions = metric.name.removesuffix("_error"), {}
         for drift in DRIFTS:
-            lost, kept = (forgetting(of_drift(rows, drift), metric, *arm) for arm in ((INCREMENTAL, 0.0), (ER, COMMON)))
+            groups = group(of_drift(rows, drift), metric)
+            lost, kept = (_forgetting(find(groups, *arm)) for arm in ((INCREMENTAL, 0.0), (ER, COMMON)))
             reductions[f"forgetting_reduction_{name}_{drift}"] = 1 - kept / lost
             summary |= {f"forgetting_{name}_{drift}_incremental": lost, f"forgetting_{name}_{drift}_er": kept}
         summary |= {f"forgetting_reduction_{name}": min(reductions.values()), **reductions}
     return summary
-
-
-def forgetting(rows: Sequence[Row], metric: Metric, method: str, buffer_percent: float) -> float:
-    """The error at the end less that right after the task was learnt, mean over the earlier tasks and the seeds."""
-    runs: dict[int, list[Row]] = {}
-    for line in rows:
-        if (line["method"], line["buffer_percent"]) == (method, buffer_percent):
-            runs.setdefault(line["seed"], []).append(line)
-    rises = [
-        run[-1][f"{metric.name}_task_{line['after_task']}"] - line[f"{metric.name}_task_{line['after_task']}"]
-        for run in runs.values()
-        for line in run[:-1]
-    ]
-    return float(np.mean(rises))
 
 
 def chosen(rows: Sequence[Row]) -> list[tuple[str, Knobs, float]]:
@@ -187,6 +170,11 @@ def chosen(rows: Sequence[Row]) -> list[tuple[str, Knobs, float]]:
         lines.setdefault((line["method"], _knobs(line)), []).append(line)
     tried = [(method, knobs, _error(ours)) for (method, knobs), ours in lines.items()]
     return sorted(tried, key=lambda one: (METHODS.index(one[0]), one[2]))
+
+
+def _forgetting(one: Group) -> float:
+    assert one.forgetting is not None  # there were several evaluations
+    return one.forgetting.mean
 
 
 def _knobs(line: Row) -> Knobs:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,15 +16,16 @@ import torch.distributed as dist
 from ptychography import Samples
 from ptychography_model import PtychoNet, reconstruction_loss
 from ptychography_stream import DRIFTS, Producer
-from study import DERPP, REPLAYING, SCRATCH, Arm, Row, Shelf, group, row
-from study_ptychography_plan import METRICS, Course, Job, Knobs, Size
+from study import DERPP, REPLAYING, SCRATCH, Arm, Row, group, row
+from study_ptychography_plan import METRICS, Course, Knobs, Size
+from study_run import Job, Shelf, progress_of, train_all
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from rehearsal_plugin import Rehearsal
 
-__all__ = ["train_all"]
+__all__ = ["train_arms"]
 
 Batch: TypeAlias = dict[str, Tensor]
 
@@ -117,35 +119,28 @@ class Bench:
         return time.perf_counter() - start
 
 
-def train_all(jobs: Sequence[Job], size: Size, folder: Path, *, resume: bool) -> list[Row]:
-    """The rows of every job; rank 0 keeps those of each as soon as it is done."""
+def train_arms(arms: Sequence[tuple[str, Arm, Knobs]], size: Size, folder: Path, *, resume: bool) -> list[Row]:
+    """The rows of every arm of every drift."""
     settings = asdict(size.course) | {"ranks": dist.get_world_size()}
-    shelves = [Shelf(folder / drift, settings | DRIFTS[drift] | asdict(knobs)) for drift, _, knobs in jobs]
-    done = [shelf.get(arm) if resume else None for shelf, (_, arm, _) in zip(shelves, jobs, strict=True)]
-    dist.barrier()  # nobody writes before all have looked
-    rows: list[Row] = []
-    with Producer() as producer, progress_of(size.course, done.count(None)) as progress:
+    steps = len(arms) * size.course.tasks * size.course.steps
+    with Producer() as producer, progress_of(steps) as progress:
         bench = Bench(size, producer, progress)
-        for number, (drift, arm, knobs) in enumerate(jobs):
-            progress.set_description(f"{drift}, {arm.name}")
-            fresh = done[number] or bench.train(drift, arm, knobs)
-            if dist.get_rank() == 0:
-                shelves[number].put(arm, fresh)
-                tqdm.write(f"{number + 1} of {len(jobs)}: {drift}, {arm.name}: {told(fresh)}")
-            rows += fresh
-    return rows
+        jobs = [
+            Job(
+                f"{drift}, {arm.name}",
+                arm,
+                Shelf(folder / drift, settings | DRIFTS[drift] | asdict(knobs)),
+                partial(bench.train, drift, arm, knobs),
+            )
+            for drift, arm, knobs in arms
+        ]
+        return train_all(jobs, told, progress, resume=resume)
 
 
 def told(rows: Sequence[Row]) -> str:
     """One arm's result on a line."""
     ends = [f"{metric.label} {group(rows, metric)[0].average.text(4)}" for metric in METRICS]
     return f"{', '.join(ends)}, {rows[-1]['seconds']:.1f} s"
-
-
-def progress_of(course: Course, jobs: int) -> tqdm[Any]:
-    """A bar on rank 0 of a terminal; elsewhere the lines of the arms are enough."""
-    hidden = None if dist.get_rank() == 0 else True
-    return tqdm(total=jobs * course.tasks * course.steps, unit="step", disable=hidden, leave=False, smoothing=0.05)
 
 
 @torch.no_grad()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import study_page
-from study import METHODS, Arm, Metric, Row, Shelf, Spread, cells, find, grid, group, row
+from study import METHODS, Arm, Metric, Row, Spread, cells, find, grid, group, row
+from study_run import Shelf
 
 ACCURACY = Metric("accuracy", "accuracy", higher_is_better=True)
 ERROR = Metric("error", "error", higher_is_better=False)
@@ -136,7 +137,7 @@ def report(study: study_page.Study, **summary: float) -> dict[str, Any]:
         values = {metric.name: [0.5 + 0.1 * arm.seed, 0.25] for metric in study.metrics}
         rows += [row(arm, after, values, seconds=1.0, buffer_mib=1.0) for after in (1, 2)]
     environment = {"ranks": 2, "cores": 4, "commit": "0123456789abcdef", "versions": {"torch": "2.0"}}
-    met = {goal.key: goal.bound for goal in study.goals}
+    met = {goal.key: goal.bound + (0.1 if goal.above else 0.0) for goal in study.goals}
     return {"summary": {**met, **summary}, "rows": rows, "environment": environment}
 
 
@@ -161,3 +162,10 @@ def test_a_missing_report_is_named_with_the_command_that_makes_it(
     assert study_page.main(["--reports", str(tmp_path), "--docs", str(tmp_path / "docs")]) == 1
     assert "python scripts/study_classification.py --size full" in capsys.readouterr().err
     assert not (tmp_path / "docs").exists()
+
+
+def test_a_goal_to_be_exceeded_is_missed_by_its_very_bound() -> None:
+    goal = study_page.Goal("kept", "share", 0.0, above=True)
+
+    assert goal.line(0.0)[1:] == ["> 0", "0.000", "short by 0.000"]
+    assert goal.line(0.001)[-1] == "met"
