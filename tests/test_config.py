@@ -37,15 +37,16 @@ EVERY_KEY: dict[str, Any] = {
         "capacity": "4GiB",
         "storage": "mmap",
         "path": "/scratch/rows",
-        "policy": "balanced",
+        "policy": "score",
         "partition_by": "labels",
+        "score_by": "doubts",
     },
     "ratio": 0.125,
     "representatives": None,
     "candidates": 14,
     "mode": "replace",
     "inject": "loader",
-    "fields": ["inputs", "labels"],
+    "fields": ["inputs", "labels", "doubts"],
     "sampling": {"scope": "local", "weights": "balanced"},
     "strategy": {
         "name": "topk",
@@ -84,6 +85,7 @@ def test_an_empty_section_takes_the_documented_defaults() -> None:
             "path": None,
             "policy": "reservoir",
             "partition_by": None,
+            "score_by": None,
         },
         "ratio": 0.05,
         "representatives": None,
@@ -236,11 +238,13 @@ def test_a_capacity_that_is_no_size_is_refused(capacity: object) -> None:
         ("fields", [], "at least 1 item"),
         ("fields", "labels", "list"),
         ("buffer.storage", "disk", "'memory', 'pinned', 'cuda' or 'mmap'"),
-        ("buffer.policy", "lru", "'reservoir', 'balanced', 'random_replace' or 'fifo'"),
+        ("buffer.policy", "lru", "'reservoir', 'balanced', 'random_replace', 'fifo', 'score', 'herding'"),
         ("buffer.partition_by", 3, "string"),
         ("buffer.partition_by", "", "at least 1 character"),
+        ("buffer.score_by", 3, "string"),
+        ("buffer.score_by", "", "at least 1 character"),
         ("sampling.scope", "node", "'global' or 'local'"),
-        ("sampling.weights", [1, 2], "'uniform' or 'balanced'"),
+        ("sampling.weights", [1, 2], "'uniform', 'balanced' or 'score'"),
         ("strategy.transform", "none", "'replayed'"),
         ("exchange.backend", "mpi", "'auto', 'gloo' or 'nccl'"),
         ("exchange.launch", "process", "'auto', 'thread' or 'inline'"),
@@ -293,7 +297,7 @@ def test_auto_is_refused_with_the_reason(key: str) -> None:
     assert "'auto' is filled in only for the keys of the framework itself" in message
 
 
-@pytest.mark.parametrize("key", ["capacity", "storage", "path", "partition_by"])
+@pytest.mark.parametrize("key", ["capacity", "storage", "path", "partition_by", "score_by"])
 def test_auto_is_refused_in_the_buffer(key: str) -> None:
     message = refusal({"buffer": {key: "auto"}})
     assert message.startswith(f"rehearsal.buffer.{key} must ")
@@ -370,6 +374,56 @@ def test_balanced_weights_need_partitions() -> None:
 def test_the_partition_field_must_be_part_of_the_row() -> None:
     message = refusal({"fields": ["inputs"], "buffer": {"partition_by": "labels"}})
     assert message.startswith("rehearsal.fields lacks 'labels'")
+
+
+JUDGING = ["score", "herding", "closest_to_centre"]
+
+
+@pytest.mark.parametrize("policy", JUDGING)
+def test_a_policy_that_judges_rows_needs_something_to_judge_them_by(policy: str) -> None:
+    message = refusal({"buffer": {"policy": policy}})
+    assert message.startswith(f"rehearsal.buffer.score_by is missing: policy '{policy}'")
+    assert ("'loss'" in message) == (policy == "score")
+
+
+@pytest.mark.parametrize("policy", JUDGING)
+def test_a_policy_that_judges_rows_takes_a_field(policy: str) -> None:
+    assert BufferConfig(policy=policy, score_by="inputs").score_by == "inputs"
+
+
+@pytest.mark.parametrize("policy", ["herding", "closest_to_centre"])
+def test_a_loss_is_no_features(policy: str) -> None:
+    message = refusal({"buffer": {"policy": policy, "score_by": "loss"}})
+    assert message == f"rehearsal.buffer.score_by is 'loss', and policy '{policy}' needs a batch field of features"
+
+
+def test_weights_by_score_need_a_score() -> None:
+    message = refusal({"sampling": {"weights": "score"}})
+    assert message.startswith("rehearsal.buffer.score_by is missing: rehearsal.sampling.weights 'score'")
+
+
+@pytest.mark.parametrize("policy", ["herding", "closest_to_centre"])
+def test_features_are_no_weights(policy: str) -> None:
+    message = refusal({"buffer": {"policy": policy, "score_by": "inputs"}, "sampling": {"weights": "score"}})
+    assert message.startswith(f"rehearsal.sampling.weights is 'score', and rehearsal.buffer.policy '{policy}'")
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "balanced", "random_replace", "fifo"])
+def test_a_score_that_nothing_looks_at_is_refused(policy: str) -> None:
+    block = {"policy": policy, "partition_by": "labels", "score_by": "doubts"}
+    assert refusal({"buffer": block}).startswith("rehearsal.buffer.score_by has no use")
+    assert RehearsalConfig.load({"buffer": block, "sampling": {"weights": "score"}}).buffer.score_by == "doubts"
+
+
+@pytest.mark.parametrize("policy", JUDGING)
+def test_the_field_that_rows_are_judged_by_must_be_part_of_the_row(policy: str) -> None:
+    message = refusal({"fields": ["inputs"], "buffer": {"policy": policy, "score_by": "doubts"}})
+    assert message.startswith("rehearsal.fields lacks 'doubts', which rehearsal.buffer.score_by names")
+
+
+def test_the_loss_is_no_field_of_the_batch() -> None:
+    config = RehearsalConfig.load({"fields": ["inputs"], "buffer": {"policy": "score", "score_by": "loss"}})
+    assert config.buffer.by_loss
 
 
 def test_nccl_is_refused_in_a_thread() -> None:
