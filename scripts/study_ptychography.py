@@ -9,8 +9,8 @@ on all tasks mixed bounds from above, training as they come from below; between 
 several seeds, and on the first stream with buffers of several sizes. Writes `report.json` and a picture for each
 stream and error to `out/study_ptychography`; `--resume` goes on with an interrupted study.
 
-Learning rates, alpha and beta are first guesses, not tuned; alpha and beta are those of the papers. `--size choose`
-tries others, with a seed that the study does not report, and prints what did best.
+The learning rate and the weights in the losses come from `--size choose`, which tries them on one drift with a seed
+that the study does not report.
 """
 
 from __future__ import annotations
