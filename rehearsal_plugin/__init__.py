@@ -8,6 +8,7 @@ from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import (
     BatchError,
+    CheckpointError,
     ClosedError,
     ConfigError,
     ExchangeError,
@@ -23,6 +24,7 @@ from rehearsal_plugin.transport import HorovodTransport, LocalTransport, TorchDi
 
 __all__ = [
     "BatchError",
+    "CheckpointError",
     "ClosedError",
     "ConfigError",
     "ExchangeError",

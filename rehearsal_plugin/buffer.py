@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rehearsal_plugin.config import BufferConfig
@@ -24,6 +25,8 @@ from rehearsal_plugin.storage import open_storage
 from rehearsal_plugin.values import FloatArray, bounded
 
 __all__ = ["RehearsalBuffer"]
+
+CHUNK = 4096  # rows that are copied at a time when a buffer is filled
 
 
 class RehearsalBuffer:
@@ -63,7 +66,8 @@ class RehearsalBuffer:
         self._calls = 0
         self._journal: Journal | None = None
         # When each row was written: whoever wants to update a row must not hit the one that took its place.
-        self._written = np.full(self.capacity if layout.state else 0, -1, dtype=np.int64)
+        self._written = np.full(self.capacity, -1, dtype=np.int64)
+        self._origin = np.full(self.capacity, rank, dtype=np.int32)
 
     def __len__(self) -> int:
         return self.occupancy.count
@@ -137,8 +141,9 @@ class RehearsalBuffer:
         rng = generator(self._seed, Purpose.ADMISSION, step, self._rank)
         slots = self._policy(self.occupancy, offer, rng)
         self.occupancy.record(slots, offer.owners, offer.values)
-        if self.layout.state:
-            self._written[slots[slots >= 0]] = step
+        kept = slots[slots >= 0]
+        self._written[kept] = step
+        self._origin[kept] = self._rank
         return slots
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
@@ -157,7 +162,7 @@ class RehearsalBuffer:
             self._storage.read(slots, out)
 
     def written(self, slots: IntArray) -> IntArray:
-        """The step in which each row at `slots` `[n]` was admitted, `[n]` int64; for rows with state."""
+        """The step in which each row at `slots` `[n]` was admitted, `[n]` int64."""
         return self._written[slots]
 
     def update_fields(self, slots: IntArray, fields: Mapping[str, Tensor]) -> None:
@@ -197,6 +202,48 @@ class RehearsalBuffer:
         self._rescored.clear()
         self.occupancy = self._empty() if self._journal is None else self._journal.undo()
 
+    def state_dict(self) -> dict[str, Any]:
+        """All rows and the index, as tensors, arrays and numbers; views where that is possible."""
+        self._settle()
+        count = self.occupancy.count
+        return {
+            "rows": self._storage.first(count),
+            "written": self._written[:count],
+            "origin": self._origin[:count],
+            "calls": self._calls,
+            "index": self.occupancy.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave for a buffer of the same config, into an empty one.
+
+        Raises:
+            ValueError: It contradicts itself.
+        """
+        self.occupancy.load_state_dict(state["index"])
+        self._place(state["rows"], state["written"], state["origin"])
+        self._calls = int(state["calls"])
+
+    def adopt(self, rows: Tensor, written: IntArray, origin: NDArray[np.int32], seen: Mapping[int, int]) -> None:
+        """Fill an empty buffer with rows of others.
+
+        Args:
+            rows: `[n, row_bytes]` uint8, at most `capacity`, in the order in which they were admitted.
+            written: `[n]` int64, the step in which each was.
+            origin: `[n]` int32, the rank on which it was.
+            seen: Rows offered so far of each partition key, or of key 0 without partitions; no less than there are
+                rows.
+        """
+        keys, slots = self.keys(rows), np.arange(len(rows))
+        partitions = self.occupancy.partitions
+        owners = keys if partitions is None else partitions.number(keys)
+        self.occupancy.record(slots, owners, self.values(rows))
+        self.occupancy.seen = max(len(rows), sum(seen.values()))
+        if partitions is not None:
+            told = np.array([seen.get(key, 0) for key in partitions.keys.tolist()], dtype=np.int64)
+            partitions.seen = np.maximum(told, partitions.sizes)
+        self._place(rows, written, origin)
+
     def offer(self, batch: Any) -> int:
         """Offer all samples of a batch; returns how many were kept.
 
@@ -218,6 +265,16 @@ class RehearsalBuffer:
         rows = self._rows(len(slots))
         self.read(slots, rows)
         return self.layout.unpack(rows)
+
+    def _place(self, rows: Tensor, written: IntArray, origin: NDArray[np.int32]) -> None:
+        """Store rows `[n, row_bytes]` in the first slots, some at a time where they have to travel."""
+        count = self.occupancy.count
+        if rows.shape != (count, self.layout.row_bytes) or not len(written) == len(origin) == count:
+            raise ValueError(f"rows of shape {tuple(rows.shape)} for {count} of {self.layout.row_bytes} bytes")
+        for start in range(0, count, CHUNK):
+            part = rows[start : start + CHUNK]
+            self.write(np.arange(start, start + len(part)), part)
+        self._written[:count], self._origin[:count] = written, origin
 
     def _empty(self) -> Occupancy:
         return Occupancy(self.capacity, partitioned=self._key is not None, width=self._width)

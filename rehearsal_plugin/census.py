@@ -8,6 +8,9 @@ it takes to tell all its counts; from the next step on, headers are that wide, o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from rehearsal_plugin.errors import ExchangeError
@@ -88,6 +91,22 @@ class Census:
         self.counts[overflowing] = 0
         self._pairs = max(self._pairs, 1 << int(changes.max() - 1).bit_length() if changes.max() else 1)
         return headers[:, 2]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank knows of all ranks."""
+        return {"keys": self.keys, "counts": self.counts, "pairs": self._pairs}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave on a rank of as many.
+
+        Raises:
+            ValueError: Those were other ranks.
+        """
+        keys, counts = state["keys"], state["counts"]
+        if counts.shape != (self._size, len(keys)):
+            raise ValueError(f"counts of {counts.shape[0]} ranks for {self._size}")
+        self.keys, self.counts, self._pairs = keys.copy(), counts.copy(), int(state["pairs"])
+        self._column = {key: column for column, key in enumerate(keys.tolist())}
 
     def _columns(self, keys: IntArray) -> IntArray:
         """Columns `[n]` of keys `[n]`; new keys get new columns, in the same order on every rank."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "BatchError",
+    "CheckpointError",
     "ClosedError",
     "ConfigError",
     "ExchangeError",
@@ -28,6 +29,10 @@ class BatchError(RehearsalError, ValueError):
 
 class StorageError(RehearsalError, OSError):
     """The memory or the file that holds the rows cannot be had."""
+
+
+class CheckpointError(RehearsalError, ValueError):
+    """A checkpoint cannot be written or read; the message names the file."""
 
 
 class ExchangeError(RehearsalError, RuntimeError):

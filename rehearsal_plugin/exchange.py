@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,6 +45,16 @@ class Outgoing:
     slots: IntArray
     written: IntArray
 
+    def state_dict(self) -> dict[str, Any]:
+        """The same as plain tensors, arrays and numbers."""
+        return {**vars(self), "plan": vars(self.plan)}
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any], device: torch.device) -> Outgoing:
+        """What `state_dict` gave, with the rows on `device`."""
+        plan = Plan(**state["plan"])
+        return cls(state["rows"].to(device), plan, state["slots"], state["written"])
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -56,6 +67,15 @@ class Arrival:
 
     rows: Tensor
     source: Outgoing
+
+    def state_dict(self) -> dict[str, Any]:
+        """The same as plain tensors, arrays and numbers; rows that were sent are not wanted any more."""
+        return {"rows": self.rows, "source": replace(self.source, rows=self.source.rows[:0]).state_dict()}
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any], device: torch.device) -> Arrival:
+        """What `state_dict` gave, with the rows on `device`."""
+        return cls(state["rows"].to(device), Outgoing.load(state["source"], device))
 
 
 @dataclass(frozen=True)
@@ -92,6 +112,10 @@ class Exchange:
         timeout_s: Deadline of each wait.
         metrics: Where bytes and times are counted.
         stopped: Asked while waiting; True gives up.
+
+    Attributes:
+        census: What all ranks hold.
+        device: Where rows to be sent live.
     """
 
     def __init__(
@@ -110,10 +134,11 @@ class Exchange:
         self._buffer, self._transport, self._metrics = buffer, transport, metrics
         self._weights, self._turns, self._seed, self._stream = weights, turns, seed, stream
         self._timeout_s, self._stopped = timeout_s, stopped
+        self.device = transport.device
         layout = buffer.layout
         # Ranks with different seeds or weights would draw different plans.
         fingerprint = layout.fingerprint ^ seed ^ zlib.crc32(weights.encode())
-        self._census = Census(transport.rank, transport.size, fingerprint, pairs=64 if weights == "balanced" else 1)
+        self.census = Census(transport.rank, transport.size, fingerprint, pairs=64 if weights == "balanced" else 1)
         self._sending = RowPool(layout.row_bytes, buffer.device)
         self._receiving = RowPool(layout.row_bytes, transport.device)
 
@@ -128,7 +153,7 @@ class Exchange:
         """
         rows = self._send(outgoing) if outgoing and outgoing.plan.moved else None
         back = None if refresh is None else self._send_back(refresh)
-        header = self._census.header(step, request, *self._counts())
+        header = self.census.header(step, request, *self._counts())
         if self._transport.size > 1:
             self._metrics.collectives += 1 + (rows is not None) + (back is not None)
         headers = self._transport.all_gather(torch.from_numpy(header))
@@ -143,9 +168,9 @@ class Exchange:
         """
         headers = self._wait(posted.headers, posted.step, "headers")
         with self._metrics.timed("drawn_ms"):
-            requests = self._census.absorb(headers.numpy())
+            requests = self.census.absorb(headers.numpy())
             rng = generator(self._seed, Purpose.DRAW, posted.step, self._stream)
-            draws = draw(self._census.counts, requests, rng, self._turns)
+            draws = draw(self.census.counts, requests, rng, self._turns)
             drawn = plan(draws, self._transport.rank, self._transport.size)
             slots = self._slots(drawn)
             rows = self._sending.take(len(slots))
@@ -188,7 +213,7 @@ class Exchange:
 
     def _slots(self, drawn: Plan) -> IntArray:
         if self._weights == "balanced":
-            return self._buffer.slots(self._census.keys[drawn.partition], drawn.index)
+            return self._buffer.slots(self.census.keys[drawn.partition], drawn.index)
         if self._weights == "score":
             return self._buffer.holders(drawn.index)
         return drawn.index  # slots are taken without gaps, so in a draw over all rows the index is the slot

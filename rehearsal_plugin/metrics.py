@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -66,6 +67,16 @@ class Metrics:
         """Count replayed rows by their partition keys `[n]`."""
         distinct, counts = np.unique(keys, return_counts=True)
         self.replayed_by_partition.update(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """All totals; those by partition as pairs of key and rows."""
+        return {**vars(self), "replayed_by_partition": sorted(self.replayed_by_partition.items())}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from what `state_dict` gave."""
+        self.replayed_by_partition = Counter({int(key): int(rows) for key, rows in state["replayed_by_partition"]})
+        totals = {name: type(value) for name, value in vars(self).items() if isinstance(value, (int, float))}
+        vars(self).update({name: kind(state[name]) for name, kind in totals.items()})
 
     def flat(self) -> dict[str, float]:
         """Name to number; partitions as `rows_replayed/<key>`."""

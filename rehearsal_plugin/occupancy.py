@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from rehearsal_plugin.shares import IntArray
@@ -55,6 +58,29 @@ class Occupancy:
         self.seen += len(slots)
         self.count += int(np.count_nonzero(slots >= self.count))
 
+    def state_dict(self) -> dict[str, Any]:
+        """The whole index, as arrays and numbers; views of it where it is large."""
+        return {
+            "count": self.count,
+            "seen": self.seen,
+            "partitions": None if self.partitions is None else self.partitions.state_dict(),
+            "values": None if self.values is None else self.values.state_dict(self.count),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave for an index of the same capacity, into an empty one.
+
+        Raises:
+            ValueError: It contradicts itself.
+        """
+        self.count, self.seen = int(state["count"]), int(state["seen"])
+        if not 0 <= self.count <= min(self.capacity, self.seen):
+            raise ValueError(f"{self.count} rows stored of {self.seen} offered, with room for {self.capacity}")
+        if self.partitions is not None:
+            self.partitions.load_state_dict(state["partitions"], self.count)
+        if self.values is not None:
+            self.values.load_state_dict(state["values"])
+
 
 class Partitions:
     """Rows by partition, with partitions numbered in the order of their first appearance.
@@ -106,6 +132,32 @@ class Partitions:
             self._remove(number, old[former == number])
         for number in np.unique(owners).tolist():
             self._append(number, slots[owners == number])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keys, rows offered and stored of each partition, and all their slots, partition by partition."""
+        members = [self.members(number) for number in range(len(self))]
+        return {
+            "keys": self.keys,
+            "seen": self.seen,
+            "sizes": self.sizes,
+            "members": np.concatenate(members) if members else np.empty(0, dtype=np.int64),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], count: int) -> None:
+        """Take over what `state_dict` gave; every slot below `count` has one partition.
+
+        Raises:
+            ValueError: It has not.
+        """
+        keys, seen, sizes, members = (state[name] for name in ("keys", "seen", "sizes", "members"))
+        if not np.array_equal(np.sort(members), np.arange(count)) or int(sizes.sum()) != count or (sizes < 0).any():
+            raise ValueError("the partitions do not share out the stored rows")
+        if not len(keys) == len(seen) == len(sizes) == len(np.unique(keys)):
+            raise ValueError("the partitions are not told apart")
+        self.number(keys)
+        for number, slots in enumerate(np.split(members, np.cumsum(sizes)[:-1]) if len(sizes) else []):
+            self._append(number, slots)
+        self.seen = seen.copy()
 
     def _remove(self, number: int, slots: IntArray) -> None:
         members, size = self.members(number), int(self.sizes[number])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,6 +146,43 @@ class Pipeline:
             outcome = self._result(self._job)
         self._job, self._outgoing = None, outcome.outgoing
         return outcome.arrival
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything between two steps but the buffer, the job in flight included; waits for that.
+
+        Raises:
+            ExchangeError: The job failed.
+        """
+        outcome = None if self._job is None else self._result(self._job)
+        outgoing = self._outgoing if outcome is None else outcome.outgoing
+        arrival = None if outcome is None else outcome.arrival
+        return {
+            "step": self.step,
+            "in_flight": outcome is not None,
+            "outgoing": None if outgoing is None else outgoing.state_dict(),
+            "arrival": None if arrival is None else arrival.state_dict(),
+            "staged": self._staging.staged(),
+            "micro_batch": self._micro_batch,
+            "census": self._exchange.census.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave on this rank of as many, before the first step.
+
+        Raises:
+            ValueError: It contradicts itself, or is that of other ranks.
+        """
+        self.step, self._micro_batch = int(state["step"]), int(state["micro_batch"])
+        self._exchange.census.load_state_dict(state["census"])
+        self._staging.reserve(len(state["staged"])).copy_(state["staged"])
+        arrival = None if state["arrival"] is None else Arrival.load(state["arrival"], self.device)
+        self._outgoing = None
+        if state["outgoing"] is not None:
+            self._outgoing = Outgoing.load(state["outgoing"], self._exchange.device)
+        if state["in_flight"]:
+            assert self._outgoing is not None
+            self._job = Future()
+            self._job.set_result(Outcome(arrival, self._outgoing))
 
     def close(self, drain_s: float) -> None:
         """Let the job in flight end for up to `drain_s` seconds, then stop the worker."""

@@ -47,6 +47,10 @@ class Staging:
         start, self._count = self._count, self._count + rows
         return self._pool.grow(self._count, keep=start)[start:]
 
+    def staged(self) -> Tensor:
+        """All rows staged so far, `[n, row_bytes]`."""
+        return self._pool.grow(self._count)
+
     def flush(self) -> Tensor:
         """All staged rows `[n, row_bytes]`, untouched until the next flush; staging starts anew."""
         staged = self._pool.grow(self._count)

@@ -14,8 +14,10 @@ A row offered in one `update` can be replayed two updates later at the earliest,
 from __future__ import annotations
 
 import atexit
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -24,8 +26,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
+from rehearsal_plugin.checkpoint import Saver, content_of, resume
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig
-from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError
+from rehearsal_plugin.errors import BatchError, CheckpointError, ClosedError, ConfigError
 from rehearsal_plugin.micro_batch import MicroBatch, no_criterion
 from rehearsal_plugin.representatives import Share
 from rehearsal_plugin.rows import RowLayout, map_leaves
@@ -71,6 +74,7 @@ class Rehearsal:
         self._supply = Supply(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self._layout: RowLayout | None = None
         self._seen: MicroBatch | None = None
+        self._saver = Saver(self.config.exchange.timeout_s)
         self._closed = False
         atexit.register(self.close, drain_s=1.0)
 
@@ -132,7 +136,7 @@ class Rehearsal:
         """
         self._check_open()
         self._check_answered()
-        layout = self._layout = self._layout or RowLayout.infer(batch, self.config.fields)
+        layout = self._layout = self._layout or self._first_layout(batch)
         columns = layout.columns(batch)
         size, replace = len(columns[0]), self.config.mode == "replace"
         share = self._supply.take(size if replace and displace else None)
@@ -265,6 +269,41 @@ class Rehearsal:
         self._seen = None
         self._supply.restart(step, connect)
 
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Save this rank's rows and everything that the next steps depend on; all ranks must save at the same step.
+
+        Call it between two steps. Each rank writes one file, of which the last two stay in the folder; it is
+        complete as soon as the files of all ranks are there. With `checkpoint.asynchronous` they are written in the
+        background, and errors are raised by the next call or by `close`.
+
+        Args:
+            folder: Made where it is missing; shared by all ranks.
+
+        Raises:
+            CheckpointError: The file cannot be written; the checkpoint before it stays.
+            BatchError: A micro-batch waits for its loss.
+            ExchangeError: The exchange in flight failed.
+        """
+        self._check_open()
+        self._check_answered()
+        place, content = content_of(self.config, self._supply, self.strategy)
+        self._saver.save(Path(folder), place, content, asynchronous=self.config.checkpoint.asynchronous)
+
+    def load(self, folder: str | os.PathLike[str]) -> None:
+        """Go on from the newest complete checkpoint in a folder; all ranks must.
+
+        With as many ranks and the same buffer, weights and strategy as when it was saved, the job goes on bit for
+        bit. Otherwise the rows are shared out between the ranks, none lost while there is room, partitions in
+        the shares that they had (`policy: balanced`: in equal ones), and replay begins as in a new job.
+
+        Raises:
+            CheckpointError: There is none, it cannot be read, or its rows do not suit the strategy.
+        """
+        self._check_open()
+        self._saver.wait()
+        self._seen = self._layout = None
+        resume(Path(folder), self.config, self._supply, self.strategy)
+
     def close(self, drain_s: float | None = None) -> None:
         """Stop the worker and give up the transport; a second call does nothing.
 
@@ -276,7 +315,10 @@ class Rehearsal:
             return
         self._closed = True
         atexit.unregister(self.close)
-        self._supply.close(self.config.exchange.timeout_s if drain_s is None else drain_s)
+        try:
+            self._supply.close(self.config.exchange.timeout_s if drain_s is None else drain_s)
+        finally:
+            self._saver.close()
 
     def __enter__(self) -> Rehearsal:
         return self
@@ -285,6 +327,19 @@ class Rehearsal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(drain_s=None if kind is None else 0.0)
+
+    def _first_layout(self, batch: Any) -> RowLayout:
+        layout = RowLayout.infer(batch, self.config.fields)
+        if self.buffer is not None and self.buffer.layout.fields != layout.fields:
+            loaded, given = (
+                {field.name: (str(field.dtype), field.shape) for field in one.fields}
+                for one in (self.buffer.layout, layout)
+            )
+            raise CheckpointError(
+                f"the checkpoint holds rows of {loaded}, and the batch has {given}; give batches of the same fields, "
+                "or start with an empty buffer"
+            )
+        return layout
 
     def _count(self, share: Share | None, displaced: int) -> None:
         if share is None or self.buffer is None:

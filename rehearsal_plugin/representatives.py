@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from rehearsal_plugin.exchange import Arrival, Refresh
 from rehearsal_plugin.rows import RowLayout
+from rehearsal_plugin.shares import IntArray
 
 __all__ = ["Representatives", "Share"]
 
@@ -39,19 +41,36 @@ class Representatives:
     Args:
         arrival: The rows.
         layout: That of the rows.
-        turns: Independent draws.
+        orders: For each draw, which rows of the arrival are still to be given, in their order.
         shares: How many rows of each draw every micro-batch takes.
-        rng: Source of the order.
     """
 
-    def __init__(
-        self, arrival: Arrival, layout: RowLayout, turns: int, shares: Sequence[int], rng: np.random.Generator
-    ) -> None:
-        self._arrival, self._layout = arrival, layout
-        given = arrival.source.plan.turns
-        self._orders = [rng.permutation(np.flatnonzero(given == turn)) for turn in range(turns)]
+    def __init__(self, arrival: Arrival, layout: RowLayout, orders: list[IntArray], shares: Sequence[int]) -> None:
+        self._arrival, self._layout, self._orders = arrival, layout, orders
         self._shares = deque(shares)
         self._state: Tensor | None = None
+
+    @classmethod
+    def shuffled(
+        cls, arrival: Arrival, layout: RowLayout, turns: int, shares: Sequence[int], rng: np.random.Generator
+    ) -> Representatives:
+        """The rows of `turns` independent draws, in an order from `rng`."""
+        given = arrival.source.plan.turns
+        return cls(arrival, layout, [rng.permutation(np.flatnonzero(given == turn)) for turn in range(turns)], shares)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is left of them, as plain tensors, arrays and numbers."""
+        orders = {str(turn): order for turn, order in enumerate(self._orders)}
+        shares = list(self._shares)
+        return {"arrival": self._arrival.state_dict(), "orders": orders, "shares": shares, "state": self._state}
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any], layout: RowLayout, device: torch.device) -> Representatives:
+        """What `state_dict` gave, with the rows on `device`."""
+        orders = [state["orders"][str(turn)] for turn in range(len(state["orders"]))]
+        loaded = cls(Arrival.load(state["arrival"], device), layout, orders, state["shares"])
+        loaded._state = None if state["state"] is None else state["state"].to(device)
+        return loaded
 
     @property
     def due(self) -> int:

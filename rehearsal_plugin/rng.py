@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     ADMISSION = 2
     DRAW = 3
     ORDER = 4
+    RESHARD = 5
 
 
 def generator(seed: int, purpose: Purpose, step: int, rank: int = 0) -> np.random.Generator:

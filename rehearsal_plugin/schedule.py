@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fractions import Fraction
 
 from rehearsal_plugin.config import RehearsalConfig
@@ -35,3 +36,18 @@ class Schedule:
         rows = due.numerator // due.denominator
         self._carry = due - rows
         return rows
+
+    def state_dict(self) -> dict[str, int]:
+        """The fraction that is carried to the next batch."""
+        return {"numerator": self._carry.numerator, "denominator": self._carry.denominator}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: No fraction from 0 to below 1.
+        """
+        carry = Fraction(state["numerator"], max(1, state["denominator"]))
+        if not 0 <= carry < 1:
+            raise ValueError(f"{carry} rows are carried to the next batch")
+        self._carry = carry

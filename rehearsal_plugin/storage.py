@@ -38,6 +38,9 @@ class RowStorage(Protocol):
     def read(self, slots: IntArray, out: Tensor) -> None:
         """Copy the rows at `slots` `[n]` int64 into `out` `[n, row_bytes]` uint8, contiguous."""
 
+    def first(self, count: int) -> Tensor:
+        """The rows at slots 0 to `count - 1`, `[count, row_bytes]` uint8 in host memory; a view if they live there."""
+
 
 class HostStorage:
     """Rows in an array of host memory: plain, pinned or mapped from a file."""
@@ -57,6 +60,10 @@ class HostStorage:
         # mode="clip" writes straight into `out`; the default mode gathers into a temporary first.
         np.take(self._array, slots, axis=0, out=out.numpy(), mode="clip")
 
+    def first(self, count: int) -> Tensor:
+        """See `RowStorage.first`."""
+        return torch.from_numpy(self._array[:count])
+
 
 class DeviceStorage:
     """Rows in one tensor of device memory."""
@@ -73,6 +80,10 @@ class DeviceStorage:
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
         torch.index_select(self._rows, 0, torch.from_numpy(slots).to(self.device), out=out)
+
+    def first(self, count: int) -> Tensor:
+        """See `RowStorage.first`."""
+        return self._rows[:count].cpu()
 
 
 def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int = 0) -> RowStorage:

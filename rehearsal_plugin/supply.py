@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,12 +46,24 @@ class Supply:
         self._first_step = 0
         self._ready: Representatives | None = None
         self._spent: Representatives | None = None
+        self._sizes: list[int] = []  # of the micro-batches since the last exchange
+        self._asked: deque[list[int]] = deque()  # shares asked for with each exchange, oldest first
         self._begin()
 
     @property
     def step(self) -> int:
         """Number of the next exchange, the same on all ranks."""
         return self._first_step if self.pipeline is None else self.pipeline.step
+
+    @property
+    def rank(self) -> int:
+        """This process among those that share the buffer."""
+        return self._transport.rank
+
+    @property
+    def size(self) -> int:
+        """How many share the buffer."""
+        return self._transport.size
 
     @property
     def due(self) -> int:
@@ -69,9 +82,7 @@ class Supply:
             BatchError: The state does not look like the first one.
         """
         if self.pipeline is None:
-            full = layout.with_state(state)
-            buffer = RehearsalBuffer(self._config.buffer, full, rank=self._transport.rank, seed=self._config.seed)
-            self.pipeline = self._make_pipeline(buffer, columns[0].device)
+            self.pipeline = self._make_pipeline(self._make_buffer(layout.with_state(state)), columns[0].device)
         layout = self.pipeline.buffer.layout
         self.pipeline.stage([*columns, *layout.state_columns(state, len(columns[0]))])
 
@@ -111,7 +122,7 @@ class Supply:
         shares = self._asked.popleft()
         if arrival is not None:
             rng = generator(self._config.seed, Purpose.ORDER, self.pipeline.step, self._transport.rank)
-            self._ready = Representatives(arrival, self.pipeline.buffer.layout, self._turns, shares, rng)
+            self._ready = Representatives.shuffled(arrival, self.pipeline.buffer.layout, self._turns, shares, rng)
 
     def launch(self) -> None:
         """Admit what was staged, and ask for the rows of a later step."""
@@ -148,6 +159,59 @@ class Supply:
             self.pipeline = self._make_pipeline(old.buffer, old.device)
         self._begin()
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next steps depend on but the buffer; waits for the exchange in flight.
+
+        Raises:
+            ExchangeError: That failed.
+        """
+        pipeline = None if self.pipeline is None else self.pipeline.state_dict()
+        return {
+            "first_step": self._first_step,
+            "schedule": self._schedule.state_dict(),
+            "sizes": list(self._sizes),
+            "asked": [list(shares) for shares in self._asked],
+            "ready": None if self._ready is None else self._ready.state_dict(),
+            "spent": None if self._spent is None else self._spent.state_dict(),
+            "metrics": self.metrics.state_dict(),
+            "pipeline": pipeline,
+        }
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], layout: RowLayout | None, device: torch.device, rows: Mapping[str, Any] | None
+    ) -> None:
+        """Take over what `state_dict` gave on this rank of as many.
+
+        Args:
+            state: That.
+            layout: Of the rows; None where there were none yet.
+            device: Where batches live.
+            rows: What the buffer's `state_dict` gave.
+
+        Raises:
+            ValueError: It contradicts itself, or is that of other ranks.
+        """
+        self._reset(int(state["first_step"]))
+        self.metrics.load_state_dict(state["metrics"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._sizes = [int(size) for size in state["sizes"]]
+        self._asked = deque([[int(share) for share in shares] for shares in state["asked"]])
+        if layout is None or rows is None:
+            return
+        buffer = self._make_buffer(layout)
+        buffer.load_state_dict(rows)
+        self.pipeline = self._make_pipeline(buffer, device)
+        self.pipeline.load_state_dict(state["pipeline"])
+        for name in ("ready", "spent"):
+            if state[name] is not None:
+                setattr(self, f"_{name}", Representatives.load(state[name], layout, device))
+
+    def adopt(self, step: int, layout: RowLayout, device: torch.device) -> RehearsalBuffer:
+        """Begin anew at `step` with an empty buffer, to be filled by the caller; see `RehearsalBuffer.adopt`."""
+        self._reset(step)
+        self.pipeline = self._make_pipeline(self._make_buffer(layout), device)
+        return self.pipeline.buffer
+
     def close(self, drain_s: float) -> None:
         """Stop the worker after up to `drain_s` seconds, and close the transport."""
         try:
@@ -163,9 +227,18 @@ class Supply:
     def _begin(self) -> None:
         self._schedule = Schedule(self._config, self._turns)
         self._ready = self._spent = None
-        self._sizes: list[int] = []  # of the micro-batches since the last exchange
-        # Shares asked for, oldest first: the first exchange brings none, every other what was asked before it.
-        self._asked: deque[list[int]] = deque([[]])
+        self._sizes = []
+        self._asked = deque([[]])  # the first exchange brings none
+
+    def _reset(self, step: int) -> None:
+        if self.pipeline is not None:
+            self.pipeline.close(drain_s=0.0)
+            self.pipeline = None
+        self._first_step = step
+        self._begin()
+
+    def _make_buffer(self, layout: RowLayout) -> RehearsalBuffer:
+        return RehearsalBuffer(self._config.buffer, layout, rank=self._transport.rank, seed=self._config.seed)
 
     def _make_pipeline(self, buffer: RehearsalBuffer, device: torch.device) -> Pipeline:
         return Pipeline(

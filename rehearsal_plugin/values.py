@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,16 @@ class Values:
         self._seen = np.pad(self._seen, (0, missing))
         np.add.at(self._sums, owners, values)
         np.add.at(self._seen, owners, 1)
+
+    def state_dict(self, count: int) -> dict[str, Any]:
+        """What the first `count` rows are judged by, and what the means need."""
+        return {"stored": self.stored[:count], "sums": self._sums, "seen": self._seen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        stored = state["stored"]
+        self.set(np.arange(len(stored)), stored)
+        self._sums, self._seen = state["sums"], state["seen"]
 
     def centre(self, owner: int, offered: FloatArray) -> NDArray[np.float64]:
         """The mean `[width]` of all values of an owner, those just `offered` `[n, width]` with them."""

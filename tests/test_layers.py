@@ -40,8 +40,8 @@ LAYERS = [
     "representatives",
     "supply",
     "micro_batch",
-    "rehearsal",
     "checkpoint",
+    "rehearsal",
     "integrations",
     "retrieval",
     "cli",
@@ -49,8 +49,8 @@ LAYERS = [
     "__init__",
 ]
 
-OPTIONAL = ["accelerate", "deepspeed", "faiss", "horovod", "matplotlib", "safetensors", "scipy", "transformers"]
-REQUIRED = {"torch", "numpy", "pydantic", "yaml"}
+OPTIONAL = ["accelerate", "deepspeed", "faiss", "horovod", "matplotlib", "scipy", "transformers"]
+REQUIRED = {"torch", "numpy", "pydantic", "safetensors", "yaml"}
 PARTS_OF_PYDANTIC = {"annotated_types", "pydantic_core"}
 
 MODULES = sorted(FOLDER.rglob("*.py"))

@@ -16,6 +16,7 @@ from rehearsal_plugin.errors import ConfigError
 
 __all__ = [
     "BufferConfig",
+    "CheckpointConfig",
     "ConfigSource",
     "ExchangeConfig",
     "RehearsalConfig",
@@ -206,6 +207,19 @@ class ExchangeConfig(Section):
             )
 
 
+class CheckpointConfig(Section):
+    """How the buffer is saved."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal.checkpoint"
+
+    enabled: bool = Field(
+        default=True, description="Whether the buffer is saved and loaded with the checkpoints of the framework."
+    )
+    asynchronous: bool = Field(
+        default=False, description="Copy the rows and write them in the background, instead of waiting for the disk."
+    )
+
+
 class RehearsalConfig(Section):
     """The whole `rehearsal` section. Every key has a default."""
 
@@ -249,6 +263,7 @@ class RehearsalConfig(Section):
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="Which stored rows are replayed.")
     strategy: StrategyConfig = Field(default=StrategyConfig(), description="What the replayed rows are used for.")
     exchange: ExchangeConfig = Field(default=ExchangeConfig(), description="How rows travel between ranks.")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="How the buffer is saved.")
     start_step: int = Field(
         default=0,
         ge=0,

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from rehearsal_plugin.checkpoint import find_set
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, find_block
 from rehearsal_plugin.errors import ConfigError, MissingDependencyError
 from rehearsal_plugin.integrations.forward import ForwardInjection
@@ -16,6 +19,7 @@ from rehearsal_plugin.transport import TorchDistributedTransport
 
 __all__ = ["attach", "initialize", "patch"]
 
+LOG = logging.getLogger(__name__)
 MOST_PARTITIONS_SHOWN = 32  # in the monitor; `metrics()` has them all
 
 
@@ -104,6 +108,9 @@ def _start(engine: Any, config: RehearsalConfig) -> Rehearsal:
         injection = ForwardInjection(rehearsal, engine.module)
         _wrap(engine, "forward", functools.partial(_augmented_forward, rehearsal, injection))
     _wrap(engine, "step", functools.partial(_clocked_step, engine, rehearsal))
+    if config.checkpoint.enabled:
+        _wrap(engine, "save_checkpoint", functools.partial(_saving, engine, rehearsal))
+        _wrap(engine, "load_checkpoint", functools.partial(_loading, rehearsal))
     _wrap(engine, "destroy", functools.partial(_closing_destroy, rehearsal))
     return rehearsal
 
@@ -134,6 +141,34 @@ def _clocked_step(engine: Any, rehearsal: Rehearsal, step: Callable[..., Any], *
         rehearsal.step()
         _report(engine, rehearsal)
     return result
+
+
+def _saving(
+    engine: Any,
+    rehearsal: Rehearsal,
+    save: Callable[..., Any],
+    save_dir: str,
+    tag: str | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """The buffer goes into the folder of the tag, and before the rest: what `latest` names is whole."""
+    if not rehearsal.closed:
+        rehearsal.save(Path(save_dir) / str(f"global_step{engine.global_steps}" if tag is None else tag))
+    return save(save_dir, tag, *args, **kwargs)
+
+
+def _loading(rehearsal: Rehearsal, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The buffer comes from the folder of the tag; without one there it stays as it is, and the log says so."""
+    path, client_state = load(*args, **kwargs)
+    if path is None or kwargs.get("load_module_only") or rehearsal.closed:
+        return path, client_state
+    folder = Path(path).parent
+    if find_set(folder) is None:
+        LOG.warning("%s has no rehearsal checkpoint; the buffer stays as it is", folder)
+    else:
+        rehearsal.load(folder)
+    return path, client_state
 
 
 def _closing_destroy(rehearsal: Rehearsal, destroy: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -61,6 +62,21 @@ class Handle:
         if self.rehearsal is None or self.rehearsal.closed:
             return criterion(outputs, *targets)
         return self.rehearsal.loss(criterion, outputs, *targets)
+
+    def drop(self) -> None:
+        """Forget the last micro-batch, as `Rehearsal.drop`, after a forward that failed."""
+        if self.rehearsal is not None:
+            self.rehearsal.drop()
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Save the buffer, as `Rehearsal.save`. Under DeepSpeed, `save_checkpoint` does it."""
+        if self.rehearsal is not None and not self.rehearsal.closed:
+            self.rehearsal.save(folder)
+
+    def load(self, folder: str | os.PathLike[str]) -> None:
+        """Go on from a saved buffer, as `Rehearsal.load`. Under DeepSpeed, `load_checkpoint` does it."""
+        if self.rehearsal is not None and not self.rehearsal.closed:
+            self.rehearsal.load(folder)
 
     def close(self) -> None:
         """Stop the background and give up the process group; a second call does nothing."""

@@ -8,7 +8,7 @@ from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.policies.base import Offer, last_writers, register
 from rehearsal_plugin.shares import IntArray
 
-__all__ = ["algorithm_r", "reservoir"]
+__all__ = ["algorithm_r", "reservoir", "thinned"]
 
 
 def algorithm_r(seen: int, offered: int, capacity: int, rng: np.random.Generator) -> IntArray:
@@ -31,7 +31,34 @@ def algorithm_r(seen: int, offered: int, capacity: int, rng: np.random.Generator
     return last_writers(place)
 
 
+def thinned(seen: int, stored: int, offered: int, capacity: int, rng: np.random.Generator) -> IntArray:
+    """Algorithm R for a reservoir that may have room although it has turned rows away.
+
+    That happens when the rows of a job are shared out between more ranks. Each new row is then taken with the
+    chance `stored / seen` that every earlier one had, until the room is filled; so all stay equally likely.
+
+    Args:
+        seen: Rows offered before this batch.
+        stored: Rows stored now.
+        offered: Rows in this batch, n.
+        capacity: Places of the reservoir.
+        rng: Source of random numbers.
+
+    Returns:
+        `[n]` int64 places as of `algorithm_r`; new ones are taken in order from `stored`.
+    """
+    if stored in (seen, capacity):
+        return algorithm_r(seen, offered, capacity, rng)
+    places = np.full(offered, -1, dtype=np.int64)
+    taken = np.flatnonzero(rng.random(offered) * seen < stored)[: capacity - stored]
+    places[taken] = stored + np.arange(len(taken))
+    if stored + len(taken) == capacity:
+        rest = int(taken[-1]) + 1
+        places[rest:] = algorithm_r(seen + rest, offered - rest, capacity, rng)
+    return last_writers(places)
+
+
 @register
 def reservoir(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Every row offered so far has the same chance to be stored."""
-    return algorithm_r(occupancy.seen, len(offer), occupancy.capacity, rng)
+    return thinned(occupancy.seen, occupancy.count, len(offer), occupancy.capacity, rng)

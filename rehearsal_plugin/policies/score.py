@@ -6,7 +6,7 @@ import numpy as np
 
 from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.policies.base import Offer, register
-from rehearsal_plugin.policies.reservoir import algorithm_r
+from rehearsal_plugin.policies.reservoir import thinned
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray
 
@@ -21,7 +21,7 @@ def score(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntAr
     with the loss as the score, rows that the model knows make room. The row with the highest score stays as long
     as any other can go. A step that replaces rows takes time in proportion to the rows stored.
     """
-    slots = algorithm_r(occupancy.seen, len(offer), occupancy.capacity, rng)
+    slots = thinned(occupancy.seen, occupancy.count, len(offer), occupancy.capacity, rng)
     replacing = (slots >= 0) & (slots < occupancy.count)
     if replacing.any():
         assert occupancy.values is not None  # the config asks for a score

@@ -95,6 +95,19 @@ class Strategy(ABC):
         """New state for the replayed rows of one draw, by the names of their state; asked for after `loss`."""
         return dict(part.state)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the strategy itself remembers from step to step, for checkpoints; nothing unless it says so."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: It is that of another strategy.
+        """
+        if state:
+            raise ValueError(f"strategy '{self.config.name}' remembers nothing, and is given {sorted(state)}")
+
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
         """What to add to a loss that the model computed itself over all rows; None for nothing.
 

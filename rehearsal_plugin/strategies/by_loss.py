@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,11 @@ from rehearsal_plugin.rows import ROW_LOSS, map_leaves
 from rehearsal_plugin.strategies.base import Part, Strategy, tensors_of
 
 __all__ = ["ScoredByLoss", "row_losses"]
+
+OWN_LOSS = (
+    "rehearsal.buffer.score_by is 'loss', and the model computes its loss itself, one for all rows; compute it "
+    "with rehearsal.loss(criterion, outputs, *targets), or name a batch field"
+)
 
 
 class ScoredByLoss(Strategy):
@@ -51,12 +56,17 @@ class ScoredByLoss(Strategy):
         """See `Strategy.refresh`."""
         return {**self._inner.refresh(_without_loss(part)), ROW_LOSS: row_losses(part)}
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Strategy.state_dict`."""
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See `Strategy.load_state_dict`."""
+        self._inner.load_state_dict(state)
+
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
         """See `Strategy.regularizer`: a model's own loss is one number for all rows."""
-        raise ConfigError(
-            "rehearsal.buffer.score_by is 'loss', and the model computes its loss itself, one for all rows; compute it "
-            "with rehearsal.loss(criterion, outputs, *targets), or name a batch field"
-        )
+        raise ConfigError(OWN_LOSS)
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
         """See `Strategy.loss`."""
@@ -69,6 +79,7 @@ def row_losses(part: Part) -> Tensor:
 
     Raises:
         BatchError: The criterion cannot be mapped.
+        ConfigError: There is none, as where a model computes its loss itself.
     """
     if not part.size:
         return torch.empty(0)
@@ -81,8 +92,8 @@ def row_losses(part: Part) -> Tensor:
 
     try:
         losses: Tensor = torch.func.vmap(one)(columns)
-    except ConfigError:
-        raise
+    except ConfigError as error:
+        raise ConfigError(OWN_LOSS) from error
     except RuntimeError as error:
         raise BatchError(
             f"rehearsal.buffer.score_by is 'loss', and the criterion cannot be computed row by row with "

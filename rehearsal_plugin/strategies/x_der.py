@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,14 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
             )
         return {"scores": scores, "known": self._known.expand_as(scores)}
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Strategy.state_dict`: which classes are known."""
+        return {} if self._known is None else {"known": self._known}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See `Strategy.load_state_dict`."""
+        self._known = state.get("known")
+
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
         """See `Strategy.regularizer`: the distance on the first draw, over the classes that were known."""
         if not replayed:
@@ -59,7 +67,8 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
         if labels is None or labels.dtype != torch.int64 or labels.ndim != 1:
             raise BatchError("strategy 'x-der' needs int64 class labels [rows] as the first target")
         if self._known is None:
-            self._known = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
+            self._known = torch.zeros(scores.shape[1], dtype=torch.bool)
+        self._known = self._known.to(scores.device)  # a checkpoint brings it in host memory
         self._known[labels] = True
         return super().loss(new, replayed)
 

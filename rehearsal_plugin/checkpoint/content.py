@@ -1,0 +1,201 @@
+"""What a checkpoint says of a job, and the rows in it, whatever buffer they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rehearsal_plugin.checkpoint.files import VERSION, Content, Place, peek, read
+from rehearsal_plugin.checkpoint.layouts import describe, restore
+from rehearsal_plugin.checkpoint.reshard import Stretch, deal, keep
+from rehearsal_plugin.checkpoint.tree import State, flatten, unflatten
+from rehearsal_plugin.errors import CheckpointError
+from rehearsal_plugin.rng import Purpose, generator
+from rehearsal_plugin.rows import RowLayout
+from rehearsal_plugin.shares import IntArray
+
+__all__ = ["Record", "Rows", "Saved", "consistent", "dealt", "pack", "unpack"]
+
+
+Saved: TypeAlias = tuple[Path, Place]
+"""A folder, and one rank's file in it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One rank's checkpoint.
+
+    Attributes:
+        job: Settings that the state depends on, by name.
+        layout: Of the rows; None where there were none yet.
+        device: Type of the device on which batches lived.
+        buffer: See `RehearsalBuffer.state_dict`; None where there was none yet.
+        progress: Everything else that a run goes on from; None where the rows are all there is.
+    """
+
+    job: Mapping[str, Any]
+    layout: RowLayout | None
+    device: str
+    buffer: State | None
+    progress: State | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of one layout, from any number of files.
+
+    Attributes:
+        layout: Theirs.
+        rows: `[n, row_bytes]` uint8.
+        written: `[n]` int64, the step in which each was admitted.
+        origin: `[n]` int32, the rank on which it was.
+        keys: `[n]` int64, the partition of each; zeros without partitions.
+        seen: Rows offered for them, by partition key.
+    """
+
+    layout: RowLayout
+    rows: Tensor
+    written: IntArray
+    origin: NDArray[np.int32]
+    keys: IntArray
+    seen: Mapping[int, int]
+
+    def select(self, index: IntArray) -> Rows:
+        """Some of the rows, `index` `[m]` int64, with their share of what was offered."""
+        seen = {}
+        for key, offered in self.seen.items():
+            have, left = (int(np.count_nonzero(keys == key)) for keys in (self.keys, self.keys[index]))
+            seen[key] = -(-offered * left // have) if have else 0
+        rows = self.rows[torch.from_numpy(index)]
+        return Rows(self.layout, rows, self.written[index], self.origin[index], self.keys[index], seen)
+
+    def within(self, capacity: int, *, equal: bool, rng: np.random.Generator) -> Rows:
+        """As many as there is room for; see `reshard.keep`."""
+        if len(self.rows) <= capacity:
+            return self
+        _, owners = np.unique(self.keys, return_inverse=True)
+        return self.select(keep(owners, capacity, equal=equal, rng=rng))
+
+    def buffer(self) -> dict[str, Any]:
+        """The rows as the `state_dict` of a buffer that holds nothing else."""
+        keys, numbers, sizes = np.unique(self.keys, return_inverse=True, return_counts=True)
+        offered = np.array([self.seen.get(key, 0) for key in keys.tolist()], dtype=np.int64)
+        partitions = {
+            "keys": keys,
+            "seen": np.maximum(offered, sizes),
+            "sizes": sizes,
+            "members": np.argsort(numbers, kind="stable"),
+        }
+        seen = max(len(self.rows), sum(self.seen.values()))
+        index = {"count": len(self.rows), "seen": seen, "partitions": partitions, "values": None}
+        return {"rows": self.rows, "written": self.written, "origin": self.origin, "calls": 0, "index": index}
+
+    @classmethod
+    def joined(cls, parts: Sequence[Rows]) -> Rows:
+        """The rows of all parts, the oldest first.
+
+        Raises:
+            CheckpointError: They have different fields.
+        """
+        layout = parts[0].layout
+        for part in parts[1:]:
+            if describe(part.layout) != describe(layout):
+                raise CheckpointError(
+                    f"rows with the fields {describe(part.layout)} cannot be put together with rows with the fields "
+                    f"{describe(layout)}"
+                )
+        written = np.concatenate([part.written for part in parts])
+        order = np.argsort(written, kind="stable")
+        seen: dict[int, int] = {}
+        for part in parts:
+            for key, offered in part.seen.items():
+                seen[key] = seen.get(key, 0) + offered
+        return cls(
+            layout,
+            torch.cat([part.rows for part in parts])[torch.from_numpy(order)],
+            written[order],
+            np.concatenate([part.origin for part in parts])[order],
+            np.concatenate([part.keys for part in parts])[order],
+            seen,
+        )
+
+    @classmethod
+    def of(cls, record: Record) -> Rows | None:
+        """The rows of a checkpoint; None where there were none yet."""
+        if record.layout is None or record.buffer is None:
+            return None
+        buffer, index = record.buffer, record.buffer["index"]
+        rows, partitions = buffer["rows"], index["partitions"]
+        keys, seen = np.zeros(len(rows), dtype=np.int64), {0: int(index["seen"])}
+        if partitions is not None:
+            keys[partitions["members"]] = np.repeat(partitions["keys"], partitions["sizes"])
+            seen = dict(zip(partitions["keys"].tolist(), partitions["seen"].tolist(), strict=True))
+        if rows.shape[1:] != (record.layout.row_bytes,) or not len(rows) == len(buffer["written"]):
+            raise ValueError("rows and their layout contradict each other")
+        return cls(record.layout, rows, buffer["written"], buffer["origin"], keys, seen)
+
+
+def pack(record: Record) -> Content:
+    """A record as the content of a file."""
+    plain, tensors = flatten({"buffer": record.buffer, "progress": record.progress})
+    layout = None if record.layout is None else describe(record.layout)
+    count = 0 if record.buffer is None else len(record.buffer["rows"])
+    meta = {"version": VERSION, "job": dict(record.job), "layout": layout, "device": record.device}
+    return Content({**meta, "count": count, "state": plain}, tensors)
+
+
+def unpack(folder: Path, place: Place) -> Record:
+    """The record in a file.
+
+    Raises:
+        CheckpointError: The file cannot be read, or contradicts itself.
+    """
+    content = read(folder, place)
+    with consistent(folder / place.name):
+        state, layout = unflatten(content.meta["state"], content.tensors), content.meta["layout"]
+        return Record(
+            content.meta["job"],
+            None if layout is None else restore(layout),
+            str(content.meta["device"]),
+            state["buffer"],
+            state["progress"],
+        )
+
+
+def dealt(files: Sequence[Saved], rank: int, size: int) -> Rows | None:
+    """The rows that one of `size` ranks takes from checkpoints of any number of ranks; None where there are none.
+
+    Raises:
+        CheckpointError: A file cannot be read, or contradicts itself, or they have rows of different fields.
+    """
+    counts = [int(peek(*file).get("count", 0)) for file in files]
+    parts = [_taken(*files[one.file], one) for one in deal(counts, rank, size)]
+    return Rows.joined(parts) if parts else None
+
+
+def _taken(folder: Path, place: Place, stretch: Stretch) -> Rows:
+    with consistent(folder / place.name):
+        rows = Rows.of(unpack(folder, place))
+        if rows is None or len(rows.rows) < stretch.stop:
+            raise ValueError("it has fewer rows than it says")
+        order = generator(0, Purpose.RESHARD, place.step, place.rank).permutation(len(rows.rows))
+        return rows.select(np.sort(order[stretch.start : stretch.stop]))
+
+
+@contextmanager
+def consistent(path: Path) -> Iterator[None]:
+    """Turn what a file with contradictions leads to into an error that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{path} contradicts itself: {error!r}; give another checkpoint") from error
