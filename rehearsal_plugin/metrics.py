@@ -32,6 +32,7 @@ class Metrics:
         bytes_sent: Bytes of those rows; headers and state on its way back are not counted.
         bytes_received: Bytes of those rows.
         collectives: Collectives issued.
+        failures: Exchanges that failed, after which this rank went on alone.
         waited_ms: Time that the training thread waited for the background.
         drawn_ms: Time to draw rows and read them from storage, in the background.
         exchanged_ms: Time that the background waited for collectives.
@@ -49,6 +50,7 @@ class Metrics:
     bytes_sent: int = 0
     bytes_received: int = 0
     collectives: int = 0
+    failures: int = 0
     waited_ms: float = 0.0
     drawn_ms: float = 0.0
     exchanged_ms: float = 0.0

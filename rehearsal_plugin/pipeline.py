@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.errors import ExchangeTimeout, RehearsalError
+from rehearsal_plugin.errors import BatchError, ExchangeTimeout, RehearsalError
 from rehearsal_plugin.exchange import Arrival, Exchange, Outgoing, Posted, Refresh
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.pool import Staging
@@ -102,9 +102,24 @@ class Pipeline:
             place = (self.step << 20) + self._micro_batch
             rng = generator(self._config.seed, Purpose.CANDIDATES, place, self._rank)
             index = torch.from_numpy(np.sort(rng.choice(size, most, replace=False)))
+        if self._config.non_finite != "keep":
+            index = self._sound(columns, index)
         self._micro_batch += 1
         rows = self._staging.reserve(size if index is None else len(index))
         self.buffer.layout.pack(columns, rows, index)
+
+    def _sound(self, columns: list[Tensor], index: Tensor | None) -> Tensor:
+        """Those of the candidates at `index` `[n]`, or of all, that hold finite numbers only."""
+        sound = torch.stack([finite(column).cpu() for column in columns]).all(0)
+        if self._config.non_finite == "refuse" and not sound.all():
+            fields = (*self.buffer.layout.fields, *self.buffer.layout.state)
+            bad = [field.name for field, column in zip(fields, columns, strict=True) if not finite(column).all()]
+            raise BatchError(
+                f"{int((~sound).sum())} of {len(sound)} rows on rank {self._rank} at step {self.step} hold NaN or "
+                f"infinity in {bad}; mend the data, or set rehearsal.non_finite to 'skip' or 'keep'"
+            )
+        chosen = torch.arange(len(sound)) if index is None else index
+        return chosen[sound[chosen]]
 
     def launch(self, request: int, refresh: Refresh | None = None) -> None:
         """Admit what was staged and start preparing rows.
@@ -237,3 +252,12 @@ def _at_once(post: Callable[[], Posted]) -> Callable[[], Posted]:
     except Exception as error:
         posted.set_exception(error)
     return posted.result
+
+
+def finite(column: Tensor) -> Tensor:
+    """Which rows of a column `[n, ...]` hold finite numbers only, `[n]` bool."""
+    return (
+        torch.isfinite(column).reshape(len(column), -1).all(1)
+        if column.numel()
+        else column.new_ones(len(column)).bool()
+    )

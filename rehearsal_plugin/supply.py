@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,15 +13,18 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.errors import ExchangeError
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.pipeline import Pipeline
 from rehearsal_plugin.representatives import Representatives, Share
 from rehearsal_plugin.rng import Purpose, generator
 from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.schedule import Schedule
-from rehearsal_plugin.transport import Transport
+from rehearsal_plugin.transport import LocalTransport, Transport, wait
 
 __all__ = ["Supply"]
+
+LOG = logging.getLogger(__name__)
 
 LEAD = 3  # steps from asking for rows to seeing them, at most (a loop of update() needs one less)
 
@@ -34,6 +39,9 @@ class Supply:
         refreshes: Whether replayed rows get new state.
 
     Attributes:
+        rank: This process among those that share the buffer, or shared it before an exchange failed.
+        size: How many those are.
+        alone: Whether an exchange failed, and this rank goes on by itself.
         metrics: What is counted and timed.
         pipeline: This rank's buffer, exchange and worker; None until the first rows.
     """
@@ -42,6 +50,7 @@ class Supply:
         self.metrics = Metrics()
         self.pipeline: Pipeline | None = None
         self._config, self._transport, self._turns = config, transport, turns
+        self.rank, self.size, self.alone = transport.rank, transport.size, False
         self._refreshes = refreshes
         self._first_step = 0
         self._ready: Representatives | None = None
@@ -54,16 +63,6 @@ class Supply:
     def step(self) -> int:
         """Number of the next exchange, the same on all ranks."""
         return self._first_step if self.pipeline is None else self.pipeline.step
-
-    @property
-    def rank(self) -> int:
-        """This process among those that share the buffer."""
-        return self._transport.rank
-
-    @property
-    def size(self) -> int:
-        """How many share the buffer."""
-        return self._transport.size
 
     @property
     def due(self) -> int:
@@ -112,11 +111,17 @@ class Supply:
         """Wait for the exchange in flight; what it brought is ready then.
 
         Raises:
-            ExchangeError: The exchange failed; every later call says so.
+            ExchangeError: The exchange failed, and `exchange.on_failure` is `raise`; every later call says so.
         """
         if self.pipeline is None or not self.pipeline.in_flight:
             return  # a batch was refused; what was ready still is
-        arrival = self.pipeline.collect()
+        try:
+            arrival = self.pipeline.collect()
+        except ExchangeError as error:
+            if self._config.exchange.on_failure == "raise":
+                raise
+            self._go_alone(error)
+            return
         # Only now: the job that just ended might have been given the same device memory.
         self._spent, self._ready = self._ready, None
         shares = self._asked.popleft()
@@ -155,6 +160,7 @@ class Supply:
         if connect is not None:
             self._transport.close()
             self._transport = connect()
+            self.rank, self.size = self._transport.rank, self._transport.size
         if old is not None:
             self.pipeline = self._make_pipeline(old.buffer, old.device)
         self._begin()
@@ -212,6 +218,21 @@ class Supply:
         self.pipeline = self._make_pipeline(self._make_buffer(layout), device)
         return self.pipeline.buffer
 
+    def agree(self, value: int) -> list[int]:
+        """What every rank gives, by rank; between two steps, when all ranks ask.
+
+        Raises:
+            ExchangeError: A rank does not answer.
+        """
+        if self.pipeline is not None:
+            self.pipeline.drain()  # its collectives come first on all ranks
+        pending = self._transport.all_gather(torch.tensor([value]))
+        deadline = time.monotonic() + self._config.exchange.timeout_s
+        answers: list[int] = (
+            wait(pending, deadline, lambda: False, f"an agreement on rank {self.rank}").flatten().tolist()
+        )
+        return answers
+
     def close(self, drain_s: float) -> None:
         """Stop the worker after up to `drain_s` seconds, and close the transport."""
         try:
@@ -229,6 +250,18 @@ class Supply:
         self._ready = self._spent = None
         self._sizes = []
         self._asked = deque([[]])  # the first exchange brings none
+
+    def _go_alone(self, error: ExchangeError) -> None:
+        """Exchange with nobody from now on; what was on its way is lost, the own rows stay."""
+        LOG.warning(
+            "rank %d goes on with the rows of its own buffer (rehearsal.exchange.on_failure is 'local'): %s",
+            self.rank,
+            error,
+        )
+        self.metrics.failures += 1
+        place = self.rank, self.size
+        self.restart(self.step, LocalTransport)
+        self.rank, self.size, self.alone = *place, True
 
     def _reset(self, step: int) -> None:
         if self.pipeline is not None:

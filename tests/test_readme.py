@@ -15,7 +15,7 @@ from rehearsal_plugin.config import find_block
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-STRATEGIES = (ROOT / "docs/strategies.md").read_text()
+DOCS = "".join((ROOT / "docs" / name).read_text() for name in ("strategies.md", "checkpoints.md"))
 
 
 def blocks(language: str) -> list[str]:
@@ -29,8 +29,10 @@ def test_the_example_runs_as_it_stands() -> None:
     assert "'rows_replayed': 392" in done.stdout  # 98 steps of 4
 
 
-@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", STRATEGIES, re.DOTALL))
-def test_the_examples_of_strategies_run_as_they_stand(example: str) -> None:
+@pytest.mark.parametrize(
+    "example", re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+)
+def test_the_examples_of_the_docs_run_as_they_stand(example: str) -> None:
     subprocess.run([sys.executable, "-c", example], check=True, timeout=120)
 
 

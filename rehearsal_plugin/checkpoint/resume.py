@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rehearsal_plugin.checkpoint.content import Record, consistent, dealt, pack, unpack
+from rehearsal_plugin.checkpoint.content import Record, Saved, consistent, dealt, pack, unpack
 from rehearsal_plugin.checkpoint.files import Content, Place, find_set
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import CheckpointError
@@ -22,6 +22,8 @@ from rehearsal_plugin.supply import Supply
 
 __all__ = ["content_of", "resume"]
 
+GO_ON, TAKE_OVER, FAILED = range(3)
+
 
 def content_of(config: RehearsalConfig, supply: Supply, strategy: Strategy) -> tuple[Place, Content]:
     """What is to be saved, and under which name; waits for the exchange in flight.
@@ -29,53 +31,65 @@ def content_of(config: RehearsalConfig, supply: Supply, strategy: Strategy) -> t
     Raises:
         ExchangeError: That failed.
     """
-    progress = {"supply": supply.state_dict(), "strategy": strategy.state_dict()}
-    pipeline = supply.pipeline
+    supplied, pipeline = supply.state_dict(), supply.pipeline
+    progress = {"supply": supplied, "strategy": strategy.state_dict()}
     record = Record(
         job=_job(config, strategy),
         layout=None if pipeline is None else pipeline.buffer.layout,
         device="cpu" if pipeline is None else pipeline.device.type,
         buffer=None if pipeline is None else pipeline.buffer.state_dict(),
-        progress=progress,
+        progress=None if supply.alone else progress,
     )
     return Place(supply.step, supply.size, supply.rank), pack(record)
 
 
 def resume(folder: Path, config: RehearsalConfig, supply: Supply, strategy: Strategy) -> None:
-    """Go on from the newest checkpoint in a folder.
+    """Go on from the newest checkpoint in a folder; the ranks agree on how.
 
     Raises:
-        CheckpointError: There is none, it cannot be read, or its rows are not those of this job's strategy.
+        CheckpointError: There is none, a rank cannot read it, or its rows are not those of this job's strategy.
+        ExchangeError: A rank does not answer.
     """
+    job = _job(config, strategy)
+    try:
+        files = _found(folder)
+        own = files[supply.rank % len(files)]
+        record = unpack(*own)
+        _check_strategy(record, job, folder)
+    except CheckpointError:
+        supply.agree(FAILED)  # nobody waits for this rank
+        raise
+    whole = len(files) == supply.size and record.progress is not None and record.job == job
+    verdicts = supply.agree(GO_ON if whole else TAKE_OVER)
+    if FAILED in verdicts:
+        raise CheckpointError(f"rank {verdicts.index(FAILED)} cannot load the checkpoint in {folder}; see its log")
+    with consistent(folder / own[1].name):
+        if record.progress is not None:
+            strategy.load_state_dict(record.progress["strategy"])
+        if record.progress is not None and TAKE_OVER not in verdicts:
+            supply.load_state_dict(record.progress["supply"], record.layout, _device(record), record.buffer)
+            return
+    _take_over(files, config, supply, _device(record))
+
+
+def _found(folder: Path) -> list[Saved]:
     files = find_set(folder)
     if files is None:
         raise CheckpointError(f"{folder} has no rehearsal checkpoint; start without loading one, or name its folder")
-    own = files[supply.rank % len(files)]
-    record = unpack(folder, own)
-    job = _job(config, strategy)
-    _check_strategy(record, job, folder / own.name)
-    if len(files) == supply.size and record.progress is not None and record.job == job:
-        with consistent(folder / own.name):
-            strategy.load_state_dict(record.progress["strategy"])
-            supply.load_state_dict(record.progress["supply"], record.layout, _device(record), record.buffer)
-        return
-    with consistent(folder / own.name):
-        if record.progress is not None:
-            strategy.load_state_dict(record.progress["strategy"])
-    _adopt(folder, files, config, supply, _device(record))
+    return [(folder, place) for place in files]
 
 
-def _adopt(folder: Path, files: Sequence[Place], config: RehearsalConfig, supply: Supply, device: torch.device) -> None:
+def _take_over(files: Sequence[Saved], config: RehearsalConfig, supply: Supply, device: torch.device) -> None:
     """Fill an empty buffer with this rank's share of the rows."""
-    rows = dealt([(folder, place) for place in files], supply.rank, supply.size)
+    rows = dealt(files, supply.rank, supply.size)
     if rows is None:
         return
-    buffer = supply.adopt(files[0].step, rows.layout, device)
+    buffer = supply.adopt(files[0][1].step, rows.layout, device)
     rng = generator(config.seed, Purpose.RESHARD, supply.step, supply.rank)
     rows = rows.within(buffer.capacity, equal=config.buffer.policy == "balanced", rng=rng)
     # Under fifo the next slot is a number of rows offered, and rows are in the order of their age here.
     seen: Mapping[int, int] = {} if config.buffer.policy == "fifo" else rows.seen
-    with consistent(folder):
+    with consistent(files[0][0]):
         buffer.adopt(rows.rows, rows.written, rows.origin, seen)
 
 

@@ -192,6 +192,11 @@ class ExchangeConfig(Section):
         le=LONGEST_WAIT_S,
         description="Seconds to wait for the other ranks before the step is given up with an error.",
     )
+    on_failure: Literal["raise", "local"] = Field(
+        default="raise",
+        description="What a failed exchange leads to: an error in the training loop; or a warning, once, after which "
+        "this rank goes on with the rows of its own buffer.",
+    )
     launch: Literal["auto", "thread", "inline"] = Field(
         default="auto",
         description="Start collectives from a background thread, or from the training thread at a fixed point "
@@ -259,6 +264,11 @@ class RehearsalConfig(Section):
         default=None,
         description="Dotted names of the batch fields that make up a row; every tensor with the batch dimension "
         "when left out.",
+    )
+    non_finite: Literal["keep", "skip", "refuse"] = Field(
+        default="keep",
+        description="Candidates with NaN or infinity in a floating-point field: stored like all others, not offered to "
+        "the buffer, or refused with an error. Whatever the buffer does, the model sees the batch as it is.",
     )
     sampling: SamplingConfig = Field(default=SamplingConfig(), description="Which stored rows are replayed.")
     strategy: StrategyConfig = Field(default=StrategyConfig(), description="What the replayed rows are used for.")
