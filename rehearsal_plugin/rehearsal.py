@@ -16,23 +16,22 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rehearsal_plugin.answers import Answers
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.checkpoint import Saver, content_of, resume
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig
-from rehearsal_plugin.errors import BatchError, CheckpointError, ClosedError, ConfigError
-from rehearsal_plugin.micro_batch import MicroBatch, no_criterion
+from rehearsal_plugin.errors import CheckpointError, ClosedError, ConfigError
+from rehearsal_plugin.micro_batch import MicroBatch
 from rehearsal_plugin.representatives import Share
-from rehearsal_plugin.rows import RowLayout, map_leaves
-from rehearsal_plugin.strategies import Part, ScoredByLoss, make_strategy
+from rehearsal_plugin.rows import RowLayout
+from rehearsal_plugin.strategies import ScoredByLoss, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
 from rehearsal_plugin.supply import Supply
 from rehearsal_plugin.transport import LocalTransport, TorchDistributedTransport, Transport
@@ -73,7 +72,7 @@ class Rehearsal:
         transport = transport or _default_transport(self.config)
         self._supply = Supply(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self._layout: RowLayout | None = None
-        self._seen: MicroBatch | None = None
+        self._answers = Answers(self.config, self.strategy, self._supply)
         self._saver = Saver(self.config.exchange.timeout_s)
         self._closed = False
         atexit.register(self.close, drain_s=1.0)
@@ -111,7 +110,7 @@ class Rehearsal:
         self._check_open()
         if self.strategy.records:
             raise ConfigError(
-                f"{self._need}, which update() never sees; "
+                f"{self._answers.need}, which update() never sees; "
                 "call augment(batch), loss(criterion, outputs, *targets) and step() instead"
             )
         self._supply.collect()
@@ -135,7 +134,7 @@ class Rehearsal:
             ClosedError: `close` was called.
         """
         self._check_open()
-        self._check_answered()
+        self._answers.check()
         layout = self._layout = self._layout or self._first_layout(batch)
         columns = layout.columns(batch)
         size, replace = len(columns[0]), self.config.mode == "replace"
@@ -146,10 +145,10 @@ class Rehearsal:
         new = size - displaced
         if self.strategy.records:  # only what the model sees has outputs, and it has them later
             own = [column[:new].clone() for column in columns]  # whoever gave the batch may change it until then
-            self._seen = MicroBatch(own, new, share, self.strategy.draws)
         else:
-            self._seen = MicroBatch([], new, share, self.strategy.draws)
+            own = []
             self._supply.stage(columns, layout, {})
+        self._answers.expect(MicroBatch(own, new, share, self.strategy.draws), layout)
         self._count(share, displaced)
         return self._transformed(batch, share, displaced)
 
@@ -167,13 +166,7 @@ class Rehearsal:
         Raises:
             BatchError: The outputs do not fit the strategy, or are not those of all rows.
         """
-        new, *replayed = self._parts(outputs, targets, criterion)
-        replayed = [part for part in replayed if part.size]
-        # One call also where the criterion weights rows unequally, as a mean over tokens does.
-        loss = criterion(outputs, *targets) if self.strategy.plain else self.strategy.loss(new, replayed)
-        self._refresh(replayed)
-        self._record(new)
-        return loss
+        return self._answers.loss(criterion, outputs, *targets)
 
     def complete(self, outputs: Any) -> Any:
         """Add the strategy's term to the loss that a model computed itself; also records its outputs.
@@ -190,12 +183,7 @@ class Rehearsal:
         Raises:
             BatchError: The outputs do not fit the strategy.
         """
-        new, *replayed = self._parts(outputs, (), no_criterion)
-        self._record(new)
-        term = self.strategy.regularizer([part for part in replayed if part.size])
-        if term is None:
-            return outputs
-        return map_leaves(outputs, lambda name, value: value + term if name == "loss" else value)
+        return self._answers.complete(outputs)
 
     def record(self, outputs: Any) -> None:
         """Store the outputs for the new rows beside them, where the strategy wants that; `loss` does it too.
@@ -206,11 +194,11 @@ class Rehearsal:
         Raises:
             BatchError: The outputs' dtype or shape are not those of the first time.
         """
-        self._record(self._parts(outputs, (), no_criterion)[0])
+        self._answers.record(outputs)
 
     def drop(self) -> None:
         """Forget the last micro-batch, as after a forward that failed: its rows are not recorded."""
-        self._seen = None
+        self._answers.drop()
 
     def step(self) -> None:
         """The end of an optimizer step: take what was prepared for the next one, start preparing anew.
@@ -220,7 +208,7 @@ class Rehearsal:
             ClosedError: `close` was called.
         """
         self._check_open()
-        self._check_answered()
+        self._answers.check()
         self._supply.collect()
         self._supply.launch()
 
@@ -256,7 +244,7 @@ class Rehearsal:
 
     def rollback(self) -> None:
         """Return the buffer to the last `commit`, or to empty; what was in flight or staged is dropped."""
-        self._seen = None
+        self._answers.drop()
         self._supply.rollback()
 
     def restart(self, step: int, connect: Callable[[], Transport] | None = None) -> None:
@@ -266,7 +254,7 @@ class Rehearsal:
             step: Number of the next exchange, the same on all ranks.
             connect: Makes the transport to go on with, after the present one was closed; None keeps that.
         """
-        self._seen = None
+        self._answers.drop()
         self._supply.restart(step, connect)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -285,7 +273,7 @@ class Rehearsal:
             ExchangeError: The exchange in flight failed.
         """
         self._check_open()
-        self._check_answered()
+        self._answers.check()
         place, content = content_of(self.config, self._supply, self.strategy)
         self._saver.save(Path(folder), place, content, asynchronous=self.config.checkpoint.asynchronous)
 
@@ -301,7 +289,8 @@ class Rehearsal:
         """
         self._check_open()
         self._saver.wait()
-        self._seen = self._layout = None
+        self._answers.drop()
+        self._layout = None
         resume(Path(folder), self.config, self._supply, self.strategy)
 
     def close(self, drain_s: float | None = None) -> None:
@@ -358,49 +347,6 @@ class Rehearsal:
             batch = self._layout.join(batch, replayed if everything else transform(replayed), displaced)
         return transform(batch) if everything else batch
 
-    def _parts(self, outputs: Any, targets: tuple[Any, ...], criterion: Criterion) -> list[Part]:
-        seen = self._current()
-        layout = self._layout if self.buffer is None else self.buffer.layout
-        assert layout is not None  # there was a batch
-        return seen.parts(self.strategy, layout, outputs, targets, criterion)
-
-    def _record(self, new: Part) -> None:
-        """Store new rows together with their state, unless they are stored already."""
-        if self.strategy.records:
-            assert self._layout is not None  # there was a batch
-            state = self.strategy.state(replace(new, outputs=map_leaves(new.outputs, _detached)))
-            self._supply.stage(self._current().columns, self._layout, state)
-        self._seen = None
-
-    def _refresh(self, replayed: list[Part]) -> None:
-        share = self._current().share
-        if not self.strategy.refreshes or share is None:
-            return
-        for part, index in zip(replayed, torch.split(share.index, [part.size for part in replayed]), strict=True):
-            self._supply.update(index, self.strategy.refresh(part))
-
-    def _current(self) -> MicroBatch:
-        if self._seen is None:
-            raise BatchError("there is no micro-batch to compute a loss for; call augment(batch) once before each")
-        return self._seen
-
-    def _check_answered(self) -> None:
-        """Without its loss a strategy would do nothing, and nobody would know."""
-        if self._seen is None or (self.strategy.plain and not self.strategy.records):
-            return
-        raise BatchError(
-            f"{self._need}, and was not asked for that of the last micro-batch; call loss(criterion, outputs, "
-            "*targets), record(outputs) to do without a loss, or drop() after a forward that failed"
-        )
-
-    @property
-    def _need(self) -> str:
-        """What the strategy wants to be told of every micro-batch."""
-        if self.config.buffer.by_loss:
-            return "rehearsal.buffer.score_by 'loss' stores the loss of each row"
-        what = "stores the model's outputs" if self.strategy.records else "has a loss of its own"
-        return f"strategy '{self.config.strategy.name}' {what}"
-
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the rehearsal was closed; make a new one to go on")
@@ -408,10 +354,6 @@ class Rehearsal:
 
 def _unchanged(batch: Any) -> Any:
     return batch
-
-
-def _detached(_: str, leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _default_transport(config: RehearsalConfig) -> Transport:

@@ -40,6 +40,7 @@ LAYERS = [
     "representatives",
     "supply",
     "micro_batch",
+    "answers",
     "checkpoint",
     "rehearsal",
     "integrations",

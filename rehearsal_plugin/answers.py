@@ -1,0 +1,114 @@
+"""What comes back for a micro-batch: outputs and targets, from which a strategy makes its loss and what it stores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.micro_batch import MicroBatch, no_criterion
+from rehearsal_plugin.rows import RowLayout, map_leaves
+from rehearsal_plugin.strategies import Part, Strategy
+from rehearsal_plugin.strategies.base import Criterion
+from rehearsal_plugin.supply import Supply
+
+__all__ = ["Answers"]
+
+
+class Answers:
+    """Waits for what the model makes of a micro-batch.
+
+    Args:
+        config: The `rehearsal` section.
+        strategy: What replayed rows are used for.
+        supply: Where rows with their state, and new state of replayed rows, go.
+    """
+
+    def __init__(self, config: RehearsalConfig, strategy: Strategy, supply: Supply) -> None:
+        self._config, self._strategy, self._supply = config, strategy, supply
+        self._waiting: tuple[MicroBatch, RowLayout] | None = None
+
+    def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
+        """From now on answers are those for this micro-batch."""
+        self._waiting = micro_batch, layout
+
+    def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
+        """See `Rehearsal.loss`."""
+        new, *replayed = self._parts(outputs, targets, criterion)
+        replayed = [part for part in replayed if part.size]
+        # One call also where the criterion weights rows unequally, as a mean over tokens does.
+        loss = criterion(outputs, *targets) if self._strategy.plain else self._strategy.loss(new, replayed)
+        self._refresh(replayed)
+        self._record(new)
+        return loss
+
+    def complete(self, outputs: Any) -> Any:
+        """See `Rehearsal.complete`."""
+        new, *replayed = self._parts(outputs, (), no_criterion)
+        self._record(new)
+        term = self._strategy.regularizer([part for part in replayed if part.size])
+        if term is None:
+            return outputs
+        return map_leaves(outputs, lambda name, value: value + term if name == "loss" else value)
+
+    def record(self, outputs: Any) -> None:
+        """See `Rehearsal.record`."""
+        self._record(self._parts(outputs, (), no_criterion)[0])
+
+    def drop(self) -> None:
+        """See `Rehearsal.drop`."""
+        self._waiting = None
+
+    def check(self) -> None:
+        """Refuse to go on without an answer: a strategy would do nothing, and nobody would know.
+
+        Raises:
+            BatchError: One is missing.
+        """
+        if self._waiting is None or (self._strategy.plain and not self._strategy.records):
+            return
+        raise BatchError(
+            f"{self.need}, and was not asked for that of the last micro-batch; call loss(criterion, outputs, "
+            "*targets), record(outputs) to do without a loss, or drop() after a forward that failed"
+        )
+
+    @property
+    def need(self) -> str:
+        """Why an answer is needed, for a person."""
+        if self._config.buffer.by_loss:
+            return "rehearsal.buffer.score_by 'loss' stores the loss of each row"
+        what = "stores the model's outputs" if self._strategy.records else "has a loss of its own"
+        return f"strategy '{self._config.strategy.name}' {what}"
+
+    def _parts(self, outputs: Any, targets: tuple[Any, ...], criterion: Criterion) -> list[Part]:
+        micro_batch, layout = self._current()
+        stored = layout if self._supply.pipeline is None else self._supply.pipeline.buffer.layout
+        return micro_batch.parts(self._strategy, stored, outputs, targets, criterion)
+
+    def _record(self, new: Part) -> None:
+        """Store new rows together with their state, unless they are stored already."""
+        if self._strategy.records:
+            micro_batch, layout = self._current()
+            state = self._strategy.state(replace(new, outputs=map_leaves(new.outputs, _detached)))
+            self._supply.stage(micro_batch.columns, layout, state)
+        self._waiting = None
+
+    def _refresh(self, replayed: list[Part]) -> None:
+        share = self._current()[0].share
+        if not self._strategy.refreshes or share is None:
+            return
+        for part, index in zip(replayed, torch.split(share.index, [part.size for part in replayed]), strict=True):
+            self._supply.update(index, self._strategy.refresh(part))
+
+    def _current(self) -> tuple[MicroBatch, RowLayout]:
+        if self._waiting is None:
+            raise BatchError("there is no micro-batch to compute a loss for; call augment(batch) once before each")
+        return self._waiting
+
+
+def _detached(_: str, leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
