@@ -19,6 +19,7 @@ from rehearsal_plugin.shares import IntArray
 __all__ = ["Census"]
 
 FIXED = 4  # integers of a header before its pairs
+FIRST_PAIRS = 64  # of the first header: as wide on a rank with another config, so that it can say so
 
 
 class Census:
@@ -28,17 +29,19 @@ class Census:
         rank: This rank.
         size: Ranks.
         fingerprint: Digest of the row layout and the seed, the same on all ranks.
-        pairs: Changed counts that a header has room for at first.
+        pairs: Changed counts that a header has room for at least, once all ranks have shown that they agree.
+        first: The same of the first header.
 
     Attributes:
         keys: `[partitions]` int64, the partition key of each column.
         counts: `[size, partitions]` int64.
     """
 
-    def __init__(self, rank: int, size: int, fingerprint: int, pairs: int) -> None:
+    def __init__(self, rank: int, size: int, fingerprint: int, pairs: int, first: int = FIRST_PAIRS) -> None:
         self.keys = np.empty(0, dtype=np.int64)
         self.counts = np.zeros((size, 0), dtype=np.int64)
-        self._rank, self._size, self._fingerprint, self._pairs = rank, size, fingerprint, pairs
+        self._rank, self._size, self._fingerprint = rank, size, fingerprint
+        self._least, self._pairs = pairs, first
         self._column: dict[int, int] = {}
 
     def header(self, step: int, request: int, keys: IntArray, sizes: IntArray) -> IntArray:
@@ -89,12 +92,13 @@ class Census:
         column = self._columns(keys)  # may widen the table
         self.counts[rank, column] = sizes
         self.counts[overflowing] = 0
-        self._pairs = max(self._pairs, 1 << int(changes.max() - 1).bit_length() if changes.max() else 1)
+        widest = 1 << int(changes.max() - 1).bit_length() if changes.max() else 1
+        self._least = self._pairs = max(self._least, widest)
         return headers[:, 2]
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank knows of all ranks."""
-        return {"keys": self.keys, "counts": self.counts, "pairs": self._pairs}
+        return {"keys": self.keys, "counts": self.counts, "pairs": self._pairs, "least": self._least}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave on a rank of as many.
@@ -105,7 +109,8 @@ class Census:
         keys, counts = state["keys"], state["counts"]
         if counts.shape != (self._size, len(keys)):
             raise ValueError(f"counts of {counts.shape[0]} ranks for {self._size}")
-        self.keys, self.counts, self._pairs = keys.copy(), counts.copy(), int(state["pairs"])
+        self.keys, self.counts = keys.copy(), counts.copy()
+        self._pairs, self._least = int(state["pairs"]), int(state["least"])
         self._column = {key: column for column, key in enumerate(keys.tolist())}
 
     def _columns(self, keys: IntArray) -> IntArray:

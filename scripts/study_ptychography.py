@@ -80,6 +80,8 @@ def publish(rows: list[Row], size: Size, folder: Path, ranks: int) -> None:
             groups, title = group(of_drift(rows, drift), metric), f"{metric.label}, drift of {drift}"
             plot_study(groups, metric, title, folder / f"{drift}_{metric.name}.png")
             print_table(f"{title}, after the last task", *cells(groups, tasks=False, digits=4))
+            if draws := group(of_drift(rows, drift), metric, "rows"):
+                print_table(f"{title}, er with other r and c", *cells(draws, tasks=False, digits=4))
     for name, value in summary.items():
         print(f"{name:48}{value:10.4g}")
     print(report, flush=True)

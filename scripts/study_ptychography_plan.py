@@ -98,6 +98,7 @@ class Size:
         candidates: Samples a step and rank that are offered to the buffer, c.
         seeds: Of every arm.
         buffers: By drift, percent of the samples; each holds `COMMON`.
+        draws: Pairs of r and c, tried with er, the common buffer, the first seed and the drift of photons.
     """
 
     course: Course
@@ -108,6 +109,8 @@ class Size:
         default_factory=lambda: {"defocus": BUFFERS, "photons": (COMMON,), "texture": (COMMON,)}
     )
 
+    draws: tuple[tuple[int, int], ...] = ()
+
     @property
     def rows_a_step(self) -> int:
         """Samples that a step and rank of the methods with a buffer takes, and so that of the upper bound."""
@@ -115,7 +118,8 @@ class Size:
 
     def jobs(self) -> list[tuple[str, Arm, Knobs]]:
         """Every arm of the study, drift by drift."""
-        return [(drift, arm, KNOBS[arm.method]) for drift, arm in self._arms()]
+        draws = [("photons", Arm(ER, COMMON, self.seeds[0], r, c, table="rows")) for r, c in self.draws]
+        return [(drift, arm, KNOBS[arm.method]) for drift, arm in [*self._arms(), *draws]]
 
     def choices(self) -> list[tuple[str, Arm, Knobs]]:
         """Every arm that has a choice, with each of its knobs."""
@@ -137,9 +141,9 @@ class Size:
 ONE_BUFFER = dict.fromkeys(DRIFTS, (COMMON,))
 FULL = Course(tasks=6, steps=80, batch=16, start_task=1, scans=1)
 SIZES = {
-    "smoke": Size(replace(FULL, tasks=3, steps=3), seeds=(0,), buffers=ONE_BUFFER),
-    "small": Size(replace(FULL, tasks=4, steps=40), seeds=(0,), buffers=ONE_BUFFER),
-    "full": Size(FULL),
+    "smoke": Size(replace(FULL, tasks=3, steps=3), seeds=(0,), buffers=ONE_BUFFER, draws=((8, 4),)),
+    "small": Size(replace(FULL, tasks=4, steps=40), seeds=(0,), buffers=ONE_BUFFER, draws=((8, 8), (32, 8))),
+    "full": Size(FULL, draws=((4, 8), (8, 8), (16, 8), (32, 8), (16, 2), (16, 16))),
     CHOOSE: Size(FULL, seeds=(100,), buffers={"photons": (COMMON,)}),
 }
 

@@ -139,7 +139,8 @@ def train_arms(arms: Sequence[tuple[str, Arm, Knobs]], size: Size, folder: Path,
 
 def told(rows: Sequence[Row]) -> str:
     """One arm's result on a line."""
-    ends = [f"{metric.label} {group(rows, metric)[0].average.text(4)}" for metric in METRICS]
+    table = rows[0]["table"]
+    ends = [f"{metric.label} {group(rows, metric, table)[0].average.text(4)}" for metric in METRICS]
     return f"{', '.join(ends)}, {rows[-1]['seconds']:.1f} s"
 
 

@@ -22,7 +22,7 @@ class Ranks:
     """The censuses of several ranks, wired by hand: step by step, everyone hears everyone's header."""
 
     def __init__(self, size: int, pairs: int = 8) -> None:
-        self.censuses = [Census(rank, size, FINGERPRINT, pairs) for rank in range(size)]
+        self.censuses = [Census(rank, size, FINGERPRINT, pairs, pairs) for rank in range(size)]
         self.step = 0
 
     def headers(self, stored: list[Stored], requests: list[int] | None = None) -> IntArray:
@@ -194,18 +194,18 @@ def test_a_rank_at_another_step_is_named_with_both_steps() -> None:
     headers = Ranks(3).headers([{}, {}, {}])
     headers[2, 1] = 5
     with pytest.raises(ExchangeError, match=r"rank 0\b.*step 0\b.*rank 2\b.*step 5\b"):
-        Census(0, 3, FINGERPRINT, 8).absorb(headers)
+        Census(0, 3, FINGERPRINT, 8, 8).absorb(headers)
 
 
 def test_a_rank_with_other_fields_is_named() -> None:
     headers = Ranks(3).headers([{}, {}, {}])
     headers[1, 0] = 99
     with pytest.raises(ExchangeError, match=r"rank 2\b.*rank 1\b.*fields, dtypes or shapes"):
-        Census(2, 3, FINGERPRINT, 8).absorb(headers)
+        Census(2, 3, FINGERPRINT, 8, 8).absorb(headers)
 
 
 def test_the_odd_one_out_raises_as_well() -> None:
     headers = Ranks(3).headers([{}, {}, {}])
     headers[1, 0] = 99
     with pytest.raises(ExchangeError, match=r"rank 1\b.*rank 0\b"):
-        Census(1, 3, FINGERPRINT, 8).absorb(headers)
+        Census(1, 3, FINGERPRINT, 8, 8).absorb(headers)

@@ -388,7 +388,7 @@ def test_a_policy_that_judges_rows_needs_something_to_judge_them_by(policy: str)
 
 @pytest.mark.parametrize("policy", JUDGING)
 def test_a_policy_that_judges_rows_takes_a_field(policy: str) -> None:
-    assert BufferConfig(policy=policy, score_by="inputs").score_by == "inputs"
+    assert BufferConfig.model_validate({"policy": policy, "score_by": "inputs"}).score_by == "inputs"
 
 
 @pytest.mark.parametrize("policy", ["herding", "closest_to_centre"])

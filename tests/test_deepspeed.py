@@ -453,9 +453,59 @@ def checkpointed(folder: Path) -> dict[str, Any]:
     return {"weights": [saved, loaded, moved], "step": step, "block": block, "torn": engine.module.torn}
 
 
+RESUMED = [(stage, gas) for stage in range(4) for gas in (1, 2)]
+
+
+def resumed(folder: Path, *, stage: int, gas: int) -> dict[str, Any]:
+    """The second half of a run: as it was, and by an engine that began with the checkpoint of its middle."""
+    folder = Path(exchanged(str(folder)))
+    config = config_of({**BLOCK, "ratio": 0.4, "strategy": {"name": "er"}}, stage=stage, gas=gas)
+    whole = engine_of(config)
+    train(whole, STEPS)
+    whole.save_checkpoint(folder)
+    seen = len(whole.module.seen)
+    train(whole, STEPS, first=STEPS * gas)
+    parameters = weights(whole, stage)
+    whole.destroy()  # the exchange of the last step has ended and was counted
+    halves = {"whole": (whole.module.seen[seen:], parameters, whole.rehearsal.metrics())}
+    again = engine_of(config)
+    again.load_checkpoint(folder)
+    train(again, STEPS, first=STEPS * gas)
+    parameters = weights(again, stage)
+    again.destroy()
+    halves["resumed"] = again.module.seen, parameters, again.rehearsal.metrics()
+    return {**halves, "files": sorted(path.name for path in folder.rglob("rehearsal-*"))}
+
+
+def exchanged(text: str) -> str:
+    """What rank 0 says."""
+    told = [text]
+    dist.broadcast_object_list(told)
+    return told[0]
+
+
+def without_buffer(folder: Path) -> dict[str, Any]:
+    folder = Path(exchanged(str(folder)))
+    plain = engine_of(config_of({**BLOCK, "checkpoint": {"enabled": False}}))
+    train(plain, 6)
+    plain.save_checkpoint(folder, tag="plain")
+    plain.destroy()
+    engine = engine_of(config_of(BLOCK))
+    engine.load_checkpoint(folder, tag="plain")
+    empty = engine.rehearsal.rehearsal.buffer is None
+    train(engine, 6, first=6)
+    engine.save_checkpoint(folder, tag="full")
+    engine.load_checkpoint(folder, tag="full", load_module_only=True)
+    kept = engine.rehearsal.rehearsal.buffer.occupancy.count
+    torn = engine.module.torn
+    engine.destroy()
+    return {"empty": empty, "kept": kept, "torn": torn, "files": [p.name for p in folder.glob("plain/rehearsal-*")]}
+
+
 SCENARIOS = (
     positional, nested, variadic, chosen_fields, replacing, evaluation, language_model, signature, refusals, unfed,
-    switched_off, endings, two_engines, config_forms, explicit_section, monitored, checkpointed, pipeline,
+    switched_off, endings, two_engines, config_forms, explicit_section, monitored, checkpointed, without_buffer,
+    pipeline,
 )  # fmt: skip
 
 
@@ -630,6 +680,32 @@ def test_checkpoints_keep_working(found: list[Any]) -> None:
         assert rank["step"] == 4
         assert rank["block"] == BLOCK
         assert rank["torn"] == 0
+
+
+@pytest.fixture(scope="module")
+def resumptions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
+    cases = {f"zero{stage}-accumulation{gas}": partial(resumed, stage=stage, gas=gas) for stage, gas in RESUMED}
+    return by_scenario(run_ranks(perform, 2, cases, tmp_path_factory.mktemp("resumptions"), timeout_s=240))
+
+
+@pytest.mark.parametrize(("stage", "gas"), RESUMED)
+def test_a_resumed_job_goes_on_bit_for_bit(stage: int, gas: int, resumptions: dict[str, list[Any]]) -> None:
+    for rank in checked(resumptions[f"zero{stage}-accumulation{gas}"]):
+        (seen, parameters, metrics), (again, same, counted) = rank["whole"], rank["resumed"]
+        assert again == seen
+        assert same == parameters
+        assert all(counted[name] == value for name, value in metrics.items() if not name.endswith("_ms"))
+        assert counted["rows_replayed"] > 0
+        assert rank["files"] == [f"rehearsal-step{STEPS}-rank{r}-of-2.safetensors" for r in range(2)]
+
+
+@scenario(without_buffer)
+def test_a_checkpoint_without_a_buffer_can_be_loaded_and_weights_alone_too(found: list[Any]) -> None:
+    for rank in found:
+        assert rank["empty"]
+        assert rank["kept"] == 6 * BATCH
+        assert rank["torn"] == 0
+        assert rank["files"] == []
 
 
 def test_errors_of_the_integration_are_errors_of_the_package() -> None:

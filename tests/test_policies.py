@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import chain
+from fractions import Fraction
+from itertools import chain, product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest, chisquare
 
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.occupancy import Occupancy
@@ -28,18 +30,18 @@ Batches = Sequence[Sequence[int]]
 class Simulation:
     """A buffer that stores the number of each row in the stream, and remembers every decision in plain dicts."""
 
-    def __init__(self, policy: str, capacity: int, seed: int = 0, partitioned: bool = True) -> None:
-        self.occupancy = Occupancy(capacity, partitioned, width=1)
+    def __init__(self, policy: str, capacity: int, seed: int = 0, partitioned: bool = True, width: int = 1) -> None:
+        self.occupancy = Occupancy(capacity, partitioned, width)
         self.rows: dict[int, int] = {}
         self.stream: list[int] = []
         self._policy, self._rng = POLICIES[policy], np.random.default_rng(seed)
 
-    def offer(self, keys: Sequence[int], values: Sequence[float] | None = None) -> IntArray:
+    def offer(self, keys: Sequence[int], values: ArrayLike | None = None) -> IntArray:
         """Rows by their keys, judged by values; without them, by numbers of a fixed sequence."""
         wide, partitions = np.array(keys, dtype=np.int64), self.occupancy.partitions
         owners = np.zeros(len(keys), dtype=np.int64) if partitions is None else partitions.number(wide)
         given = np.sin(np.arange(len(keys)) + len(self.stream)) if values is None else np.array(values)
-        judged = given.reshape(-1, 1).astype(np.float32)
+        judged = given.reshape(len(keys), -1 if len(keys) else 1).astype(np.float32)
         slots = self._policy(self.occupancy, Offer(owners, judged), self._rng)
         self.occupancy.record(slots, owners, judged)
         first = len(self.stream)
@@ -301,3 +303,267 @@ def test_fifo_keeps_the_newest(sizes: list[int]) -> None:
 
 def test_fifo_goes_on_where_it_was_after_a_batch_larger_than_the_buffer() -> None:
     assert Simulation("fifo", 3).run([[0] * 7, [0], [0]]).kept() == {6, 7, 8}
+
+
+# Score
+
+
+def judged(capacity: int, batches: Sequence[Sequence[float]], seed: int = 0) -> Simulation:
+    """A run of the policy 'score' over batches of scores."""
+    simulation = Simulation("score", capacity, seed, partitioned=False)
+    for scores in batches:
+        simulation.offer([0] * len(scores), scores)
+    return simulation
+
+
+@pytest.mark.parametrize(
+    ("level", "batching"), [(0.0, "one by one"), (-2.5, "uneven"), (1e9, "within, then larger than the buffer")]
+)
+def test_rows_of_one_score_are_kept_as_by_a_reservoir(level: float, batching: str) -> None:
+    batches = [[level] * size for size in BATCHINGS[batching]]
+    kept = [judged(3, batches, seed).kept() for seed in range(1200)]
+    assert equally_likely(kept, 20) > SIGNIFICANCE
+
+
+SCORES = [0.5, 4.0, 0.0, 1.0, 3.0, 2.0]
+
+
+def sets_by_hand(capacity: int, scores: Sequence[float]) -> dict[frozenset[int], Fraction]:
+    """The chance of every set of rows that may be stored in the end, where rows come one by one."""
+    chances = {frozenset(range(capacity)): Fraction(1)}
+    for row in range(capacity, len(scores)):
+        after: dict[frozenset[int], Fraction] = defaultdict(Fraction)
+        for stored, chance in chances.items():
+            admitted = Fraction(capacity, row + 1)
+            after[stored] += chance * (1 - admitted)
+            gaps = {old: Fraction(max(scores[each] for each in stored) - scores[old]) for old in stored}
+            for old in stored:
+                after[stored - {old} | {row}] += chance * admitted * gaps[old] / sum(gaps.values())
+        chances = dict(after)
+    return {stored: chance for stored, chance in chances.items() if chance}
+
+
+def test_score_keeps_every_set_of_rows_with_the_chance_computed_by_hand() -> None:
+    expected = sets_by_hand(3, SCORES)
+    kept = Counter(judged(3, [[score] for score in SCORES], seed).kept() for seed in range(1500))
+    assert kept.keys() <= expected.keys()
+    counts = [kept[stored] for stored in expected]
+    assert chisquare(counts, [float(1500 * chance) for chance in expected.values()]).pvalue > SIGNIFICANCE
+
+
+def decisions(scores: Sequence[float], seen: int, offered: int, trials: int) -> list[tuple[int, ...]]:
+    """Slots that a full buffer of these scores gives to so many rows, again and again."""
+    occupancy, rng = judged(len(scores), [scores]).occupancy, np.random.default_rng(0)
+    occupancy.seen = seen
+    offer = Offer(np.zeros(offered, dtype=np.int64), np.full((offered, 1), -9, dtype=np.float32))
+    return [tuple(POLICIES["score"](occupancy, offer, rng).tolist()) for _ in range(trials)]
+
+
+def test_score_lets_the_rows_of_a_batch_take_the_places_of_low_scores() -> None:
+    """Two rows go, one after the other, each with a chance in proportion to its distance from the highest."""
+    gaps = [4.0, 2.0, 1.0, 0.0]
+    given = decisions([1 - gap for gap in gaps], seen=4, offered=2, trials=5000)
+    pairs = Counter(tuple(sorted(slots)) for slots in given if min(slots) >= 0)
+    chances = {
+        (a, b): gaps[a] * gaps[b] / sum(gaps) * (1 / (sum(gaps) - gaps[a]) + 1 / (sum(gaps) - gaps[b]))
+        for a, b in ((0, 1), (0, 2), (1, 2))
+    }
+    assert pairs.keys() <= chances.keys(), "the highest never goes"
+    expected = [pairs.total() * chance for chance in chances.values()]
+    assert chisquare([pairs[pair] for pair in chances], expected).pvalue > SIGNIFICANCE
+
+
+@pytest.mark.parametrize("row", [4, 7, 39], ids=lambda row: f"row {row}")
+def test_score_admits_a_row_with_the_chance_of_a_reservoir_whatever_its_score(row: int) -> None:
+    admitted = sum(slot >= 0 for (slot,) in decisions([3.0, 0.0, 2.0, 1.0], seen=row, offered=1, trials=4000))
+    assert binomtest(admitted, 4000, 4 / (row + 1)).pvalue > SIGNIFICANCE
+
+
+@PROPERTY
+@given(st.integers(2, 8), st.lists(st.floats(-1e9, 1e9, width=32), min_size=1, max_size=60), st.integers(0, 2**31))
+def test_score_never_lets_the_highest_of_several_go(capacity: int, scores: list[float], seed: int) -> None:
+    simulation = Simulation("score", capacity, seed, partitioned=False)
+    for score in scores:
+        before = {row: scores[row] for row in simulation.kept()}
+        simulation.offer([0], [score])
+        if before:
+            assert max(before.values()) in {scores[row] for row in simulation.kept()}
+
+
+@PROPERTY
+@given(st.integers(2, 8), st.lists(st.lists(st.integers(-9, 9), max_size=20), max_size=8), st.integers(0, 2**31))
+def test_score_keeps_the_highest_stored_row_unless_a_batch_replaces_all(
+    capacity: int, batches: list[list[float]], seed: int
+) -> None:
+    simulation = Simulation("score", capacity, seed, partitioned=False)
+    scores = list(chain.from_iterable(batches))
+    for batch in batches:
+        before = simulation.kept()
+        simulation.offer([0] * len(batch), batch)
+        if before & simulation.kept():
+            assert max(scores[row] for row in before) in {scores[row] for row in before & simulation.kept()}
+
+
+def test_score_follows_scores_that_changed() -> None:
+    for seed in range(50):
+        simulation = judged(3, [[5.0, 6.0, 7.0]], seed)
+        assert simulation.occupancy.values is not None
+        simulation.occupancy.values.set(np.arange(3), np.array([[9.0], [9.0], [0.0]], dtype=np.float32))
+        simulation.offer([0], [9.0])
+        assert simulation.kept() in ({0, 1, 2}, {0, 1, 3})
+
+
+def test_low_scores_leave_sooner() -> None:
+    """In a long stream, what is stored longest is what scores highest."""
+    scores = np.random.default_rng(0).permutation(200).astype(float)
+    batches = scores.reshape(40, 5).tolist()
+    kept = [judged(20, batches, seed).kept() for seed in range(60)]
+    assert np.mean([scores[list(rows)].mean() for rows in kept]) > 120, "a reservoir's mean is 99.5"
+
+
+# Herding and closest to centre
+
+CHOICES = ["herding", "closest_to_centre"]
+
+
+def offered_features(
+    policy: str, capacity: int, batches: Sequence[tuple[Sequence[int], ArrayLike]], partitioned: bool = True
+) -> Simulation:
+    width = max(np.asarray(features).reshape(len(keys), -1).shape[1] for keys, features in batches)
+    simulation = Simulation(policy, capacity, partitioned=partitioned, width=width)
+    for keys, features in batches:
+        simulation.offer(keys, features)
+    return simulation
+
+
+@pytest.mark.parametrize("partitioned", [True, False])
+@pytest.mark.parametrize(("policy", "order"), [("herding", [1, 0, 2]), ("closest_to_centre", [1, 2, 0])])
+def test_rows_are_preferred_in_the_order_that_avalanche_gives_them(
+    policy: str, order: list[int], partitioned: bool
+) -> None:
+    for capacity in (1, 2, 3):
+        simulation = offered_features(policy, capacity, [([0] * 3, [0, 4, 5])], partitioned)
+        assert simulation.kept() == set(order[:capacity])
+
+
+@pytest.mark.parametrize("policy", CHOICES)
+def test_partitions_share_equally(policy: str) -> None:
+    assert Simulation(policy, 12).run([[0] * 50, [1] * 20, [2] * 9]).sizes() == {0: 4, 1: 4, 2: 4}
+    sizes = Simulation(policy, 11).run([[0, 1, 2] * 20, [2, 1, 0] * 9]).sizes()
+    assert sorted(sizes.values()) == [3, 4, 4]
+
+
+@pytest.mark.parametrize("policy", CHOICES)
+def test_a_small_partition_keeps_all_and_leaves_its_room_to_the_others(policy: str) -> None:
+    simulation = Simulation(policy, 10).run([[7, 7], *[[0] * 20 for _ in range(5)]])
+    assert simulation.kept(7) == {0, 1}
+    assert simulation.sizes() == {7: 2, 0: 8}
+
+
+@pytest.mark.parametrize(("policy", "best"), [("herding", {1, 0}), ("closest_to_centre", {1, 2})])
+def test_a_partition_that_appears_later_shrinks_the_others_which_keep_their_best(policy: str, best: set[int]) -> None:
+    simulation = offered_features(policy, 4, [([0] * 3, [0, 4, 5]), ([1] * 5, [10, 10, 10, 10, 10])])
+    assert simulation.kept(0) == best
+    assert simulation.sizes() == {0: 2, 1: 2}
+
+
+@pytest.mark.parametrize("policy", CHOICES)
+def test_the_mean_is_that_of_everything_offered_and_not_of_what_is_stored(policy: str) -> None:
+    """It is 5.9, and that of the stored row and the new ones is 3.6."""
+    simulation = offered_features(policy, 1, [([0] * 9, [8] * 9), ([0] * 6, [7, 2, 2, 2, 2, 2])])
+    assert simulation.kept() == {9}
+
+
+@pytest.mark.parametrize("policy", CHOICES)
+def test_a_partition_that_is_not_in_the_batch_shrinks_by_its_whole_mean_too(policy: str) -> None:
+    """Stored are rows at 4 and 9, as near to their own mean; that of all rows is 8."""
+    simulation = offered_features(policy, 2, [([0] * 4, [4, 9, 15, 4])])
+    assert simulation.kept() == {0, 1}
+    simulation.offer([1], [20])
+    assert simulation.kept() == {1, 4}
+
+
+class ByHand:
+    """Exemplars with plain lists: what each partition offered, and what it kept."""
+
+    def __init__(self, policy: str, capacity: int) -> None:
+        self._policy, self._capacity = policy, capacity
+        self._offered: dict[int, list[int]] = {}
+        self._stored: dict[int, list[int]] = {}
+        self._features: list[NDArray[np.float64]] = []
+
+    def offer(self, keys: Sequence[int], features: NDArray[np.float32]) -> None:
+        first = len(self._features)
+        self._features += list(features.astype(np.float64))
+        for key in sorted(set(keys)):  # as partitions are numbered
+            self._offered.setdefault(key, [])
+            self._stored.setdefault(key, [])
+        for row, key in enumerate(keys, first):
+            self._offered[key].append(row)
+            self._stored[key].append(row)
+        shares = self._shares()
+        for key, rows in self._stored.items():
+            if len(rows) > shares[key]:
+                self._stored[key] = self._best(key, shares[key])
+
+    def kept(self) -> frozenset[int]:
+        return frozenset(chain.from_iterable(self._stored.values()))
+
+    def _shares(self) -> dict[int, int]:
+        """Places dealt out one by one, in turn, to whoever has rows for them."""
+        shares = dict.fromkeys(self._stored, 0)
+        for key in [key for _, key in product(range(self._capacity), self._stored)]:
+            if sum(shares.values()) < self._capacity and shares[key] < len(self._stored[key]):
+                shares[key] += 1
+        return shares
+
+    def _best(self, key: int, count: int) -> list[int]:
+        mean = np.mean([self._features[row] for row in self._offered[key]], axis=0)
+        left, chosen = list(self._stored[key]), list[int]()
+        while len(chosen) < count:
+            together = chosen if self._policy == "herding" else []
+            gaps = [np.linalg.norm(np.mean(self._taken([*together, row]), axis=0) - mean) for row in left]
+            chosen.append(left.pop(int(np.argmin(gaps))))
+        return chosen
+
+    def _taken(self, rows: Sequence[int]) -> list[NDArray[np.float64]]:
+        return [self._features[row] for row in rows]
+
+
+@pytest.mark.parametrize("policy", CHOICES)
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(capacity=st.integers(1, 12), batches=STREAMS, seed=st.integers(0, 2**31))
+def test_exemplars_are_those_chosen_by_hand(policy: str, capacity: int, batches: Batches, seed: int) -> None:
+    rng, simulation, by_hand = (
+        np.random.default_rng(seed),
+        Simulation(policy, capacity, width=3),
+        ByHand(policy, capacity),
+    )
+    for keys in filter(None, batches):
+        features = rng.normal(size=(len(keys), 3)).astype(np.float32)
+        simulation.offer(keys, features)
+        by_hand.offer(keys, features)
+        assert simulation.kept() == by_hand.kept()
+
+
+@pytest.mark.parametrize("policy", CHOICES)
+def test_exemplars_of_one_batch_do_not_depend_on_the_partitions_beside_them(policy: str) -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(30, 2))
+    together = offered_features(policy, 8, [([0, 1] * 15, features)])
+    alone = [offered_features(policy, 4, [([0] * 15, features[key::2])]).kept() for key in (0, 1)]
+    assert [together.kept(key) for key in (0, 1)] == [{2 * row + key for row in rows} for key, rows in enumerate(alone)]
+
+
+def test_herding_stands_for_the_mean_better_than_single_rows_near_it() -> None:
+    features = np.random.default_rng(1).normal(size=(200, 4))
+    gaps = {}
+    for policy in CHOICES:
+        rows = sorted(offered_features(policy, 10, [([0] * 200, features)]).kept())
+        gaps[policy] = float(np.linalg.norm(features[rows].mean(axis=0) - features.mean(axis=0)))
+    assert gaps["herding"] < gaps["closest_to_centre"] / 2
+
+
+@pytest.mark.parametrize("policy", CHOICES)
+def test_exemplars_of_more_partitions_than_rows_leave_some_without(policy: str) -> None:
+    assert sum(Simulation(policy, 3).run([[0, 0], [1, 2, 3], [4, 4]]).sizes().values()) == 3

@@ -12,8 +12,10 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from rehearsal_plugin.config import StrategyConfig
 from rehearsal_plugin.errors import BatchError, ConfigError
-from rehearsal_plugin.strategies import STRATEGIES, Part, Strategy, make_strategy
+from rehearsal_plugin.rows import ROW_LOSS
+from rehearsal_plugin.strategies import STRATEGIES, Part, ScoredByLoss, Strategy, make_strategy
 from rehearsal_plugin.strategies.base import distance, flatten
+from rehearsal_plugin.strategies.by_loss import row_losses
 from rehearsal_plugin.strategies.topk import distillation_loss
 
 ROWS, CLASSES = 6, 7
@@ -213,6 +215,18 @@ def test_er_ace_refuses_what_is_no_classification(outputs: Any, targets: list[Te
         strategy("er-ace").loss(part(outputs, *targets), [part(scores(0), labels(0))])
 
 
+def test_er_ace_leaves_out_the_labels_that_the_loss_ignores() -> None:
+    outputs, targets = leaf(scores(0, 5)), torch.tensor([2, -100, 5, -100, 2])
+    old, classes = leaf(scores(2, 3)), torch.tensor([0, -100, 2])
+    loss = strategy("er-ace").loss(part(outputs, targets), [part(old, classes)])
+    counted, replayed = [0, 2, 4], [0, 2]
+    among = entropies(outputs[counted][:, [2, 5]], torch.tensor([0, 1, 0]))
+    assert near(loss, sum(among) / 3 + sum(entropies(old[replayed], classes[replayed])) / 2)
+    fresh = torch.autograd.grad(loss, outputs)[0]
+    assert not fresh[[1, 3]].any()
+    assert not fresh[:, [0, 1, 3, 4, 6]].any(), "an ignored label counts as a class of the batch"
+
+
 # --- topk ------------------------------------------------------------------------------------------------------------
 
 
@@ -310,6 +324,136 @@ def test_topk_is_the_mean_loss_over_all_rows_and_the_distillation_of_replayed_on
 def test_topk_refuses_outputs_without_enough_classes(logits: Tensor) -> None:
     with pytest.raises(BatchError, match=r"at least 6 classes \(rehearsal.strategy.k\)"):
         strategy("topk", k=6).state(part(logits))
+
+
+# --- losses of single rows -------------------------------------------------------------------------------------------
+
+
+def by_token(outputs: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(outputs.flatten(0, 1), labels.flatten())
+
+
+def weighted(outputs: Tensor, labels: Tensor) -> Tensor:
+    return cross_entropy(outputs, labels, weight=torch.arange(1, CLASSES + 1, dtype=outputs.dtype))
+
+
+@pytest.mark.parametrize("criterion", [cross_entropy, weighted])
+def test_a_rows_loss_is_that_of_the_row_alone(criterion: Callable[..., Tensor]) -> None:
+    outputs, targets = scores(0), labels(1)
+    losses = row_losses(part(outputs, targets, criterion=criterion))
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses.double(), torch.tensor(entropies(outputs, targets)).double())
+
+
+def test_a_rows_loss_averages_over_its_own_tokens_that_count() -> None:
+    outputs, targets = tokens(0), torch.tensor([[3, -100, -100, 5, 0], [-100, -100, -100, -100, 7]])
+    by_hand = [entropies(row[wanted >= 0], wanted[wanted >= 0]) for row, wanted in zip(outputs, targets, strict=True)]
+    losses = row_losses(part(outputs, targets, criterion=by_token))
+    torch.testing.assert_close(losses, torch.tensor([sum(each) / len(each) for each in by_hand]))
+
+
+def test_a_row_without_a_token_that_counts_has_no_number_as_loss() -> None:
+    targets = torch.tensor([[-100] * 5, [1] * 5])
+    assert row_losses(part(tokens(0), targets, criterion=by_token)).isnan().tolist() == [True, False]
+
+
+def test_rows_losses_of_several_outputs_and_targets() -> None:
+    outputs, targets = maps(0, 3), maps(4, 3)
+    losses = row_losses(part(outputs, *targets, criterion=both))
+    by_hand = [sum(squares(a[row], b[row]) for a, b in zip(outputs, targets, strict=True)) for row in range(3)]
+    torch.testing.assert_close(losses.double(), torch.tensor(by_hand).double())
+
+
+def test_a_rows_loss_takes_what_has_no_rows_as_it_is() -> None:
+    def criterion(outputs: Mapping[str, Any], target: Tensor, power: float) -> Tensor:
+        loss: Tensor = outputs["scale"] * (outputs["scores"][0] - target).abs().mean() ** power * outputs["prior"].sum()
+        return loss
+
+    outputs = {"scores": [scores(0)], "scale": torch.tensor(3.0), "prior": torch.ones(5), "name": "text"}
+    losses = row_losses(Part(outputs, (scores(1), 2.0), {}, ROWS, criterion))  # type: ignore[arg-type]
+    expected = 15 * (scores(0) - scores(1)).abs().mean(1) ** 2
+    torch.testing.assert_close(losses.double(), expected, rtol=1e-6, atol=0)
+
+
+def test_rows_losses_have_no_history_and_leave_that_of_the_outputs() -> None:
+    outputs = leaf(scores(0))
+    assert not row_losses(part(outputs, labels(1))).requires_grad
+    cross_entropy(outputs, labels(1)).backward()  # type: ignore[no-untyped-call]
+    assert outputs.grad is not None
+
+
+def test_no_rows_have_no_losses() -> None:
+    assert row_losses(part(scores(0)[:0], labels(1)[:0])).shape == (0,)
+
+
+def by_mask(outputs: Tensor, target: Tensor) -> Tensor:
+    return cross_entropy(outputs[target > 0], target[target > 0])
+
+
+def by_number(outputs: Tensor, target: Tensor) -> Tensor:
+    loss: Tensor = cross_entropy(outputs, target) * target.max().item()
+    return loss
+
+
+@pytest.mark.parametrize("criterion", [by_mask, by_number])
+def test_a_criterion_that_cannot_be_mapped_says_how_to_write_it(criterion: Callable[..., Tensor]) -> None:
+    with pytest.raises(BatchError, match=r"score_by is 'loss'.*torch\.func\.vmap.*name a batch field"):
+        row_losses(part(scores(0), labels(1), criterion=criterion))
+
+
+@pytest.mark.parametrize("name", ["er", "der", "der++", "er-ace", "topk"])
+def test_rows_scored_by_their_loss_carry_it_beside_the_state_of_the_strategy(name: str) -> None:
+    inner = strategy(name, k=2)
+    built, new = ScoredByLoss(inner), part(scores(0), labels(1))
+    state = built.state(new)
+    assert state.keys() == inner.state(new).keys() | {ROW_LOSS}
+    assert torch.equal(state[ROW_LOSS], row_losses(new))
+    assert (built.draws, built.plain, built.records, built.refreshes) == (inner.draws, inner.plain, True, True)
+
+
+@pytest.mark.parametrize("name", ["er", "der", "der++", "er-ace", "topk"])
+def test_a_strategy_does_not_see_that_its_rows_are_scored(name: str) -> None:
+    inner = strategy(name, k=2, alpha=0.3, beta=0.7, loss_weight=0.4)
+    built, new = ScoredByLoss(inner), part(scores(0), labels(1))
+    draws = [
+        part(scores(seed, 4), labels(seed, 4), state=built.state(part(scores(seed + 1, 4), labels(seed, 4))))
+        for seed in range(2, 2 + inner.draws)
+    ]
+    bare = [
+        part(each.outputs, *each.targets, state=inner.state(part(scores(seed + 1, 4), labels(seed, 4))))
+        for seed, each in enumerate(draws, 2)
+    ]
+    assert torch.equal(built.loss(new, draws), inner.loss(new, bare))
+
+
+@pytest.mark.parametrize("name", ["er", "der++", "topk"])
+def test_a_refresh_brings_the_present_loss_and_leaves_other_state(name: str) -> None:
+    built = ScoredByLoss(strategy(name, k=2))
+    before = built.state(part(scores(0), labels(1)))
+    now = part(scores(5), labels(1), state=before)
+    after = built.refresh(now)
+    assert after.keys() == before.keys()
+    assert torch.equal(after[ROW_LOSS], row_losses(now))
+    assert not torch.equal(after[ROW_LOSS], before[ROW_LOSS])
+    assert all(torch.equal(after[key], before[key]) for key in before if key != ROW_LOSS)
+
+
+def test_x_der_refreshes_its_own_state_beside_the_loss() -> None:
+    inner = strategy("x-der")
+    built, few, many = ScoredByLoss(inner), torch.tensor([0, 1, 0]), torch.arange(CLASSES)
+    first = part(scores(0, 3), few)
+    built.loss(first, [])
+    state = {name: value.clone() for name, value in built.state(first).items()}
+    built.loss(part(scores(1, CLASSES), many), [])
+    after = built.refresh(part(scores(2, 3), few, state=state))
+    assert after["known"].all()
+    assert not torch.equal(after["scores"], state["scores"])
+    torch.testing.assert_close(after[ROW_LOSS].double(), torch.tensor(entropies(scores(2, 3), few)).double())
+
+
+def test_rows_scored_by_their_loss_refuse_the_models_own() -> None:
+    with pytest.raises(ConfigError, match=r"score_by is 'loss'.*rehearsal\.loss\(criterion, outputs"):
+        ScoredByLoss(strategy("der")).regularizer([])
 
 
 # --- names and errors ------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,12 +26,14 @@ def column(*numbers: float) -> FloatArray:
 
 def laid_out(weights: IntArray) -> list[int]:
     """The slot at every point, by numpy alone."""
-    return np.repeat(np.arange(len(weights)), weights).tolist()
+    slots: list[int] = np.repeat(np.arange(len(weights)), weights).tolist()
+    return slots
 
 
 def drawn(tree: SumTree) -> list[int]:
     """The slot at every point."""
-    return tree.find(np.arange(tree.total)).tolist()
+    slots: list[int] = tree.find(np.arange(tree.total)).tolist()
+    return slots
 
 
 # The tree
@@ -57,13 +61,13 @@ def test_weights_are_laid_end_to_end_after_any_sets(history: tuple[int, list[dic
 
 @PROPERTY
 @given(st.lists(st.integers(0, 2**40), min_size=1, max_size=70), st.randoms(use_true_random=False))
-def test_large_weights_are_found_as_by_binary_search(weights: list[int], random: st.DataObject) -> None:
+def test_large_weights_are_found_as_by_binary_search(weights: list[int], random: Random) -> None:
     tree, ends = SumTree(len(weights)), np.cumsum(weights)
     tree.set(np.arange(len(weights)), ints(*weights))
     if not tree.total:
         return
     edges = [point for end in ends.tolist() for point in (end - 1, end) if 0 <= point < tree.total]
-    points = ints(0, tree.total - 1, *edges, *(random.randrange(tree.total) for _ in range(20)))  # type: ignore[attr-defined]
+    points = ints(0, tree.total - 1, *edges, *(random.randrange(tree.total) for _ in range(20)))
     assert tree.find(points).tolist() == np.searchsorted(ends, points, side="right").tolist()
 
 

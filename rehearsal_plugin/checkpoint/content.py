@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rehearsal_plugin.checkpoint.checks import LAST_STEP, Form, check_buffer, check_progress
 from rehearsal_plugin.checkpoint.files import VERSION, Content, Place, peek, read
 from rehearsal_plugin.checkpoint.layouts import describe, restore
 from rehearsal_plugin.checkpoint.reshard import Stretch, deal, keep
 from rehearsal_plugin.checkpoint.tree import State, flatten, unflatten
 from rehearsal_plugin.errors import CheckpointError
 from rehearsal_plugin.rng import Purpose, generator
-from rehearsal_plugin.rows import RowLayout
+from rehearsal_plugin.rows import ROW_LOSS, RowLayout
 from rehearsal_plugin.shares import IntArray
 
 __all__ = ["Record", "Rows", "Saved", "consistent", "dealt", "pack", "unpack"]
@@ -138,8 +140,6 @@ class Rows:
         if partitions is not None:
             keys[partitions["members"]] = np.repeat(partitions["keys"], partitions["sizes"])
             seen = dict(zip(partitions["keys"].tolist(), partitions["seen"].tolist(), strict=True))
-        if rows.shape[1:] != (record.layout.row_bytes,) or not len(rows) == len(buffer["written"]):
-            raise ValueError("rows and their layout contradict each other")
         return cls(record.layout, rows, buffer["written"], buffer["origin"], keys, seen)
 
 
@@ -161,13 +161,15 @@ def unpack(folder: Path, place: Place) -> Record:
     content = read(folder, place)
     with consistent(folder / place.name):
         state, layout = unflatten(content.meta["state"], content.tensors), content.meta["layout"]
-        return Record(
+        record = Record(
             content.meta["job"],
             None if layout is None else restore(layout),
             str(content.meta["device"]),
             state["buffer"],
             state["progress"],
         )
+        _check(record, place, content.meta["count"])
+        return record
 
 
 def dealt(files: Sequence[Saved], rank: int, size: int) -> Rows | None:
@@ -176,9 +178,49 @@ def dealt(files: Sequence[Saved], rank: int, size: int) -> Rows | None:
     Raises:
         CheckpointError: A file cannot be read, or contradicts itself, or they have rows of different fields.
     """
-    counts = [int(peek(*file).get("count", 0)) for file in files]
-    parts = [_taken(*files[one.file], one) for one in deal(counts, rank, size)]
+    noted = [peek(*file) for file in files]
+    counts = [_count(meta, *file) for meta, file in zip(noted, files, strict=True)]
+    stretches = deal(counts, rank, size)
+    if not stretches:  # too few rows for all ranks, or none at all; a rank without rows needs their layout too
+        stretches = [Stretch(file, 0, 0) for file, meta in enumerate(noted) if meta.get("layout") is not None][:1]
+    parts = [_taken(*files[one.file], one) for one in stretches]
     return Rows.joined(parts) if parts else None
+
+
+def _count(meta: Mapping[str, Any], folder: Path, place: Place) -> int:
+    count = meta.get("count")
+    if type(count) is not int or count < 0:
+        raise CheckpointError(f"{folder / place.name} says that it has {count!r} rows; give another checkpoint")
+    return count
+
+
+def _check(record: Record, place: Place, count: Any) -> None:
+    """ValueError and the like where a record contradicts itself."""
+    job, layout, buffer = record.job, record.layout, record.buffer
+    if not isinstance(job, dict) or place.step > LAST_STEP or (layout is None) != (buffer is None):
+        raise ValueError("no settings, no such step, or rows without a layout")
+    stored = 0 if layout is None or buffer is None else check_buffer(buffer, layout.row_bytes)
+    if count != stored:
+        raise ValueError("it has not the rows that it says")
+    if record.progress is None:
+        return
+    form = None
+    if layout is not None:
+        score = (
+            None
+            if job["score_by"] is None
+            else layout.field(ROW_LOSS if job["score_by"] == "loss" else job["score_by"])
+        )
+        local = job["scope"] == "local"
+        form = Form(
+            row_bytes=layout.row_bytes,
+            state_bytes=layout.state_bytes,
+            ranks=1 if local else place.size,
+            rank=0 if local else place.rank,
+            draws=job["draws"],
+            width=0 if score is None else math.prod(score.shape),
+        )
+    check_progress(record.progress, form, buffer, place.step)
 
 
 def _taken(folder: Path, place: Place, stretch: Stretch) -> Rows:

@@ -12,7 +12,7 @@ import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,11 +67,19 @@ class Content:
 
 
 def places(folder: Path) -> list[Place]:
-    """The files of all checkpoints in a folder, oldest step first."""
-    if not folder.is_dir():
+    """The files of all checkpoints in a folder, oldest step first.
+
+    Raises:
+        CheckpointError: The folder cannot be read.
+    """
+    try:
+        names = {entry.name for entry in folder.iterdir()}
+    except FileNotFoundError:
         return []
-    found = (NAME.fullmatch(entry.name) for entry in folder.iterdir())
-    return sorted(Place(int(one[1]), int(one[3]), int(one[2])) for one in found if one)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}; name the folder of a checkpoint") from error
+    found = (Place(int(one[1]), int(one[3]), int(one[2])) for one in map(NAME.fullmatch, names) if one)
+    return sorted(place for place in found if place.name in names and place.rank < place.size)
 
 
 def find_set(folder: Path) -> list[Place] | None:
@@ -114,8 +122,9 @@ def write(folder: Path, place: Place, content: Content) -> Path:
         _flush(partial)
         partial.replace(path)
         _flush(folder)
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        with suppress(OSError, ValueError):
+            partial.unlink()
         raise CheckpointError(
             f"{path} cannot be written: {error}; the checkpoint before it is untouched. Make room or give another "
             "folder"

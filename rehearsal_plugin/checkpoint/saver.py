@@ -80,6 +80,6 @@ class Saver:
 
 def _write(folder: Path, place: Place, content: Content) -> None:
     write(folder, place, content)
-    own = [old for old in places(folder) if old.rank == place.rank]
-    for old in own[:-KEPT]:
+    others = [old for old in places(folder) if old.rank == place.rank and old != place]
+    for old in others[: 1 - KEPT]:  # never the new one, which a job that went back has written before later ones
         (folder / old.name).unlink(missing_ok=True)

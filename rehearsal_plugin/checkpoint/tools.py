@@ -108,7 +108,7 @@ def export(folder: Path, path: Path) -> int:
         MissingDependencyError: Arrow is asked for and pyarrow is not installed.
     """
     rows = dealt(files_of(folder), 0, 1)
-    if rows is None:
+    if rows is None or not len(rows.rows):
         raise CheckpointError(f"{folder} holds no rows yet, so there is nothing to export")
     if path.suffix not in (".safetensors", ".arrow"):
         raise CheckpointError(f"{path} ends in neither .safetensors nor .arrow, so it is not clear what to write")

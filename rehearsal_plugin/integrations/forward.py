@@ -53,7 +53,8 @@ class ForwardInjection:
         """
         augmented, self._augmented = self._augmented, False
         own_loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-        if augmented and not self._rehearsal.strategy.plain and own_loss is not None:
+        strategy = self._rehearsal.strategy
+        if augmented and own_loss is not None and (strategy.records or not strategy.plain):
             return self._rehearsal.complete(outputs)
         return outputs
 

@@ -47,8 +47,8 @@ def thinned(seen: int, stored: int, offered: int, capacity: int, rng: np.random.
     Returns:
         `[n]` int64 places as of `algorithm_r`; new ones are taken in order from `stored`.
     """
-    if stored in (seen, capacity):
-        return algorithm_r(seen, offered, capacity, rng)
+    if stored in (0, seen, capacity):
+        return algorithm_r(seen if stored else 0, offered, capacity, rng)
     places = np.full(offered, -1, dtype=np.int64)
     taken = np.flatnonzero(rng.random(offered) * seen < stored)[: capacity - stored]
     places[taken] = stored + np.arange(len(taken))

@@ -69,7 +69,7 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
         if self._known is None:
             self._known = torch.zeros(scores.shape[1], dtype=torch.bool)
         self._known = self._known.to(scores.device)  # a checkpoint brings it in host memory
-        self._known[labels] = True
+        self._known[labels[labels >= 0]] = True  # not those that the loss ignores
         return super().loss(new, replayed)
 
     def refresh(self, part: Part) -> dict[str, Tensor]:
@@ -78,7 +78,7 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
         recorded, known, labels = part.state["scores"], part.state["known"], part.targets[0]
         learnt = self._known & ~known
         present = self._scores(part.outputs).detach()
-        limit = self.config.gamma * recorded.gather(1, labels[:, None]).clamp(min=0)
+        limit = self.config.gamma * recorded.gather(1, labels.clamp(min=0)[:, None]).clamp(min=0)
         highest = present.masked_fill(~learnt, 0).amax(1, keepdim=True).clamp(min=torch.finfo(present.dtype).tiny)
         scaled = present * (limit / highest).clamp(max=1)
         return {"scores": torch.where(learnt, scaled, recorded), "known": known | self._known}
