@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import runpy
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(argv)
     _patch(None if options.rehearsal_config is None else RehearsalConfig.load(options.rehearsal_config))
     rank = [] if options.local_rank is None else [f"--local_rank={options.local_rank}"]
+    _leave_on_sigterm()
     sys.argv = [options.script, *rank, *options.arguments]
     if options.module:
         runpy.run_module(options.script, run_name="__main__", alter_sys=True)
@@ -65,6 +67,15 @@ def _patch(config: RehearsalConfig | None) -> None:
         deepspeed.patch(fallback=config)
     if config is not None and "horovod" in installed:
         horovod.patch(config)
+
+
+def _leave_on_sigterm() -> None:
+    """A scheduler's SIGTERM ends the script as `sys.exit` would, so that `finally` blocks run and no peer is left.
+
+    Scripts that have a handler of their own set it later, and replace this one.
+    """
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def _parser() -> argparse.ArgumentParser:

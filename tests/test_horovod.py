@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -414,6 +417,43 @@ def both_kinds_of_sets() -> list[dict[str, Any]]:
     return [in_sets(alone=False), in_sets(alone=True)]
 
 
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def half(model: Model, optimizer: Any, first: int) -> list[list[int]]:
+    """Train some steps from number `first` on; the ids of the rows that the model saw."""
+    start = len(model.seen)
+    for number in range(first, first + STEPS):
+        backward(model, number)
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.seen[start:]
+
+
+def resumed() -> list[tuple[list[list[int]], str]]:
+    """The second half of a run: as it was, and from what was saved in its middle."""
+    import horovod.torch as hvd
+
+    folder = Path(hvd.broadcast_object(tempfile.mkdtemp() if hvd.rank() == 0 else None, root_rank=0))
+    model = Model()
+    optimizer = optimizer_of(model)
+    with closing(rehearsal_plugin.attach(optimizer, model=model, config=SECTION)) as handle:
+        half(model, optimizer, 0)
+        weights = {name: value.clone() for name, value in model.state_dict().items()}
+        handle.save(folder)
+        ends = [(half(model, optimizer, STEPS), model.digest())]
+    again = Model()
+    again.load_state_dict(weights)
+    optimizer = optimizer_of(again)
+    with closing(rehearsal_plugin.attach(optimizer, model=again, config=SECTION)) as handle:
+        handle.load(folder)
+        ends.append((half(again, optimizer, STEPS), again.digest()))
+    hvd.barrier()
+    if hvd.rank() == 0:
+        shutil.rmtree(folder)
+    return ends
+
+
 # --- the jobs ---------------------------------------------------------------------------------------------------------
 
 OTHERS: dict[str, Callable[[], Any]] = {
@@ -425,6 +465,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
         patched_and_switched_off,
         closed_and_attached_again,
         evaluated,
+        resumed,
         ended_in_flight,
         asleep,  # the last one: it leaves an exchange behind
     )
@@ -528,6 +569,12 @@ def test_after_close_training_goes_on_without_rows_and_attach_may_follow() -> No
 def test_evaluation_is_left_alone() -> None:
     for rank in found("evaluated"):
         assert rank == [size for train in (6, 6, 6, 11, 11, 11) for size in (train, 4, 4)]
+
+
+def test_a_resumed_job_goes_on_bit_for_bit() -> None:
+    for whole, again in found("resumed"):
+        assert whole == again
+        assert max(map(len, whole[0])) > SIZE, "rows were replayed"
 
 
 def test_ranks_of_the_optimizers_process_set_share_a_buffer() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,42 @@ def test_an_exception_keeps_its_traceback(script: list[object]) -> None:
 
 def test_an_exit_code_is_kept() -> None:
     assert start("-m", "rehearsal_plugin.run", ENDS, "7").returncode == 7
+
+
+STOPPED = """
+import sys, torch
+from rehearsal_plugin import Rehearsal
+rehearsal = Rehearsal({"buffer": {"capacity": 50}, "ratio": 0.25})
+try:
+    for step in range(10**9):
+        rehearsal.update({"x": torch.zeros(8, 2)})
+        if step == 5:
+            print("running", flush=True)
+finally:
+    rehearsal.close()
+    print(f"closed {rehearsal.closed}", flush=True)
+"""
+
+
+def test_sigterm_lets_the_script_leave_cleanly(tmp_path: Path) -> None:
+    script = tmp_path / "loop.py"
+    script.write_text(STOPPED)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "rehearsal_plugin.run", str(script)]
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            while process.stdout.readline().strip() != "running":
+                assert process.poll() is None, "the script ended by itself"
+            process.terminate()
+            printed, complaint = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 128 + signal.SIGTERM, complaint
+    assert printed.strip() == "closed True"
+    assert "Traceback" not in complaint
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.11 is the first to have a safe path")

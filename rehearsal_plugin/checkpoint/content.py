@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -72,23 +72,41 @@ class Rows:
 
     def select(self, index: IntArray) -> Rows:
         """Some of the rows, `index` `[m]` int64, with their share of what was offered."""
-        seen = {}
-        for key, offered in self.seen.items():
-            have, left = (int(np.count_nonzero(keys == key)) for keys in (self.keys, self.keys[index]))
-            seen[key] = -(-offered * left // have) if have else 0
+        keys, sizes = np.unique(self.keys, return_counts=True)
+        have = dict(zip(keys.tolist(), sizes.tolist(), strict=True))
+        keys, sizes = np.unique(self.keys[index], return_counts=True)
+        left = dict(zip(keys.tolist(), sizes.tolist(), strict=True))
+        seen = {key: _share(self.seen.get(key, 0), left.get(key, 0), size) for key, size in have.items()}
+        gone = [key for key in self.seen if key not in have]  # other partitions have all the room, and yet they offered
+        if gone and len(self.keys):
+            seen[gone[0]] = _share(sum(self.seen[key] for key in gone), len(index), len(self.keys))
         rows = self.rows[torch.from_numpy(index)]
         return Rows(self.layout, rows, self.written[index], self.origin[index], self.keys[index], seen)
 
     def within(self, capacity: int, *, equal: bool, rng: np.random.Generator) -> Rows:
-        """As many as there is room for; see `reshard.keep`."""
+        """As many as there is room for, out of all that were offered; see `reshard.keep`."""
         if len(self.rows) <= capacity:
             return self
         _, owners = np.unique(self.keys, return_inverse=True)
-        return self.select(keep(owners, capacity, equal=equal, rng=rng))
+        return replace(self.select(keep(owners, capacity, equal=equal, rng=rng)), seen=self.seen)
+
+    def keyed(self, keys: IntArray) -> Rows:
+        """The rows with other partition keys `[n]` int64; what was offered is shared as the rows are."""
+        if np.array_equal(keys, self.keys):
+            return self
+        distinct, sizes = np.unique(keys, return_counts=True)
+        offered = sum(self.seen.values())
+        seen = {
+            key: _share(offered, size, len(keys)) for key, size in zip(distinct.tolist(), sizes.tolist(), strict=True)
+        }
+        return replace(self, keys=keys, seen=seen)
 
     def buffer(self) -> dict[str, Any]:
         """The rows as the `state_dict` of a buffer that holds nothing else."""
-        keys, numbers, sizes = np.unique(self.keys, return_inverse=True, return_counts=True)
+        known = np.array(list(self.seen), dtype=np.int64)
+        keys, numbers = np.unique(np.concatenate((self.keys, known)), return_inverse=True)
+        numbers = numbers[: len(self.keys)]
+        sizes = np.bincount(numbers, minlength=len(keys))
         offered = np.array([self.seen.get(key, 0) for key in keys.tolist()], dtype=np.int64)
         partitions = {
             "keys": keys,
@@ -185,6 +203,11 @@ def dealt(files: Sequence[Saved], rank: int, size: int) -> Rows | None:
         stretches = [Stretch(file, 0, 0) for file, meta in enumerate(noted) if meta.get("layout") is not None][:1]
     parts = [_taken(*files[one.file], one) for one in stretches]
     return Rows.joined(parts) if parts else None
+
+
+def _share(offered: int, left: int, have: int) -> int:
+    """Of what was offered for `have` rows, what `left` of them stand for: at least themselves."""
+    return max(left, (2 * offered * left + have) // (2 * have))
 
 
 def _count(meta: Mapping[str, Any], folder: Path, place: Place) -> int:

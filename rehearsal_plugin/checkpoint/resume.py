@@ -83,10 +83,11 @@ def _take_over(files: Sequence[Saved], config: RehearsalConfig, supply: Supply, 
     """Fill an empty buffer with this rank's share of the rows."""
     rows = dealt(files, supply.rank, supply.size)
     if rows is None:
+        supply.restart(files[0][1].step)
         return
     buffer = supply.adopt(files[0][1].step, rows.layout, device)
     rng = generator(config.seed, Purpose.RESHARD, supply.step, supply.rank)
-    rows = rows.within(buffer.capacity, equal=config.buffer.policy == "balanced", rng=rng)
+    rows = rows.keyed(buffer.keys(rows.rows)).within(buffer.capacity, equal=config.buffer.policy == "balanced", rng=rng)
     # Under fifo the next slot is a number of rows offered, and rows are in the order of their age here.
     seen: Mapping[int, int] = {} if config.buffer.policy == "fifo" else rows.seen
     with consistent(files[0][0]):
