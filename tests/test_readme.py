@@ -29,9 +29,7 @@ def test_the_example_runs_as_it_stands() -> None:
     assert "'rows_replayed': 392" in done.stdout  # 98 steps of 4
 
 
-@pytest.mark.parametrize(
-    "example", re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
-)
+@pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL))
 def test_the_examples_of_the_docs_run_as_they_stand(example: str) -> None:
     subprocess.run([sys.executable, "-c", example], check=True, timeout=120)
 
