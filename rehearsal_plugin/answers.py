@@ -71,9 +71,10 @@ class Answers:
         """
         if self._waiting is None or (self._strategy.plain and not self._strategy.records):
             return
+        without = "" if self._config.buffer.by_loss else "record(outputs) to do without a loss, "
         raise BatchError(
             f"{self.need}, and was not asked for that of the last micro-batch; call loss(criterion, outputs, "
-            "*targets), record(outputs) to do without a loss, or drop() after a forward that failed"
+            f"*targets), {without}or drop() after a forward that failed"
         )
 
     @property

@@ -68,6 +68,7 @@ class RehearsalBuffer:
         # When each row was written: whoever wants to update a row must not hit the one that took its place.
         self._written = np.full(self.capacity, -1, dtype=np.int64)
         self._origin = np.full(self.capacity, rank, dtype=np.int32)
+        self._noted = self._written, self._origin  # at the last commit
 
     def __len__(self) -> int:
         return self.occupancy.count
@@ -196,11 +197,14 @@ class RehearsalBuffer:
         """Make the present state the one that `rollback` returns to, until the next commit."""
         self._settle()
         self._journal = Journal(self._storage, self.occupancy)
+        self._noted = self._written.copy(), self._origin.copy()
 
     def rollback(self) -> None:
         """Return to the state of the last `commit`, row by row; a buffer without one becomes empty."""
         self._rescored.clear()
         self.occupancy = self._empty() if self._journal is None else self._journal.undo()
+        written, origin = self._noted
+        self._written, self._origin = written.copy(), origin.copy()
 
     def state_dict(self) -> dict[str, Any]:
         """All rows and the index, as tensors, arrays and numbers; views where that is possible."""

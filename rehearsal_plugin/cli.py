@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def _show(found: dict[str, Any]) -> None:
-    console = Console()
+    console = Console(markup=False, emoji=False)  # fields may be called anything
     size = f"{found['rows']} rows of {found['row_bytes']} bytes ({found['bytes'] / 2**20:.1f} MiB)"
     console.print(f"step {found['step']}, {found['ranks']} ranks, {size}", highlight=False)
     whole = "a job of as many ranks goes on bit for bit" if found["whole"] else "rows only"

@@ -51,6 +51,7 @@ class Pipeline:
         buffer: This rank's rows.
         device: Where batches live.
         metrics: Where it is counted.
+        rank: Of this process, for random numbers and messages; that in the transport unless the others are gone.
         turns: Independent draws of a step.
         step: Number of the first job, the same on all ranks.
 
@@ -68,12 +69,13 @@ class Pipeline:
         device: torch.device,
         metrics: Metrics,
         *,
+        rank: int,
         turns: int = 1,
         step: int = 0,
     ) -> None:
         local = config.sampling.scope == "local"
         self.buffer, self.device, self.step = buffer, device, step
-        self._rank, self._config, self._metrics = transport.rank, config, metrics
+        self._rank, self._config, self._metrics = rank, config, metrics
         self._inline = transport.main_thread or config.exchange.launch == "inline"
         self._stop = threading.Event()
         self._exchange = Exchange(
@@ -82,7 +84,7 @@ class Pipeline:
             weights=config.sampling.weights,
             turns=turns,
             seed=config.seed,
-            stream=transport.rank + 1 if local else 0,
+            stream=rank + 1 if local else 0,
             timeout_s=config.exchange.timeout_s,
             metrics=metrics,
             stopped=self._stop.is_set,
@@ -91,7 +93,7 @@ class Pipeline:
         self._stream = SideStream(device)
         self._outgoing: Outgoing | None = None
         self._job: Future[Outcome] | None = None
-        self._worker: Worker[Outcome] = Worker(f"rehearsal-rank{transport.rank}")
+        self._worker: Worker[Outcome] = Worker(f"rehearsal-rank{rank}")
         self._micro_batch = 0
 
     def stage(self, columns: list[Tensor]) -> None:
@@ -110,16 +112,16 @@ class Pipeline:
 
     def _sound(self, columns: list[Tensor], index: Tensor | None) -> Tensor:
         """Those of the candidates at `index` `[n]`, or of all, that hold finite numbers only."""
-        sound = torch.stack([finite(column).cpu() for column in columns]).all(0)
-        if self._config.non_finite == "refuse" and not sound.all():
+        chosen = torch.arange(len(columns[0])) if index is None else index
+        whole = torch.stack([finite(column) for column in columns]).cpu()[:, chosen]  # by field
+        if self._config.non_finite == "refuse" and not whole.all():
             fields = (*self.buffer.layout.fields, *self.buffer.layout.state)
-            bad = [field.name for field, column in zip(fields, columns, strict=True) if not finite(column).all()]
+            bad = [field.name for field, sound in zip(fields, whole, strict=True) if not sound.all()]
             raise BatchError(
-                f"{int((~sound).sum())} of {len(sound)} rows on rank {self._rank} at step {self.step} hold NaN or "
-                f"infinity in {bad}; mend the data, or set rehearsal.non_finite to 'skip' or 'keep'"
+                f"{int((~whole.all(0)).sum())} of {len(chosen)} candidates on rank {self._rank} at step {self.step} "
+                f"hold NaN or infinity in {bad}; mend the data, or set rehearsal.non_finite to 'skip' or 'keep'"
             )
-        chosen = torch.arange(len(sound)) if index is None else index
-        return chosen[sound[chosen]]
+        return chosen[whole.all(0)]
 
     def launch(self, request: int, refresh: Refresh | None = None) -> None:
         """Admit what was staged and start preparing rows.
@@ -135,7 +137,7 @@ class Pipeline:
         self._stream.mark()
         post = partial(self._exchange.post, step, request, self._outgoing, refresh)
         posted = _at_once(post) if self._inline else post
-        self._job = self._worker.submit(lambda: self._run(posted(), slots, staged))
+        self._job = self._worker.submit(lambda: self._run(posted, slots, staged))
         self.step += 1
 
     @property
@@ -199,6 +201,11 @@ class Pipeline:
             self._job = Future()
             self._job.set_result(Outcome(arrival, self._outgoing))
 
+    @property
+    def digest(self) -> int:
+        """See `Census.digest`; 0 where every rank draws from itself alone."""
+        return 0 if self._config.sampling.scope == "local" else self._exchange.census.digest
+
     def close(self, drain_s: float) -> None:
         """Let the job in flight end for up to `drain_s` seconds, then stop the worker."""
         try:
@@ -208,10 +215,11 @@ class Pipeline:
             self._stop.set()
             self._worker.close(GRACE_S)
 
-    def _run(self, posted: Posted, slots: IntArray, staged: Tensor) -> Outcome:
-        """The background job of a step."""
+    def _run(self, post: Callable[[], Posted], slots: IntArray, staged: Tensor) -> Outcome:
+        """The background job of a step; rows that the index counts are written, whatever becomes of the exchange."""
         with self._stream.background():
             self.buffer.write(slots, staged)
+            posted = post()
             self._exchange.apply(posted)
             outgoing = self._exchange.prepare(posted)
             arrival = self._exchange.receive(posted)

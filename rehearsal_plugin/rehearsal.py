@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
@@ -73,7 +74,7 @@ class Rehearsal:
         self._supply = Supply(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self._layout: RowLayout | None = None
         self._answers = Answers(self.config, self.strategy, self._supply)
-        self._saver = Saver(self.config.exchange.timeout_s)
+        self._saver = Saver(self.config.checkpoint.timeout_s)
         self._closed = False
         atexit.register(self.close, drain_s=1.0)
 
@@ -137,11 +138,11 @@ class Rehearsal:
         self._answers.check()
         layout = self._layout = self._layout or self._first_layout(batch)
         columns = layout.columns(batch)
-        size, replace = len(columns[0]), self.config.mode == "replace"
-        share = self._supply.take(size if replace and displace else None)
+        size, replacing = len(columns[0]), self.config.mode == "replace"
+        share = self._supply.take(size if replacing and displace else None)
         replayed = 0 if share is None else len(share.rows)
-        displaced = replayed if replace and displace else 0
-        self._supply.seen(size + replayed - displaced if replace else size)
+        displaced = replayed if replacing and displace else 0
+        self._supply.seen(size + replayed - displaced if replacing else size)
         new = size - displaced
         if self.strategy.records:  # only what the model sees has outputs, and it has them later
             own = [column[:new].clone() for column in columns]  # whoever gave the batch may change it until then
@@ -277,21 +278,30 @@ class Rehearsal:
         place, content = content_of(self.config, self._supply, self.strategy)
         self._saver.save(Path(folder), place, content, asynchronous=self.config.checkpoint.asynchronous)
 
-    def load(self, folder: str | os.PathLike[str]) -> None:
-        """Go on from the newest complete checkpoint in a folder; all ranks must.
+    def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
+        """Go on from a checkpoint; all ranks must call it, and agree on which.
 
         With as many ranks and the same buffer, weights and strategy as when it was saved, the job goes on bit for
         bit. Otherwise the rows are shared out between the ranks, none lost while there is room, partitions in
         the shares that they had (`policy: balanced`: in equal ones), and replay begins as in a new job.
 
+        Args:
+            folder: Where `save` was told to write.
+            step: The value of `steps` when it was saved, for a script that keeps it beside its model; None takes the
+                newest complete checkpoint in the folder.
+            missing_ok: Whether the job starts as it is where there is none.
+
+        Returns:
+            Whether there was one.
+
         Raises:
-            CheckpointError: There is none, it cannot be read, or its rows do not suit the strategy.
+            CheckpointError: There is none, it cannot be read on every rank, or its rows do not suit the strategy.
         """
         self._check_open()
         self._saver.wait()
         self._answers.drop()
         self._layout = None
-        resume(Path(folder), self.config, self._supply, self.strategy)
+        return resume(Path(folder), self.config, self._supply, self.strategy, step=step, missing_ok=missing_ok)
 
     def close(self, drain_s: float | None = None) -> None:
         """Stop the worker and give up the transport; a second call does nothing.
@@ -318,16 +328,21 @@ class Rehearsal:
         self.close(drain_s=None if kind is None else 0.0)
 
     def _first_layout(self, batch: Any) -> RowLayout:
+        """The layout of the first batch; that of rows from a checkpoint gets its nesting."""
         layout = RowLayout.infer(batch, self.config.fields)
-        if self.buffer is not None and self.buffer.layout.fields != layout.fields:
+        if self.buffer is None:
+            return layout
+        if self.buffer.layout.fields != layout.fields:
             loaded, given = (
-                {field.name: (str(field.dtype), field.shape) for field in one.fields}
+                [(field.name, str(field.dtype), field.shape) for field in one.fields]
                 for one in (self.buffer.layout, layout)
             )
             raise CheckpointError(
-                f"the checkpoint holds rows of {loaded}, and the batch has {given}; give batches of the same fields, "
-                "or start with an empty buffer"
+                f"the checkpoint holds rows of {loaded}, and the batch has {given}; give batches of the same fields in "
+                "the same order, or start with an empty buffer"
             )
+        stored = self.buffer.layout
+        self.buffer.layout = replace(layout, state=stored.state, row_bytes=stored.row_bytes)
         return layout
 
     def _count(self, share: Share | None, displaced: int) -> None:

@@ -118,15 +118,13 @@ class Supply:
         try:
             arrival = self.pipeline.collect()
         except ExchangeError as error:
-            if self._config.exchange.on_failure == "raise":
-                raise
-            self._go_alone(error)
+            self._fail(error)
             return
         # Only now: the job that just ended might have been given the same device memory.
         self._spent, self._ready = self._ready, None
         shares = self._asked.popleft()
         if arrival is not None:
-            rng = generator(self._config.seed, Purpose.ORDER, self.pipeline.step, self._transport.rank)
+            rng = generator(self._config.seed, Purpose.ORDER, self.pipeline.step, self.rank)
             self._ready = Representatives.shuffled(arrival, self.pipeline.buffer.layout, self._turns, shares, rng)
 
     def launch(self) -> None:
@@ -140,10 +138,22 @@ class Supply:
         spent, self._spent = self._spent, None
         self.pipeline.launch(sum(shares), spent.refresh() if self._refreshes and spent is not None else None)
 
+    def drain(self) -> None:
+        """Wait until the exchange in flight, if any, has ended.
+
+        Raises:
+            ExchangeError: It failed, and `exchange.on_failure` is `raise`.
+        """
+        try:
+            if self.pipeline is not None:
+                self.pipeline.drain()
+        except ExchangeError as error:
+            self._fail(error)
+
     def commit(self) -> None:
         """See `Rehearsal.commit`."""
+        self.drain()
         if self.pipeline is not None:
-            self.pipeline.drain()
             self.pipeline.buffer.commit()
 
     def rollback(self) -> None:
@@ -160,7 +170,7 @@ class Supply:
         if connect is not None:
             self._transport.close()
             self._transport = connect()
-            self.rank, self.size = self._transport.rank, self._transport.size
+            self.rank, self.size, self.alone = self._transport.rank, self._transport.size, False
         if old is not None:
             self.pipeline = self._make_pipeline(old.buffer, old.device)
         self._begin()
@@ -171,6 +181,7 @@ class Supply:
         Raises:
             ExchangeError: That failed.
         """
+        self.drain()
         pipeline = None if self.pipeline is None else self.pipeline.state_dict()
         return {
             "first_step": self._first_step,
@@ -197,7 +208,7 @@ class Supply:
         Raises:
             ValueError: It contradicts itself, or is that of other ranks.
         """
-        self._reset(int(state["first_step"]))
+        self.reset(int(state["first_step"]))
         self.metrics.load_state_dict(state["metrics"])
         self._schedule.load_state_dict(state["schedule"])
         self._sizes = [int(size) for size in state["sizes"]]
@@ -208,29 +219,40 @@ class Supply:
         buffer.load_state_dict(rows)
         self.pipeline = self._make_pipeline(buffer, device)
         self.pipeline.load_state_dict(state["pipeline"])
-        for name in ("ready", "spent"):
-            if state[name] is not None:
-                setattr(self, f"_{name}", Representatives.load(state[name], layout, device))
+        self._ready, self._spent = (
+            None if state[name] is None else Representatives.load(state[name], layout, device)
+            for name in ("ready", "spent")
+        )
+
+    def reset(self, step: int) -> None:
+        """Begin anew at `step` without a row."""
+        if self.pipeline is not None:
+            self.pipeline.close(drain_s=0.0)
+            self.pipeline = None
+        self._first_step = step
+        self._begin()
 
     def adopt(self, step: int, layout: RowLayout, device: torch.device) -> RehearsalBuffer:
         """Begin anew at `step` with an empty buffer, to be filled by the caller; see `RehearsalBuffer.adopt`."""
-        self._reset(step)
+        self.reset(step)
         self.pipeline = self._make_pipeline(self._make_buffer(layout), device)
         return self.pipeline.buffer
 
-    def agree(self, value: int) -> list[int]:
+    @property
+    def digest(self) -> int:
+        """A number that follows from what all ranks hold: alike on the ranks of a job at a step."""
+        return 0 if self.pipeline is None else self.pipeline.digest
+
+    def agree(self, *values: int) -> list[list[int]]:
         """What every rank gives, by rank; between two steps, when all ranks ask.
 
         Raises:
             ExchangeError: A rank does not answer.
         """
-        if self.pipeline is not None:
-            self.pipeline.drain()  # its collectives come first on all ranks
-        pending = self._transport.all_gather(torch.tensor([value]))
+        self.drain()  # its collectives come first on all ranks
+        pending = self._transport.all_gather(torch.tensor(values))
         deadline = time.monotonic() + self._config.exchange.timeout_s
-        answers: list[int] = (
-            wait(pending, deadline, lambda: False, f"an agreement on rank {self.rank}").flatten().tolist()
-        )
+        answers: list[list[int]] = wait(pending, deadline, lambda: False, f"an agreement on rank {self.rank}").tolist()
         return answers
 
     def close(self, drain_s: float) -> None:
@@ -251,6 +273,12 @@ class Supply:
         self._sizes = []
         self._asked = deque([[]])  # the first exchange brings none
 
+    def _fail(self, error: ExchangeError) -> None:
+        """Raise the error, or go on without the others, as the config says."""
+        if self._config.exchange.on_failure == "raise":
+            raise error
+        self._go_alone(error)
+
     def _go_alone(self, error: ExchangeError) -> None:
         """Exchange with nobody from now on; what was on its way is lost, the own rows stay."""
         LOG.warning(
@@ -263,17 +291,17 @@ class Supply:
         self.restart(self.step, LocalTransport)
         self.rank, self.size, self.alone = *place, True
 
-    def _reset(self, step: int) -> None:
-        if self.pipeline is not None:
-            self.pipeline.close(drain_s=0.0)
-            self.pipeline = None
-        self._first_step = step
-        self._begin()
-
     def _make_buffer(self, layout: RowLayout) -> RehearsalBuffer:
-        return RehearsalBuffer(self._config.buffer, layout, rank=self._transport.rank, seed=self._config.seed)
+        return RehearsalBuffer(self._config.buffer, layout, rank=self.rank, seed=self._config.seed)
 
     def _make_pipeline(self, buffer: RehearsalBuffer, device: torch.device) -> Pipeline:
         return Pipeline(
-            self._config, self._transport, buffer, device, self.metrics, turns=self._turns, step=self._first_step
+            self._config,
+            self._transport,
+            buffer,
+            device,
+            self.metrics,
+            rank=self.rank,
+            turns=self._turns,
+            step=self._first_step,
         )

@@ -86,6 +86,7 @@ def planned(job: tuple[Arm, Knobs], course: Course, folder: Path, progress: tqdm
     """What `train_all` is to do."""
     arm, knobs = job
     settings = {"steps": course.steps, "batch": course.batch, "ranks": course.ranks, "data": course.images.name}
+    settings["rows_a_step"] = course.batch + course.representatives  # of the upper bound
     settings["test_images"] = len(course.images.test_labels)
     return Job(arm.name, arm, Shelf(folder, settings | asdict(knobs)), lambda: train(arm, knobs, course, progress))
 

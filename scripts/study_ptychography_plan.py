@@ -159,7 +159,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
         for drift in DRIFTS:
             groups = group(of_drift(rows, drift), metric)
             lost, kept = (_forgetting(find(groups, *arm)) for arm in ((INCREMENTAL, 0.0), (ER, COMMON)))
-            reductions[f"forgetting_reduction_{name}_{drift}"] = 1 - kept / lost
+            # Where nothing was forgotten there is nothing to take away.
+            reductions[f"forgetting_reduction_{name}_{drift}"] = 1 - kept / lost if lost > 0 else 0.0
             summary |= {f"forgetting_{name}_{drift}_incremental": lost, f"forgetting_{name}_{drift}_er": kept}
         summary |= {f"forgetting_reduction_{name}": min(reductions.values()), **reductions}
     return summary

@@ -121,7 +121,7 @@ class Bench:
 
 def train_arms(arms: Sequence[tuple[str, Arm, Knobs]], size: Size, folder: Path, *, resume: bool) -> list[Row]:
     """The rows of every arm of every drift."""
-    settings = asdict(size.course) | {"ranks": dist.get_world_size()}
+    settings = asdict(size.course) | {"ranks": dist.get_world_size(), "rows_a_step": size.rows_a_step}
     steps = len(arms) * size.course.tasks * size.course.steps
     with Producer() as producer, progress_of(steps) as progress:
         bench = Bench(size, producer, progress)

@@ -154,7 +154,7 @@ def test_the_model_sees_skipped_rows_all_the_same() -> None:
 
 
 def test_rows_with_nan_can_be_refused() -> None:
-    with pytest.raises(BatchError, match=r"2 of 8 rows on rank 0 at step 0 hold NaN or infinity in \['x', 'half'\]"):
+    with pytest.raises(BatchError, match=r"2 of 8 candidates on rank 0 at step 0 hold NaN or infinity in \['x', 'half'\]"):
         stored("refuse")
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from rehearsal_plugin.checkpoint.files import find_set
 from rehearsal_plugin.checkpoint.resume import content_of, resume
 from rehearsal_plugin.checkpoint.saver import Saver
 
-__all__ = ["Saver", "content_of", "find_set", "resume"]
+__all__ = ["Saver", "content_of", "resume"]

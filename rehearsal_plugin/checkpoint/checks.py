@@ -24,7 +24,11 @@ MOST = 1 << 50
 MOST_PAIRS = 1 << 24
 """Partitions of a header."""
 
+MOST_DRAWS = 64
+"""Of a strategy."""
+
 LARGEST = (1 << 63) - 1
+LARGEST_TERM = 1 << 128  # of a fraction: a ratio of 17 digits carries fractions with terms of twice as many
 
 
 class Form:
@@ -65,7 +69,7 @@ def check_progress(progress: Mapping[str, Any], form: Form | None, buffer: Mappi
     pipeline = supply["pipeline"]
     _whole(supply["first_step"], 0, step)
     for name in ("numerator", "denominator"):
-        _whole(supply["schedule"][name], 0, LARGEST)
+        _whole(supply["schedule"][name], 0, LARGEST_TERM)
     _wholes(supply["sizes"], MOST)
     in_flight = pipeline is not None and pipeline["in_flight"]
     if not isinstance(in_flight, bool) or len(supply["asked"]) != 1 + in_flight:
@@ -78,6 +82,7 @@ def check_progress(progress: Mapping[str, Any], form: Form | None, buffer: Mappi
         if supply["ready"] is not None or supply["spent"] is not None:
             raise ValueError("replayed rows before there were any")
         return
+    _whole(form.draws, 1, MOST_DRAWS)
     stored = len(buffer["rows"])
     values = buffer["index"]["values"]
     if values is not None and values["stored"].shape[1] != form.width:
@@ -96,9 +101,10 @@ def _check_pipeline(pipeline: Mapping[str, Any], form: Form, stored: int, step: 
     columns = _array(census["keys"], np.int64, (None,))
     _different(census["keys"])
     _array(census["counts"], np.int64, (form.ranks, columns), 0, MOST)
-    pairs = _whole(census["pairs"], 1, MOST_PAIRS)
-    if pairs & (pairs - 1):
-        raise ValueError("headers of no possible length")
+    for name in ("pairs", "least"):
+        pairs = _whole(census[name], 1, MOST_PAIRS)
+        if pairs & (pairs - 1):
+            raise ValueError("headers of no possible length")
     if outgoing is not None:
         sent, _ = _check_outgoing(outgoing, form, stored)
         _packed(outgoing["rows"], form.row_bytes, sent)

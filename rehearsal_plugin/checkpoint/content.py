@@ -41,6 +41,7 @@ class Record:
         device: Type of the device on which batches lived.
         buffer: See `RehearsalBuffer.state_dict`; None where there was none yet.
         progress: Everything else that a run goes on from; None where the rows are all there is.
+        digest: Alike on the ranks that saved together; 0 where that does not matter.
     """
 
     job: Mapping[str, Any]
@@ -48,6 +49,7 @@ class Record:
     device: str
     buffer: State | None
     progress: State | None
+    digest: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ class Rows:
                     f"rows with the fields {describe(part.layout)} cannot be put together with rows with the fields "
                     f"{describe(layout)}"
                 )
+        if len(parts) == 1 and (np.diff(parts[0].written) >= 0).all():
+            return parts[0]
         written = np.concatenate([part.written for part in parts])
         order = np.argsort(written, kind="stable")
         seen: dict[int, int] = {}
@@ -167,7 +171,7 @@ def pack(record: Record) -> Content:
     layout = None if record.layout is None else describe(record.layout)
     count = 0 if record.buffer is None else len(record.buffer["rows"])
     meta = {"version": VERSION, "job": dict(record.job), "layout": layout, "device": record.device}
-    return Content({**meta, "count": count, "state": plain}, tensors)
+    return Content({**meta, "digest": record.digest, "count": count, "state": plain}, tensors)
 
 
 def unpack(folder: Path, place: Place) -> Record:
@@ -206,8 +210,8 @@ def dealt(files: Sequence[Saved], rank: int, size: int) -> Rows | None:
 
 
 def _share(offered: int, left: int, have: int) -> int:
-    """Of what was offered for `have` rows, what `left` of them stand for: at least themselves."""
-    return max(left, (2 * offered * left + have) // (2 * have))
+    """Of what was offered for `have` rows, what `left` of them stand for, rounded."""
+    return (2 * offered * left + have) // (2 * have)
 
 
 def _count(meta: Mapping[str, Any], folder: Path, place: Place) -> int:

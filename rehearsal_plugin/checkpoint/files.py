@@ -82,16 +82,21 @@ def places(folder: Path) -> list[Place]:
     return sorted(place for place in found if place.name in names and place.rank < place.size)
 
 
-def find_set(folder: Path) -> list[Place] | None:
+def find_set(folder: Path, step: int | None = None) -> list[Place] | None:
     """The files of the newest checkpoint in a folder that has those of all ranks, by rank; None if there is none.
+
+    Args:
+        folder: Where to look.
+        step: Only checkpoints of this step.
 
     Raises:
         CheckpointError: There are files, and none of the checkpoints is complete.
     """
     sets: dict[tuple[int, int], list[Place]] = {}
     for place in places(folder):
-        sets.setdefault((place.step, place.size), []).append(place)
-    whole = [files for (_, size), files in sets.items() if [file.rank for file in files] == list(range(size))]
+        if step in (None, place.step):
+            sets.setdefault((place.step, place.size), []).append(place)
+    whole = [files for (_, size), files in sets.items() if len(files) == size]
     if sets and not whole:
         step, size = max(sets)
         have = {file.rank for file in sets[step, size]}

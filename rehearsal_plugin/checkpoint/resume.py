@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rehearsal_plugin.checkpoint.content import Record, Saved, consistent, dealt, pack, unpack
-from rehearsal_plugin.checkpoint.files import Content, Place, find_set
+from rehearsal_plugin.checkpoint.files import Content, Place, find_set, peek
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import CheckpointError
 from rehearsal_plugin.rng import Purpose, generator
@@ -22,7 +23,8 @@ from rehearsal_plugin.supply import Supply
 
 __all__ = ["content_of", "resume"]
 
-GO_ON, TAKE_OVER, FAILED = range(3)
+GO_ON, TAKE_OVER, MISSING, FAILED = range(4)
+"""What a rank can do with what it finds."""
 
 
 def content_of(config: RehearsalConfig, supply: Supply, strategy: Strategy) -> tuple[Place, Content]:
@@ -39,57 +41,115 @@ def content_of(config: RehearsalConfig, supply: Supply, strategy: Strategy) -> t
         device="cpu" if pipeline is None else pipeline.device.type,
         buffer=None if pipeline is None else pipeline.buffer.state_dict(),
         progress=None if supply.alone else progress,
+        digest=supply.digest,
     )
     return Place(supply.step, supply.size, supply.rank), pack(record)
 
 
-def resume(folder: Path, config: RehearsalConfig, supply: Supply, strategy: Strategy) -> None:
-    """Go on from the newest checkpoint in a folder; the ranks agree on how.
+def resume(
+    folder: Path, config: RehearsalConfig, supply: Supply, strategy: Strategy, *, step: int | None, missing_ok: bool
+) -> bool:
+    """Go on from a checkpoint in a folder: all ranks from the same one, in the same way, or none.
+
+    Args:
+        folder: Where.
+        config: The `rehearsal` section.
+        supply: Is filled.
+        strategy: Is told what it remembered.
+        step: Of the checkpoint; None for the newest complete one.
+        missing_ok: Whether there may be none.
+
+    Returns:
+        Whether there was one.
 
     Raises:
-        CheckpointError: There is none, a rank cannot read it, or its rows are not those of this job's strategy.
+        CheckpointError: There is none, a rank cannot load it, ranks see different ones, or its rows are not those of
+            this job's strategy.
         ExchangeError: A rank does not answer.
     """
-    job = _job(config, strategy)
     try:
-        files = _found(folder)
-        own = files[supply.rank % len(files)]
-        record = unpack(*own)
-        _check_strategy(record, job, folder)
-    except CheckpointError:
-        supply.agree(FAILED)  # nobody waits for this rank
+        files = [(folder, place) for place in find_set(folder, step) or []]
+        seen = _look(files, supply, _job(config, strategy)) if files else (MISSING, 0, 0, 0)
+    except Exception:
+        supply.agree(FAILED, 0, 0, 0)  # nobody waits for this rank
         raise
-    whole = len(files) == supply.size and record.progress is not None and record.job == job
-    verdicts = supply.agree(GO_ON if whole else TAKE_OVER)
-    if FAILED in verdicts:
-        raise CheckpointError(f"rank {verdicts.index(FAILED)} cannot load the checkpoint in {folder}; see its log")
-    with consistent(folder / own[1].name):
-        if record.progress is not None:
-            strategy.load_state_dict(record.progress["strategy"])
-        if record.progress is not None and TAKE_OVER not in verdicts:
-            supply.load_state_dict(record.progress["supply"], record.layout, _device(record), record.buffer)
-            return
-    _take_over(files, config, supply, _device(record))
-
-
-def _found(folder: Path) -> list[Saved]:
-    files = find_set(folder)
-    if files is None:
+    way = _agreed(supply.agree(*seen), folder)
+    if way == MISSING and not missing_ok:
         raise CheckpointError(f"{folder} has no rehearsal checkpoint; start without loading one, or name its folder")
-    return [(folder, place) for place in files]
+    if way == MISSING:
+        return False
+    try:
+        _load(files, way, config, supply, strategy)
+    except Exception:
+        supply.agree(FAILED, 0, 0, 0)
+        raise
+    _agreed(supply.agree(way, 0, 0, 0), folder)
+    return True
+
+
+def _look(files: Sequence[Saved], supply: Supply, job: Mapping[str, Any]) -> tuple[int, int, int, int]:
+    """What this rank can do with a checkpoint, and which one it is: way, step, ranks, and digest of one save."""
+    own = files[supply.rank % len(files)]
+    with consistent(own[0] / own[1].name):
+        meta = peek(*own)
+        _check_strategy(meta["job"], job, rows=meta["layout"] is not None, path=own[0] / own[1].name)
+        whole = len(files) == supply.size and meta["state"]["progress"] is not None and meta["job"] == job
+        # Rows that are shared out anew need not have been saved together.
+        return GO_ON if whole else TAKE_OVER, own[1].step, len(files), int(meta["digest"]) if whole else 0
+
+
+def _agreed(answers: list[list[int]], folder: Path) -> int:
+    """The way that is open to all ranks.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    ways = [answer[0] for answer in answers]
+    if FAILED in ways:
+        raise CheckpointError(f"rank {ways.index(FAILED)} cannot load the checkpoint in {folder}; see its log")
+    if len({(answer[0] == MISSING, *answer[1:3]) for answer in answers}) > 1:
+        told = ", ".join(f"rank {rank}: step {answer[1]} of {answer[2]}" for rank, answer in enumerate(answers))
+        raise CheckpointError(
+            f"the ranks see different checkpoints in {folder} ({told}); use a folder that all ranks share, wait until "
+            "all have saved, or name the step"
+        )
+    if TAKE_OVER not in ways and len({answer[3] for answer in answers}) > 1:
+        raise CheckpointError(
+            f"the files of the checkpoint in {folder} were not saved together, but by different runs; remove those of "
+            "one, or give an earlier step"
+        )
+    return max(ways)
+
+
+def _load(files: Sequence[Saved], way: int, config: RehearsalConfig, supply: Supply, strategy: Strategy) -> None:
+    own = files[supply.rank % len(files)]
+    with consistent(own[0] / own[1].name):
+        meta = peek(*own)
+        device = _device(str(meta["device"]))
+        if way == GO_ON or (meta["state"]["progress"] or {}).get("strategy"):
+            record = unpack(*own)
+            assert record.progress is not None  # the header says so, and is part of the checksum
+            strategy.load_state_dict(record.progress["strategy"])
+            if way == GO_ON:
+                supply.load_state_dict(record.progress["supply"], record.layout, device, record.buffer)
+    if way == TAKE_OVER:
+        _take_over(files, config, supply, device)
 
 
 def _take_over(files: Sequence[Saved], config: RehearsalConfig, supply: Supply, device: torch.device) -> None:
     """Fill an empty buffer with this rank's share of the rows."""
-    rows = dealt(files, supply.rank, supply.size)
+    rows, policy = dealt(files, supply.rank, supply.size), config.buffer.policy
     if rows is None:
-        supply.restart(files[0][1].step)
+        supply.reset(files[0][1].step)
         return
     buffer = supply.adopt(files[0][1].step, rows.layout, device)
     rng = generator(config.seed, Purpose.RESHARD, supply.step, supply.rank)
-    rows = rows.keyed(buffer.keys(rows.rows)).within(buffer.capacity, equal=config.buffer.policy == "balanced", rng=rng)
-    # Under fifo the next slot is a number of rows offered, and rows are in the order of their age here.
-    seen: Mapping[int, int] = {} if config.buffer.policy == "fifo" else rows.seen
+    if policy == "fifo":  # rows are in the order of their age
+        rows = rows.select(np.arange(max(0, len(rows.rows) - buffer.capacity), len(rows.rows)))
+    equal = policy == "balanced" or config.buffer.by_features
+    rows = rows.keyed(buffer.keys(rows.rows)).within(buffer.capacity, equal=equal, rng=rng)
+    # Under fifo the next slot is a number of rows offered.
+    seen: Mapping[int, int] = {} if policy == "fifo" else rows.seen
     with consistent(files[0][0]):
         buffer.adopt(rows.rows, rows.written, rows.origin, seen)
 
@@ -112,24 +172,24 @@ def _job(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
     }
 
 
-def _check_strategy(record: Record, job: Mapping[str, Any], path: Path) -> None:
+def _check_strategy(then: Mapping[str, Any], now: Mapping[str, Any], *, rows: bool, path: Path) -> None:
     """Rows carry what their strategy recorded; another one could not read it, or would miss it."""
-    asked = [name for name in ("strategy", "outputs", "k") if record.job.get(name) != job[name]]
-    by_loss = (record.job.get("score_by") == "loss") != (job["score_by"] == "loss")
-    if record.layout is None or not (asked or by_loss) or not (record.job.get("records") or job["records"]):
+    asked = any(then.get(name) != now[name] for name in ("strategy", "outputs", "k"))
+    by_loss = (then.get("score_by") == "loss") != (now["score_by"] == "loss")
+    if not rows or not (asked or by_loss) or not (then.get("records") or now["records"]):
         return
-    then, now = (
-        ", ".join(f"{name} {one.get(name)!r}" for name in ("strategy", "outputs", "k", "score_by"))
-        for one in (record.job, job)
+    told = (
+        ", ".join(f"{name} {job.get(name)!r}" for name in ("strategy", "outputs", "k", "score_by"))
+        for job in (then, now)
     )
     raise CheckpointError(
-        f"{path} holds rows with what was recorded under {then}, and this job has {now}; keep rehearsal.strategy and "
-        "buffer.score_by, or start with an empty buffer"
+        f"{path} holds rows with what was recorded under {next(told)}, and this job has {next(told)}; keep "
+        "rehearsal.strategy and buffer.score_by, or start with an empty buffer"
     )
 
 
-def _device(record: Record) -> torch.device:
+def _device(kind: str) -> torch.device:
     """Where batches will live: where they lived, if there is such a device."""
-    if record.device == "cuda" and torch.cuda.is_available():
+    if kind == "cuda" and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

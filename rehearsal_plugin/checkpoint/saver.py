@@ -12,8 +12,9 @@ from rehearsal_plugin.worker import Worker
 
 __all__ = ["Saver"]
 
-KEPT = 2
-"""Checkpoints of a rank that stay in one folder: the newest, and one for a job that dies before all have saved."""
+KEPT = 3
+"""Checkpoints of a rank that stay in one folder. While one is written in the background, another rank may be one ahead;
+if the job dies then, the one before both is whole."""
 
 
 class Saver:
@@ -29,7 +30,7 @@ class Saver:
         self._job: Future[None] | None = None
 
     def save(self, folder: Path, place: Place, content: Content, *, asynchronous: bool) -> None:
-        """Write the file, and remove this rank's files of checkpoints before the last two.
+        """Write the file, and remove this rank's files of earlier checkpoints but the last ones.
 
         Args:
             folder: Where.
@@ -55,15 +56,16 @@ class Saver:
         Raises:
             CheckpointError: It failed, or takes too long.
         """
-        job, self._job = self._job, None
-        if job is None:
+        if self._job is None:
             return
-        try:
-            job.result(self._timeout_s)
-        except concurrent.futures.TimeoutError as error:
+        done, _ = concurrent.futures.wait([self._job], self._timeout_s)
+        if not done:
             raise CheckpointError(
-                f"a checkpoint could not be written within {self._timeout_s:.0f} s; is the disk reachable?"
-            ) from error
+                f"a checkpoint is still being written after {self._timeout_s:.0f} s (rehearsal.checkpoint.timeout_s); "
+                "is the disk reachable?"
+            )
+        job, self._job = self._job, None
+        job.result()
 
     def close(self) -> None:
         """Wait, and end the background.
@@ -80,6 +82,9 @@ class Saver:
 
 def _write(folder: Path, place: Place, content: Content) -> None:
     write(folder, place, content)
-    others = [old for old in places(folder) if old.rank == place.rank and old != place]
-    for old in others[: 1 - KEPT]:  # never the new one, which a job that went back has written before later ones
-        (folder / old.name).unlink(missing_ok=True)
+    # Those of ranks that are no more, too; never the new one, which a job that went back writes before later ones.
+    own = [old for old in places(folder) if old.rank % place.size == place.rank and old != place]
+    steps = sorted({old.step for old in own})
+    for old in own:
+        if old.step in steps[: 1 - KEPT]:
+            (folder / old.name).unlink(missing_ok=True)

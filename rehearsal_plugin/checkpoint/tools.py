@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from rehearsal_plugin.checkpoint.content import Record, Rows, Saved, consistent, dealt, pack, unpack
-from rehearsal_plugin.checkpoint.files import Place, find_set, write
+from rehearsal_plugin.checkpoint.files import Place, find_set, places, write
 from rehearsal_plugin.errors import CheckpointError, MissingDependencyError
 from rehearsal_plugin.rng import Purpose, generator
 
@@ -77,6 +78,8 @@ def reshard(folders: Sequence[Path], out: Path, ranks: int, capacity: int | None
     Raises:
         CheckpointError: There is no checkpoint, the fields differ, or a file cannot be read or written.
     """
+    if out.resolve() in {folder.resolve() for folder in folders} or places(out):
+        raise CheckpointError(f"{out} holds checkpoints already; give a new folder, so that nothing is lost")
     files = [file for folder in folders for file in files_of(folder)]
     step, first = max(place.step for _, place in files), unpack(*files[0])
     total = 0
@@ -104,7 +107,7 @@ def export(folder: Path, path: Path) -> int:
         Rows written.
 
     Raises:
-        CheckpointError: There is no checkpoint or no row, or the ending is another.
+        CheckpointError: There is no checkpoint or no row, the ending is another, or the file cannot be written.
         MissingDependencyError: Arrow is asked for and pyarrow is not installed.
     """
     rows = dealt(files_of(folder), 0, 1)
@@ -112,14 +115,14 @@ def export(folder: Path, path: Path) -> int:
         raise CheckpointError(f"{folder} holds no rows yet, so there is nothing to export")
     if path.suffix not in (".safetensors", ".arrow"):
         raise CheckpointError(f"{path} ends in neither .safetensors nor .arrow, so it is not clear what to write")
-    layout = rows.layout
-    columns = {field.name: field.view(rows.rows).contiguous() for field in (*layout.fields, *layout.state)}
-    columns |= {"rehearsal.step": torch.from_numpy(rows.written), "rehearsal.rank": torch.from_numpy(rows.origin)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".safetensors":
-        save_file(columns, path)
-    else:
-        _write_arrow(columns, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file(_columns(rows), path)
+        else:
+            _write_arrow(_columns(rows), path)
+    except (OSError, SafetensorError, TypeError, ValueError, KeyError, NotImplementedError) as error:
+        raise CheckpointError(f"{path} cannot be written: {error}; make room, or give another file") from error
     return len(rows.rows)
 
 
@@ -133,6 +136,15 @@ def files_of(folder: Path) -> list[Saved]:
     if found is None:
         raise CheckpointError(f"{folder} has no rehearsal checkpoint (rehearsal-step*-rank*-of-*.safetensors)")
     return [(folder, place) for place in found]
+
+
+def _columns(rows: Rows) -> dict[str, Tensor]:
+    """The fields by name; what was recorded under the name of a batch field is called `recorded.<name>`."""
+    layout = rows.layout
+    columns = {field.name: field.view(rows.rows) for field in layout.fields}
+    columns |= {f"recorded.{f.name}" if f.name in columns else f.name: f.view(rows.rows) for f in layout.state}
+    columns |= {"rehearsal.step": torch.from_numpy(rows.written), "rehearsal.rank": torch.from_numpy(rows.origin)}
+    return {name: column.contiguous() for name, column in columns.items()}
 
 
 def _rows(record: Record, folder: Path, place: Place) -> Rows | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rehearsal_plugin.checkpoint import find_set
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, find_block
 from rehearsal_plugin.errors import ConfigError, MissingDependencyError
 from rehearsal_plugin.integrations.forward import ForwardInjection
@@ -152,7 +152,10 @@ def _saving(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """The buffer goes into the folder of the tag, and before the rest: what `latest` names is whole."""
+    """The buffer goes into the folder of the tag, before DeepSpeed's own files.
+
+    So what `latest` names is whole, unless files are written in the background.
+    """
     if not rehearsal.closed:
         rehearsal.save(Path(save_dir) / str(f"global_step{engine.global_steps}" if tag is None else tag))
     return save(save_dir, tag, *args, **kwargs)
@@ -161,13 +164,12 @@ def _saving(
 def _loading(rehearsal: Rehearsal, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The buffer comes from the folder of the tag; without one there it stays as it is, and the log says so."""
     path, client_state = load(*args, **kwargs)
-    if path is None or kwargs.get("load_module_only") or rehearsal.closed:
+    given = inspect.signature(load).bind(*args, **kwargs).arguments
+    if path is None or given.get("load_module_only") or rehearsal.closed:
         return path, client_state
     folder = Path(path).parent
-    if find_set(folder) is None:
+    if not rehearsal.load(folder, missing_ok=True):
         LOG.warning("%s has no rehearsal checkpoint; the buffer stays as it is", folder)
-    else:
-        rehearsal.load(folder)
     return path, client_state
 
 

@@ -73,10 +73,11 @@ class Handle:
         if self.rehearsal is not None and not self.rehearsal.closed:
             self.rehearsal.save(folder)
 
-    def load(self, folder: str | os.PathLike[str]) -> None:
+    def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
         """Go on from a saved buffer, as `Rehearsal.load`. Under DeepSpeed, `load_checkpoint` does it."""
-        if self.rehearsal is not None and not self.rehearsal.closed:
-            self.rehearsal.load(folder)
+        if self.rehearsal is None or self.rehearsal.closed:
+            return False
+        return self.rehearsal.load(folder, step, missing_ok=missing_ok)
 
     def close(self) -> None:
         """Stop the background and give up the process group; a second call does nothing."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -65,6 +66,9 @@ class HorovodHandle(Handle):
 
     Args:
         process_set: The ranks that share the buffer.
+
+    Attributes:
+        elastic: Whether the handle is part of an elastic job's state.
     """
 
     def __init__(self, process_set: Any) -> None:
@@ -72,6 +76,7 @@ class HorovodHandle(Handle):
         self._process_set = process_set
         self._transport: HorovodTransport | None = None
         self._depth = 0  # of step hooks
+        self.elastic = False
 
     def connect(self) -> HorovodTransport:
         """A transport between the ranks as they are now."""
@@ -87,6 +92,13 @@ class HorovodHandle(Handle):
                     parameter.register_post_accumulate_grad_hook(self._accumulated)
         optimizer.register_step_pre_hook(self._before)
         optimizer.register_step_post_hook(self._after)
+
+    def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
+        """See `Handle.load`; an elastic job restores what was loaded, not the empty buffer before it."""
+        loaded = super().load(folder, step, missing_ok=missing_ok)
+        if loaded and self.elastic and self.rehearsal is not None:
+            self.rehearsal.commit()
+        return loaded
 
     def step(self) -> None:
         """The end of an optimizer step.

@@ -27,6 +27,7 @@ class RehearsalStateHandler(StateHandler):  # type: ignore[misc]  # Horovod has 
 
     def __init__(self, value: HorovodHandle) -> None:
         super().__init__(value)
+        value.elastic = True
         self.save()
 
     def save(self) -> None:

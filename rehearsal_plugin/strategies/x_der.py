@@ -51,7 +51,10 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """See `Strategy.load_state_dict`."""
-        self._known = state.get("known")
+        known = state.get("known")
+        if known is not None and (known.dtype != torch.bool or known.ndim != 1):
+            raise ValueError(f"known classes of {known.dtype} and shape {tuple(known.shape)}")
+        self._known = known
 
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
         """See `Strategy.regularizer`: the distance on the first draw, over the classes that were known."""
