@@ -106,14 +106,8 @@ class Partitions:
         """Partition numbers `[n]` of partition keys `[n]`; new keys found a new partition each."""
         distinct, inverse = np.unique(keys, return_inverse=True)
         fresh = [key for key in distinct.tolist() if key not in self._number]
-        for key in fresh:
-            self._number[key] = len(self._members)
-            self._members.append(np.empty(16, dtype=np.int64))
         if fresh:
-            zeros = np.zeros(len(fresh), dtype=np.int64)
-            self.keys = np.concatenate((self.keys, np.array(fresh, dtype=np.int64)))
-            self.seen = np.concatenate((self.seen, zeros))
-            self.sizes = np.concatenate((self.sizes, zeros))
+            self._found(fresh)
         return np.array([self._number[key] for key in distinct.tolist()], dtype=np.int64)[inverse]
 
     def members(self, number: int) -> IntArray:
@@ -154,10 +148,20 @@ class Partitions:
             raise ValueError("the partitions do not share out the stored rows")
         if not len(keys) == len(seen) == len(sizes) == len(np.unique(keys)):
             raise ValueError("the partitions are not told apart")
-        self.number(keys)
+        self._found(keys.tolist())  # in their order: the draw goes by numbers
         for number, slots in enumerate(np.split(members, np.cumsum(sizes)[:-1]) if len(sizes) else []):
             self._append(number, slots)
         self.seen = seen.copy()
+
+    def _found(self, keys: list[int]) -> None:
+        """Number new partitions in the order of their keys."""
+        for key in keys:
+            self._number[key] = len(self._members)
+            self._members.append(np.empty(16, dtype=np.int64))
+        zeros = np.zeros(len(keys), dtype=np.int64)
+        self.keys = np.concatenate((self.keys, np.array(keys, dtype=np.int64)))
+        self.seen = np.concatenate((self.seen, zeros))
+        self.sizes = np.concatenate((self.sizes, zeros))
 
     def _remove(self, number: int, slots: IntArray) -> None:
         members, size = self.members(number), int(self.sizes[number])

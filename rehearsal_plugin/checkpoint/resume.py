@@ -94,8 +94,11 @@ def _look(files: Sequence[Saved], supply: Supply, job: Mapping[str, Any]) -> tup
         meta = peek(*own)
         _check_strategy(meta["job"], job, rows=meta["layout"] is not None, path=own[0] / own[1].name)
         whole = len(files) == supply.size and meta["state"]["progress"] is not None and meta["job"] == job
+        digest = int(meta["digest"])
+        if digest.bit_length() > 63:
+            raise ValueError("a digest of more than 64 bits")
         # Rows that are shared out anew need not have been saved together.
-        return GO_ON if whole else TAKE_OVER, own[1].step, len(files), int(meta["digest"]) if whole else 0
+        return GO_ON if whole else TAKE_OVER, own[1].step, len(files), digest if whole else 0
 
 
 def _agreed(answers: list[list[int]], folder: Path) -> int:
