@@ -291,7 +291,7 @@ class RehearsalBuffer:
         self._rescored.clear()
 
     def _rows(self, count: int) -> Tensor:
-        return torch.empty((count, self.layout.row_bytes), dtype=torch.uint8, device=self.device)
+        return torch.zeros((count, self.layout.row_bytes), dtype=torch.uint8, device=self.device)
 
     def _next(self) -> int:
         self._calls += 1

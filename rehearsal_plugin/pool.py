@@ -17,7 +17,8 @@ class RowPool:
     """
 
     def __init__(self, row_bytes: int, device: torch.device) -> None:
-        self._buffers = [torch.empty((0, row_bytes), dtype=torch.uint8, device=device) for _ in range(2)]
+        # Zeros: the padding between fields, never written, is sent to other ranks and saved.
+        self._buffers = [torch.zeros((0, row_bytes), dtype=torch.uint8, device=device) for _ in range(2)]
         self._turn = 0
 
     def take(self, rows: int) -> Tensor:
@@ -29,7 +30,7 @@ class RowPool:
         """The current buffer with room for `rows`, its first `keep` rows kept."""
         buffer = self._buffers[self._turn]
         if len(buffer) < rows:
-            larger = buffer.new_empty((1 << (rows - 1).bit_length(), buffer.shape[1]))
+            larger = buffer.new_zeros((1 << (rows - 1).bit_length(), buffer.shape[1]))
             larger[:keep] = buffer[:keep]
             self._buffers[self._turn] = buffer = larger
         return buffer[:rows]

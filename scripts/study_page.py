@@ -48,14 +48,14 @@ class Goal:
     at_most: bool = False
     above: bool = False  # the bound itself is not enough
 
-    def line(self, measured: float) -> list[str]:
+    def line(self, measured: float, quartiles: str = "") -> list[str]:
         """Meaning, bound, what was measured, and by how much it falls short."""
         short = measured - self.bound if self.at_most else self.bound - measured
         verdict = "met" if short < 0 or (short == 0 and not self.above) else f"short by {short:.3f}"
         return [
             f"`{self.key}`: {self.meaning}",
             f"{'≤' if self.at_most else '>' if self.above else '≥'} {self.bound:g}",
-            f"{measured:.3f}",
+            f"{measured:.3f}{quartiles}",
             verdict,
         ]
 
@@ -187,13 +187,20 @@ def section(study: Study, report: Report, docs: Path) -> str:
     """The part of the page about one study."""
     summary, rows = report["summary"], report["rows"]
     parts = [f"## {study.title}", study.text, environment(study, report)]
-    parts.append(markdown(["goal", "bound", "measured", ""], [goal.line(summary[goal.key]) for goal in study.goals]))
+    lines = [goal.line(summary[goal.key], quartiles(summary, goal.key)) for goal in study.goals]
+    parts.append(markdown(["goal", "bound", "measured", ""], lines))
     drifts = list(dict.fromkeys(line.get("drift") for line in rows if line["table"] == "buffers"))
     for drift in drifts:
         of_drift = [line for line in rows if line.get("drift") == drift]
         parts += [part for metric in study.metrics for part in results(study, metric, of_drift, drift, docs)]
     parts += knobs(rows)
     return "\n".join(parts)
+
+
+def quartiles(summary: Report, key: str) -> str:
+    """Those of a figure that has them, in brackets."""
+    low, high = (summary.get(f"{key}_{name}") for name in ("q1", "q3"))
+    return "" if low is None or high is None else f" (quartiles {low:.3f} to {high:.3f})"
 
 
 def results(study: Study, metric: Metric, rows: Sequence[Row], drift: str | None, docs: Path) -> list[str]:

@@ -20,7 +20,7 @@ from tests.ranks import run_ranks
 from tests.samples import Batch, ids_of, intact, new_batch, rank_of
 
 SIZE, WANTED, STEPS = 8, 6, 14
-LOCAL = {
+LOCAL: dict[str, Any] = {
     "buffer": {"capacity": 64},
     "representatives": WANTED,
     "exchange": {"on_failure": "local", "timeout_s": 1.0},
@@ -154,7 +154,8 @@ def test_the_model_sees_skipped_rows_all_the_same() -> None:
 
 
 def test_rows_with_nan_can_be_refused() -> None:
-    with pytest.raises(BatchError, match=r"2 of 8 candidates on rank 0 at step 0 hold NaN or infinity in \['x', 'half'\]"):
+    words = r"2 of 8 candidates on rank 0 at step 0 hold NaN or infinity in \['x', 'half'\]"
+    with pytest.raises(BatchError, match=words):
         stored("refuse")
 
 
