@@ -434,7 +434,8 @@ def resumed() -> list[tuple[list[list[int]], str]]:
     """The second half of a run: as it was, and from what was saved in its middle."""
     import horovod.torch as hvd
 
-    folder = Path(hvd.broadcast_object(tempfile.mkdtemp() if hvd.rank() == 0 else None, root_rank=0))
+    made = tempfile.mkdtemp() if hvd.rank() == 0 else None
+    folder = Path(hvd.broadcast_object(made, root_rank=0, name="folder"))  # without a name: that of the object's type
     model = Model()
     optimizer = optimizer_of(model)
     with closing(rehearsal_plugin.attach(optimizer, model=model, config=SECTION)) as handle:
