@@ -74,7 +74,7 @@ class Rehearsal:
         self._supply = Supply(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self._layout: RowLayout | None = None
         self._answers = Answers(self.config, self.strategy, self._supply)
-        self._saver = Saver(self.config.checkpoint.timeout_s)
+        self._saver = Saver(self.config.checkpoint.write_timeout_s)
         self._closed = False
         atexit.register(self.close, drain_s=1.0)
 

@@ -474,13 +474,13 @@ def test_the_last_ones_stay(tmp_path: Path) -> None:
     assert (tmp_path / "notes.txt").read_text() == "not ours"
 
 
-def test_files_of_other_ranks_stay(tmp_path: Path) -> None:
-    for step in range(3):
+def test_old_files_of_ranks_that_are_no_more_go_too(tmp_path: Path) -> None:
+    for step in range(4):
         files.write(tmp_path, Place(step, 2, 1), Content({}, {}))
     job = Job()
-    job.train(0, 3)
+    job.train(0, 4)
     job.rehearsal.save(tmp_path)
-    assert [place.step for place in files.places(tmp_path) if place.rank == 1] == [0, 1, 2]
+    assert [place.step for place in files.places(tmp_path) if place.rank == 1] == [0, 1, 2, 3][1 - saver.KEPT :]
 
 
 def test_what_was_just_saved_stays_whatever_else_is_in_the_folder(tmp_path: Path) -> None:

@@ -414,6 +414,9 @@ def test_memory_that_is_shared_is_written_as_often_as_it_is_named(tmp_path: Path
     files.write(tmp_path, PLACE, Content({"version": 1, "tree": plain}, tensors))
     read = files.read(tmp_path, PLACE)
     found = unflatten(read.meta["tree"], read.tensors)
-    assert [part.tolist() for part in found.values()] == [
-        list(range(12)), [3, 4, 5], list(range(1, 12)), []
-    ]  # fmt: skip
+    assert {name: part.tolist() for name, part in found.items()} == {
+        "all": list(range(12)),
+        "some": [3, 4, 5],
+        "again": list(range(1, 12)),
+        "none": [],
+    }

@@ -58,7 +58,9 @@ EVERY_KEY: dict[str, Any] = {
         "k": 8,
         "transform": "all",
     },
-    "exchange": {"backend": "gloo", "timeout_s": 30.0, "launch": "inline"},
+    "exchange": {"backend": "gloo", "timeout_s": 30.0, "on_failure": "local", "launch": "inline"},
+    "checkpoint": {"enabled": False, "asynchronous": True, "write_timeout_s": 60.0},
+    "non_finite": "skip",
     "start_step": 300,
     "seed": 7,
 }
@@ -104,7 +106,9 @@ def test_an_empty_section_takes_the_documented_defaults() -> None:
             "k": 16,
             "transform": "replayed",
         },
-        "exchange": {"backend": "auto", "timeout_s": 600.0, "launch": "auto"},
+        "exchange": {"backend": "auto", "timeout_s": 600.0, "on_failure": "raise", "launch": "auto"},
+        "checkpoint": {"enabled": True, "asynchronous": False, "write_timeout_s": 1800.0},
+        "non_finite": "keep",
         "start_step": 0,
         "seed": 0,
     }

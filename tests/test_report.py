@@ -14,7 +14,7 @@ def test_a_report_has_summary_rows_and_environment(tmp_path: Path) -> None:
     written = json.loads(path.read_text())
     assert written["summary"] == {"step_ms": 2.5}
     assert written["rows"] == [{"arm": "plain", "step": 1}]
-    assert set(written["environment"]) == {"commit", "versions", "cores", "ranks", "platform"}
+    assert set(written["environment"]) == {"commit", "versions", "cores", "ranks", "platform", "wall_s"}
     assert written["environment"]["ranks"] == 2
     assert written["environment"]["cores"] >= 1
 

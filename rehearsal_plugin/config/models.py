@@ -223,7 +223,7 @@ class CheckpointConfig(Section):
     asynchronous: bool = Field(
         default=False, description="Copy the rows and write them in the background, instead of waiting for the disk."
     )
-    timeout_s: float = Field(
+    write_timeout_s: float = Field(
         default=1800.0,
         gt=0,
         le=LONGEST_WAIT_S,
