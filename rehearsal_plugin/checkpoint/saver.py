@@ -61,8 +61,8 @@ class Saver:
         done, _ = concurrent.futures.wait([self._job], self._timeout_s)
         if not done:
             raise CheckpointError(
-                f"a checkpoint is still being written after {self._timeout_s:.0f} s; is the disk reachable? If it is slow, "
-                "raise rehearsal.checkpoint.write_timeout_s"
+                f"a checkpoint is still being written after {self._timeout_s:.0f} s; is the disk reachable? "
+                "If it is slow, raise rehearsal.checkpoint.write_timeout_s"
             )
         job, self._job = self._job, None
         job.result()
