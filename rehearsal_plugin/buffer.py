@@ -21,7 +21,7 @@ from rehearsal_plugin.rng import Purpose, generator
 from rehearsal_plugin.rows import ROW_LOSS, Field, RowLayout
 from rehearsal_plugin.sampling import choose
 from rehearsal_plugin.shares import IntArray
-from rehearsal_plugin.storage import open_storage
+from rehearsal_plugin.storage import TrackedStorage, open_storage
 from rehearsal_plugin.values import FloatArray, bounded
 
 __all__ = ["RehearsalBuffer"]
@@ -59,7 +59,7 @@ class RehearsalBuffer:
         self._value = None if config.score_by is None else _value_field(layout, config)
         self._width = 0 if self._value is None else math.prod(self._value.shape)
         self._policy = POLICIES[config.policy]
-        self._storage = open_storage(config, self.capacity, layout.row_bytes, rank)
+        self._storage = TrackedStorage(open_storage(config, self.capacity, layout.row_bytes, rank), self.capacity)
         self.occupancy = self._empty()
         self._rescored: list[tuple[IntArray, FloatArray]] = []
         self._rank, self._seed = rank, seed
@@ -217,6 +217,10 @@ class RehearsalBuffer:
             "calls": self._calls,
             "index": self.occupancy.state_dict(),
         }
+
+    def take_changed(self) -> IntArray:
+        """The slots `[n]` whose rows are not those that they were at the last call; all of them at the first."""
+        return self._storage.take_changed(len(self))
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave for a buffer of the same config, into an empty one.

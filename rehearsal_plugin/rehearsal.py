@@ -275,8 +275,10 @@ class Rehearsal:
         """
         self._check_open()
         self._answers.check()
+        settings = self.config.checkpoint
         place, content = content_of(self.config, self._supply, self.strategy)
-        self._saver.save(Path(folder), place, content, asynchronous=self.config.checkpoint.asynchronous)
+        changed = self.buffer.take_changed() if settings.incremental and self.buffer is not None else None
+        self._saver.save(Path(folder), place, content, changed, asynchronous=settings.asynchronous)
 
     def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
         """Go on from a checkpoint; all ranks must call it, and agree on which.

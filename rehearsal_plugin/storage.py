@@ -18,7 +18,7 @@ from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.errors import StorageError
 from rehearsal_plugin.shares import IntArray
 
-__all__ = ["DeviceStorage", "HostStorage", "RowStorage", "open_storage"]
+__all__ = ["DeviceStorage", "HostStorage", "RowStorage", "TrackedStorage", "open_storage"]
 
 
 class RowStorage(Protocol):
@@ -84,6 +84,32 @@ class DeviceStorage:
     def first(self, count: int) -> Tensor:
         """See `RowStorage.first`."""
         return self._rows[:count].cpu()
+
+
+class TrackedStorage:
+    """Rows of another storage, and which of them were written lately.
+
+    Args:
+        storage: The rows.
+        capacity: How many they are.
+    """
+
+    def __init__(self, storage: RowStorage, capacity: int) -> None:
+        self._storage = storage
+        self.device, self.row_bytes = storage.device, storage.row_bytes
+        self.read, self.first = storage.read, storage.first
+        self._changed = np.zeros(capacity, dtype=bool)
+
+    def write(self, slots: IntArray, rows: Tensor) -> None:
+        """See `RowStorage.write`."""
+        self._storage.write(slots, rows)
+        self._changed[slots] = True
+
+    def take_changed(self, count: int) -> IntArray:
+        """Which of the first `count` slots were written since the last call, `[n]` int64 in ascending order."""
+        changed = np.flatnonzero(self._changed[:count])
+        self._changed[:] = False
+        return changed
 
 
 def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int = 0) -> RowStorage:

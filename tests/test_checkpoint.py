@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rehearsal_plugin import Rehearsal
-from rehearsal_plugin.checkpoint import files, saver
+from rehearsal_plugin.checkpoint import files, increments, saver
 from rehearsal_plugin.checkpoint.files import Content, Place, find_set
+from rehearsal_plugin.checkpoint.increments import read_whole
 from rehearsal_plugin.errors import BatchError, CheckpointError, ClosedError, RehearsalError
 from rehearsal_plugin.transport import LocalTransport
 from tests.ranks import run_ranks
@@ -88,8 +89,8 @@ def content(folder: Path, rank: int = 0) -> Content:
     """The newest file of a rank, without times."""
     found = find_set(folder)
     assert found is not None
-    read = files.read(folder, found[rank])
-    return Content(timeless(read.meta), read.tensors)
+    read = read_whole(folder, found[rank])
+    return Content(timeless({**read.meta, "parts": None}), read.tensors)
 
 
 def alike(first: Content, second: Content) -> bool:
@@ -181,6 +182,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "transform of all": {"transform": shift, "strategy": {"name": "der", "transform": "all"}},
     "inline": {"exchange": {"launch": "inline", **EXCHANGE}},
     "asynchronous": {"checkpoint": {"asynchronous": True}},
+    "incremental": {"checkpoint": {"asynchronous": True, "incremental": True}},
     "seed": {"seed": 2**62, "candidates": 3},
 }
 
@@ -284,6 +286,7 @@ ON_RANKS: dict[str, dict[str, Any]] = {
     "many partitions": {"buffer": MANY, "sampling": {"weights": "balanced"}, "labels": 1009, "representatives": 20},
     "loss": VARIANTS["loss"],
     "asynchronous": {"checkpoint": {"asynchronous": True}},
+    "incremental": {"checkpoint": {"incremental": True}},
     "micro-batches": VARIANTS["micro-batches"],
     "replace": VARIANTS["replace"],
 }
@@ -347,7 +350,7 @@ def test_a_save_in_the_background_is_of_the_state_at_the_call(
     plain = Job(**VARIANTS[variant])
     plain.train(0, HALF)
     plain.rehearsal.save(tmp_path / "plain")
-    monkeypatch.setattr(saver, "write", late)
+    monkeypatch.setattr(increments, "write", late)
     job = Job(**VARIANTS[variant], checkpoint={"asynchronous": True})
     job.train(0, HALF)
     job.rehearsal.save(tmp_path / "background")

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rehearsal_plugin.checkpoint.checks import LAST_STEP, Form, check_buffer, check_progress
-from rehearsal_plugin.checkpoint.files import VERSION, Content, Place, peek, read
+from rehearsal_plugin.checkpoint.files import VERSION, Content, Place, peek
+from rehearsal_plugin.checkpoint.increments import read_whole
 from rehearsal_plugin.checkpoint.layouts import describe, restore
 from rehearsal_plugin.checkpoint.reshard import Stretch, deal, keep
 from rehearsal_plugin.checkpoint.tree import State, flatten, unflatten
@@ -180,8 +181,8 @@ def unpack(folder: Path, place: Place) -> Record:
     Raises:
         CheckpointError: The file cannot be read, or contradicts itself.
     """
-    content = read(folder, place)
     with consistent(folder / place.name):
+        content = read_whole(folder, place)
         state, layout = unflatten(content.meta["state"], content.tensors), content.meta["layout"]
         record = Record(
             content.meta["job"],

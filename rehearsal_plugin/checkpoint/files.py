@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rehearsal_plugin.errors import CheckpointError
 
-__all__ = ["VERSION", "Content", "Place", "find_set", "peek", "places", "read", "write"]
+__all__ = ["VERSION", "Content", "Named", "Place", "find_set", "peek", "places", "read", "write"]
 
 VERSION = 1
 LONGEST_HEADER = 16 << 20
@@ -33,9 +33,17 @@ LONGEST_HEADER = 16 << 20
 NAME = re.compile(r"rehearsal-step(\d{1,18})-rank(\d{1,9})-of-(\d{1,9})\.safetensors")
 
 
+class Named(Protocol):
+    """What has a file of its own in the folder of a checkpoint."""
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+
+
 @dataclass(frozen=True, order=True)
 class Place:
-    """A file of a checkpoint.
+    """The file of a rank's checkpoint.
 
     Attributes:
         step: Of the state in it.
@@ -64,6 +72,10 @@ class Content:
 
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
+
+    def copied(self) -> Content:
+        """The same with tensors of its own."""
+        return Content(self.meta, {name: tensor.clone() for name, tensor in self.tensors.items()})
 
 
 def places(folder: Path) -> list[Place]:
@@ -109,7 +121,7 @@ def find_set(folder: Path, step: int | None = None) -> list[Place] | None:
     return max(whole, default=None)
 
 
-def write(folder: Path, place: Place, content: Content) -> Path:
+def write(folder: Path, place: Named, content: Content) -> Path:
     """Write a file that only its owner can read: whole, or not at all.
 
     Raises:
@@ -137,7 +149,7 @@ def write(folder: Path, place: Place, content: Content) -> Path:
     return path
 
 
-def read(folder: Path, place: Place) -> Content:
+def read(folder: Path, place: Named) -> Content:
     """Read a file and check it.
 
     Raises:

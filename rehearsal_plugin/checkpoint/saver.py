@@ -6,8 +6,10 @@ import concurrent.futures
 from concurrent.futures import Future
 from pathlib import Path
 
-from rehearsal_plugin.checkpoint.files import Content, Place, places, write
+from rehearsal_plugin.checkpoint.files import Content, Place, places
+from rehearsal_plugin.checkpoint.increments import Chain, Increment, Whole, remove_unused
 from rehearsal_plugin.errors import CheckpointError
+from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.worker import Worker
 
 __all__ = ["Saver"]
@@ -26,29 +28,36 @@ class Saver:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._worker: Worker[None] | None = None
-        self._job: Future[None] | None = None
+        self._worker: Worker[Chain | None] | None = None
+        self._job: Future[Chain | None] | None = None
+        self._last: Chain | None = None
 
-    def save(self, folder: Path, place: Place, content: Content, *, asynchronous: bool) -> None:
-        """Write the file, and remove this rank's files of earlier checkpoints but the last ones.
+    def save(
+        self, folder: Path, place: Place, content: Content, changed: IntArray | None, *, asynchronous: bool
+    ) -> None:
+        """Write the checkpoint, and remove this rank's files of earlier ones but the last.
 
         Args:
             folder: Where.
             place: Which.
             content: What.
+            changed: `[n]` int64, the slots that changed since the last call; None writes all rows into one file.
             asynchronous: Copy the content and write it in the background; errors are raised by the next call.
 
         Raises:
             CheckpointError: This or the save before it failed.
         """
         self.wait()
+        last, self._last = self._last, None  # whatever fails from here on, the next save writes all rows
+        save: Whole | Increment = Whole(folder, place, content)
+        if changed is not None:
+            save = Increment.of(folder, place, content, changed, last)
         if not asynchronous:
-            _write(folder, place, content)
+            self._last = _write(save)
             return
-        tensors = {name: tensor.clone() for name, tensor in content.tensors.items()}
-        copied = Content(content.meta, tensors)
+        copied = save.copied()
         self._worker = self._worker or Worker(f"rehearsal-save-rank{place.rank}")
-        self._job = self._worker.submit(lambda: _write(folder, place, copied))
+        self._job = self._worker.submit(lambda: _write(copied))
 
     def wait(self) -> None:
         """Wait for a save in the background.
@@ -65,7 +74,7 @@ class Saver:
                 "If it is slow, raise rehearsal.checkpoint.write_timeout_s"
             )
         job, self._job = self._job, None
-        job.result()
+        self._last = job.result()
 
     def close(self) -> None:
         """Wait, and end the background.
@@ -80,11 +89,13 @@ class Saver:
                 self._worker.close(0.0)
 
 
-def _write(folder: Path, place: Place, content: Content) -> None:
-    write(folder, place, content)
+def _write(save: Whole | Increment) -> Chain | None:
+    folder, place, chain = save.folder, save.place, save.write()
     # Those of ranks that are no more, too; never the new one, which a job that went back writes before later ones.
     own = [old for old in places(folder) if old.rank % place.size == place.rank and old != place]
     steps = sorted({old.step for old in own})
     for old in own:
         if old.step in steps[: 1 - KEPT]:
             (folder / old.name).unlink(missing_ok=True)
+    remove_unused(folder, place)
+    return chain

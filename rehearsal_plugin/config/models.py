@@ -223,6 +223,10 @@ class CheckpointConfig(Section):
     asynchronous: bool = Field(
         default=False, description="Copy the rows and write them in the background, instead of waiting for the disk."
     )
+    incremental: bool = Field(
+        default=False,
+        description="Write only the rows that changed since the last save; the others are hard links to its files.",
+    )
     write_timeout_s: float = Field(
         default=1800.0,
         gt=0,
