@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 from typing import Any
 
@@ -30,11 +31,11 @@ class Answers:
 
     def __init__(self, config: RehearsalConfig, strategy: Strategy, supply: Supply) -> None:
         self._config, self._strategy, self._supply = config, strategy, supply
-        self._waiting: tuple[MicroBatch, RowLayout] | None = None
+        self._waiting: deque[tuple[MicroBatch, RowLayout]] = deque()
 
     def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
-        """From now on answers are those for this micro-batch."""
-        self._waiting = micro_batch, layout
+        """Wait for the answer for this micro-batch too, after those for the ones before it."""
+        self._waiting.append((micro_batch, layout))
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """See `Rehearsal.loss`."""
@@ -61,7 +62,12 @@ class Answers:
 
     def drop(self) -> None:
         """See `Rehearsal.drop`."""
-        self._waiting = None
+        if self._waiting:
+            self._waiting.popleft()
+
+    def clear(self) -> None:
+        """Forget all micro-batches."""
+        self._waiting.clear()
 
     def check(self) -> None:
         """Refuse to go on without an answer: a strategy would do nothing, and nobody would know.
@@ -69,7 +75,10 @@ class Answers:
         Raises:
             BatchError: One is missing.
         """
-        if self._waiting is None or (self._strategy.plain and not self._strategy.records):
+        if not self._waiting:
+            return
+        if self._strategy.plain and not self._strategy.records:
+            self._waiting.clear()  # whoever wanted their loss has asked for it
             return
         without = "" if self._config.buffer.by_loss else "record(outputs) to do without a loss, "
         raise BatchError(
@@ -96,7 +105,7 @@ class Answers:
             micro_batch, layout = self._current()
             state = self._strategy.state(replace(new, outputs=map_leaves(new.outputs, _detached)))
             self._supply.stage(micro_batch.columns, layout, state)
-        self._waiting = None
+        self._waiting.popleft()
 
     def _refresh(self, replayed: list[Part]) -> None:
         share = self._current()[0].share
@@ -106,9 +115,9 @@ class Answers:
             self._supply.update(index, self._strategy.refresh(part))
 
     def _current(self) -> tuple[MicroBatch, RowLayout]:
-        if self._waiting is None:
+        if not self._waiting:
             raise BatchError("there is no micro-batch to compute a loss for; call augment(batch) once before each")
-        return self._waiting
+        return self._waiting[0]
 
 
 def _detached(_: str, leaf: Any) -> Any:

@@ -123,7 +123,7 @@ class Exchange:
         buffer: RehearsalBuffer,
         transport: Transport,
         *,
-        weights: str,
+        weights: str | Mapping[str, float],
         turns: int,
         seed: int,
         stream: int,
@@ -137,7 +137,7 @@ class Exchange:
         self.device = transport.device
         layout = buffer.layout
         # Ranks with different seeds or weights would draw different plans.
-        fingerprint = layout.fingerprint ^ seed ^ zlib.crc32(weights.encode())
+        fingerprint = layout.fingerprint ^ seed ^ zlib.crc32(repr(weights).encode())
         self.census = Census(transport.rank, transport.size, fingerprint, pairs=64 if weights == "balanced" else 1)
         self._sending = RowPool(layout.row_bytes, buffer.device)
         self._receiving = RowPool(layout.row_bytes, transport.device)

@@ -230,14 +230,13 @@ class Pipeline:
     def _result(self, job: Future[Outcome]) -> Outcome:
         # State, headers and rows have a deadline each.
         patience = 3 * self._config.exchange.timeout_s + GRACE_S
+        # Not `result(patience)`: a job may fail with a TimeoutError of its own, as of a disk far away.
+        if not concurrent.futures.wait([job], patience).done:
+            raise ExchangeTimeout(f"{self._where} did not end within {patience:.0f} s; see the other ranks' logs")
         try:
-            return job.result(patience)
+            return job.result()
         except RehearsalError:
             raise
-        except concurrent.futures.TimeoutError as error:
-            raise ExchangeTimeout(
-                f"{self._where} did not end within {patience:.0f} s; see the other ranks' logs"
-            ) from error
         except Exception as error:
             raise RehearsalError(f"{self._where} failed: {type(error).__name__}: {error}") from error
 

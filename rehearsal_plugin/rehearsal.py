@@ -119,13 +119,15 @@ class Rehearsal:
         self._supply.launch()
         return augmented
 
-    def augment(self, batch: Any, *, displace: bool = True) -> Any:
+    def augment(self, batch: Any, *, displace: bool = True, ahead: bool = False) -> Any:
         """Stage a micro-batch's candidates, and return it with its share of the prepared rows.
 
         Args:
             batch: As for `update`.
             displace: Whether replayed rows take the place of the batch's last ones under `mode: replace`;
                 False where the batch was made smaller beforehand.
+            ahead: Whether the loss of earlier micro-batches may still be asked for, in their order, as in a loop that
+                reads all micro-batches of a step first.
 
         Returns:
             As for `update`.
@@ -135,7 +137,8 @@ class Rehearsal:
             ClosedError: `close` was called.
         """
         self._check_open()
-        self._answers.check()
+        if not ahead:
+            self._answers.check()
         layout = self._layout = self._layout or self._first_layout(batch)
         columns = layout.columns(batch)
         size, replacing = len(columns[0]), self.config.mode == "replace"
@@ -198,7 +201,7 @@ class Rehearsal:
         self._answers.record(outputs)
 
     def drop(self) -> None:
-        """Forget the last micro-batch, as after a forward that failed: its rows are not recorded."""
+        """Forget the micro-batch whose turn it is, as after a forward that failed: its rows are not recorded."""
         self._answers.drop()
 
     def step(self) -> None:
@@ -245,7 +248,7 @@ class Rehearsal:
 
     def rollback(self) -> None:
         """Return the buffer to the last `commit`, or to empty; what was in flight or staged is dropped."""
-        self._answers.drop()
+        self._answers.clear()
         self._supply.rollback()
 
     def restart(self, step: int, connect: Callable[[], Transport] | None = None) -> None:
@@ -255,7 +258,7 @@ class Rehearsal:
             step: Number of the next exchange, the same on all ranks.
             connect: Makes the transport to go on with, after the present one was closed; None keeps that.
         """
-        self._answers.drop()
+        self._answers.clear()
         self._supply.restart(step, connect)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -301,7 +304,7 @@ class Rehearsal:
         """
         self._check_open()
         self._saver.wait()
-        self._answers.drop()
+        self._answers.clear()
         self._layout = None
         return resume(Path(folder), self.config, self._supply, self.strategy, step=step, missing_ok=missing_ok)
 

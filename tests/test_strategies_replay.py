@@ -606,3 +606,20 @@ def test_a_loss_without_a_micro_batch_is_refused(name: str) -> None:
         rehearsal.loss(cross_entropy, outputs, label)
         with pytest.raises(BatchError, match=r"call augment\(batch\) once before each"):
             rehearsal.loss(cross_entropy, outputs, label)
+
+
+def test_micro_batches_that_were_read_ahead_are_answered_in_their_order() -> None:
+    model = Model()
+    one_by_one, ahead = (Rehearsal(section("der++", ratio=0.3), LocalTransport()) for _ in range(2))
+    for step in range(8):
+        batches = [new_batch(0, 3 * step + micro, SIZE - micro) for micro in range(3)]
+        losses = []
+        for batch in batches:
+            seen = one_by_one.augment(batch)
+            losses.append(one_by_one.loss(cross_entropy, model(seen["x"]), seen["label"]))
+        read = [ahead.augment(batch, ahead=True) for batch in batches]
+        assert [ahead.loss(cross_entropy, model(seen["x"]), seen["label"]) for seen in read] == losses
+        for rehearsal in (one_by_one, ahead):
+            rehearsal.step()
+    one_by_one.close()
+    ahead.close()

@@ -6,21 +6,20 @@ value is plain JSON. `python -m rehearsal_plugin.config` writes the section's JS
 
 from __future__ import annotations
 
-from rehearsal_plugin.config.models import (
-    BufferConfig,
-    ConfigSource,
-    ExchangeConfig,
-    RehearsalConfig,
-    SamplingConfig,
-    StrategyConfig,
-    json_schema,
-)
+from rehearsal_plugin.config.buffer import BufferConfig
+from rehearsal_plugin.config.models import ConfigSource, RehearsalConfig, json_schema
+from rehearsal_plugin.config.replay import GuardConfig, PaddingConfig, RatioSchedule, SamplingConfig, StrategyConfig
+from rehearsal_plugin.config.running import CheckpointConfig, ExchangeConfig
 from rehearsal_plugin.config.source import find_block
 
 __all__ = [
     "BufferConfig",
+    "CheckpointConfig",
     "ConfigSource",
     "ExchangeConfig",
+    "GuardConfig",
+    "PaddingConfig",
+    "RatioSchedule",
     "RehearsalConfig",
     "SamplingConfig",
     "StrategyConfig",

@@ -1,4 +1,4 @@
-"""The keys of the `rehearsal` section; their descriptions are its reference."""
+"""The whole `rehearsal` section; the descriptions of its keys are its reference."""
 
 from __future__ import annotations
 
@@ -6,233 +6,20 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
-from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
 
+from rehearsal_plugin.config.buffer import BufferConfig
+from rehearsal_plugin.config.names import Name
+from rehearsal_plugin.config.replay import GuardConfig, PaddingConfig, RatioSchedule, SamplingConfig, StrategyConfig
+from rehearsal_plugin.config.running import CheckpointConfig, ExchangeConfig
 from rehearsal_plugin.config.section import Section, refusing
-from rehearsal_plugin.config.size import INT64, Size, parse_size
+from rehearsal_plugin.config.size import INT64
 from rehearsal_plugin.config.source import find_block
 from rehearsal_plugin.errors import ConfigError
 
-__all__ = [
-    "BufferConfig",
-    "CheckpointConfig",
-    "ConfigSource",
-    "ExchangeConfig",
-    "RehearsalConfig",
-    "SamplingConfig",
-    "StrategyConfig",
-    "json_schema",
-]
+__all__ = ["ConfigSource", "RehearsalConfig", "json_schema"]
 
 DEFAULT_RATIO = 0.05
-LONGEST_WAIT_S = 1e9  # stays an int64 when it is turned into nanoseconds
-
-
-def _refuse_auto(name: str) -> str:
-    if name == "auto":
-        raise PydanticCustomError("auto", "Input should be a name")
-    return name
-
-
-Name = Annotated[str, Field(min_length=1), AfterValidator(_refuse_auto)]
-
-
-class BufferConfig(Section):
-    """How many rows a rank keeps, where, and which."""
-
-    KEY_PATH: ClassVar[str] = "rehearsal.buffer"
-
-    capacity: Size = Field(
-        default="1GiB",
-        description="What each rank keeps: a number of rows, or bytes as in '4GiB', '512 MiB', '1.5GB', '64B'.",
-    )
-    storage: Literal["memory", "pinned", "cuda", "mmap"] = Field(
-        default="memory",
-        description="Where the rows live: host memory, page-locked host memory, the GPU, or a file for "
-        "buffers larger than memory.",
-    )
-    path: Name | None = Field(
-        default=None, description="Folder of the files of storage 'mmap'; given with that storage only."
-    )
-    policy: Literal["reservoir", "balanced", "random_replace", "fifo", "score", "herding", "closest_to_centre"] = Field(
-        default="reservoir",
-        description="Which rows stay: a uniform sample of all that were offered, equal shares for each "
-        "partition, every candidate in place of a random row, or the newest. By 'score_by': a reservoir in which "
-        "high scores stay longer, or equal shares of the rows that stand for their partition's mean, together "
-        "('herding') or each alone.",
-    )
-    partition_by: Name | None = Field(
-        default=None,
-        description="Dotted name of the integer batch field that tells the partition of a row, such as its "
-        "class label or domain id.",
-    )
-    score_by: Name | None = Field(
-        default=None,
-        description="Dotted name of the floating-point batch field that rows are judged by: one number for policy "
-        "'score' and sampling.weights 'score', features for 'herding' and 'closest_to_centre'. 'loss' is the task's "
-        "loss of each row, recorded when it was seen and again whenever it is replayed.",
-    )
-
-    def rows(self, row_bytes: int) -> int:
-        """Rows that the capacity holds.
-
-        Args:
-            row_bytes: Bytes of one packed row, above 0.
-
-        Raises:
-            ConfigError: Not even one row.
-        """
-        if isinstance(self.capacity, int):
-            return self.capacity
-        rows = (parse_size(self.capacity) or 0) // row_bytes
-        if not rows:
-            raise ConfigError(
-                f"{self.KEY_PATH}.capacity '{self.capacity}' cannot hold one row of {row_bytes} bytes; "
-                f"give at least '{row_bytes}B' or a number of rows"
-            )
-        return rows
-
-    @property
-    def by_loss(self) -> bool:
-        """Whether rows are judged by the task's loss, which the strategy records."""
-        return self.score_by == "loss"
-
-    @property
-    def by_features(self) -> bool:
-        """Whether the policy judges rows by features, not by one number."""
-        return self.policy in ("herding", "closest_to_centre")
-
-    def broken_rules(self) -> Iterator[str]:
-        """Storage and path, policy and partitions, policy and score."""
-        if self.storage == "mmap" and self.path is None:
-            yield f"{self.KEY_PATH}.path is missing: storage 'mmap' keeps rows in files, so name their folder"
-        if self.storage != "mmap" and self.path is not None:
-            yield (
-                f"{self.KEY_PATH}.path has no use with {self.KEY_PATH}.storage '{self.storage}'; "
-                "leave it out or set the storage to 'mmap'"
-            )
-        if self.policy == "balanced" and self.partition_by is None:
-            yield (
-                f"{self.KEY_PATH}.partition_by is missing: policy 'balanced' shares the buffer between "
-                "partitions, so name the batch field that tells them apart"
-            )
-        if (self.by_features or self.policy == "score") and self.score_by is None:
-            yield (
-                f"{self.KEY_PATH}.score_by is missing: policy '{self.policy}' judges rows by it, so name a "
-                "floating-point batch field" + (", or 'loss'" if self.policy == "score" else " of features")
-            )
-        if self.by_features and self.by_loss:
-            yield f"{self.KEY_PATH}.score_by is 'loss', and policy '{self.policy}' needs a batch field of features"
-
-
-class SamplingConfig(Section):
-    """Which stored rows are replayed."""
-
-    KEY_PATH: ClassVar[str] = "rehearsal.sampling"
-
-    scope: Literal["global", "local"] = Field(
-        default="global", description="Draw from the rows of all ranks, or from each rank's own."
-    )
-    weights: Literal["uniform", "balanced", "score"] = Field(
-        default="uniform",
-        description="The same chance for every stored row, for every partition, or in proportion to the row's "
-        "buffer.score_by; a row can then come several times in one draw.",
-    )
-
-
-class StrategyConfig(Section):
-    """What the replayed rows are used for."""
-
-    KEY_PATH: ClassVar[str] = "rehearsal.strategy"
-
-    name: Name = Field(
-        default="er",
-        description="'er' (trained on like new rows), 'der' and 'der++' (held to the outputs recorded when they were "
-        "seen), 'x-der' ('der++' whose records are refreshed), 'er-ace' (new classes compete among themselves), 'topk' "
-        "(distillation from the k largest logits), or a registered strategy of your own.",
-    )
-    loss_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of replayed rows in 'er' and 'er-ace'.")
-    alpha: float = Field(default=0.5, ge=0, le=1e6, description="Weight of the distance to recorded outputs.")
-    beta: float = Field(
-        default=0.5, ge=0, le=1e6, description="Weight of the task's loss on the second draw of 'der++' and 'x-der'."
-    )
-    gamma: float = Field(
-        default=0.75,
-        ge=0,
-        le=1e6,
-        description="Bound of refreshed scores in 'x-der', against that of the row's own class.",
-    )
-    outputs: Annotated[list[Name], Field(min_length=1)] | None = Field(
-        default=None,
-        description="Dotted names of the model's outputs that are recorded; every tensor with the batch dimension when "
-        "left out. A lone tensor is called 'output'.",
-    )
-    k: int = Field(default=16, ge=1, lt=INT64, description="Logits that 'topk' keeps of each position.")
-    transform: Literal["replayed", "all"] = Field(
-        default="replayed",
-        description="Which rows go through the transform given to the rehearsal: replayed ones, so that new rows are "
-        "stored, and their outputs recorded, as the model saw them; or all, so that raw rows are stored with the "
-        "outputs of transformed ones.",
-    )
-
-
-class ExchangeConfig(Section):
-    """How rows travel between ranks."""
-
-    KEY_PATH: ClassVar[str] = "rehearsal.exchange"
-
-    backend: Literal["auto", "gloo", "nccl"] = Field(
-        default="auto",
-        description="Communication library; 'auto' is NCCL where the ranks' own group uses it, else gloo.",
-    )
-    timeout_s: float = Field(
-        default=600.0,
-        gt=0,
-        le=LONGEST_WAIT_S,
-        description="Seconds to wait for the other ranks before the step is given up with an error.",
-    )
-    on_failure: Literal["raise", "local"] = Field(
-        default="raise",
-        description="What a failed exchange leads to: an error in the training loop; or a warning, once, after which "
-        "this rank goes on with the rows of its own buffer.",
-    )
-    launch: Literal["auto", "thread", "inline"] = Field(
-        default="auto",
-        description="Start collectives from a background thread, or from the training thread at a fixed point "
-        "of the step; 'auto' takes what the backend allows.",
-    )
-
-    def broken_rules(self) -> Iterator[str]:
-        """Backend and launch."""
-        if self.backend == "nccl" and self.launch == "thread":
-            yield (
-                f"{self.KEY_PATH}.launch 'thread' can deadlock with backend 'nccl', whose collectives need one "
-                "order over all communicators; use 'inline' or 'auto'"
-            )
-
-
-class CheckpointConfig(Section):
-    """How the buffer is saved."""
-
-    KEY_PATH: ClassVar[str] = "rehearsal.checkpoint"
-
-    enabled: bool = Field(
-        default=True, description="Whether the buffer is saved and loaded with the checkpoints of the framework."
-    )
-    asynchronous: bool = Field(
-        default=False, description="Copy the rows and write them in the background, instead of waiting for the disk."
-    )
-    incremental: bool = Field(
-        default=False,
-        description="Write only the rows that changed since the last save; the others are hard links to its files.",
-    )
-    write_timeout_s: float = Field(
-        default=1800.0,
-        gt=0,
-        le=LONGEST_WAIT_S,
-        description="Seconds to wait for a save in the background before an error is raised.",
-    )
 
 
 class RehearsalConfig(Section):
@@ -255,6 +42,14 @@ class RehearsalConfig(Section):
         lt=INT64,
         description="Replayed rows in every micro-batch of a rank, as a whole number in place of 'ratio'.",
     )
+    ratio_in: Literal["rows", "tokens"] = Field(
+        default="rows",
+        description="What the ratio is a share of: rows, or positions that are no padding, where rows differ in "
+        "length.",
+    )
+    ratio_schedule: RatioSchedule | None = Field(
+        default=None, description="A ratio that rises or falls while the job runs; constant when left out."
+    )
     candidates: int | None = Field(
         default=None,
         ge=1,
@@ -275,6 +70,14 @@ class RehearsalConfig(Section):
         description="Dotted names of the batch fields that make up a row; every tensor with the batch dimension "
         "when left out.",
     )
+    hidden: Annotated[list[Name], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Dotted names of batch fields that the rows carry and the model does not get, such as the "
+        "domain of a row.",
+    )
+    padding: PaddingConfig | None = Field(
+        default=None, description="How rows of different length are stored; when left out, all have the same."
+    )
     non_finite: Literal["keep", "skip", "refuse"] = Field(
         default="keep",
         description="Candidates with NaN or infinity in a floating-point field: stored like all others, not offered to "
@@ -284,6 +87,16 @@ class RehearsalConfig(Section):
     strategy: StrategyConfig = Field(default=StrategyConfig(), description="What the replayed rows are used for.")
     exchange: ExchangeConfig = Field(default=ExchangeConfig(), description="How rows travel between ranks.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="How the buffer is saved.")
+    losses_every: int = Field(
+        default=0,
+        ge=0,
+        lt=INT64,
+        description="Every how many optimizer steps the losses of new and of replayed rows are measured apart, by "
+        "partition; 0 for never.",
+    )
+    guard: GuardConfig | None = Field(
+        default=None, description="What happens when the loss on replayed rows rises; nothing when left out."
+    )
     start_step: int = Field(
         default=0,
         ge=0,
@@ -346,10 +159,34 @@ class RehearsalConfig(Section):
                 "rehearsal.buffer.score_by has no use: set rehearsal.buffer.policy or rehearsal.sampling.weights "
                 "to 'score', or leave it out"
             )
+        yield from self._broken_amounts()
+        weighted = {
+            "sampling.weights": self.sampling.mixture,
+            "strategy.partition_weights": self.strategy.partition_weights,
+        }
+        for option, weights in weighted.items():
+            if weights is not None and key is None:
+                yield (
+                    f"rehearsal.buffer.partition_by is missing: rehearsal.{option} has a weight for each partition, "
+                    "so name the batch field that tells them apart"
+                )
         score = None if self.buffer.by_loss else self.buffer.score_by
         for name, option in ((key, "partition_by"), (score, "score_by")):
             if name is not None and self.fields is not None and name not in self.fields:
                 yield f"rehearsal.fields lacks '{name}', which rehearsal.buffer.{option} names; add it to the list"
+
+    def _broken_amounts(self) -> Iterator[str]:
+        """What the ratio, its schedule and the guard ask of each other."""
+        if self.ratio is None and self.ratio_schedule is not None:
+            yield "rehearsal.ratio_schedule changes a ratio, and rehearsal.representatives is given; give 'ratio'"
+        if self.ratio is None and self.ratio_in == "tokens":
+            yield "rehearsal.ratio_in is 'tokens', and rehearsal.representatives counts rows; give 'ratio'"
+        if self.ratio_in == "tokens" and self.padding is None:
+            yield "rehearsal.padding is missing: rehearsal.ratio_in 'tokens' counts what is no padding"
+        if self.guard is not None and not self.losses_every:
+            yield "rehearsal.guard watches the loss on replayed rows; set rehearsal.losses_every to measure it"
+        if self.guard is not None and self.guard.action == "raise_ratio" and self.ratio is None:
+            yield "rehearsal.guard raises a ratio, and rehearsal.representatives is given; give 'ratio'"
 
 
 ConfigSource: TypeAlias = Union["RehearsalConfig", Mapping[str, Any], str, "os.PathLike[str]"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator
 from difflib import get_close_matches
+from typing import get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -29,7 +30,7 @@ def describe(error: ValidationError, model: type[BaseModel], path: str) -> list[
 
 
 def _lines(problem: ErrorDetails, model: type[BaseModel], root: str) -> list[str]:
-    location, value = problem["loc"], reprlib.repr(problem["input"])
+    location, value = tuple(part for part in problem["loc"] if not _is_tag(part)), reprlib.repr(problem["input"])
     path = ".".join((root, *map(_shown_key, location)))
     if problem["type"] == BROKEN_RULES:
         return list(problem["ctx"]["complaints"])
@@ -39,7 +40,7 @@ def _lines(problem: ErrorDetails, model: type[BaseModel], root: str) -> list[str
     if problem["type"] == "model_type":
         keys = ", ".join(_section_at(model, location).model_fields)
         return [f"{path} must be a mapping with keys out of {keys}, not {value}"]
-    return [f"{path} must {_demand(problem)}, not {value}. {_cure(problem, model)}"]
+    return [f"{path} must {_demand(problem)}, not {value}. {_cure(problem, model, location)}"]
 
 
 def _demand(problem: ErrorDetails) -> str:
@@ -48,12 +49,17 @@ def _demand(problem: ErrorDetails) -> str:
     return message.partition(" should ")[2] or f"be accepted ({message})"
 
 
-def _cure(problem: ErrorDetails, model: type[BaseModel]) -> str:
+def _cure(problem: ErrorDetails, model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     """What the key means, which is what the user needs to write it right."""
     if problem["input"] == "auto":
         return AUTO
-    *sections, name = (part for part in problem["loc"] if isinstance(part, str))  # without places in a list
-    return _section_at(model, tuple(sections)).model_fields[name].description or ""
+    meaning = ""
+    for part in location:  # below the last key there may be places in a list, and keys of the user's own
+        field = model.model_fields.get(str(part))
+        if field is None:
+            break
+        meaning, model = field.description or meaning, _section_type(field) or model
+    return meaning
 
 
 def _nearest_key(key: str, model: type[BaseModel], location: tuple[int | str, ...], root: str) -> str:
@@ -86,8 +92,14 @@ def _key_paths(model: type[BaseModel], path: str) -> Iterator[str]:
 
 
 def _section_type(field: FieldInfo) -> type[BaseModel] | None:
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    """The section that a key holds, if it does; some may be left out."""
+    kinds = (field.annotation, *get_args(field.annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+
+
+def _is_tag(part: int | str) -> bool:
+    """Whether this is pydantic's name for one of several types that a key may have."""
+    return isinstance(part, str) and part.startswith("<")
 
 
 def _shown_key(key: int | str) -> str:

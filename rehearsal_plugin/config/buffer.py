@@ -1,0 +1,112 @@
+"""The keys of `rehearsal.buffer`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from rehearsal_plugin.config.names import Name
+from rehearsal_plugin.config.section import Section
+from rehearsal_plugin.config.size import Size, parse_size
+from rehearsal_plugin.errors import ConfigError
+
+__all__ = ["BufferConfig"]
+
+
+class BufferConfig(Section):
+    """How many rows a rank keeps, where, and which."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal.buffer"
+
+    capacity: Size = Field(
+        default="1GiB",
+        description="What each rank keeps: a number of rows, or bytes as in '4GiB', '512 MiB', '1.5GB', '64B'.",
+    )
+    storage: Literal["memory", "pinned", "cuda", "mmap"] = Field(
+        default="memory",
+        description="Where the rows live: host memory, page-locked host memory, the GPU, or a file for "
+        "buffers larger than memory.",
+    )
+    path: Name | None = Field(
+        default=None, description="Folder of the files of storage 'mmap'; given with that storage only."
+    )
+    policy: Literal["reservoir", "balanced", "random_replace", "fifo", "score", "herding", "closest_to_centre"] = Field(
+        default="reservoir",
+        description="Which rows stay: a uniform sample of all that were offered, equal shares for each "
+        "partition, every candidate in place of a random row, or the newest. By 'score_by': a reservoir in which "
+        "high scores stay longer, or equal shares of the rows that stand for their partition's mean, together "
+        "('herding') or each alone.",
+    )
+    partition_by: Name | None = Field(
+        default=None,
+        description="Dotted name of the integer batch field that tells the partition of a row, such as its "
+        "class label or domain id.",
+    )
+    score_by: Name | None = Field(
+        default=None,
+        description="Dotted name of the floating-point batch field that rows are judged by: one number for policy "
+        "'score' and sampling.weights 'score', features for 'herding' and 'closest_to_centre'. 'loss' is the task's "
+        "loss of each row, recorded when it was seen and again whenever it is replayed.",
+    )
+
+    preload: Name | None = Field(
+        default=None,
+        description="Folder of rows that the buffer of a new job starts with: a checkpoint, or what 'rehearsal seed' "
+        "wrote.",
+    )
+    deduplicate: bool = Field(
+        default=False, description="Whether a row is refused whose content this rank's buffer holds already."
+    )
+
+    def rows(self, row_bytes: int) -> int:
+        """Rows that the capacity holds.
+
+        Args:
+            row_bytes: Bytes of one packed row, above 0.
+
+        Raises:
+            ConfigError: Not even one row.
+        """
+        if isinstance(self.capacity, int):
+            return self.capacity
+        rows = (parse_size(self.capacity) or 0) // row_bytes
+        if not rows:
+            raise ConfigError(
+                f"{self.KEY_PATH}.capacity '{self.capacity}' cannot hold one row of {row_bytes} bytes; "
+                f"give at least '{row_bytes}B' or a number of rows"
+            )
+        return rows
+
+    @property
+    def by_loss(self) -> bool:
+        """Whether rows are judged by the task's loss, which the strategy records."""
+        return self.score_by == "loss"
+
+    @property
+    def by_features(self) -> bool:
+        """Whether the policy judges rows by features, not by one number."""
+        return self.policy in ("herding", "closest_to_centre")
+
+    def broken_rules(self) -> Iterator[str]:
+        """Storage and path, policy and partitions, policy and score."""
+        if self.storage == "mmap" and self.path is None:
+            yield f"{self.KEY_PATH}.path is missing: storage 'mmap' keeps rows in files, so name their folder"
+        if self.storage != "mmap" and self.path is not None:
+            yield (
+                f"{self.KEY_PATH}.path has no use with {self.KEY_PATH}.storage '{self.storage}'; "
+                "leave it out or set the storage to 'mmap'"
+            )
+        if self.policy == "balanced" and self.partition_by is None:
+            yield (
+                f"{self.KEY_PATH}.partition_by is missing: policy 'balanced' shares the buffer between "
+                "partitions, so name the batch field that tells them apart"
+            )
+        if (self.by_features or self.policy == "score") and self.score_by is None:
+            yield (
+                f"{self.KEY_PATH}.score_by is missing: policy '{self.policy}' judges rows by it, so name a "
+                "floating-point batch field" + (", or 'loss'" if self.policy == "score" else " of features")
+            )
+        if self.by_features and self.by_loss:
+            yield f"{self.KEY_PATH}.score_by is 'loss', and policy '{self.policy}' needs a batch field of features"

@@ -1,0 +1,46 @@
+"""Types of keys that several sections share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+__all__ = ["LONGEST_WAIT_S", "Name", "PartitionWeights"]
+
+LONGEST_WAIT_S = 1e9  # stays an int64 when it is turned into nanoseconds
+
+KEY = re.compile(r"-?\d{1,19}")
+
+
+def _refuse_auto(name: str) -> str:
+    if name == "auto":
+        raise PydanticCustomError("auto", "Input should be a name")
+    return name
+
+
+def _by_text(weights: Any) -> Any:
+    """Partition keys as JSON writes them."""
+    if not isinstance(weights, Mapping):
+        return weights
+    keys = {str(key): float(value) if type(value) is int else value for key, value in weights.items()}
+    if not all(KEY.fullmatch(key) and -(1 << 63) <= int(key) < 1 << 63 for key in keys):
+        raise PydanticCustomError("partition", 'Keys should be those of partitions, such as "3"')
+    return {str(int(key)): value for key, value in keys.items()}
+
+
+def _some(weights: dict[str, float]) -> dict[str, float]:
+    if not any(weights.values()):
+        raise PydanticCustomError("no_weight", "At least one partition should have a weight above 0")
+    return weights
+
+
+Name = Annotated[str, Field(min_length=1), AfterValidator(_refuse_auto)]
+
+PartitionWeights = Annotated[
+    dict[str, Annotated[float, Field(ge=0, le=1e6)]], BeforeValidator(_by_text), AfterValidator(_some)
+]
+"""A weight by partition key."""

@@ -1,0 +1,120 @@
+"""The keys that say which rows are replayed, how many, and what for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, TypeAlias
+
+from pydantic import Discriminator, Field, Tag
+
+from rehearsal_plugin.config.names import Name, PartitionWeights
+from rehearsal_plugin.config.section import Section
+from rehearsal_plugin.config.size import INT64
+
+__all__ = ["GuardConfig", "PaddingConfig", "RatioSchedule", "SamplingConfig", "StrategyConfig"]
+
+
+Weights: TypeAlias = Annotated[
+    Annotated[Literal["uniform", "balanced", "score"], Tag("<name>")] | Annotated[PartitionWeights, Tag("<mixture>")],
+    Discriminator(lambda weights: "<mixture>" if isinstance(weights, Mapping) else "<name>"),
+]
+
+
+class SamplingConfig(Section):
+    """Which stored rows are replayed."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal.sampling"
+
+    scope: Literal["global", "local"] = Field(
+        default="global", description="Draw from the rows of all ranks, or from each rank's own."
+    )
+    weights: Weights = Field(
+        default="uniform",
+        description="The same chance for every stored row, for every partition, or in proportion to the row's "
+        "buffer.score_by; a row can then come several times in one draw. Or the share of each partition in what is "
+        'replayed, as {"0": 3, "1": 1}; partitions that are not named get none.',
+    )
+
+    @property
+    def mixture(self) -> dict[int, float] | None:
+        """The weight of each partition, where they are given one by one."""
+        return None if isinstance(self.weights, str) else {int(key): value for key, value in self.weights.items()}
+
+
+class StrategyConfig(Section):
+    """What the replayed rows are used for."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal.strategy"
+
+    name: Name = Field(
+        default="er",
+        description="'er' (trained on like new rows), 'der' and 'der++' (held to the outputs recorded when they were "
+        "seen), 'x-der' ('der++' whose records are refreshed), 'er-ace' (new classes compete among themselves), 'topk' "
+        "(distillation from the k largest logits), or a registered strategy of your own.",
+    )
+    loss_weight: float = Field(default=1.0, ge=0, le=1e6, description="Weight of replayed rows in 'er' and 'er-ace'.")
+    alpha: float = Field(default=0.5, ge=0, le=1e6, description="Weight of the distance to recorded outputs.")
+    beta: float = Field(
+        default=0.5, ge=0, le=1e6, description="Weight of the task's loss on the second draw of 'der++' and 'x-der'."
+    )
+    gamma: float = Field(
+        default=0.75,
+        ge=0,
+        le=1e6,
+        description="Bound of refreshed scores in 'x-der', against that of the row's own class.",
+    )
+    partition_weights: PartitionWeights | None = Field(
+        default=None,
+        description="What replayed rows of each partition count for in the loss together, whatever share of the rows "
+        "they are; partitions that are not named count as they come.",
+    )
+    outputs: Annotated[list[Name], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Dotted names of the model's outputs that are recorded; every tensor with the batch dimension when "
+        "left out. A lone tensor is called 'output'.",
+    )
+    k: int = Field(default=16, ge=1, lt=INT64, description="Logits that 'topk' keeps of each position.")
+    transform: Literal["replayed", "all"] = Field(
+        default="replayed",
+        description="Which rows go through the transform given to the rehearsal: replayed ones, so that new rows are "
+        "stored, and their outputs recorded, as the model saw them; or all, so that raw rows are stored with the "
+        "outputs of transformed ones.",
+    )
+
+
+class PaddingConfig(Section):
+    """Rows of different length: fields that are padded behind, and what with."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal.padding"
+
+    length: int = Field(ge=1, lt=1 << 31, description="The longest row, in positions of dimension 1 of the batch.")
+    values: Annotated[dict[Name, float], Field(min_length=1)] = Field(
+        description="Dotted names of the batch fields that have the length of the row, and what each is padded with."
+    )
+
+
+class RatioSchedule(Section):
+    """A ratio that changes in equal steps."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal.ratio_schedule"
+
+    to: float = Field(ge=0, lt=1, description="The ratio at the end.")
+    steps: int = Field(ge=1, lt=INT64, description="Optimizer steps from 'ratio' to it, counted from 'start_step'.")
+
+
+class GuardConfig(Section):
+    """What happens when the loss on replayed rows rises."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal.guard"
+
+    bound: float = Field(
+        default=1.1, gt=1, le=1e6, description="How many times its lowest value the mean loss on replayed rows may be."
+    )
+    window: int = Field(default=100, ge=1, lt=INT64, description="Measured steps that the mean is taken over.")
+    action: Literal["warn", "raise_ratio", "stop"] = Field(
+        default="warn",
+        description="A warning; a higher ratio, step by step up to 'most'; or the end of the job with an error that "
+        "names the last good checkpoint.",
+    )
+    factor: float = Field(default=1.5, gt=1, le=1e3, description="By which 'raise_ratio' multiplies the ratio.")
+    most: float = Field(default=0.5, gt=0, lt=1, description="The highest ratio that 'raise_ratio' leads to.")
