@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,7 @@ from torch import Tensor
 from rehearsal_plugin.answers import Answers
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.checkpoint import Saver, content_of, resume
-from rehearsal_plugin.config import ConfigSource, RehearsalConfig
+from rehearsal_plugin.config import ConfigSource, RehearsalConfig, SamplingConfig
 from rehearsal_plugin.errors import CheckpointError, ClosedError, ConfigError
 from rehearsal_plugin.micro_batch import MicroBatch
 from rehearsal_plugin.nesting import without
@@ -227,6 +227,23 @@ class Rehearsal:
     def due(self) -> int:
         """Rows that the next `augment` will add, for callers that make room themselves."""
         return self._supply.due
+
+    def reweigh(self, weights: Mapping[Any, float]) -> None:
+        """Change the mixture while the job runs, as soon as all ranks have been told the same.
+
+        Args:
+            weights: What `sampling.weights` takes: the share of each partition in what is replayed, by its key.
+
+        Raises:
+            ConfigError: They are no weights, or rows are not drawn by partition.
+        """
+        if self.config.sampling.weights in ("uniform", "score"):
+            raise ConfigError(
+                f"rehearsal.sampling.weights is '{self.config.sampling.weights}', so ranks do not know each other's "
+                "partitions; start the job with 'balanced' or with weights by partition"
+            )
+        SamplingConfig(weights=dict(weights))
+        self._supply.reweigh(weights)
 
     def metrics(self) -> dict[str, float]:
         """Totals since the start on this rank, by name; see `metrics.Metrics` for names and units.

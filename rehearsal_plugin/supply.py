@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
+from rehearsal_plugin.census import NOTES
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import ExchangeError
 from rehearsal_plugin.metrics import Metrics
@@ -20,6 +22,7 @@ from rehearsal_plugin.representatives import Representatives, Share
 from rehearsal_plugin.rng import Purpose, generator
 from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.schedule import Schedule
+from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.transport import LocalTransport, Transport, wait
 
 __all__ = ["Supply"]
@@ -57,6 +60,8 @@ class Supply:
         self._ready: Representatives | None = None
         self._spent: Representatives | None = None
         self._amounts: list[int] = []  # of the micro-batches since the last exchange
+        self._words = [0] * (NOTES - 1)
+        self._proposed: Mapping[Any, float] | None = None
         self._asked: deque[list[int]] = deque()  # shares asked for with each exchange, oldest first
         self._begin()
 
@@ -108,6 +113,22 @@ class Supply:
         """Note a micro-batch that the model sees, by the rows or tokens that the ratio is a share of."""
         self._amounts.append(amount)
 
+    def announce(self, words: Sequence[int]) -> None:
+        """Set what this rank tells the others with every exchange from the next on: `NOTES - 1` integers."""
+        self._words = [int(word) for word in words]
+
+    @property
+    def announced(self) -> IntArray:
+        """What ranks told with the last exchange that was collected, `[ranks, NOTES - 1]` int64; alike on all ranks."""
+        nothing = np.zeros((1, NOTES - 1), dtype=np.int64)
+        return nothing if self.pipeline is None else self.pipeline.announced
+
+    def reweigh(self, weights: Mapping[Any, float]) -> None:
+        """See `Rehearsal.reweigh`."""
+        self._proposed = weights
+        if self.pipeline is not None:
+            self.pipeline.mixture.propose(weights)
+
     def collect(self) -> None:
         """Wait for the exchange in flight; what it brought is ready then.
 
@@ -138,7 +159,8 @@ class Supply:
         self._amounts.clear()
         self._asked.append(shares)
         spent, self._spent = self._spent, None
-        self.pipeline.launch(sum(shares), spent.refresh() if self._refreshes and spent is not None else None)
+        refresh = spent.refresh() if self._refreshes and spent is not None else None
+        self.pipeline.launch(sum(shares), refresh, self._words)
 
     def drain(self) -> None:
         """Wait until the exchange in flight, if any, has ended.
@@ -193,6 +215,7 @@ class Supply:
             "ready": None if self._ready is None else self._ready.state_dict(),
             "spent": None if self._spent is None else self._spent.state_dict(),
             "metrics": self.metrics.state_dict(),
+            "words": list(self._words),
             "pipeline": pipeline,
         }
 
@@ -214,6 +237,7 @@ class Supply:
         self.metrics.load_state_dict(state["metrics"])
         self.schedule.load_state_dict(state["schedule"])
         self._amounts = [int(amount) for amount in state["amounts"]]
+        self._words = list(state["words"])
         self._asked = deque([[int(share) for share in shares] for shares in state["asked"]])
         if layout is None or rows is None:
             return
@@ -297,7 +321,7 @@ class Supply:
         return RehearsalBuffer(self._config.buffer, layout, rank=self.rank, seed=self._config.seed)
 
     def _make_pipeline(self, buffer: RehearsalBuffer, device: torch.device) -> Pipeline:
-        return Pipeline(
+        pipeline = Pipeline(
             self._config,
             self._transport,
             buffer,
@@ -307,3 +331,6 @@ class Supply:
             turns=self._turns,
             step=self._first_step,
         )
+        if self._proposed is not None:
+            pipeline.mixture.propose(self._proposed)
+        return pipeline

@@ -48,7 +48,8 @@ def run_tests(written: Path, *, quick: bool) -> int:
     """Run the marked tests; their results go to `written`, as JUnit writes them."""
     marks = f"({MARKS}) and not horovod" if quick else MARKS
     limit = () if quick else ("--timeout", "7200")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, *limit, "--junitxml", str(written)]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", marks, *limit]
+    command += ["-o", "junit_family=xunit1", "--junitxml", str(written)]
     environment = {**os.environ, **(QUICK if quick else LONG), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=environment, timeout=LONGEST_S, check=False).returncode
 

@@ -56,7 +56,7 @@ EVERY_KEY: dict[str, Any] = {
     "fields": ["inputs", "labels", "doubts"],
     "hidden": ["doubts"],
     "padding": {"length": 128, "values": {"inputs": 0}},
-    "sampling": {"scope": "local", "weights": "balanced"},
+    "sampling": {"scope": "local", "weights": "balanced", "weights_file": "mixture.json"},
     "strategy": {
         "name": "topk",
         "loss_weight": 0.5,
@@ -113,7 +113,7 @@ def test_an_empty_section_takes_the_documented_defaults() -> None:
         "fields": None,
         "hidden": None,
         "padding": None,
-        "sampling": {"scope": "global", "weights": "uniform"},
+        "sampling": {"scope": "global", "weights": "uniform", "weights_file": None},
         "strategy": {
             "name": "er",
             "loss_weight": 1.0,
@@ -364,7 +364,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one(block: Any, wrong:
 
 def test_an_unknown_key_like_no_other_is_refused_with_all_keys() -> None:
     assert refusal({"sampling": {"zzz": 1}}) == (
-        "rehearsal.sampling.zzz is not a key of the section; it has the keys scope, weights"
+        "rehearsal.sampling.zzz is not a key of the section; it has the keys scope, weights, weights_file"
     )
 
 

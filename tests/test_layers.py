@@ -28,6 +28,7 @@ LAYERS = [
     "occupancy",
     "policies",
     "sampling",
+    "mixture",
     "journal",
     "buffer",
     "census",

@@ -35,6 +35,12 @@ class SamplingConfig(Section):
         'replayed, as {"0": 3, "1": 1}; partitions that are not named get none.',
     )
 
+    weights_file: Name | None = Field(
+        default=None,
+        description="A JSON or YAML file with weights by partition, looked at in every step; whoever changes it "
+        "changes the mixture of the running job.",
+    )
+
     @property
     def mixture(self) -> dict[int, float] | None:
         """The weight of each partition, where they are given one by one."""
