@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,18 +15,20 @@ from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.census import NOTES
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import ExchangeError
+from rehearsal_plugin.guard import Guard
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.pipeline import Pipeline
 from rehearsal_plugin.representatives import Representatives, Share
 from rehearsal_plugin.rng import Purpose, generator
 from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.schedule import Schedule
-from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.transport import LocalTransport, Transport, wait
 
 __all__ = ["Supply"]
 
 LOG = logging.getLogger(__name__)
+
+FIXED_POINT = 1 << 20  # losses travel as integers
 
 LEAD = 3  # steps from asking for rows to seeing them, at most (a loop of update() needs one less)
 
@@ -47,6 +48,7 @@ class Supply:
         alone: Whether an exchange failed, and this rank goes on by itself.
         metrics: What is counted and timed.
         schedule: How many rows are asked for.
+        guard: Watches the loss on replayed rows; None for nobody.
         pipeline: This rank's buffer, exchange and worker; None until the first rows.
     """
 
@@ -60,7 +62,9 @@ class Supply:
         self._ready: Representatives | None = None
         self._spent: Representatives | None = None
         self._amounts: list[int] = []  # of the micro-batches since the last exchange
-        self._words = [0] * (NOTES - 1)
+        self._words = [0] * (NOTES - 1)  # sum and weight of the losses measured last, and how often it was done
+        self._heard = 0
+        self.guard = None if config.guard is None else Guard(config.guard, transport.rank)
         self._proposed: Mapping[Any, float] | None = None
         self._asked: deque[list[int]] = deque()  # shares asked for with each exchange, oldest first
         self._begin()
@@ -113,15 +117,9 @@ class Supply:
         """Note a micro-batch that the model sees, by the rows or tokens that the ratio is a share of."""
         self._amounts.append(amount)
 
-    def announce(self, words: Sequence[int]) -> None:
-        """Set what this rank tells the others with every exchange from the next on: `NOTES - 1` integers."""
-        self._words = [int(word) for word in words]
-
-    @property
-    def announced(self) -> IntArray:
-        """What ranks told with the last exchange that was collected, `[ranks, NOTES - 1]` int64; alike on all ranks."""
-        nothing = np.zeros((1, NOTES - 1), dtype=np.int64)
-        return nothing if self.pipeline is None else self.pipeline.announced
+    def measured(self, total: float, weight: float) -> None:
+        """Tell the others, with the next exchange, the sum of losses on replayed rows, and what it is divided by."""
+        self._words = [round(total * FIXED_POINT), round(weight * FIXED_POINT), self._words[2] + 1]
 
     def reweigh(self, weights: Mapping[Any, float]) -> None:
         """See `Rehearsal.reweigh`."""
@@ -142,6 +140,7 @@ class Supply:
         except ExchangeError as error:
             self._fail(error)
             return
+        self._watch()
         # Only now: the job that just ended might have been given the same device memory.
         self._spent, self._ready = self._ready, None
         shares = self._asked.popleft()
@@ -216,6 +215,8 @@ class Supply:
             "spent": None if self._spent is None else self._spent.state_dict(),
             "metrics": self.metrics.state_dict(),
             "words": list(self._words),
+            "heard": self._heard,
+            "guard": None if self.guard is None else self.guard.state_dict(),
             "pipeline": pipeline,
         }
 
@@ -237,7 +238,9 @@ class Supply:
         self.metrics.load_state_dict(state["metrics"])
         self.schedule.load_state_dict(state["schedule"])
         self._amounts = [int(amount) for amount in state["amounts"]]
-        self._words = list(state["words"])
+        self._words, self._heard = list(state["words"]), int(state["heard"])
+        if self.guard is not None and state["guard"] is not None:
+            self.guard.load_state_dict(state["guard"])
         self._asked = deque([[int(share) for share in shares] for shares in state["asked"]])
         if layout is None or rows is None:
             return
@@ -288,6 +291,21 @@ class Supply:
                 self.pipeline.close(drain_s)
         finally:
             self._transport.close()
+
+    def _watch(self) -> None:
+        """Have the guard hear what all ranks measured, as soon as all have told of it.
+
+        Raises:
+            ForgettingError: The guard ends the job.
+        """
+        if self.guard is None or self.pipeline is None:
+            return
+        total, weight, count = self.pipeline.announced.T
+        if count.min() <= self._heard:
+            return
+        self._heard = int(count.min())
+        if weight.sum():
+            self.guard.hear(float(total.sum() / weight.sum()), self.pipeline.step, self.schedule)
 
     @property
     def _started(self) -> bool:

@@ -72,7 +72,7 @@ EVERY_KEY: dict[str, Any] = {
     "checkpoint": {"enabled": False, "asynchronous": True, "incremental": True, "write_timeout_s": 60.0},
     "non_finite": "skip",
     "losses_every": 10,
-    "guard": {"bound": 1.2, "window": 50, "action": "raise_ratio", "factor": 2.0, "most": 0.4},
+    "guard": {"bound": 1.2, "window": 50, "action": "raise_ratio", "partitions": [0], "factor": 2.0, "most": 0.4},
     "start_step": 300,
     "seed": 7,
 }

@@ -75,8 +75,10 @@ def check_progress(progress: Mapping[str, Any], form: Form | None, buffer: Mappi
     _wholes(supply["amounts"], MOST)
     if not isinstance(supply["words"], list) or len(supply["words"]) != NOTES - 1:
         raise ValueError("other notes than there is room for")
-    for word in supply["words"]:
+    for word in (*supply["words"], supply["heard"]):
         _whole(word, -LARGEST, LARGEST)
+    if supply["guard"] is not None:
+        _check_guard(supply["guard"])
     in_flight = pipeline is not None and pipeline["in_flight"]
     if not isinstance(in_flight, bool) or len(supply["asked"]) != 1 + in_flight:
         raise ValueError("another number of requests than there are exchanges on their way")
@@ -194,6 +196,14 @@ def _array(value: Any, dtype: Any, shape: Sequence[int | None], least: int | Non
     if least is not None and value.size and not (least <= int(value.min()) and int(value.max()) <= most):
         raise ValueError(f"numbers that are not from {least} to {most}")
     return len(value)
+
+
+def _check_guard(guard: Mapping[str, Any]) -> None:
+    numbers = [*guard["window"], *([] if guard["best"] is None else [guard["best"]])]
+    if not all(type(number) is float for number in numbers) or type(guard["exceeded"]) is not bool:
+        raise ValueError("losses that are no numbers")
+    if guard["good"] is not None and not isinstance(guard["good"], str):
+        raise ValueError(f"{guard['good']!r} is no folder")
 
 
 def _check_weights(weights: Any) -> None:

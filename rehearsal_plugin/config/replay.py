@@ -122,5 +122,8 @@ class GuardConfig(Section):
         description="A warning; a higher ratio, step by step up to 'most'; or the end of the job with an error that "
         "names the last good checkpoint.",
     )
+    partitions: Annotated[list[int], Field(min_length=1)] | None = Field(
+        default=None, description="Keys of the partitions whose replayed rows are watched; all when left out."
+    )
     factor: float = Field(default=1.5, gt=1, le=1e3, description="By which 'raise_ratio' multiplies the ratio.")
     most: float = Field(default=0.5, gt=0, lt=1, description="The highest ratio that 'raise_ratio' leads to.")
