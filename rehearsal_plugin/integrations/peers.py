@@ -15,10 +15,11 @@ from typing import Any
 import torch.distributed as dist
 
 from rehearsal_plugin.checkpoint import Fingerprint
+from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import BatchError, CheckpointError, ConfigError
 from rehearsal_plugin.rehearsal import Rehearsal
 
-__all__ = ["Peers", "data_parallel_ranks"]
+__all__ = ["Peers", "check_sequence_parallelism", "data_parallel_ranks", "peers_of"]
 
 
 @dataclass(frozen=True)
@@ -135,19 +136,51 @@ class Peers:
 
     def _target(self, folder: Path, reports: Sequence[Report]) -> Path | None:
         """Where this rank saves; None where a peer does it."""
-        rank = dist.get_rank()
+        own = reports[dist.get_rank()]
         places = {report.place for report in reports}
         kinds = {(report.place, report.held) for report in reports}
+        if own.place is None:
+            return None
         if len(kinds) > len(places):
             return folder / self._name(reports)
-        writers = {report.place: report.rank for report in reversed(reports)}
-        return folder if rank in writers.values() else None
+        first = next(report for report in reports if report.place == own.place)
+        return folder if first is own else None
 
     def _name(self, reports: Sequence[Report]) -> str:
         """The folder of this rank where peers hold different parts of the samples."""
         rank = dist.get_rank()
         peers = [report.rank for report in reports if report.place == reports[rank].place]
         return f"rehearsal-peer{peers.index(rank)}-of-{len(peers)}"
+
+
+def check_sequence_parallelism(engine: Any, config: RehearsalConfig) -> None:
+    """Refuse what cannot be done with parts of samples.
+
+    Args:
+        engine: A DeepSpeed engine.
+        config: The `rehearsal` section.
+
+    Raises:
+        ConfigError: Peers would see rows of different length.
+    """
+    if engine.sequence_parallel_size > 1 and config.padding is not None:
+        raise ConfigError(
+            "rehearsal.padding cuts a batch to its longest row, and the parts of it that sequence-parallel ranks have "
+            "would end at different places; pad all rows to one length in the loader, and leave it out"
+        )
+
+
+def peers_of(engine: Any, rehearsal: Rehearsal | None, ranks: Sequence[int]) -> Peers | None:
+    """The peers of this rank; None where every rank of the job sees samples of its own.
+
+    Args:
+        engine: A DeepSpeed engine.
+        rehearsal: As for `Peers`.
+        ranks: What `data_parallel_ranks` gave.
+    """
+    if len(ranks) == dist.get_world_size():
+        return None
+    return Peers(rehearsal, ranks, sharded=engine.sequence_parallel_size > 1)
 
 
 def data_parallel_ranks(engine: Any) -> list[int]:
