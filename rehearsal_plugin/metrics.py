@@ -24,6 +24,8 @@ class Metrics:
         steps: Exchanges launched.
         rows_offered: Candidates offered to this rank's buffer.
         rows_admitted: Of those, rows that were stored.
+        rows_duplicate: Candidates that were not offered, because this rank's buffer held their content
+            (`buffer.deduplicate`).
         rows_stored: Rows stored now.
         rows_replayed: Rows added to batches.
         rows_displaced: Rows of the batch that made room for replayed ones (`mode: replace` at forward).
@@ -42,6 +44,7 @@ class Metrics:
     steps: int = 0
     rows_offered: int = 0
     rows_admitted: int = 0
+    rows_duplicate: int = 0
     rows_stored: int = 0
     rows_replayed: int = 0
     rows_displaced: int = 0
@@ -78,7 +81,7 @@ class Metrics:
         """Go on counting from what `state_dict` gave."""
         self.replayed_by_partition = Counter({int(key): int(rows) for key, rows in state["replayed_by_partition"]})
         totals = {name: type(value) for name, value in vars(self).items() if isinstance(value, (int, float))}
-        vars(self).update({name: kind(state[name]) for name, kind in totals.items()})
+        vars(self).update({name: kind(state.get(name, 0)) for name, kind in totals.items()})
 
     def flat(self) -> dict[str, float]:
         """Name to number; partitions as `rows_replayed/<key>`."""

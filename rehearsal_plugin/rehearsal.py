@@ -21,12 +21,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rehearsal_plugin.answers import Answers
 from rehearsal_plugin.buffer import RehearsalBuffer
-from rehearsal_plugin.checkpoint import Saver, content_of, resume
+from rehearsal_plugin.checkpoint import Saver, content_of, preload, resume
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig
 from rehearsal_plugin.errors import CheckpointError, ClosedError, ConfigError
 from rehearsal_plugin.micro_batch import MicroBatch
@@ -79,7 +80,7 @@ class Rehearsal:
         self._layout: RowLayout | None = None
         self._answers = Answers(self.config, self.strategy, self._supply)
         self._saver = Saver(self.config.checkpoint.write_timeout_s)
-        self._closed = False
+        self._preloaded = self._commits = self._closed = False
         atexit.register(self.close, drain_s=1.0)
 
     @property
@@ -251,6 +252,7 @@ class Rehearsal:
         Raises:
             ExchangeError: The exchange in flight failed.
         """
+        self._commits = True
         self._supply.commit()
 
     def rollback(self) -> None:
@@ -267,6 +269,9 @@ class Rehearsal:
         """
         self._answers.clear()
         self._supply.restart(step, connect)
+        if self._preloaded and step == 0:  # together with the ranks that had no part in it
+            self._supply.reset(0)
+            self._layout, self._preloaded = None, False
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Save this rank's rows and everything that the next steps depend on; all ranks must save at the same step.
@@ -312,7 +317,7 @@ class Rehearsal:
         self._check_open()
         self._saver.wait()
         self._answers.clear()
-        self._layout = None
+        self._layout, self._preloaded = None, False
         return resume(Path(folder), self.config, self._supply, self.strategy, step=step, missing_ok=missing_ok)
 
     def close(self, drain_s: float | None = None) -> None:
@@ -342,20 +347,37 @@ class Rehearsal:
     def _first_layout(self, batch: Any) -> RowLayout:
         """The layout of the first batch; that of rows from a checkpoint gets its nesting."""
         layout = RowLayout.infer(batch, self.config.fields)
+        if self.config.buffer.preload is not None and self.buffer is None and self.steps == 0:
+            self._preload(layout.columns(batch)[0].device)
         if self.buffer is None:
             return layout
-        if self.buffer.layout.fields != layout.fields:
-            loaded, given = (
-                [(field.name, str(field.dtype), field.shape) for field in one.fields]
-                for one in (self.buffer.layout, layout)
-            )
-            raise CheckpointError(
-                f"the checkpoint holds rows of {loaded}, and the batch has {given}; give batches of the same fields in "
-                "the same order, or start with an empty buffer"
-            )
         stored = self.buffer.layout
+        loaded, given = (
+            {field.name: (str(field.dtype), field.shape) for field in one.fields} for one in (stored, layout)
+        )
+        if loaded != given:
+            raise CheckpointError(
+                f"the checkpoint holds rows of {loaded}, and the batch has {given}; give batches of the same fields, "
+                "or start with an empty buffer"
+            )
+        layout = replace(layout, fields=stored.fields)  # which may be in another order
         self.buffer.layout = replace(layout, state=stored.state, row_bytes=stored.row_bytes)
         return layout
+
+    def _preload(self, device: torch.device) -> None:
+        """Begin with rows of another job; `device` is where batches live."""
+        folder = self.config.buffer.preload
+        assert folder is not None  # whoever calls has asked
+        try:
+            preload(Path(folder), self.config, self._supply, self.strategy, device)
+            if self._commits:  # a rollback returns to these rows, not to none
+                self._supply.commit()
+        except BaseException as error:
+            self._supply.reset(0)
+            if isinstance(error, CheckpointError):
+                raise CheckpointError(f"rehearsal.buffer.preload: {error}") from error
+            raise
+        self._preloaded = True
 
     def _weigh(self, batch: Any, new: int, share: Share | None) -> None:
         """Tell the schedule how much the model sees: `new` rows of the batch, and the replayed ones."""

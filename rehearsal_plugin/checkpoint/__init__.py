@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rehearsal_plugin.checkpoint.resume import content_of, resume
+from rehearsal_plugin.checkpoint.resume import content_of, preload, resume
 from rehearsal_plugin.checkpoint.saver import Saver
 
-__all__ = ["Saver", "content_of", "resume"]
+__all__ = ["Saver", "content_of", "preload", "resume"]
