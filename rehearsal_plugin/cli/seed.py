@@ -65,6 +65,8 @@ def seed(
         if length is None:
             raise typer.BadParameter("--tokenizer needs --length")
         batches = packed_texts(named, load_tokenizer(tokenizer, eos), length, text_key)
+    elif any(path.suffix in (".txt", ".jsonl") for path in named):
+        raise typer.BadParameter("texts need --tokenizer and --length")
     else:
         batches = columns(named, chosen, _dtypes(cast or []))
     sample = Sample(rows, fields=chosen, constants=_integers(partition or []), seed=random_seed)
