@@ -22,7 +22,7 @@ from tests.witness import BATCH, BLOCK, Failure, Witness, config_of, engine_of, 
 
 pytest.importorskip("deepspeed")
 
-SAVED, RESUMED = 15, 10  # optimizer steps before a checkpoint, and after it
+SAVED, RESUMED = 10, 6  # optimizer steps before a checkpoint, and after it
 SECTION = {**BLOCK, "ratio": 0.4, "exchange": {"timeout_s": 20}}
 
 
@@ -128,7 +128,7 @@ def tensor(folder: Path, **section: Any) -> dict[str, Any]:
 
 def strayed(folder: Path) -> str:
     """From the second step on, each rank goes by its own number."""
-    engine = engine_of(config_of(SECTION, stage=1, tensor_parallel=TENSOR), Split())
+    engine = engine_of(config_of(SECTION, tensor_parallel=TENSOR), Split())
     fed(engine, range(1))
     fed(engine, range(1, 3), owner=dist.get_rank())
     return message(BatchError, lambda: engine.save_checkpoint(shared(folder)))
@@ -146,13 +146,13 @@ TENSOR_SCENARIOS = {
 
 def sequence(folder: Path) -> dict[str, Any]:
     """Both peers see whole samples, as where the model itself takes its part."""
-    return resumed(folder, config_of(SECTION, stage=1, **MESH), Witness)
+    return resumed(folder, config_of(SECTION, **MESH), Witness)
 
 
 def parts(folder: Path) -> dict[str, Any]:
     """Each peer sees its part of the samples, as where the loader cuts them."""
     half = dist.get_rank() % 2
-    return resumed(folder, config_of(SECTION, stage=1, **MESH), partial(Part, half), half=half)
+    return resumed(folder, config_of(SECTION, **MESH), partial(Part, half), half=half)
 
 
 def unreadable(folder: Path) -> str:
@@ -196,7 +196,7 @@ def ulysses(folder: Path) -> dict[str, Any]:
 
     deepspeed.init_distributed()
     parallel_state_sp.initialize_sequence_parallel(2)
-    config = config_of(SECTION, stage=1, train_batch_size=2 * BATCH)
+    config = config_of(SECTION, train_batch_size=2 * BATCH)
     engine = engine_of(config, mpu=parallel_state_sp)
     assert engine.data_parallel_group is None
     fed(engine, range(SAVED))
