@@ -14,6 +14,7 @@ from rehearsal_plugin.errors import (
     DataError,
     ExchangeError,
     ExchangeTimeout,
+    ForgettingError,
     MissingDependencyError,
     RehearsalError,
     StorageError,
@@ -31,6 +32,7 @@ __all__ = [
     "DataError",
     "ExchangeError",
     "ExchangeTimeout",
+    "ForgettingError",
     "Handle",
     "HorovodTransport",
     "LocalTransport",
@@ -55,3 +57,12 @@ def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
     from rehearsal_plugin.integrations import deepspeed
 
     return deepspeed.initialize(*args, **kwargs)
+
+
+def __getattr__(name: str) -> Any:
+    """`RehearsalCallback` needs transformers, which is imported only then."""
+    if name == "RehearsalCallback":
+        from rehearsal_plugin.integrations.transformers import RehearsalCallback
+
+        return RehearsalCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ __all__ = [
     "DataError",
     "ExchangeError",
     "ExchangeTimeout",
+    "ForgettingError",
     "MissingDependencyError",
     "RehearsalError",
     "StorageError",
@@ -46,6 +47,10 @@ class ExchangeError(RehearsalError, RuntimeError):
 
 class ExchangeTimeout(ExchangeError, TimeoutError):
     """The exchange did not end within `exchange.timeout_s`."""
+
+
+class ForgettingError(RehearsalError, RuntimeError):
+    """The model forgets more than `guard` allows; the message names the last checkpoint from before."""
 
 
 class ClosedError(RehearsalError, RuntimeError):
