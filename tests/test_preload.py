@@ -455,3 +455,24 @@ def test_ranks_of_horovod_share_them_out(tmp_path: Path) -> None:
     for seen, _ in results:
         assert [len(rows) - SIZE for rows in seen] == [0] * 3 + [6] * 5
         assert {row for rows in seen for row in rows} & set(OLD_ROWS)
+
+
+@pytest.mark.horovod
+def test_a_survivor_of_an_elastic_job_keeps_them_even_before_the_first_commit(tmp_path: Path) -> None:
+    pytest.importorskip("horovod.torch")
+    from tests.test_horovod_elastic import ALL, SCRIPT, SECTION, Elastic
+
+    ids, sample = torch.tensor(OLD_ROWS), Sample()
+    sample.offer({"x": torch.stack((ids, -ids), 1).float(), "id": ids, "label": ids % 5})
+    sample.save(tmp_path / "old")
+    job = Elastic(tmp_path, ALL[:2])
+    job.config.write_text(SECTION.replace("capacity: 40", f"capacity: 40, preload: {tmp_path / 'old'}"))
+    job.run(2, SCRIPT, "--out", tmp_path, "--attach", job.config, "--steps", 6, "--kill", 2, "--want", 1).succeeded()
+    (notes,) = [lines for lines in job.notes().values() if lines[-1]["what"] == "end"]
+    first, again = (note for note in notes if note["what"] == "enter")
+    assert first["stored"] == [], "no batch has come"
+    share = again["stored"][0]
+    assert len(share) == AMOUNT // 2
+    assert set(share) <= set(OLD_ROWS)
+    replayed = {row for note in notes if note["what"] == "step" and note["size"] == 1 for row in note["seen"][SIZE:]}
+    assert replayed & set(share)
