@@ -12,7 +12,8 @@ from torch import Tensor
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.micro_batch import MicroBatch, no_criterion
-from rehearsal_plugin.rows import RowLayout, map_leaves
+from rehearsal_plugin.nesting import map_leaves
+from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import Criterion
 from rehearsal_plugin.supply import Supply

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.errors import BatchError, ConfigError
+from rehearsal_plugin.nesting import map_leaves
 from rehearsal_plugin.representatives import Share
-from rehearsal_plugin.rows import RowLayout, map_leaves
+from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import Criterion, tensors_of
 

@@ -30,6 +30,8 @@ from rehearsal_plugin.checkpoint import Saver, content_of, resume
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig
 from rehearsal_plugin.errors import CheckpointError, ClosedError, ConfigError
 from rehearsal_plugin.micro_batch import MicroBatch
+from rehearsal_plugin.nesting import without
+from rehearsal_plugin.padding import Padding
 from rehearsal_plugin.representatives import Share
 from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.strategies import ScoredByLoss, make_strategy
@@ -58,6 +60,7 @@ class Rehearsal:
     Attributes:
         config: The section as a `RehearsalConfig`.
         strategy: What replayed rows are used for.
+        padding: How rows of different length are stored; None where all have the same.
 
     Raises:
         ConfigError: The section cannot be used.
@@ -72,6 +75,7 @@ class Rehearsal:
         self._transform = transform
         transport = transport or _default_transport(self.config)
         self._supply = Supply(self.config, transport, self.strategy.draws, self.strategy.refreshes)
+        self.padding = None if self.config.padding is None else Padding(self.config.padding)
         self._layout: RowLayout | None = None
         self._answers = Answers(self.config, self.strategy, self._supply)
         self._saver = Saver(self.config.checkpoint.write_timeout_s)
@@ -139,22 +143,25 @@ class Rehearsal:
         self._check_open()
         if not ahead:
             self._answers.check()
-        layout = self._layout = self._layout or self._first_layout(batch)
-        columns = layout.columns(batch)
+        stored = batch if self.padding is None else self.padding.widen(batch)
+        layout = self._layout = self._layout or self._first_layout(stored)
+        columns = layout.columns(stored)
         size, replacing = len(columns[0]), self.config.mode == "replace"
+        if not self.strategy.records:
+            self._supply.stage(columns, layout, {})  # first: rows that it refuses must leave no trace
         share = self._supply.take(size if replacing and displace else None)
-        replayed = 0 if share is None else len(share.rows)
-        displaced = replayed if replacing and displace else 0
-        self._supply.seen(size + replayed - displaced if replacing else size)
+        displaced = len(share.rows) if share is not None and replacing and displace else 0
         new = size - displaced
-        if self.strategy.records:  # only what the model sees has outputs, and it has them later
-            own = [column[:new].clone() for column in columns]  # whoever gave the batch may change it until then
-        else:
-            own = []
-            self._supply.stage(columns, layout, {})
+        self._weigh(batch, new, share)
+        # Only what the model sees has outputs, and it has them later; whoever gave the batch may change it until then.
+        own = [column[:new].clone() for column in columns] if self.strategy.records else []
         self._answers.expect(MicroBatch(own, new, share, self.strategy.draws), layout)
         self._count(share, displaced)
-        return self._transformed(batch, share, displaced)
+        return self.visible(self._transformed(batch, share, displaced))
+
+    def visible(self, batch: Any) -> Any:
+        """A batch without the fields that `hidden` names: what the model gets."""
+        return without(batch, self.config.hidden) if self.config.hidden else batch
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """The strategy's loss for the micro-batch that `augment` returned last; also records its outputs.
@@ -350,6 +357,18 @@ class Rehearsal:
         self.buffer.layout = replace(layout, state=stored.state, row_bytes=stored.row_bytes)
         return layout
 
+    def _weigh(self, batch: Any, new: int, share: Share | None) -> None:
+        """Tell the schedule how much the model sees: `new` rows of the batch, and the replayed ones."""
+        rows = [new, 0 if share is None else len(share.rows)]
+        amounts = rows
+        if self.config.ratio_in == "tokens" and self.padding is not None and self._layout is not None:
+            replayed = None if share is None else self._layout.unpack(share.rows)
+            lengths = (self.padding.lengths(batch)[:new], None if replayed is None else self.padding.lengths(replayed))
+            amounts = [0 if part is None else int(part.sum()) for part in lengths]
+            for count, amount, again in zip(rows, amounts, (False, True), strict=True):
+                self._supply.schedule.saw(count, amount, replayed=again)
+        self._supply.seen(sum(amounts) if self.config.mode == "replace" else amounts[0])
+
     def _count(self, share: Share | None, displaced: int) -> None:
         if share is None or self.buffer is None:
             return
@@ -364,6 +383,8 @@ class Rehearsal:
         everything = self.config.strategy.transform == "all"
         if share is not None and len(share.rows) and self._layout is not None:
             replayed = self._layout.unpack(share.rows)
+            if self.padding is not None:
+                batch, replayed = self.padding.alike(batch, replayed)
             batch = self._layout.join(batch, replayed if everything else transform(replayed), displaced)
         return transform(batch) if everything else batch
 

@@ -8,10 +8,9 @@ step then costs one gather, one exchange and one scatter, and reading a row back
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +18,9 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.nesting import leaves_of, map_leaves
 
-__all__ = ["ROW_LOSS", "Field", "RowLayout", "map_leaves"]
+__all__ = ["ROW_LOSS", "Field", "RowLayout"]
 
 ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
 
@@ -106,7 +106,7 @@ class RowLayout:
             BatchError: No field at all, two leaves of one name, a name in `only` that is not there, or a sparse
                 tensor.
         """
-        leaves, skeleton = _leaves(batch)
+        leaves, skeleton = leaves_of(batch), map_leaves(batch, lambda name, _: name)
         chosen = _choose(leaves, only)
         fields, row_bytes = _lay_out(chosen, 0)
         others = frozenset(leaves) - frozenset(chosen)
@@ -140,7 +140,7 @@ class RowLayout:
         Raises:
             BatchError: A field is missing, new, or of another dtype or shape than in the first batch.
         """
-        leaves, _ = _leaves(batch)
+        leaves = leaves_of(batch)
         first = leaves.get(self.fields[0].name)
         size = len(first) if isinstance(first, Tensor) and first.ndim else 0
         for name, leaf in leaves.items():
@@ -211,7 +211,7 @@ class RowLayout:
             The same nesting with b - displaced + r samples a field; the batch's own stay first, bit-identical.
         """
         names = {field.name for field in self.fields}
-        columns, _ = _leaves(replayed)
+        columns = leaves_of(replayed)
 
         def append(name: str, leaf: Any) -> Any:
             if name not in names:
@@ -235,23 +235,6 @@ class RowLayout:
         return self.others.union(field.name for field in self.fields)
 
 
-def map_leaves(tree: Any, function: Callable[[str, Any], Any], path: str = "") -> Any:
-    """Rebuild nested mappings, lists and tuples with `function(dotted path, leaf)` at every leaf."""
-    prefix = f"{path}." if path else ""
-    if isinstance(tree, MutableMapping):
-        rebuilt = copy.copy(tree)  # keeps what a constructor would ask for, such as a default factory
-        for key, value in tree.items():
-            rebuilt[key] = map_leaves(value, function, f"{prefix}{key}")
-        return rebuilt
-    if isinstance(tree, Mapping):
-        mapped = {key: map_leaves(value, function, f"{prefix}{key}") for key, value in tree.items()}
-        return type(tree)(mapped)  # type: ignore[call-arg]
-    if isinstance(tree, (list, tuple)):
-        items = [map_leaves(value, function, f"{prefix}{i}") for i, value in enumerate(tree)]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-    return function(path, tree)
-
-
 def _lay_out(tensors: Mapping[str, Tensor], offset: int) -> tuple[tuple[Field, ...], int]:
     """Fields for one sample of each tensor from `offset` on, and the bytes up to the end of the last."""
     fields = []
@@ -260,20 +243,6 @@ def _lay_out(tensors: Mapping[str, Tensor], offset: int) -> tuple[tuple[Field, .
         fields.append(Field(name, tensor.dtype, tuple(tensor.shape[1:]), offset, nbytes))
         offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
     return tuple(fields), offset
-
-
-def _leaves(batch: Any) -> tuple[dict[str, Any], Any]:
-    """All leaves by dotted path, and the nesting with each leaf replaced by its path."""
-    leaves: dict[str, Any] = {}
-
-    def collect(name: str, leaf: Any) -> str:
-        if name in leaves:
-            raise BatchError(f"the batch has two leaves called '{name}'; rename one (keys are joined by dots)")
-        leaves[name] = leaf
-        return name
-
-    skeleton = map_leaves(batch, collect)
-    return leaves, skeleton
 
 
 def _choose(leaves: dict[str, Any], only: Collection[str] | None) -> dict[str, Tensor]:

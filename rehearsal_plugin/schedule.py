@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
+from typing import Any
 
 from rehearsal_plugin.config import RehearsalConfig
 
 __all__ = ["Schedule"]
+
+UNIT = 1 << 40
+"""Ratios that change are rounded to multiples of its reciprocal, so that the sum of fractions stays a small one."""
+
+FURTHEST = 1 << 62
+HIGHEST_BOOST = 1e6
 
 
 class Schedule:
@@ -17,37 +24,88 @@ class Schedule:
     r / (b + r), with `mode: replace` it is r / b. The fraction that a batch cannot take is carried to the
     next. The arithmetic is rational: nothing drifts, and all ranks agree.
 
+    With `ratio_in: tokens` amounts are tokens. How many a row has is known when it is there, so rows are asked for
+    by the mean of those that came, and what they had too many or too few is carried on as well.
+
     Args:
-        config: Gives `ratio` or `representatives`, and `mode`.
+        config: Gives `ratio` or `representatives`, `mode`, and how the ratio changes.
         turns: Independent draws that share the ratio; `representatives` are those of each.
     """
 
     def __init__(self, config: RehearsalConfig, turns: int = 1) -> None:
-        self._fixed = config.representatives
-        share = Fraction(str(config.ratio or 0))
-        self._per_row = (share if config.mode == "replace" else share / (1 - share)) / turns
+        self._config, self._turns = config, turns
+        self._in_tokens = config.ratio_in == "tokens"
+        self._boost = 1.0
+        self._most = 0.0
+        self._rows = self._tokens = 0  # what a row has: of new rows until the first one is replayed
+        self._known = False
         self._carry = Fraction(0)
+        self.go_by(0)
 
-    def next(self, batch_size: int) -> int:
-        """Rows to replay from each draw for another batch of `batch_size` rows."""
-        if self._fixed is not None:
-            return self._fixed
-        due = self._carry + self._per_row * batch_size
-        rows = due.numerator // due.denominator
-        self._carry = due - rows
+    @property
+    def ratio(self) -> float:
+        """The share that is asked for now."""
+        return self._ratio
+
+    def go_by(self, step: int) -> None:
+        """Take the ratio of an optimizer step."""
+        self._ratio = self._ratio_at(step)
+        unchanged = self._ratio == self._config.ratio
+        share = Fraction(str(self._ratio)) if unchanged else Fraction(round(self._ratio * UNIT), UNIT)
+        per_unit = share if self._config.mode == "replace" else share / (1 - share)
+        self._per_unit = (per_unit if unchanged else Fraction(round(per_unit * UNIT), UNIT)) / self._turns
+
+    def boost(self, factor: float, most: float) -> None:
+        """From the next step on ask for `factor` times as much, but for no higher ratio than `most`."""
+        self._boost, self._most = min(self._boost * factor, HIGHEST_BOOST), most
+
+    def next(self, amount: int) -> int:
+        """Rows to replay from each draw for another batch of `amount` rows or tokens."""
+        if self._config.representatives is not None:
+            return self._config.representatives
+        due = self._carry + self._per_unit * amount
+        rows = max(0, int(due // self._mean))
+        self._carry = due - rows * self._mean
         return rows
 
-    def state_dict(self) -> dict[str, int]:
-        """The fraction that is carried to the next batch."""
-        return {"numerator": self._carry.numerator, "denominator": self._carry.denominator}
+    def saw(self, rows: int, tokens: int, *, replayed: bool) -> None:
+        """Learn how many tokens rows had, with `ratio_in: tokens`; those of all draws together."""
+        if not self._in_tokens or not rows or (self._known and not replayed):
+            return
+        if replayed:
+            self._carry -= Fraction(tokens - rows * self._mean, self._turns)
+            if not self._known:
+                self._known, self._rows, self._tokens = True, 0, 0
+        self._rows += rows
+        self._tokens += tokens
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """The fraction that is carried to the next batch, and what was learnt."""
+        learnt = {"rows": self._rows, "tokens": self._tokens, "known": self._known}
+        boost = {"boost": self._boost, "most": self._most}
+        return {"numerator": self._carry.numerator, "denominator": self._carry.denominator, **learnt, **boost}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave.
 
         Raises:
-            ValueError: No fraction from 0 to below 1.
+            ValueError: No fraction from 0 to below 1, where rows are counted.
         """
         carry = Fraction(state["numerator"], max(1, state["denominator"]))
-        if not 0 <= carry < 1:
-            raise ValueError(f"{carry} rows are carried to the next batch")
+        if not (abs(carry) < FURTHEST if self._in_tokens else 0 <= carry < 1):
+            raise ValueError(f"{carry} is carried to the next batch")
         self._carry = carry
+        self._rows, self._tokens, self._known = state["rows"], state["tokens"], state["known"]
+        self._boost, self._most = state["boost"], state["most"]
+
+    @property
+    def _mean(self) -> int:
+        """What a row costs."""
+        return max(1, round(self._tokens / self._rows)) if self._rows else 1
+
+    def _ratio_at(self, step: int) -> float:
+        first, change = self._config.ratio or 0.0, self._config.ratio_schedule
+        if change is not None:
+            done = min(1.0, max(0, step - self._config.start_step) / change.steps)
+            first += (change.to - first) * done
+        return max(first, min(first * self._boost, self._most))

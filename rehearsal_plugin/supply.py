@@ -43,6 +43,7 @@ class Supply:
         size: How many those are.
         alone: Whether an exchange failed, and this rank goes on by itself.
         metrics: What is counted and timed.
+        schedule: How many rows are asked for.
         pipeline: This rank's buffer, exchange and worker; None until the first rows.
     """
 
@@ -55,7 +56,7 @@ class Supply:
         self._first_step = 0
         self._ready: Representatives | None = None
         self._spent: Representatives | None = None
-        self._sizes: list[int] = []  # of the micro-batches since the last exchange
+        self._amounts: list[int] = []  # of the micro-batches since the last exchange
         self._asked: deque[list[int]] = deque()  # shares asked for with each exchange, oldest first
         self._begin()
 
@@ -103,9 +104,9 @@ class Supply:
         if self._ready is not None:
             self._ready.update(index, state)
 
-    def seen(self, size: int) -> None:
-        """Note a micro-batch that the model sees, by the rows that the ratio counts."""
-        self._sizes.append(size)
+    def seen(self, amount: int) -> None:
+        """Note a micro-batch that the model sees, by the rows or tokens that the ratio is a share of."""
+        self._amounts.append(amount)
 
     def collect(self) -> None:
         """Wait for the exchange in flight; what it brought is ready then.
@@ -132,8 +133,9 @@ class Supply:
         if self.pipeline is None:
             return
         wanted = self.pipeline.step + LEAD >= self._config.start_step
-        shares = [self._schedule.next(size) for size in self._sizes] if wanted else []
-        self._sizes.clear()
+        self.schedule.go_by(self.pipeline.step)
+        shares = [self.schedule.next(amount) for amount in self._amounts] if wanted else []
+        self._amounts.clear()
         self._asked.append(shares)
         spent, self._spent = self._spent, None
         self.pipeline.launch(sum(shares), spent.refresh() if self._refreshes and spent is not None else None)
@@ -185,8 +187,8 @@ class Supply:
         pipeline = None if self.pipeline is None else self.pipeline.state_dict()
         return {
             "first_step": self._first_step,
-            "schedule": self._schedule.state_dict(),
-            "sizes": list(self._sizes),
+            "schedule": self.schedule.state_dict(),
+            "amounts": list(self._amounts),
             "asked": [list(shares) for shares in self._asked],
             "ready": None if self._ready is None else self._ready.state_dict(),
             "spent": None if self._spent is None else self._spent.state_dict(),
@@ -210,8 +212,8 @@ class Supply:
         """
         self.reset(int(state["first_step"]))
         self.metrics.load_state_dict(state["metrics"])
-        self._schedule.load_state_dict(state["schedule"])
-        self._sizes = [int(size) for size in state["sizes"]]
+        self.schedule.load_state_dict(state["schedule"])
+        self._amounts = [int(amount) for amount in state["amounts"]]
         self._asked = deque([[int(share) for share in shares] for shares in state["asked"]])
         if layout is None or rows is None:
             return
@@ -268,9 +270,9 @@ class Supply:
         return self.step >= self._config.start_step
 
     def _begin(self) -> None:
-        self._schedule = Schedule(self._config, self._turns)
+        self.schedule = Schedule(self._config, self._turns)
         self._ready = self._spent = None
-        self._sizes = []
+        self._amounts = []
         self._asked = deque([[]])  # the first exchange brings none
 
     def _fail(self, error: ExchangeError) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rehearsal_plugin.errors import BatchError
-from rehearsal_plugin.rows import RowLayout, map_leaves
+from rehearsal_plugin.nesting import map_leaves
+from rehearsal_plugin.rows import RowLayout
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
 NAMES = """bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 bfloat16 float32 float64 complex64 complex128

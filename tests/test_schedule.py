@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -82,3 +82,61 @@ def test_all_ranks_agree() -> None:
     sizes = [random.Random(2).randrange(1, 50) for _ in range(STEPS)]
     ranks = [Schedule(RehearsalConfig(ratio=0.3)) for _ in range(4)]
     assert len({tuple(map(schedule.next, sizes)) for schedule in ranks}) == 1
+
+
+def change(to: float, steps: int, **keys: Any) -> Schedule:
+    return Schedule(RehearsalConfig.load({"ratio_schedule": {"to": to, "steps": steps}, "mode": "replace", **keys}))
+
+
+@pytest.mark.parametrize(("first", "to"), [(0.05, 0.25), (0.5, 0.1), (0.0, 1 / 3)])
+def test_a_ratio_changes_in_equal_steps_and_then_stays(first: float, to: float) -> None:
+    schedule = change(to, 100, ratio=first, start_step=20)
+    ratios = []
+    for step in (0, 20, 45, 70, 120, 10_000):
+        schedule.go_by(step)
+        ratios.append(schedule.ratio)
+    assert ratios == pytest.approx([first, first, 0.75 * first + 0.25 * to, 0.5 * (first + to), to, to])
+
+
+def test_a_changing_ratio_is_met_over_time() -> None:
+    schedule, replayed = change(0.4, 1000, ratio=0.1), 0
+    for step in range(1000):
+        schedule.go_by(step)
+        replayed += schedule.next(7)
+    assert replayed == pytest.approx(7 * sum(0.1 + 0.3 * step / 1000 for step in range(1000)), abs=1)
+
+
+def test_the_carried_fraction_of_a_changing_ratio_stays_a_small_one() -> None:
+    schedule = change(0.37, 3000, ratio=0.1)
+    for step in range(3000):
+        schedule.go_by(step)
+        schedule.next(7)
+        assert schedule.state_dict()["denominator"].bit_length() < 96
+
+
+def test_a_ratio_can_be_raised_up_to_a_bound() -> None:
+    schedule = Schedule(RehearsalConfig(ratio=0.1))
+    ratios = []
+    for step in range(4):
+        schedule.boost(2.0, 0.5)
+        schedule.go_by(step)
+        ratios.append(schedule.ratio)
+    assert ratios == pytest.approx([0.2, 0.4, 0.5, 0.5])
+
+
+def test_a_bound_below_the_ratio_lowers_nothing() -> None:
+    schedule = Schedule(RehearsalConfig(ratio=0.5))
+    schedule.boost(2.0, 0.3)
+    schedule.go_by(1)
+    assert schedule.ratio == 0.5
+
+
+def test_what_was_learnt_is_kept() -> None:
+    first, second = change(0.4, 10, ratio=0.1), change(0.4, 10, ratio=0.1)
+    first.go_by(3)
+    first.boost(1.5, 0.9)
+    first.next(8)
+    second.load_state_dict(first.state_dict())
+    for schedule in (first, second):
+        schedule.go_by(5)
+    assert [first.next(n) for n in range(20)] == [second.next(n) for n in range(20)]

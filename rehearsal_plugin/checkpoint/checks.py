@@ -68,9 +68,8 @@ def check_progress(progress: Mapping[str, Any], form: Form | None, buffer: Mappi
     supply = progress["supply"]
     pipeline = supply["pipeline"]
     _whole(supply["first_step"], 0, step)
-    for name in ("numerator", "denominator"):
-        _whole(supply["schedule"][name], 0, LARGEST_TERM)
-    _wholes(supply["sizes"], MOST)
+    _check_schedule(supply["schedule"])
+    _wholes(supply["amounts"], MOST)
     in_flight = pipeline is not None and pipeline["in_flight"]
     if not isinstance(in_flight, bool) or len(supply["asked"]) != 1 + in_flight:
         raise ValueError("another number of requests than there are exchanges on their way")
@@ -185,6 +184,18 @@ def _array(value: Any, dtype: Any, shape: Sequence[int | None], least: int | Non
     if least is not None and value.size and not (least <= int(value.min()) and int(value.max()) <= most):
         raise ValueError(f"numbers that are not from {least} to {most}")
     return len(value)
+
+
+def _check_schedule(schedule: Mapping[str, Any]) -> None:
+    _whole(schedule["numerator"], -LARGEST_TERM, LARGEST_TERM)
+    _whole(schedule["denominator"], 0, LARGEST_TERM)
+    for name in ("rows", "tokens"):
+        _whole(schedule[name])
+    if not isinstance(schedule["known"], bool):
+        raise ValueError("rows that are neither known nor unknown")
+    for name, least, most in (("boost", 1.0, 1e6), ("most", 0.0, 1.0)):
+        if type(schedule[name]) is not float or not least <= schedule[name] <= most:
+            raise ValueError(f"{schedule[name]!r} is no number from {least} to {most}")
 
 
 def _whole(value: Any, least: int = 0, most: int = MOST) -> int:

@@ -33,17 +33,18 @@ class ForwardInjection:
         self._parameters = [p.name for p in parameters if p.kind in kinds]
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments to go on with; those given, where this is no training pass.
+        """The arguments to go on with; where this is no training pass, those given that are not hidden.
 
         Raises:
             BatchError: The batch does not look like the first one.
         """
         names = self._names(len(args))
-        if not self._training or kwargs.keys() & names:  # one argument twice: the model's own TypeError says it best
+        if kwargs.keys() & names:  # one argument twice: the model's own TypeError says it best
             return args, kwargs
-        augmented = self._rehearsal.augment({**dict(zip(names, args, strict=True)), **kwargs})
-        self._augmented = True
-        return tuple(augmented.pop(name) for name in names), augmented
+        batch = {**dict(zip(names, args, strict=True)), **kwargs}
+        self._augmented = self._training
+        seen = self._rehearsal.augment(batch) if self._augmented else self._rehearsal.visible(batch)
+        return tuple(seen.pop(name) for name in names if name in seen), seen
 
     def finish(self, outputs: Any) -> Any:
         """The outputs to return: with the strategy's term in their loss, where the model computed one itself.

@@ -62,7 +62,7 @@ class RehearsalLoader:
             setattr(self._batches, name, value)
 
     def _augment(self, batch: Any) -> Any:
-        return self._rehearsal.augment(batch, displace=False) if self._live else batch
+        return self._rehearsal.augment(batch, displace=False) if self._live else self._rehearsal.visible(batch)
 
     @property
     def _live(self) -> bool:
@@ -70,25 +70,28 @@ class RehearsalLoader:
 
     def _rebatched(self) -> Iterator[Any]:
         layout: RowLayout | None = None
-        size, carried, rest = 0, 0, None
+        size, carried, rest, padding = 0, 0, None, self._rehearsal.padding
         for batch in self._batches:
             if not self._live:
                 if carried:
-                    yield rest
+                    yield self._rehearsal.visible(rest)
                 carried, rest = 0, None
-                yield batch
+                yield self._rehearsal.visible(batch)
                 continue
+            if padding is not None:
+                batch = padding.widen(batch)
             if layout is None:
                 layout = RowLayout.infer(batch, self._rehearsal.config.fields)
                 size = layout.size(batch)
             rest = batch if rest is None else layout.concatenate(rest, batch)
             carried = layout.size(rest)
             while carried >= (room := self._room(size)) and carried:
-                yield self._augment(layout.cut(rest, 0, room))
+                ready = layout.cut(rest, 0, room)
+                yield self._augment(ready if padding is None else padding.narrow(ready))
                 rest = layout.cut(rest, room, None)
                 carried -= room
         if layout is not None and carried:
-            yield self._augment(rest)
+            yield self._augment(rest if padding is None else padding.narrow(rest))
 
     def _room(self, size: int) -> int:
         fixed, draws = self._rehearsal.config.representatives, self._rehearsal.strategy.draws

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.errors import BatchError, ConfigError
-from rehearsal_plugin.rows import ROW_LOSS, map_leaves
+from rehearsal_plugin.nesting import map_leaves
+from rehearsal_plugin.rows import ROW_LOSS
 from rehearsal_plugin.strategies.base import Part, Strategy, tensors_of
 
 __all__ = ["ScoredByLoss", "row_losses"]
