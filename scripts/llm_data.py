@@ -15,20 +15,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-__all__ = ["END", "LANGUAGES", "VOCABULARY", "Corpus", "load", "rows_of", "text_of", "train_tokenizer"]
+__all__ = ["END", "LANGUAGES", "LENGTH", "VOCABULARY", "Corpus", "load", "rows_of", "text_of", "train_tokenizer"]
 
 LANGUAGES = {"english": "en-US", "french": "fr", "german": "de"}
 """The domains in the order in which they are learnt, and their folders in the packages."""
 
+LENGTH = 128
+"""Tokens of a row, and so the length of the model's context."""
+
 VOCABULARY = 4096
-END = "<|end|>"
-"""Ends every page; token 0."""
+END, END_TOKEN = "<|end|>", 0
+"""Ends every page."""
 
 SHARE_HELD_OUT = 10
 FORMAT = 1  # of what is cached
@@ -65,9 +69,9 @@ def load(cache: Path, length: int, pages: Path | None = None) -> dict[str, Corpu
         partial = path.with_suffix(".partial")
         save_file(arrays, partial)
         partial.replace(path)
-    arrays = load_file(path)
+    rows: dict[str, NDArray[Any]] = load_file(path)
     return {
-        name: Corpus(arrays[f"{name}_train"], arrays[f"{name}_held_out"], float(arrays[f"{name}_bytes_per_token"][0]))
+        name: Corpus(rows[f"{name}_train"], rows[f"{name}_held_out"], float(rows[f"{name}_bytes_per_token"][0]))
         for name in LANGUAGES
     }
 
@@ -115,7 +119,7 @@ def read(folder: Path) -> dict[str, str]:
 class _Text(HTMLParser):
     """The text of a page's content; a block ends a line."""
 
-    BLOCKS = frozenset("p div h1 h2 h3 h4 h5 h6 li tr br pre table ul ol".split())
+    BLOCKS = frozenset(("p", "div", "h1", "h2", "h3", "h4", "h5", "h6", "li", "tr", "br", "pre", "table", "ul", "ol"))
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +159,7 @@ def held_out(name: str) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % SHARE_HELD_OUT == 0
 
 
-def tokenise(pages: Mapping[str, Mapping[str, str]], cache: Path, length: int) -> dict[str, NDArray[np.generic]]:
+def tokenise(pages: Mapping[str, Mapping[str, str]], cache: Path, length: int) -> dict[str, NDArray[Any]]:
     """Train the tokenizer, keep it in `cache`, and pack both sides of every language to rows."""
     sides = {
         f"{language}_{side}": [text for name, text in texts.items() if text and held_out(name) == (side == "held_out")]
@@ -164,10 +168,10 @@ def tokenise(pages: Mapping[str, Mapping[str, str]], cache: Path, length: int) -
     }
     tokenizer = train_tokenizer(text for side, texts in sides.items() if side.endswith("train") for text in texts)
     tokenizer.save(str(cache / "tokenizer.json"))
-    arrays: dict[str, NDArray[np.generic]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     for side, texts in sides.items():
         tokens = [page.ids for page in tokenizer.encode_batch(texts)]
-        arrays[side] = rows_of(tokens, tokenizer.token_to_id(END), length)
+        arrays[side] = rows_of(tokens, length)
         language, _, kind = side.partition("_")
         if kind == "held_out":
             share = sum(len(text.encode()) + 1 for text in texts) / sum(len(page) + 1 for page in tokens)
@@ -188,15 +192,15 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     return tokenizer
 
 
-def rows_of(pages: Iterable[list[int]], end: int, length: int) -> NDArray[np.uint16]:
-    """Pages in an order of their own, one after the other with `end` behind each, cut to full rows.
+def rows_of(pages: Iterable[list[int]], length: int) -> NDArray[np.uint16]:
+    """Pages in an order of their own, one after the other with `END` behind each, cut to full rows.
 
     Raises:
         ValueError: Not even one row.
     """
     listed = list(pages)
     order = np.random.default_rng(0).permutation(len(listed))
-    stream = np.array([token for index in order for token in (*listed[index], end)], dtype=np.uint16)
+    stream = np.array([token for index in order for token in (*listed[index], END_TOKEN)], dtype=np.uint16)
     rows = len(stream) // length
     if not rows:
         raise ValueError(f"{len(stream)} tokens of {len(listed)} pages do not fill one row of {length}")
