@@ -458,13 +458,13 @@ def test_a_file_is_private_while_it_is_written(tmp_path: Path, monkeypatch: pyte
     modes = []
 
     def watched(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        modes.append(path.stat().st_mode & 0o777)
+        modes.append(path.parent.stat().st_mode & 0o777)
         save_file(tensors, path, metadata)
-        modes.append(path.stat().st_mode & 0o777)
+        modes.append(path.parent.stat().st_mode & 0o777)
 
     monkeypatch.setattr(files, "save_file", watched)
     saved(tmp_path)
-    assert modes == [0o600, 0o600]
+    assert modes == [0o700, 0o700]
 
 
 def test_the_last_ones_stay(tmp_path: Path) -> None:
@@ -541,11 +541,15 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     job.train(3, 4)
 
 
-def test_a_partial_file_of_a_job_that_died_is_no_obstacle(tmp_path: Path) -> None:
-    name = f"{Place(5, 1, 0).name}.partial"
-    tmp_path.joinpath(name).write_bytes(b"rest")
-    saved(tmp_path)
-    assert not tmp_path.joinpath(name).exists()
+@pytest.mark.parametrize("rest", ["file", "folder"])
+def test_what_a_job_that_died_left_half_written_is_removed(rest: str, tmp_path: Path) -> None:
+    partial = tmp_path / Place(5, 1, 0).partial
+    if rest == "folder":
+        partial.mkdir()
+        partial = partial / ".tmpXYZ"
+    partial.write_bytes(b"rest")
+    path = saved(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def refusal(folder: Path, path: Path) -> str:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -40,6 +41,10 @@ class Named(Protocol):
     def name(self) -> str:
         """The file's name."""
 
+    @property
+    def partial(self) -> str:
+        """The name of the folder in which it is written, one for all files of a rank."""
+
 
 @dataclass(frozen=True, order=True)
 class Place:
@@ -59,6 +64,11 @@ class Place:
     def name(self) -> str:
         """The file's name in the checkpoint's folder."""
         return f"rehearsal-step{self.step}-rank{self.rank}-of-{self.size}.safetensors"
+
+    @property
+    def partial(self) -> str:
+        """See `Named.partial`."""
+        return f"rehearsal-rank{self.rank}-of-{self.size}.partial"
 
 
 @dataclass(frozen=True)
@@ -124,24 +134,27 @@ def find_set(folder: Path, step: int | None = None) -> list[Place] | None:
 def write(folder: Path, place: Named, content: Content) -> Path:
     """Write a file that only its owner can read: whole, or not at all.
 
+    It is written in a folder of its own, and moved out of it. Whatever a job that died has left there goes first.
+
     Raises:
         CheckpointError: It cannot be written; what was there before stays.
     """
-    path = folder / place.name
-    partial = path.with_name(f"{path.name}.partial")
+    path, partial = folder / place.name, folder / place.partial
     text = json.dumps(content.meta, sort_keys=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        _remove(partial)
+        partial.mkdir(parents=True, mode=0o700)
         sums = {"header": checksum(text, {}), "checksum": checksum(text, content.tensors)}
-        save_file(content.tensors, partial, {"rehearsal": text, **sums})
-        _flush(partial)
-        partial.replace(path)
+        unfinished = partial / place.name
+        save_file(content.tensors, unfinished, {"rehearsal": text, **sums})
+        unfinished.chmod(0o600)
+        _flush(unfinished)
+        unfinished.replace(path)
+        partial.rmdir()
         _flush(folder)
     except (OSError, ValueError, SafetensorError) as error:
         with suppress(OSError, ValueError):
-            partial.unlink()
+            _remove(partial)
         raise CheckpointError(
             f"{path} cannot be written: {error}; the checkpoint before it is untouched. Make room or give another "
             "folder"
@@ -208,6 +221,14 @@ def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
         if tensor.numel():
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, or a file by that name, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

@@ -53,6 +53,11 @@ class Part:
         stem = self.place.name.removesuffix(".safetensors")
         return f"{stem}-{self.token}.rows.safetensors"
 
+    @property
+    def partial(self) -> str:
+        """See `Named.partial`."""
+        return self.place.partial
+
 
 @dataclass(frozen=True)
 class Chain:
