@@ -33,7 +33,7 @@ LAYERS = 4
 HEAD = 32  # the width of one attention head
 WARMUP, FLOOR = 0.05, 0.1  # of the steps of a phase, of the learning rate
 
-QUICK = 256
+QUICK = 128
 """Held-out rows of every language that the losses during a phase come from; those at its end come from all."""
 
 
@@ -106,7 +106,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=128, help="of a new model (default: %(default)s)")
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: %(default)s)")
-    parser.add_argument("--evaluations", type=int, default=5, help="in the course of the phase (default: %(default)s)")
+    parser.add_argument("--evaluations", type=int, default=10, help="in the course of the phase (default: %(default)s)")
     parser.add_argument("--cache", type=Path, required=True, help="folder of the rows, made where they are missing")
     parser.add_argument("--pages", type=Path, help="folder of the pages by language, in place of Debian's packages")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")

@@ -27,6 +27,8 @@ from report import write_report, write_text
 from study import print_table
 
 ROOT = Path(__file__).resolve().parents[1]
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
+"""Lets glibc keep large blocks; it would give them back and fault them in again at every step, a fifth of its time."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -88,12 +90,13 @@ class Recipe:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._config: dict[str, Any] = json.loads(arguments.config.read_text())
+        self._runs: Path = arguments.out / "runs"
         self._cache = ROOT / "out/llm_data" if arguments.pages is None else arguments.out / "data"
 
     def folder(self, run: Run) -> Path:
         """Where a training is kept: its config, its model, its buffer, its result."""
         name = "-".join([f"seed{run.seed}", *run.learns, *([run.arm] if run.arm != run.learns[-1] else [])])
-        return self._arguments.out / "runs" / f"{name}-{key_of(run, self._config, self._arguments.ranks)}"
+        return self._runs / f"{name}-{key_of(run, self._config, self._arguments.ranks)}"
 
     def result(self, run: Run) -> dict[str, Any] | None:
         """What a training wrote at its end; None before that."""
@@ -116,7 +119,8 @@ class Recipe:
         options |= {"cache": self._cache, "start": run.after and self.folder(run.after) / "model"}
         options |= {"pages": self._arguments.pages}
         given = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
-        status = launch(ROOT / "scripts/llm_train.py", self._arguments.ranks, [*given, "--learn", *run.learns])
+        job = [*given, "--learn", *run.learns]
+        status = launch(ROOT / "scripts/llm_train.py", self._arguments.ranks, job, MALLOC)
         if status:
             raise SystemExit(f"{run.name}: the job ended with status {status}; the same command tries it again")
 
