@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import llm_data
+
 __all__ = [
     "BASE",
     "JOINT",
@@ -33,7 +35,7 @@ __all__ = [
     "variants",
 ]
 
-ENGLISH, FRENCH, GERMAN = LANGUAGES = ("english", "french", "german")
+ENGLISH, FRENCH, GERMAN = LANGUAGES = tuple(llm_data.LANGUAGES)
 JOINT = "joint"
 BASE = "base"
 
@@ -155,7 +157,9 @@ def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) 
 
 def key_of(run: Run, config: Mapping[str, Any], ranks: int) -> str:
     """Eight letters that are others as soon as anything is that changes the result."""
-    text = json.dumps([asdict(run), config, ranks], sort_keys=True)
+    described = asdict(replace(run, after=None)) | {"config": config_of(run, config, 1000, ranks, None), "ranks": ranks}
+    before = None if run.after is None else key_of(run.after, config, ranks)
+    text = json.dumps([described, before], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -180,7 +184,8 @@ def config_of(
             buffer["capacity"] = max(1, round(run.buffer * english_rows / ranks))
         weights = {str(LANGUAGES.index(language)): 1 for language in run.old}
         block |= {"buffer": buffer, "sampling": {**block["sampling"], "weights": weights}}
+    elif run.arm == ENGLISH:
+        block["sampling"] = {**block["sampling"], "weights": "uniform"}  # there is no old language yet
     else:
-        block["sampling"] = {**block["sampling"], "weights": "uniform"}
-        block["enabled"] = run.arm == ENGLISH
+        block = {"enabled": False}
     return {**config, "optimizer": optimizer, "rehearsal": block}

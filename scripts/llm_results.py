@@ -16,9 +16,23 @@ from typing import Any, TypeAlias
 from llm_plan import BASE, JOINT, LANGUAGES
 from study import Spread
 
-__all__ = ["Row", "cost_on_new", "gap_closed", "losses", "percent", "seeds_of", "select", "summarise", "table"]
+__all__ = [
+    "LITERATURE",
+    "Row",
+    "cost_on_new",
+    "gap_closed",
+    "losses",
+    "percent",
+    "seeds_of",
+    "select",
+    "summarise",
+    "table",
+]
 
 Row: TypeAlias = dict[str, Any]
+
+LITERATURE = {"1": 0.56, "5": 0.76, "25": 0.95, "50": 1.02}
+"""Shares of the gap in Ibrahim et al. (2024), 405 M parameters, English then German, by percentage of replay."""
 
 
 def select(rows: Iterable[Row], **wanted: object) -> list[Row]:

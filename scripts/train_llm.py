@@ -15,11 +15,12 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from launch import launch
-from llm_data import LENGTH, load
+from llm_data import LENGTH, Corpus, load
 from llm_plan import BASE, LANGUAGES, SIZES, VARIANT_RATIOS, Run, config_of, key_of, plan, variants
 from llm_results import Row, summarise, table
 from quickstart import positive
@@ -124,10 +125,13 @@ class Recipe:
         if status:
             raise SystemExit(f"{run.name}: the job ended with status {status}; the same command tries it again")
 
+    @cached_property
+    def _corpora(self) -> dict[str, Corpus]:
+        return load(self._cache, LENGTH, self._arguments.pages)
+
     def _deepspeed_config(self, run: Run) -> dict[str, Any]:
-        english = load(self._cache, LENGTH, self._arguments.pages)[LANGUAGES[0]]
         preload = None if run.after is None else str(self.folder(run.after) / "buffer")
-        return config_of(run, self._config, len(english.train), self._arguments.ranks, preload)
+        return config_of(run, self._config, len(self._corpora[LANGUAGES[0]].train), self._arguments.ranks, preload)
 
     def row(self, variant: str, run: Run) -> Row | None:
         """A training as a line of the report; None before its end."""
@@ -136,6 +140,9 @@ class Recipe:
             return None
         named = {"variant": variant, "seed": run.seed, "arm": run.arm, "learns": " + ".join(run.learns)}
         named |= {"after": run.learns[-1], "ratio": run.ratio, "steps": run.steps, "rate": run.rate}
+        rows = run.steps * self._arguments.ranks * self._config["train_micro_batch_size_per_gpu"]
+        epochs = rows / sum(len(self._corpora[language].train) for language in run.learns)
+        named |= {"tokens": rows * LENGTH, "epochs": epochs}
         losses = result.pop("losses")
         return {**named, **losses, **result}
 
