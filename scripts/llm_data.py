@@ -61,6 +61,7 @@ def load(cache: Path, length: int, pages: Path | None = None) -> dict[str, Corpu
         length: Tokens a row.
         pages: A folder `<language>/text/**/*.html` for every one of `LANGUAGES`; None fetches the packages.
     """
+    cache.mkdir(parents=True, exist_ok=True)
     root = fetch(cache) if pages is None else pages
     key = hashlib.sha256(f"{FORMAT} {root.resolve()} {length}".encode()).hexdigest()[:8]
     path = cache / f"rows-{length}-{key}.safetensors"
@@ -86,7 +87,6 @@ def fetch(cache: Path) -> Path:
     names = [f"libreoffice-help-{folder.lower()}" for folder in LANGUAGES.values()]
     if all((root / folder).is_dir() for folder in LANGUAGES.values()):
         return root
-    cache.mkdir(parents=True, exist_ok=True)
     try:
         run(["apt-get", "download", *names], cache)
         for package in sorted(cache.glob("libreoffice-help-*.deb")):
