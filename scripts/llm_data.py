@@ -110,10 +110,10 @@ def read(folder: Path) -> dict[str, str]:
     Raises:
         FileNotFoundError: There are no pages.
     """
-    pages = {path.relative_to(folder).as_posix(): path for path in folder.rglob("text/**/*.html")}
-    if not pages:
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("text/**/*.html")}
+    if not paths:
         raise FileNotFoundError(f"{folder} has no pages (text/**/*.html)")
-    return {name: text_of(pages[name].read_text(encoding="utf-8")) for name in sorted(pages)}
+    return {name: text_of(paths[name].read_text(encoding="utf-8")) for name in sorted(paths)}
 
 
 class _Text(HTMLParser):

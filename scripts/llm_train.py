@@ -70,10 +70,7 @@ class Recorder(TrainerCallback):
 def main(argv: Sequence[str]) -> int:
     """One rank of one phase, from the rows to `result.json`, the model and the buffer."""
     arguments = parse(argv)
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    # An optional operator for collectives in shared memory, which would first be compiled for half a minute.
-    patch()
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    quiet()
     corpora = load(arguments.cache, LENGTH, arguments.pages)
     trainer, recorder = make_trainer(arguments, corpora)
     trained = trainer.train()
@@ -97,6 +94,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def quiet() -> None:
+    """No warnings of transformers, and no compilation before the first step."""
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    # An optional operator for collectives in shared memory, which would first be compiled for half a minute.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    patch()
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -115,10 +120,40 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def make_trainer(arguments: argparse.Namespace, corpora: Mapping[str, Corpus]) -> tuple[Trainer, Recorder]:
     """A Trainer whose settings are those of the DeepSpeed config."""
-    config = json.loads(arguments.deepspeed.read_text())
+    config, interval = json.loads(arguments.deepspeed.read_text()), max(1, arguments.steps // arguments.evaluations)
+    recorder = Recorder()
+    trainer = Trainer(
+        model=make_model(arguments),
+        args=settings_of(
+            config,
+            arguments.out,
+            arguments.steps,
+            seed=arguments.seed,
+            warmup_steps=max(1, round(WARMUP * arguments.steps)),
+            eval_strategy="steps",
+            eval_steps=interval,
+            logging_steps=interval,
+        ),
+        train_dataset=ConcatDataset([Rows(corpora[language].train, language) for language in arguments.learn]),
+        eval_dataset={language: quick(corpus, language) for language, corpus in corpora.items()},
+        callbacks=[recorder],
+    )
+    trainer.model_accepts_loss_kwargs = False
+    return trainer, recorder
+
+
+def settings_of(config: dict[str, Any], out: Path, steps: int, **more: Any) -> TrainingArguments:
+    """Arguments of a Trainer that agree with a DeepSpeed config.
+
+    Args:
+        config: With optimizer, rows of a micro-batch, accumulation and clipping.
+        out: Folder of what the Trainer writes.
+        steps: Optimizer steps.
+        more: Further arguments.
+    """
     optimizer, rows = config["optimizer"]["params"], config["train_micro_batch_size_per_gpu"]
-    settings = TrainingArguments(
-        output_dir=str(arguments.out),
+    return TrainingArguments(
+        output_dir=str(out),
         deepspeed=config,
         use_cpu=not torch.cuda.is_available(),
         per_device_train_batch_size=rows,
@@ -132,28 +167,14 @@ def make_trainer(arguments: argparse.Namespace, corpora: Mapping[str, Corpus]) -
         weight_decay=optimizer["weight_decay"],
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": FLOOR},
-        warmup_steps=max(1, round(WARMUP * arguments.steps)),
-        max_steps=arguments.steps,
-        seed=arguments.seed,
-        eval_strategy="steps",
-        eval_steps=max(1, arguments.steps // arguments.evaluations),
-        logging_steps=max(1, arguments.steps // arguments.evaluations),
+        max_steps=steps,
         prediction_loss_only=True,
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,  # the number of the language is no argument of the model
+        **more,
     )
-    recorder = Recorder()
-    trainer = Trainer(
-        model=make_model(arguments),
-        args=settings,
-        train_dataset=ConcatDataset([Rows(corpora[language].train, language) for language in arguments.learn]),
-        eval_dataset={language: quick(corpus, language) for language, corpus in corpora.items()},
-        callbacks=[recorder],
-    )
-    trainer.model_accepts_loss_kwargs = False
-    return trainer, recorder
 
 
 def make_model(arguments: argparse.Namespace) -> LlamaForCausalLM:
