@@ -53,3 +53,12 @@ def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
     from rehearsal_plugin.integrations import deepspeed
 
     return deepspeed.initialize(*args, **kwargs)
+
+
+def __getattr__(name: str) -> Any:
+    """`RehearsalCallback` needs transformers, which is imported only then."""
+    if name == "RehearsalCallback":
+        from rehearsal_plugin.integrations.transformers import RehearsalCallback
+
+        return RehearsalCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -48,14 +48,14 @@ class Answers:
         self._record(new)
         return loss
 
-    def complete(self, outputs: Any) -> Any:
+    def complete(self, outputs: Any, scale: float) -> Any:
         """See `Rehearsal.complete`."""
         new, *replayed = self._parts(outputs, (), no_criterion)
         self._record(new)
         term = self._strategy.regularizer([part for part in replayed if part.size])
         if term is None:
             return outputs
-        return map_leaves(outputs, lambda name, value: value + term if name == "loss" else value)
+        return map_leaves(outputs, lambda name, value: value + scale * term if name == "loss" else value)
 
     def record(self, outputs: Any) -> None:
         """See `Rehearsal.record`."""

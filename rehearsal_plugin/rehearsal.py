@@ -179,7 +179,7 @@ class Rehearsal:
         """
         return self._answers.loss(criterion, outputs, *targets)
 
-    def complete(self, outputs: Any) -> Any:
+    def complete(self, outputs: Any, scale: float = 1.0) -> Any:
         """Add the strategy's term to the loss that a model computed itself; also records its outputs.
 
         The model's own loss covers new and replayed rows alike.
@@ -187,6 +187,7 @@ class Rehearsal:
         Args:
             outputs: What the model gave for all rows: a mapping, as models of Hugging Face return it, with a scalar
                 `loss` beside a tensor with the batch dimension, such as `logits`.
+            scale: What the strategy's term is multiplied by, where the loss is not the mean over the micro-batch.
 
         Returns:
             The same mapping with another `loss`.
@@ -194,7 +195,7 @@ class Rehearsal:
         Raises:
             BatchError: The outputs do not fit the strategy.
         """
-        return self._answers.complete(outputs)
+        return self._answers.complete(outputs, scale)
 
     def record(self, outputs: Any) -> None:
         """Store the outputs for the new rows beside them, where the strategy wants that; `loss` does it too.
@@ -244,6 +245,14 @@ class Rehearsal:
     def steps(self) -> int:
         """Exchanges so far, the same number on all ranks."""
         return self._supply.step
+
+    def drain(self) -> None:
+        """Wait until the exchange in flight, if any, has ended, as before a script takes its process groups down.
+
+        Raises:
+            ExchangeError: It failed.
+        """
+        self._supply.drain()
 
     def commit(self) -> None:
         """Make the buffer's present state the one that `rollback` returns to.

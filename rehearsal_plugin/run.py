@@ -5,9 +5,10 @@
     horovodrun -np 8 --gloo python -m rehearsal_plugin.run --rehearsal-config rehearsal.yaml train.py
 
 The script's own `deepspeed.initialize` then attaches the buffer that the `rehearsal` block of its DeepSpeed
-config asks for, and its `hvd.DistributedOptimizer` the one that the file asks for. A DeepSpeed config without a
-block takes that of the file, too. DeepSpeed is imported before the script starts, so variables that it reads at
-its import, such as `DS_ACCELERATOR`, belong into the environment of the launcher.
+config asks for, and its `hvd.DistributedOptimizer` the one that the file asks for. A Hugging Face `Trainer` gets a
+`RehearsalCallback`, with DeepSpeed or without. A DeepSpeed config without a block takes that of the file, too.
+DeepSpeed is imported before the script starts, so variables that it reads at its import, such as `DS_ACCELERATOR`,
+belong into the environment of the launcher.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import MissingDependencyError
 from rehearsal_plugin.integrations import deepspeed, horovod
+from rehearsal_plugin.integrations.when_imported import when_imported
 
 __all__ = ["main"]
 
@@ -52,21 +54,29 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _patch(config: RehearsalConfig | None) -> None:
     """Patch what is installed."""
-    installed = {name for name in ("deepspeed", "horovod") if importlib.util.find_spec(name) is not None}
+    frameworks = ("deepspeed", "horovod", "transformers")
+    installed = {name for name in frameworks if importlib.util.find_spec(name) is not None}
     if not installed:
         raise MissingDependencyError(
-            "neither DeepSpeed nor Horovod is installed; pip install 'rehearsal_plugin[deepspeed]', or build Horovod "
-            "with scripts/install_horovod.sh"
+            "neither DeepSpeed nor Horovod nor transformers is installed; pip install 'rehearsal_plugin[deepspeed]', "
+            "or build Horovod with scripts/install_horovod.sh"
         )
     if config is None and "deepspeed" not in installed:
         raise MissingDependencyError(
             "DeepSpeed is not installed; pip install 'rehearsal_plugin[deepspeed]', or give --rehearsal-config FILE "
-            "for a Horovod job"
+            "for a job without it"
         )
     if "deepspeed" in installed:
         deepspeed.patch(fallback=config)
     if config is not None and "horovod" in installed:
         horovod.patch(config)
+    when_imported("transformers.trainer", lambda: _patch_trainer(config))
+
+
+def _patch_trainer(config: RehearsalConfig | None) -> None:
+    from rehearsal_plugin.integrations import transformers
+
+    transformers.patch(config)
 
 
 def _leave_on_sigterm() -> None:
@@ -82,7 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m rehearsal_plugin.run", description=__doc__.partition("\n")[0])
     parser.add_argument("--local_rank", "--local-rank", help="passed on to the script; the deepspeed launcher adds it")
     parser.add_argument(
-        "--rehearsal-config", metavar="FILE", help="the rehearsal section as JSON or YAML; Horovod jobs need it"
+        "--rehearsal-config",
+        metavar="FILE",
+        help="the rehearsal section as JSON or YAML; jobs without DeepSpeed need it",
     )
     parser.add_argument("-m", "--module", action="store_true", help="the script is the name of a module")
     parser.add_argument("script", help="the training script")

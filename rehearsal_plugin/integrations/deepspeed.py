@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from rehearsal_plugin.integrations.loader import RehearsalLoader
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.transport import TorchDistributedTransport
 
-__all__ = ["attach", "initialize", "patch"]
+__all__ = ["attach", "initialize", "left_alone", "patch"]
 
 LOG = logging.getLogger(__name__)
+LEFT_ALONE: ContextVar[bool] = ContextVar("left_alone", default=False)
 MOST_PARTITIONS_SHOWN = 32  # in the monitor; `metrics()` has them all
 
 
@@ -79,8 +82,20 @@ def patch(fallback: RehearsalConfig | None = None) -> None:
     deepspeed.initialize = wrapper
 
 
+@contextmanager
+def left_alone() -> Iterator[None]:
+    """Engines that are made inside get no rehearsal from `patch`: their framework has one already."""
+    token = LEFT_ALONE.set(True)
+    try:
+        yield
+    finally:
+        LEFT_ALONE.reset(token)
+
+
 def _initialize(fallback: RehearsalConfig | None, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
     engine, optimizer, loader, scheduler = _original_initialize()(*args, **kwargs)
+    if LEFT_ALONE.get():
+        return engine, optimizer, loader, scheduler
     handle = attach(engine, fallback if find_block(engine.config) is None else None)
     if loader is not None and handle.rehearsal is not None and handle.rehearsal.config.inject == "loader":
         engine.training_dataloader = loader = RehearsalLoader(loader, handle.rehearsal)
@@ -127,7 +142,8 @@ def _augmented_forward(
     if kwargs.get("num_items_in_batch") is not None and not rehearsal.closed:
         raise ConfigError(
             "the model was given num_items_in_batch, counted before rows were replayed, so the loss would be scaled "
-            "wrongly; set trainer.model_accepts_loss_kwargs = False"
+            "wrongly; a Trainer takes RehearsalCallback() in place of attach(engine), and a loop of your own leaves it "
+            "out or sets rehearsal.inject to 'loader'"
         )
     args, kwargs = injection(args, kwargs)
     return injection.finish(forward(*args, **kwargs))

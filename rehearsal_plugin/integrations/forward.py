@@ -11,7 +11,7 @@ from torch import nn
 
 from rehearsal_plugin.rehearsal import Rehearsal
 
-__all__ = ["ForwardInjection"]
+__all__ = ["ForwardInjection", "finish", "needs_outputs"]
 
 
 class ForwardInjection:
@@ -47,17 +47,9 @@ class ForwardInjection:
         return tuple(seen.pop(name) for name in names if name in seen), seen
 
     def finish(self, outputs: Any) -> Any:
-        """The outputs to return: with the strategy's term in their loss, where the model computed one itself.
-
-        Raises:
-            ConfigError: The strategy cannot go on from such a loss.
-        """
+        """The outputs to return; see `finish`."""
         augmented, self._augmented = self._augmented, False
-        own_loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-        strategy = self._rehearsal.strategy
-        if augmented and own_loss is not None and (strategy.records or not strategy.plain):
-            return self._rehearsal.complete(outputs)
-        return outputs
+        return finish(self._rehearsal, outputs) if augmented and needs_outputs(self._rehearsal) else outputs
 
     @property
     def _training(self) -> bool:
@@ -66,3 +58,23 @@ class ForwardInjection:
     def _names(self, count: int) -> list[str]:
         """The names of the first `count` positional arguments; their numbers where the model takes `*args`."""
         return self._parameters[:count] + [str(i) for i in range(len(self._parameters), count)]
+
+
+def needs_outputs(rehearsal: Rehearsal) -> bool:
+    """Whether the strategy has anything to do with what a model gives."""
+    return rehearsal.strategy.records or not rehearsal.strategy.plain
+
+
+def finish(rehearsal: Rehearsal, outputs: Any, scale: float = 1.0) -> Any:
+    """Outputs of a training pass with the strategy's term in their loss, where the model computed one itself.
+
+    Args:
+        rehearsal: What the batch came from.
+        outputs: What the model gave.
+        scale: By what the model's loss is scaled, against the mean over the micro-batch.
+
+    Raises:
+        ConfigError: The strategy cannot go on from such a loss.
+    """
+    own_loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+    return outputs if own_loss is None else rehearsal.complete(outputs, scale)

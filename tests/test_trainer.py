@@ -1,0 +1,320 @@
+"""The Hugging Face Trainer: losses that are right, and features that stay."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from transformers import EarlyStoppingCallback, Trainer
+
+from rehearsal_plugin import RehearsalCallback
+from rehearsal_plugin.errors import BatchError, ConfigError
+from tests.ranks import run_ranks
+from tests.trainer_jobs import Rows, digest, losses, trainer, whole
+
+SECTION: dict[str, Any] = {"buffer": {"capacity": 60}, "representatives": 2, "exchange": {"timeout_s": 20}}
+NEW, ADDED = 4, 2
+
+
+class Given(Trainer):
+    """A trainer without the plugin whose loader gives the batches that another one saw."""
+
+    batches: list[dict[str, Any]]
+
+    def get_train_dataloader(self) -> Any:
+        return Given.Loader(self.batches)
+
+    class Loader:
+        def __init__(self, batches: list[dict[str, Any]]) -> None:
+            self._batches = batches
+
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            return ({name: value.clone() for name, value in batch.items()} for batch in self._batches)
+
+        def __len__(self) -> int:
+            return len(self._batches)
+
+
+# --- the loss --------------------------------------------------------------------------------------------------------
+
+
+def same_rows_same_loss(folder: Path, passes: int, across: bool) -> dict[str, Any]:
+    """A job with replay, and one without the plugin that gets the very same batches."""
+    keys: dict[str, Any] = {"gradient_accumulation_steps": passes, "average_tokens_across_devices": across}
+    callback = RehearsalCallback(SECTION)
+    job, seen = trainer(folder, callbacks=[callback], **keys)
+    job.train()
+    callback.close()
+    kind: Any = type("Replaying", (Given,), {"batches": seen.batches})
+    plain, again = trainer(folder, kind=kind, **keys)
+    plain.train()
+    return {
+        "losses": (losses(job), losses(plain)),
+        "gradients": [float((a - b).abs().max()) for a, b in zip(seen.gradients, again.gradients, strict=True)],
+        "sizes": [len(batch["input_ids"]) for batch in seen.batches],
+        "numbers": [whole(batch) for batch in seen.batches],
+        "metrics": callback.rehearsal.metrics() if callback.rehearsal is not None else {},
+        "digest": digest(job.model) == digest(plain.model),
+    }
+
+
+def check_same(found: dict[str, Any], passes: int) -> None:
+    assert found["sizes"][-passes:] == [NEW + ADDED] * passes, "rows were replayed"
+    with_plugin, without = found["losses"]
+    assert with_plugin == pytest.approx(without, rel=1e-6)
+    assert max(found["gradients"]) < 1e-7
+    assert found["digest"]
+
+
+GRID = [(passes, across) for passes in (1, 2) for across in (True, False)]
+
+
+def losses_on_ranks(folder: Path) -> list[dict[str, Any]]:
+    return [same_rows_same_loss(folder / f"{passes}-{across}", passes, across) for passes, across in GRID]
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return run_ranks(losses_on_ranks, 2, tmp_path_factory.mktemp("losses"), timeout_s=120)
+
+
+@pytest.mark.parametrize(("passes", "across"), GRID)
+def test_the_loss_is_that_of_the_same_rows_without_the_plugin_on_two_ranks(
+    passes: int, across: bool, on_two: list[Any]
+) -> None:
+    for rank in on_two:
+        check_same(rank[GRID.index((passes, across))], passes)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_the_loss_is_that_of_the_same_rows_without_the_plugin(passes: int, tmp_path: Path) -> None:
+    check_same(same_rows_same_loss(tmp_path, passes, True), passes)
+
+
+def test_every_row_is_replayed_as_it_was_with_labels_masks_and_document_boundaries(on_two: list[Any]) -> None:
+    for ranks in zip(*on_two, strict=True):
+        own = [{number for batch in rank["numbers"] for number in batch[:NEW]} for rank in ranks]
+        for rank in ranks:
+            replayed = {number for batch in rank["numbers"] for number in batch[NEW:]}
+            assert replayed & own[0]
+            assert replayed & own[1]
+            assert replayed <= own[0] | own[1]
+
+
+def test_replace_keeps_the_size_of_every_micro_batch(tmp_path: Path) -> None:
+    callback = RehearsalCallback({**SECTION, "mode": "replace"})
+    job, seen = trainer(tmp_path, callbacks=[callback], gradient_accumulation_steps=2)
+    job.train()
+    assert [len(whole(batch)) for batch in seen.batches] == [NEW] * 16
+    assert callback.rehearsal is not None
+    assert callback.rehearsal.metrics()["rows_displaced"] == callback.rehearsal.metrics()["rows_replayed"] > 0
+    callback.close()
+
+
+# --- strategies ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["der", "topk"])
+def test_a_strategys_term_is_a_mean_over_the_micro_batches_of_a_step(name: str, tmp_path: Path) -> None:
+    """Rows that a model of the same outputs recorded are at no distance: the losses are those of plain replay."""
+    runs = []
+    for strategy in ({"name": name, "alpha": 0.7, "k": 4}, {"name": "er"}):
+        callback = RehearsalCallback({**SECTION, "strategy": {**strategy, "outputs": ["logits"]}})
+        keys: dict[str, Any] = {"gradient_accumulation_steps": 2, "learning_rate": 1e-12}
+        job, seen = trainer(tmp_path, callbacks=[callback], **keys)
+        job.train()
+        callback.close()
+        runs.append((losses(job), [whole(batch) for batch in seen.batches]))
+    assert runs[0][1] == runs[1][1]
+    if name == "der":
+        assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-5)
+    else:  # the cross-entropy of a distribution with itself is its entropy, the same in every step
+        extra = [a - b for a, b in zip(*[run[0] for run in runs], strict=True)]
+        assert extra[-1] == pytest.approx(extra[-2], rel=0.2)
+        assert 0 < extra[-1] < 0.7 * 1.7
+
+
+def test_a_strategy_that_needs_the_losses_apart_says_so(tmp_path: Path) -> None:
+    callback = RehearsalCallback({**SECTION, "strategy": {"name": "er-ace"}})
+    job, _ = trainer(tmp_path, callbacks=[callback])
+    with pytest.raises(ConfigError, match="loss"):
+        job.train()
+    callback.close()
+
+
+# --- nothing of the trainer is lost ----------------------------------------------------------------------------------
+
+
+def test_evaluation_in_between_sees_its_own_rows_only(tmp_path: Path) -> None:
+    callback = RehearsalCallback(SECTION)
+    job, seen = trainer(
+        tmp_path, callbacks=[callback], eval_strategy="steps", eval_steps=3, per_device_eval_batch_size=5
+    )
+    job.train()
+    assert seen.evaluated == [5] * 4 * 3
+    assert callback.rehearsal is not None
+    assert callback.rehearsal.metrics()["rows_offered"] == 8 * NEW
+    callback.close()
+
+
+def test_logs_have_what_they_had_and_what_is_replayed(tmp_path: Path) -> None:
+    callback = RehearsalCallback(SECTION)
+    plain, _ = trainer(tmp_path)
+    plain.train()
+    job, _ = trainer(tmp_path, callbacks=[callback])
+    job.train()
+    callback.close()
+    for without, entry in zip(plain.state.log_history, job.state.log_history, strict=True):
+        added = entry.keys() - without.keys()
+        assert without.keys() <= entry.keys()
+        assert all(name.startswith("rehearsal/") for name in added)
+    assert job.state.log_history[-2]["rehearsal/rows_replayed"] > 0
+
+
+def test_early_stopping_stops(tmp_path: Path) -> None:
+    callback = RehearsalCallback(SECTION)
+    keys: dict[str, Any] = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "save_total_limit": 2,
+    }
+    stopping = EarlyStoppingCallback(2, 1e9)  # no improvement is large enough
+    job, _ = trainer(
+        tmp_path,
+        callbacks=[callback, stopping],
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        **keys,
+    )
+    job.train()
+    callback.close()
+    assert job.state.global_step == 3
+    assert len(list(tmp_path.glob("checkpoint-*"))) == 2
+    assert len(list(tmp_path.glob("checkpoint-*/rehearsal-*.safetensors"))) == 2
+
+
+def resumed(folder: Path, **keys: Any) -> dict[str, Any]:
+    """A job of ten steps, and one that was stopped after six and resumed by another process's trainer."""
+    saving: dict[str, Any] = {"max_steps": 10, "save_strategy": "steps", "save_steps": 6, **keys}
+    found = {}
+    for name in ("whole", "resumed"):
+        callback = RehearsalCallback(None if "deepspeed" in keys else SECTION)
+        job, seen = trainer(folder, callbacks=[callback], **saving)
+        job.train(resume_from_checkpoint=str(folder / "checkpoint-6") if name == "resumed" else None)
+        assert callback.rehearsal is not None
+        totals = {k: v for k, v in callback.rehearsal.metrics().items() if not k.endswith("_ms")}
+        batches = [whole(batch) for batch in seen.batches[-4 * keys.get("gradient_accumulation_steps", 1) :]]
+        found[name] = {"digest": digest(job.model), "totals": totals, "batches": batches, "losses": losses(job)[-4:]}
+        callback.close()
+        if dist.is_initialized():
+            dist.barrier()
+    return {"alike": found["whole"] == found["resumed"], "sizes": [len(one) for one in found["resumed"]["batches"]]}
+
+
+def resumed_on_ranks(folder: Path) -> dict[str, Any]:
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # its build would take half a minute
+    engine = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "gradient_accumulation_steps": "auto",
+        "zero_optimization": {"stage": 1},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "torch_adam": True}},
+        "rehearsal": SECTION,
+    }
+    return {
+        "ddp": resumed(folder / "ddp"),
+        "ddp, two passes": resumed(folder / "ddp2", gradient_accumulation_steps=2),
+        "zero": resumed(folder / "zero", deepspeed=engine, gradient_accumulation_steps=2),
+    }
+
+
+@functools.cache
+def resumed_ranks(folder: Path) -> list[Any]:
+    return run_ranks(resumed_on_ranks, 2, folder, timeout_s=200)
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("resumed")
+
+
+@pytest.mark.parametrize("name", ["ddp", "ddp, two passes", "zero"])
+def test_a_resumed_job_goes_on_bit_for_bit_on_two_ranks(name: str, common: Path) -> None:
+    pytest.importorskip("deepspeed")
+    for rank in resumed_ranks(common):
+        assert rank[name]["alike"]
+        assert set(rank[name]["sizes"]) == {NEW + ADDED}
+
+
+def test_a_resumed_job_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    assert resumed(tmp_path)["alike"]
+
+
+def test_one_callback_keeps_its_buffer_over_several_trainers(tmp_path: Path) -> None:
+    callback = RehearsalCallback({**SECTION, "buffer": {"capacity": 1000}})
+    for first in (0, 1000):
+        job, seen = trainer(tmp_path, callbacks=[callback], data=Rows(100, first))
+        job.train()
+    assert {number // 1000 for batch in seen.batches for number in whole(batch)[NEW:]} == {0, 1}
+    callback.close()
+
+
+# --- columns that the model does not take ----------------------------------------------------------------------------
+
+BY_DOMAIN = {**SECTION, "buffer": {"capacity": 60, "partition_by": "domain"}, "hidden": ["domain"]}
+
+
+def test_a_domain_column_is_counted_by_and_hidden_in_training_and_evaluation(tmp_path: Path) -> None:
+    callback = RehearsalCallback(BY_DOMAIN)
+    data = Rows(domain=True)
+    job, _ = trainer(
+        tmp_path, callbacks=[callback], data=data, remove_unused_columns=False, eval_strategy="steps", eval_steps=4
+    )
+    job.eval_dataset = Rows(20, 10_000, domain=True)
+    job.train()
+    assert callback.rehearsal is not None
+    metrics = callback.rehearsal.metrics()
+    assert sum(metrics[f"rows_stored/{key}"] for key in range(3)) == metrics["rows_stored"] == 32
+    callback.close()
+
+
+def test_columns_that_the_trainer_dropped_are_named_with_the_cure(tmp_path: Path) -> None:
+    callback = RehearsalCallback(BY_DOMAIN)
+    job, _ = trainer(tmp_path, callbacks=[callback], data=Rows())
+    with pytest.raises(BatchError, match="remove_unused_columns=False"):
+        job.train()
+    callback.close()
+
+
+def test_a_trainer_that_reads_another_way_is_told(tmp_path: Path) -> None:
+    class Other(Trainer):
+        def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
+            return [next(epoch_iterator) for _ in range(num_batches)], None
+
+    callback = RehearsalCallback(SECTION)
+    job, _ = trainer(tmp_path, callbacks=[callback], kind=Other)
+    with pytest.raises(ConfigError, match=r"super\(\).get_batch_samples"):
+        job.train()
+
+
+def test_without_a_section_a_trainer_is_as_always(tmp_path: Path) -> None:
+    plain, _ = trainer(tmp_path)
+    plain.train()
+    callbacks = [RehearsalCallback(), RehearsalCallback({"enabled": False})]
+    for callback in callbacks:
+        job, _ = trainer(tmp_path, callbacks=[callback])
+        job.train()
+        assert digest(job.model) == digest(plain.model)
+        assert callback.rehearsal is None
