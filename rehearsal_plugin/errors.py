@@ -9,6 +9,7 @@ __all__ = [
     "ConfigError",
     "ExchangeError",
     "ExchangeTimeout",
+    "ForgettingError",
     "MissingDependencyError",
     "RehearsalError",
     "StorageError",
@@ -41,6 +42,10 @@ class ExchangeError(RehearsalError, RuntimeError):
 
 class ExchangeTimeout(ExchangeError, TimeoutError):
     """The exchange did not end within `exchange.timeout_s`."""
+
+
+class ForgettingError(RehearsalError, RuntimeError):
+    """The model forgets more than `guard` allows; the message names the last checkpoint from before."""
 
 
 class ClosedError(RehearsalError, RuntimeError):
