@@ -59,12 +59,17 @@ def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     many = torch.is_grad_enabled() or not len(logits)
     rows = max(1, len(logits) if many else MOST // max(1, logits[0].numel()))
     sums = [_summed(*part) for part in zip(torch.split(logits, rows), torch.split(labels, rows), strict=True)]
-    return torch.cat(sums), (labels != IGNORED).reshape(len(labels), -1).sum(1)
+    return torch.cat(sums), _by_row(labels != IGNORED)
 
 
 def _summed(logits: Tensor, labels: Tensor) -> Tensor:
     flat = cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORED)
-    return flat.reshape(len(labels), -1).sum(1)
+    return _by_row(flat.reshape(labels.shape))
+
+
+def _by_row(values: Tensor) -> Tensor:
+    """Sums over all dimensions but the first."""
+    return values.unsqueeze(1).flatten(1).sum(1)
 
 
 def groups(keys: IntArray | None, size: int) -> Iterator[tuple[int | None, Tensor]]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from rehearsal_plugin.answers import Answers
 from rehearsal_plugin.batches import Batches, Transform
 from rehearsal_plugin.buffer import RehearsalBuffer
-from rehearsal_plugin.checkpoint import Saver, content_of, resume
+from rehearsal_plugin.checkpoint import Fingerprint, Saver, content_of, fingerprint_of, resume
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, SamplingConfig
 from rehearsal_plugin.errors import ClosedError, ConfigError
 from rehearsal_plugin.padding import Padding
@@ -330,6 +330,25 @@ class Rehearsal:
         self._answers.clear()
         self._batches.begin()
         return resume(Path(folder), self.config, self._supply, self.strategy, step=step, missing_ok=missing_ok)
+
+    def flush(self) -> None:
+        """Wait until a checkpoint that is written in the background is on the disk.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        self._saver.wait()
+
+    def fingerprint(self) -> Fingerprint:
+        """What this rank holds, in brief: alike on ranks that were given the same batches; between two steps.
+
+        Raises:
+            BatchError: A micro-batch waits for its loss.
+            ExchangeError: The exchange in flight failed.
+        """
+        self._check_open()
+        self._answers.check()
+        return fingerprint_of(self._supply)
 
     def close(self, drain_s: float | None = None) -> None:
         """Stop the worker and give up the transport; a second call does nothing.

@@ -37,6 +37,7 @@ LAYERS = [
     "guard",
     "transport",
     "metrics",
+    "evaluation",
     "pool",
     "stream",
     "worker",

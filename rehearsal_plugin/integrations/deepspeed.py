@@ -16,6 +16,8 @@ from rehearsal_plugin.errors import ConfigError, MissingDependencyError
 from rehearsal_plugin.integrations.forward import ForwardInjection
 from rehearsal_plugin.integrations.handle import Handle, check_fed
 from rehearsal_plugin.integrations.loader import RehearsalLoader
+from rehearsal_plugin.integrations.peers import check_sequence_parallelism, data_parallel_ranks, peers_of
+from rehearsal_plugin.integrations.pipeline import check_pipeline, inject_at_stage, pulls_batches
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.transport import TorchDistributedTransport
 
@@ -29,7 +31,7 @@ MOST_PARTITIONS_SHOWN = 32  # in the monitor; `metrics()` has them all
 def attach(engine: Any, config: ConfigSource | None = None) -> Handle:
     """Give a DeepSpeed engine a rehearsal buffer.
 
-    Ranks of the engine's data-parallel group share one distributed buffer. All of them must call this.
+    Ranks of the engine's data-parallel group share one distributed buffer. All ranks of the job must call this.
 
     Args:
         engine: What `deepspeed.initialize` returned first.
@@ -40,7 +42,7 @@ def attach(engine: Any, config: ConfigSource | None = None) -> Handle:
         is left as it is and the handle does nothing.
 
     Raises:
-        ConfigError: The section cannot be used, the engine is a `PipelineEngine`, or it has a rehearsal already.
+        ConfigError: The section cannot be used, or not with this engine, or that has a rehearsal already.
     """
     if isinstance(getattr(engine, "rehearsal", None), Handle) and engine.rehearsal.enabled:
         raise ConfigError(
@@ -48,7 +50,7 @@ def attach(engine: Any, config: ConfigSource | None = None) -> Handle:
         )
     block = find_block(engine.config) if config is None else config
     section = None if block is None else RehearsalConfig.load(block)
-    handle = Handle(None if section is None or not section.enabled else _start(engine, section))
+    handle = Handle(None) if section is None or not section.enabled else _start(engine, section)
     engine.rehearsal = handle
     return handle
 
@@ -111,23 +113,33 @@ def _original_initialize() -> Callable[..., tuple[Any, Any, Any, Any]]:
     return getattr(create, "rehearsal_original", create)
 
 
-def _start(engine: Any, config: RehearsalConfig) -> Rehearsal:
-    if getattr(engine, "pipeline_parallelism", False):
-        raise ConfigError("rehearsal does not support pipeline parallelism (PipelineEngine); use ZeRO data parallelism")
-    exchange = config.exchange
-    transport = TorchDistributedTransport(
-        engine.data_parallel_group, backend=exchange.backend, timeout_s=exchange.timeout_s
-    )
-    rehearsal = Rehearsal(config, transport)
-    if config.inject == "forward":
+def _start(engine: Any, config: RehearsalConfig) -> Handle:
+    pipelined = bool(getattr(engine, "pipeline_parallelism", False))
+    if pipelined:
+        check_pipeline(engine, config)
+    check_sequence_parallelism(engine, config)
+    ranks = data_parallel_ranks(engine)
+    rehearsal = None if pipelined and not pulls_batches(engine) else _rehearsal(config, engine, ranks)
+    handle = Handle(rehearsal, peers_of(engine, rehearsal, ranks))
+    if pipelined and rehearsal is not None:
+        inject_at_stage(engine, rehearsal)
+    elif rehearsal is not None and config.inject == "forward":
         injection = ForwardInjection(rehearsal, engine.module)
         _wrap(engine, "forward", functools.partial(_augmented_forward, rehearsal, injection))
-    _wrap(engine, "step", functools.partial(_clocked_step, engine, rehearsal))
+    _wrap(engine, "train_batch" if pipelined else "step", functools.partial(_clocked_step, engine, handle))
     if config.checkpoint.enabled:
-        _wrap(engine, "save_checkpoint", functools.partial(_saving, engine, rehearsal))
-        _wrap(engine, "load_checkpoint", functools.partial(_loading, rehearsal))
-    _wrap(engine, "destroy", functools.partial(_closing_destroy, rehearsal))
-    return rehearsal
+        _wrap(engine, "save_checkpoint", functools.partial(_saving, engine, handle))
+        _wrap(engine, "load_checkpoint", functools.partial(_loading, handle))
+    _wrap(engine, "destroy", functools.partial(_closing_destroy, handle))
+    return handle
+
+
+def _rehearsal(config: RehearsalConfig, engine: Any, ranks: list[int]) -> Rehearsal:
+    exchange, group = config.exchange, engine.data_parallel_group
+    transport = TorchDistributedTransport(
+        ranks if group is None else group, backend=exchange.backend, timeout_s=exchange.timeout_s
+    )
+    return Rehearsal(config, transport)
 
 
 def _wrap(engine: Any, name: str, around: Callable[..., Any]) -> None:
@@ -149,19 +161,22 @@ def _augmented_forward(
     return injection.finish(forward(*args, **kwargs))
 
 
-def _clocked_step(engine: Any, rehearsal: Rehearsal, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    before = engine.global_steps
+def _clocked_step(engine: Any, handle: Handle, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    before, rehearsal = engine.global_steps, handle.rehearsal
     result = step(*args, **kwargs)
-    if engine.global_steps != before and not rehearsal.closed:
+    if engine.global_steps == before:
+        return result
+    if rehearsal is not None and not rehearsal.closed:
         check_fed(rehearsal, "engine")
         rehearsal.step()
         _report(engine, rehearsal)
+    handle.check_peers()
     return result
 
 
 def _saving(
     engine: Any,
-    rehearsal: Rehearsal,
+    handle: Handle,
     save: Callable[..., Any],
     save_dir: str,
     tag: str | None = None,
@@ -172,25 +187,24 @@ def _saving(
 
     So what `latest` names is whole, unless files are written in the background.
     """
-    if not rehearsal.closed:
-        rehearsal.save(Path(save_dir) / str(f"global_step{engine.global_steps}" if tag is None else tag))
+    handle.save(Path(save_dir) / str(f"global_step{engine.global_steps}" if tag is None else tag))
     return save(save_dir, tag, *args, **kwargs)
 
 
-def _loading(rehearsal: Rehearsal, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _loading(handle: Handle, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """The buffer comes from the folder of the tag; without one there it stays as it is, and the log says so."""
     path, client_state = load(*args, **kwargs)
     given = inspect.signature(load).bind(*args, **kwargs).arguments
-    if path is None or given.get("load_module_only") or rehearsal.closed:
+    if path is None or given.get("load_module_only"):
         return path, client_state
     folder = Path(path).parent
-    if not rehearsal.load(folder, missing_ok=True):
+    if not handle.load(folder, missing_ok=True) and handle.enabled:
         LOG.warning("%s has no rehearsal checkpoint; the buffer stays as it is", folder)
     return path, client_state
 
 
-def _closing_destroy(rehearsal: Rehearsal, destroy: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    rehearsal.close()
+def _closing_destroy(handle: Handle, destroy: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    handle.close()
     return destroy(*args, **kwargs)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.loader import RehearsalLoader
+from rehearsal_plugin.integrations.peers import Peers
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.strategies.base import Criterion
 
@@ -22,12 +24,17 @@ class Handle:
     Without a `rehearsal` section, or with `enabled: false`, every call is harmless and does nothing, so a
     script needs no case of its own for it. After `close` the training goes on as if there were none.
 
+    Args:
+        rehearsal: As below.
+        peers: The ranks that see the same samples; None if there are none.
+
     Attributes:
         rehearsal: The running `Rehearsal`; None if there is none.
     """
 
-    def __init__(self, rehearsal: Rehearsal | None) -> None:
+    def __init__(self, rehearsal: Rehearsal | None, peers: Peers | None = None) -> None:
         self.rehearsal = rehearsal
+        self._peers = peers
 
     @property
     def enabled(self) -> bool:
@@ -75,14 +82,27 @@ class Handle:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Save the buffer, as `Rehearsal.save`. Under DeepSpeed, `save_checkpoint` does it."""
-        if self.rehearsal is not None and not self.rehearsal.closed:
+        if self._peers is not None:
+            self._peers.save(Path(folder))
+        elif self.rehearsal is not None and not self.rehearsal.closed:
             self.rehearsal.save(folder)
 
     def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
         """Go on from a saved buffer, as `Rehearsal.load`. Under DeepSpeed, `load_checkpoint` does it."""
+        if self._peers is not None:
+            return self._peers.load(Path(folder), step, missing_ok=missing_ok)
         if self.rehearsal is None or self.rehearsal.closed:
             return False
         return self.rehearsal.load(folder, step, missing_ok=missing_ok)
+
+    def check_peers(self) -> None:
+        """After the first optimizer step: ranks that are to see the same samples compare what they were given.
+
+        Raises:
+            BatchError: They were given different batches.
+        """
+        if self._peers is not None:
+            self._peers.check_once()
 
     def close(self) -> None:
         """Stop the background and give up the process group; a second call does nothing."""

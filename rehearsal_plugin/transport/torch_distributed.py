@@ -16,6 +16,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import Any
@@ -55,7 +56,7 @@ class TorchDistributedTransport(Transport):
     """Ranks of a torch.distributed process group.
 
     Args:
-        group: The ranks that share the buffer, usually the data-parallel group; None for all.
+        group: The ranks that share the buffer, usually the data-parallel group, or their numbers; None for all.
         backend: `"gloo"`, `"nccl"`, or `"auto"`: NCCL where the group's own backend is NCCL, else gloo.
         timeout_s: Seconds after which the library itself gives up; the exchange polls with its own deadline.
 
@@ -65,15 +66,21 @@ class TorchDistributedTransport(Transport):
     """
 
     def __init__(
-        self, group: dist.ProcessGroup | None = None, *, backend: str = "auto", timeout_s: float = 600.0
+        self,
+        group: dist.ProcessGroup | Sequence[int] | None = None,
+        *,
+        backend: str = "auto",
+        timeout_s: float = 600.0,
     ) -> None:
         if not dist.is_available() or not dist.is_initialized():
             raise ExchangeError(
                 "torch.distributed is not initialised; call deepspeed.init_distributed() or "
                 "torch.distributed.init_process_group() before the rehearsal is made"
             )
-        backend = _resolve(backend, group)
-        ranks = dist.get_process_group_ranks(group or dist.group.WORLD)
+        if isinstance(group, Sequence):
+            backend, ranks = _resolve(backend, None), list(group)
+        else:
+            backend, ranks = _resolve(backend, group), dist.get_process_group_ranks(group or dist.group.WORLD)
         self.size, self.rank = len(ranks), ranks.index(dist.get_rank())
         self._group: Any = _connect(backend, tuple(ranks), self.rank, timedelta(seconds=2 * timeout_s))
         self._unfinished: list[dist.Work] = []

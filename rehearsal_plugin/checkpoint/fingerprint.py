@@ -1,0 +1,67 @@
+"""What a rank holds, in brief: enough to tell whether ranks that should hold the same rows do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rehearsal_plugin.buffer import RehearsalBuffer
+from rehearsal_plugin.checkpoint.files import checksum
+from rehearsal_plugin.checkpoint.tree import flatten
+from rehearsal_plugin.supply import Supply
+
+__all__ = ["Fingerprint", "fingerprint_of"]
+
+SAMPLE = 256
+"""Rows that are looked at: ranks that were given different batches differ in nearly all."""
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Digests, each alike on ranks that hold the same.
+
+    Attributes:
+        index: Which rows are kept: when, where and in which partition each was admitted.
+        fields: What the batches gave, of a sample of the rows.
+        state: What a strategy recorded beside them.
+    """
+
+    index: str = ""
+    fields: str = ""
+    state: str = ""
+
+
+def fingerprint_of(supply: Supply) -> Fingerprint:
+    """The fingerprint of a rank between two steps; waits for the exchange in flight.
+
+    Raises:
+        ExchangeError: That failed.
+    """
+    supply.drain()
+    if supply.pipeline is None:
+        return Fingerprint()
+    buffer = supply.pipeline.buffer
+    fields, state = _rows(buffer)
+    return Fingerprint(_index(buffer, supply.step), fields, state)
+
+
+def _index(buffer: RehearsalBuffer, step: int) -> str:
+    held = {name: part for name, part in buffer.state_dict().items() if name != "rows"}
+    plain, tensors = flatten({**held, "step": step})
+    return checksum(json.dumps(plain, sort_keys=True), tensors)
+
+
+def _rows(buffer: RehearsalBuffer) -> tuple[str, str]:
+    """Digests of the batch's fields and of the recorded state, of rows at equal distances."""
+    slots = np.unique(np.linspace(0, max(0, len(buffer) - 1), min(len(buffer), SAMPLE)).astype(np.int64))
+    rows = torch.zeros((len(slots), buffer.layout.row_bytes), dtype=torch.uint8, device=buffer.device)
+    buffer.read(slots, rows)
+    rows = rows.cpu()
+    batch, state = (
+        {field.name: field.view(rows).contiguous() for field in fields}
+        for fields in (buffer.layout.fields, buffer.layout.state)
+    )
+    return checksum("", batch), checksum("", state)
