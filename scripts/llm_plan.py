@@ -49,7 +49,9 @@ class Setting:
         later: Optimizer steps of each later phase, as a multiple of that.
         width: Of the model.
         rewarm: Peak of the learning rate in later phases, as a share of that in phase one.
-        buffer: Rows in the buffers of all ranks together, as a share of the English training rows.
+        buffer: Rows in the buffers of all ranks together, as a share of the English training rows; None for the
+            config's capacity.
+        made_up: Whether the rows to replay come out of the model of phase one, and not out of its data.
     """
 
     steps: int
@@ -57,6 +59,7 @@ class Setting:
     width: int = 128
     rewarm: float = 1.0
     buffer: float | None = None
+    made_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ class Run:
         steps: Optimizer steps.
         rate: Peak of the learning rate, as a share of the config's.
         width: Of the model.
-        buffer: As in `Setting`; None for the config's capacity.
+        buffer: As in `Setting`.
         after: The training whose model and buffer this one goes on with.
+        made_up: As in `Setting`.
     """
 
     arm: str
@@ -84,6 +88,7 @@ class Run:
     width: int
     buffer: float | None
     after: Run | None
+    made_up: bool = False
 
     @property
     def name(self) -> str:
@@ -124,6 +129,7 @@ def variants(steps: int) -> dict[str, Setting]:
         "learning rate re-warmed to a third": replace(base, rewarm=1 / 3),
         "buffer of 10 % of English": replace(base, buffer=0.1),
         "buffer of 1 % of English": replace(base, buffer=0.01),
+        "10 % of English, made up by the model": replace(base, buffer=0.1, made_up=True),
         "half the steps after English": replace(base, later=0.5),
         "half the steps": replace(base, steps=steps // 2),
         "half the width": replace(base, width=base.width // 2),
@@ -147,12 +153,17 @@ def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) 
     for ratio in ratios:
         last = english
         for number, language in enumerate(phases, 1):
-            old = LANGUAGES[:number] if ratio else ()
-            buffer = setting.buffer if ratio else None
-            last = Run(f"{ratio:g}", seed, (language,), old, later, setting.rewarm, setting.width, buffer, last)
+            last = Run(f"{ratio:g}", seed, (language,), (), later, setting.rewarm, setting.width, None, last)
+            if ratio:
+                last = replace(last, old=LANGUAGES[:number], buffer=setting.buffer, made_up=setting.made_up)
             runs.append(last)
     unions = (LANGUAGES[: number + 1] for number in range(1, len(phases) + 1))
     return runs + [replace(new, learns=union, steps=setting.steps + (len(union) - 1) * later) for union in unions]
+
+
+def rows_of(share: float, english_rows: int) -> int:
+    """How many rows a share of English is, at least one for every rank there may be."""
+    return max(8, round(share * english_rows))
 
 
 def key_of(run: Run, config: Mapping[str, Any], ranks: int) -> str:
@@ -181,7 +192,7 @@ def config_of(
     if run.old:
         buffer = {**block["buffer"], "preload": preload}
         if run.buffer is not None:
-            buffer["capacity"] = max(1, round(run.buffer * english_rows / ranks))
+            buffer["capacity"] = rows_of(run.buffer, english_rows) // ranks
         weights = {str(LANGUAGES.index(language)): 1 for language in run.old}
         block |= {"buffer": buffer, "sampling": {**block["sampling"], "weights": weights}}
     elif run.arm == ENGLISH:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -21,7 +22,7 @@ from typing import Any
 
 from launch import launch
 from llm_data import LENGTH, Corpus, load
-from llm_plan import BASE, LANGUAGES, SIZES, VARIANT_RATIOS, Run, config_of, key_of, plan, variants
+from llm_plan import BASE, LANGUAGES, SIZES, VARIANT_RATIOS, Run, config_of, key_of, plan, rows_of, variants
 from llm_results import Row, summarise, table
 from quickstart import positive
 from report import write_report, write_text
@@ -116,6 +117,8 @@ class Recipe:
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "deepspeed.json"
         write_text(config, json.dumps(self._deepspeed_config(run), indent=1) + "\n")
+        if run.made_up:
+            self._make_up(run)
         options = {"deepspeed": config, "steps": run.steps, "seed": run.seed, "width": run.width, "out": folder}
         options |= {"cache": self._cache, "start": run.after and self.folder(run.after) / "model"}
         options |= {"pages": self._arguments.pages}
@@ -125,13 +128,30 @@ class Recipe:
         if status:
             raise SystemExit(f"{run.name}: the job ended with status {status}; the same command tries it again")
 
+    def _make_up(self, run: Run) -> None:
+        """Rows that the English model says itself, with the fields of those that it was trained on."""
+        assert run.after is not None  # by the plan,
+        assert run.buffer is not None  # as this
+        count = rows_of(run.buffer, len(self._corpora[LANGUAGES[0]].train))
+        options = {"from-model": self.folder(run.after) / "model", "out": self._preload(run), "partition": "domain=0"}
+        options |= {"rows": count, "length": LENGTH, "ranks": self._arguments.ranks, "seed": run.seed}
+        options |= {"fields": "input_ids,labels,domain", "device": "cpu"}
+        given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+        subprocess.run([sys.executable, "-m", "rehearsal_plugin.cli", "seed", *given], check=True)
+
+    def _preload(self, run: Run) -> Path | None:
+        """The folder of the rows that a training begins with."""
+        if run.made_up:
+            return self.folder(run) / "made_up"
+        return None if run.after is None else self.folder(run.after) / "buffer"
+
     @cached_property
     def _corpora(self) -> dict[str, Corpus]:
         return load(self._cache, LENGTH, self._arguments.pages)
 
     def _deepspeed_config(self, run: Run) -> dict[str, Any]:
-        preload = None if run.after is None else str(self.folder(run.after) / "buffer")
-        return config_of(run, self._config, len(self._corpora[LANGUAGES[0]].train), self._arguments.ranks, preload)
+        english, preload = len(self._corpora[LANGUAGES[0]].train), self._preload(run)
+        return config_of(run, self._config, english, self._arguments.ranks, preload and str(preload))
 
     def row(self, variant: str, run: Run) -> Row | None:
         """A training as a line of the report; None before its end."""

@@ -15,6 +15,7 @@ import train_llm
 from llm_data import END_TOKEN, LANGUAGES, held_out, rows_of, text_of
 from llm_plan import BASE, JOINT, Run, Setting, config_of, key_of, plan, variants
 from llm_results import Row, cost_on_new, gap_closed, summarise
+from study import Spread
 
 from rehearsal_plugin import RehearsalConfig
 
@@ -139,6 +140,12 @@ def row(arm: str, after: str, losses: tuple[float, float, float], seed: int = 0,
     return {**start, **dict(zip(LANGUAGES, losses, strict=True)), **more}
 
 
+def mean(share: Spread | None) -> float:
+    """That of one that there is."""
+    assert share is not None
+    return share.mean
+
+
 def report_rows(seed: int = 0, variant: str = BASE, with_5: float = 4.0) -> list[Row]:
     """No replay ends at 6 on English, the union at 3."""
     ends = {"0": (6.0, 3.0, 7.0), "5": (with_5, 3.03, 7.0), "25": (3.3, 3.1, 7.0), JOINT: (3.0, 3.2, 7.0)}
@@ -149,9 +156,9 @@ def report_rows(seed: int = 0, variant: str = BASE, with_5: float = 4.0) -> list
 def test_the_share_of_the_gap_lies_between_no_replay_and_the_union() -> None:
     rows = report_rows()
 
-    assert gap_closed(rows, "5") == (pytest.approx(2 / 3), None)
-    assert gap_closed(rows, "25") == (pytest.approx(0.9), None)
-    assert cost_on_new(rows, "5") == (pytest.approx(0.01), None)
+    assert mean(gap_closed(rows, "5")) == pytest.approx(2 / 3)
+    assert mean(gap_closed(rows, "25")) == pytest.approx(0.9)
+    assert mean(cost_on_new(rows, "5")) == pytest.approx(0.01)
     assert gap_closed(rows, "50") is None
 
 
