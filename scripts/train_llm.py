@@ -15,7 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -120,10 +120,9 @@ class Recipe:
         if run.made_up:
             self._make_up(run)
         options = {"deepspeed": config, "steps": run.steps, "seed": run.seed, "width": run.width, "out": folder}
-        options |= {"cache": self._cache, "start": run.after and self.folder(run.after) / "model"}
-        options |= {"pages": self._arguments.pages}
-        given = [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
-        job = [*given, "--learn", *run.learns]
+        options |= {"cache": self._cache, "pages": self._arguments.pages}
+        options |= {"start": run.after and self.folder(run.after) / "model"}
+        job = [*flags(options), "--learn", *run.learns]
         status = launch(ROOT / "scripts/llm_train.py", self._arguments.ranks, job, MALLOC)
         if status:
             raise SystemExit(f"{run.name}: the job ended with status {status}; the same command tries it again")
@@ -132,12 +131,11 @@ class Recipe:
         """Rows that the English model says itself, with the fields of those that it was trained on."""
         assert run.after is not None  # by the plan,
         assert run.buffer is not None  # as this
-        count = rows_of(run.buffer, len(self._corpora[LANGUAGES[0]].train))
-        options = {"from-model": self.folder(run.after) / "model", "out": self._preload(run), "partition": "domain=0"}
-        options |= {"rows": count, "length": LENGTH, "ranks": self._arguments.ranks, "seed": run.seed}
-        options |= {"fields": "input_ids,labels,domain", "device": "cpu"}
-        given = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-        subprocess.run([sys.executable, "-m", "rehearsal_plugin.cli", "seed", *given], check=True)
+        rows = rows_of(run.buffer, len(self._corpora[LANGUAGES[0]].train))
+        options = {"from-model": self.folder(run.after) / "model", "length": LENGTH, "rows": rows, "seed": run.seed}
+        options |= {"fields": "input_ids,labels,domain", "partition": "domain=0", "seen": self._rows(run.after)}
+        options |= {"out": self._preload(run), "ranks": self._arguments.ranks, "device": "cpu"}
+        subprocess.run([sys.executable, "-m", "rehearsal_plugin.cli", "seed", *flags(options)], check=True)
 
     def _preload(self, run: Run) -> Path | None:
         """The folder of the rows that a training begins with."""
@@ -151,7 +149,13 @@ class Recipe:
 
     def _deepspeed_config(self, run: Run) -> dict[str, Any]:
         english, preload = len(self._corpora[LANGUAGES[0]].train), self._preload(run)
-        return config_of(run, self._config, english, self._arguments.ranks, preload and str(preload))
+        rows = None if preload is None else str(preload)
+        return config_of(run, self._config, english, self._arguments.ranks, rows)
+
+    def _rows(self, run: Run) -> int:
+        """How many rows a training sees, on all ranks."""
+        steps: int = run.steps * self._config["gradient_accumulation_steps"]
+        return steps * self._arguments.ranks * int(self._config["train_micro_batch_size_per_gpu"])
 
     def row(self, variant: str, run: Run) -> Row | None:
         """A training as a line of the report; None before its end."""
@@ -160,11 +164,16 @@ class Recipe:
             return None
         named = {"variant": variant, "seed": run.seed, "arm": run.arm, "learns": " + ".join(run.learns)}
         named |= {"after": run.learns[-1], "ratio": run.ratio, "steps": run.steps, "rate": run.rate}
-        rows = run.steps * self._arguments.ranks * self._config["train_micro_batch_size_per_gpu"]
+        rows = self._rows(run)
         epochs = rows / sum(len(self._corpora[language].train) for language in run.learns)
         named |= {"tokens": rows * LENGTH, "epochs": epochs}
         losses = result.pop("losses")
         return {**named, **losses, **result}
+
+
+def flags(options: Mapping[str, object]) -> list[str]:
+    """A command line of what is given."""
+    return [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
 
 
 def publish(recipe: Recipe, wanted: Sequence[tuple[str, Run]], arguments: argparse.Namespace) -> None:
