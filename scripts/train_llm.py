@@ -154,7 +154,7 @@ class Recipe:
 
     def _rows(self, run: Run) -> int:
         """How many rows a training sees, on all ranks."""
-        steps: int = run.steps * self._config["gradient_accumulation_steps"]
+        steps = run.steps * int(self._config["gradient_accumulation_steps"])
         return steps * self._arguments.ranks * int(self._config["train_micro_batch_size_per_gpu"])
 
     def row(self, variant: str, run: Run) -> Row | None:
