@@ -36,6 +36,7 @@ class Batches:
         supply: Where rows go to and come from.
         answers: Waits for what the model makes of a micro-batch.
         transform: See `Rehearsal`.
+        fill: Called before the first batch, with the device on which it lives; may fill the buffer.
 
     Attributes:
         padding: How rows of different length are stored; None where all have the same.
@@ -47,10 +48,12 @@ class Batches:
         strategy: Strategy,
         supply: Supply,
         answers: Answers,
+        *,
         transform: Transform | None,
+        fill: Callable[[torch.device], None],
     ) -> None:
         self._config, self._strategy, self._supply, self._answers = config, strategy, supply, answers
-        self._transform = transform or _unchanged
+        self._transform, self._fill = transform or _unchanged, fill
         self.padding = None if config.padding is None else Padding(config.padding)
         self._layout: RowLayout | None = None
 
@@ -90,18 +93,20 @@ class Batches:
     def _first_layout(self, batch: Any) -> RowLayout:
         """The layout of the first batch; that of rows from a checkpoint gets its nesting."""
         layout = RowLayout.infer(batch, self._config.fields)
+        self._fill(layout.columns(batch)[0].device)
         if self._supply.pipeline is None:
             return layout
         buffer = self._supply.pipeline.buffer
-        if buffer.layout.fields != layout.fields:
-            loaded, given = (
-                [(field.name, str(field.dtype), field.shape) for field in one.fields] for one in (buffer.layout, layout)
-            )
-            raise CheckpointError(
-                f"the checkpoint holds rows of {loaded}, and the batch has {given}; give batches of the same fields in "
-                "the same order, or start with an empty buffer"
-            )
         stored = buffer.layout
+        loaded, given = (
+            {field.name: (str(field.dtype), field.shape) for field in one.fields} for one in (stored, layout)
+        )
+        if loaded != given:
+            raise CheckpointError(
+                f"the checkpoint holds rows of {loaded}, and the batch has {given}; give batches of the same fields, "
+                "or start with an empty buffer"
+            )
+        layout = replace(layout, fields=stored.fields)  # which may be in another order
         buffer.layout = replace(layout, state=stored.state, row_bytes=stored.row_bytes)
         return layout
 

@@ -7,6 +7,7 @@ __all__ = [
     "CheckpointError",
     "ClosedError",
     "ConfigError",
+    "DataError",
     "ExchangeError",
     "ExchangeTimeout",
     "ForgettingError",
@@ -34,6 +35,10 @@ class StorageError(RehearsalError, OSError):
 
 class CheckpointError(RehearsalError, ValueError):
     """A checkpoint cannot be written or read; the message names the file."""
+
+
+class DataError(RehearsalError, ValueError):
+    """Rows cannot be made of a file of data, or of a model; the message names it."""
 
 
 class ExchangeError(RehearsalError, RuntimeError):

@@ -26,6 +26,8 @@ class Metrics:
         steps: Exchanges launched.
         rows_offered: Candidates offered to this rank's buffer.
         rows_admitted: Of those, rows that were stored.
+        rows_duplicate: Candidates that were not offered, because this rank's buffer held their content
+            (`buffer.deduplicate`).
         rows_stored: Rows stored now.
         rows_replayed: Rows added to batches.
         rows_displaced: Rows of the batch that made room for replayed ones (`mode: replace` at forward).
@@ -48,6 +50,7 @@ class Metrics:
     steps: int = 0
     rows_offered: int = 0
     rows_admitted: int = 0
+    rows_duplicate: int = 0
     rows_stored: int = 0
     rows_replayed: int = 0
     rows_displaced: int = 0
@@ -107,7 +110,7 @@ class Metrics:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on counting from what `state_dict` gave."""
         self._pending = None
-        vars(self).update({name: type(value)(state[name]) for name, value in self._totals().items()})
+        vars(self).update({name: type(value)(state.get(name, 0)) for name, value in self._totals().items()})
         self.replayed_by_partition = Counter({int(key): int(rows) for key, rows in state["replayed_by_partition"]})
         self.tokens_by_partition = Counter({str(name): int(tokens) for name, tokens in state["tokens_by_partition"]})
         self.losses = {str(name): float(loss) for name, loss in state["losses"].items()}

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.duplicates import DUPLICATE
 from rehearsal_plugin.errors import BatchError, ExchangeTimeout, RehearsalError
 from rehearsal_plugin.exchange import Arrival, Exchange, Outgoing, Posted, Refresh
 from rehearsal_plugin.metrics import Metrics
@@ -263,7 +264,9 @@ class Pipeline:
 
     def _count_admission(self, slots: IntArray) -> None:
         self._metrics.steps += 1
-        self._metrics.rows_offered += len(slots)
+        duplicates = int(np.count_nonzero(slots == DUPLICATE))
+        self._metrics.rows_offered += len(slots) - duplicates
+        self._metrics.rows_duplicate += duplicates
         self._metrics.rows_admitted += int(np.count_nonzero(slots >= 0))
         self._metrics.rows_stored = len(self.buffer)
 

@@ -20,15 +20,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rehearsal_plugin.answers import Answers
 from rehearsal_plugin.batches import Batches, Transform
 from rehearsal_plugin.buffer import RehearsalBuffer
-from rehearsal_plugin.checkpoint import Fingerprint, Saver, content_of, fingerprint_of, resume
+from rehearsal_plugin.checkpoint import Fingerprint, Saver, content_of, fingerprint_of, preload, resume
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, SamplingConfig
-from rehearsal_plugin.errors import ClosedError, ConfigError
+from rehearsal_plugin.errors import CheckpointError, ClosedError, ConfigError
 from rehearsal_plugin.padding import Padding
 from rehearsal_plugin.strategies import ScoredByLoss, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
@@ -68,9 +69,11 @@ class Rehearsal:
         transport = transport or _default_transport(self.config)
         self._supply = Supply(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self._answers = Answers(self.config, self.strategy, self._supply)
-        self._batches = Batches(self.config, self.strategy, self._supply, self._answers, transform)
+        self._batches = Batches(
+            self.config, self.strategy, self._supply, self._answers, transform=transform, fill=self._preload
+        )
         self._saver = Saver(self.config.checkpoint.write_timeout_s)
-        self._closed = False
+        self._preloaded = self._commits = self._closed = False
         atexit.register(self.close, drain_s=1.0)
 
     @property
@@ -265,6 +268,7 @@ class Rehearsal:
         Raises:
             ExchangeError: The exchange in flight failed.
         """
+        self._commits = True
         self._supply.commit()
 
     def rollback(self) -> None:
@@ -281,6 +285,10 @@ class Rehearsal:
         """
         self._answers.clear()
         self._supply.restart(step, connect)
+        if self._preloaded and step == 0:  # together with the ranks that had no part in it
+            self._supply.reset(0)
+            self._batches.begin()
+            self._preloaded = False
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Save this rank's rows and everything that the next steps depend on; all ranks must save at the same step.
@@ -329,6 +337,7 @@ class Rehearsal:
         self._saver.wait()
         self._answers.clear()
         self._batches.begin()
+        self._preloaded = False
         return resume(Path(folder), self.config, self._supply, self.strategy, step=step, missing_ok=missing_ok)
 
     def flush(self) -> None:
@@ -373,6 +382,22 @@ class Rehearsal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(drain_s=None if kind is None else 0.0)
+
+    def _preload(self, device: torch.device) -> None:
+        """Begin a new job with the rows that `buffer.preload` names; `device` is where batches live."""
+        folder = self.config.buffer.preload
+        if folder is None or self.buffer is not None or self.steps:
+            return
+        try:
+            preload(Path(folder), self.config, self._supply, self.strategy, device)
+            if self._commits:  # a rollback returns to these rows, not to none
+                self._supply.commit()
+        except BaseException as error:
+            self._supply.reset(0)
+            if isinstance(error, CheckpointError):
+                raise CheckpointError(f"rehearsal.buffer.preload: {error}") from error
+            raise
+        self._preloaded = True
 
     def _check_open(self) -> None:
         if self._closed:
