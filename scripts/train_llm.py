@@ -154,8 +154,8 @@ class Recipe:
 
     def _rows(self, run: Run) -> int:
         """How many rows a training sees, on all ranks."""
-        steps = run.steps * int(self._config["gradient_accumulation_steps"])
-        return steps * self._arguments.ranks * int(self._config["train_micro_batch_size_per_gpu"])
+        micro_batches = run.steps * int(self._config["gradient_accumulation_steps"])
+        return micro_batches * int(self._config["train_micro_batch_size_per_gpu"]) * int(self._arguments.ranks)
 
     def row(self, variant: str, run: Run) -> Row | None:
         """A training as a line of the report; None before its end."""
