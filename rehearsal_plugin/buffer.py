@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rehearsal_plugin.config import BufferConfig
+from rehearsal_plugin.duplicates import DUPLICATE, Contents
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.journal import Journal
 from rehearsal_plugin.occupancy import Occupancy
@@ -26,7 +28,8 @@ from rehearsal_plugin.values import FloatArray, bounded
 
 __all__ = ["RehearsalBuffer"]
 
-CHUNK = 4096  # rows that are copied at a time when a buffer is filled
+CHUNK_BYTES = 4 << 20
+"""Of rows that are copied at a time when a buffer is filled."""
 
 
 class RehearsalBuffer:
@@ -61,6 +64,7 @@ class RehearsalBuffer:
         self._policy = POLICIES[config.policy]
         self._storage = TrackedStorage(open_storage(config, self.capacity, layout.row_bytes, rank), self.capacity)
         self.occupancy = self._empty()
+        self._contents = self._no_contents(config.deduplicate)
         self._rescored: list[tuple[IntArray, FloatArray]] = []
         self._rank, self._seed = rank, seed
         self._calls = 0
@@ -68,7 +72,7 @@ class RehearsalBuffer:
         # When each row was written: whoever wants to update a row must not hit the one that took its place.
         self._written = np.full(self.capacity, -1, dtype=np.int64)
         self._origin = np.full(self.capacity, rank, dtype=np.int32)
-        self._noted = self._written, self._origin  # at the last commit
+        self._noted = self._written, self._origin, self._contents  # at the last commit
 
     def __len__(self) -> int:
         return self.occupancy.count
@@ -134,9 +138,20 @@ class RehearsalBuffer:
             step: Keys the random numbers; use every step once.
 
         Returns:
-            `[n]` int64 slots, -1 for a row that is not kept. `write` must follow before the next `read`.
+            `[n]` int64 slots, -1 for a row that is not kept, and `DUPLICATE` with `deduplicate` for one that is stored
+            already and was not offered. `write` must follow before the next `read`.
         """
         self._settle()
+        if self._contents is None:
+            return self._offer(rows, step)
+        hashes = self._contents.hashes(rows)
+        new = np.flatnonzero(~self._contents.duplicates(rows, hashes, self._at))
+        slots = np.full(len(rows), DUPLICATE, dtype=np.int64)
+        slots[new] = self._offer(rows if len(new) == len(rows) else _pick(rows, new), step)
+        self._contents.put(slots[slots >= 0], hashes[slots >= 0])
+        return slots
+
+    def _offer(self, rows: Tensor, step: int) -> IntArray:
         partitions, keys = self.occupancy.partitions, self.keys(rows)
         offer = Offer(keys if partitions is None else partitions.number(keys), self.values(rows))
         rng = generator(self._seed, Purpose.ADMISSION, step, self._rank)
@@ -151,7 +166,7 @@ class RehearsalBuffer:
         """Copy the rows `[n, row_bytes]` that `admit` kept to their `slots` `[n]`."""
         kept = np.flatnonzero(slots >= 0)
         if len(kept) < len(slots):
-            slots, rows = slots[kept], rows[torch.from_numpy(kept).to(rows.device)]
+            slots, rows = slots[kept], _pick(rows, kept)
         if len(kept):
             if self._journal is not None:
                 self._journal.note(slots)
@@ -183,11 +198,12 @@ class RehearsalBuffer:
             known[name].check(fields[name], len(slots))
         last = last_writers(slots) >= 0
         index = torch.from_numpy(np.flatnonzero(last))
-        rows = self._rows(len(index))
-        self.read(slots[last], rows)
+        rows = self._at(slots[last])
         for name, values in fields.items():
             known[name].view(rows).copy_(values[index.to(values.device)])
         self.write(slots[last], rows)
+        if self._contents is not None and any(field.name in fields for field in self.layout.fields):
+            self._contents.put(slots[last], self._contents.hashes(rows))
         if self._value is not None and self._value.name in fields:
             judged = self.values(rows)
             assert judged is not None
@@ -197,14 +213,17 @@ class RehearsalBuffer:
         """Make the present state the one that `rollback` returns to, until the next commit."""
         self._settle()
         self._journal = Journal(self._storage, self.occupancy)
-        self._noted = self._written.copy(), self._origin.copy()
+        self._noted = self._written.copy(), self._origin.copy(), copy.deepcopy(self._contents)
 
     def rollback(self) -> None:
         """Return to the state of the last `commit`, row by row; a buffer without one becomes empty."""
         self._rescored.clear()
-        self.occupancy = self._empty() if self._journal is None else self._journal.undo()
-        written, origin = self._noted
+        written, origin, contents = self._noted
         self._written, self._origin = written.copy(), origin.copy()
+        if self._journal is None:
+            self.occupancy, self._contents = self._empty(), self._no_contents(self._contents is not None)
+        else:
+            self.occupancy, self._contents = self._journal.undo(), copy.deepcopy(contents)
 
     def state_dict(self) -> dict[str, Any]:
         """All rows and the index, as tensors, arrays and numbers; views where that is possible."""
@@ -229,28 +248,40 @@ class RehearsalBuffer:
             ValueError: It contradicts itself.
         """
         self.occupancy.load_state_dict(state["index"])
-        self._place(state["rows"], state["written"], state["origin"])
+        rows, count = state["rows"], self.occupancy.count
+        if rows.shape != (count, self.layout.row_bytes):
+            raise ValueError(f"rows of shape {tuple(rows.shape)} for {count} of {self.layout.row_bytes} bytes")
+        for slots, part in _numbered(rows.split(self._chunk)):
+            self._place(slots, part)
+        self._describe(state["written"], state["origin"])
         self._calls = int(state["calls"])
 
-    def adopt(self, rows: Tensor, written: IntArray, origin: NDArray[np.int32], seen: Mapping[int, int]) -> None:
+    def adopt(
+        self, parts: Iterable[Tensor], written: IntArray, origin: NDArray[np.int32], seen: Mapping[int, int]
+    ) -> None:
         """Fill an empty buffer with rows of others.
 
         Args:
-            rows: `[n, row_bytes]` uint8, at most `capacity`, in the order in which they were admitted.
-            written: `[n]` int64, the step in which each was.
-            origin: `[n]` int32, the rank on which it was.
+            parts: `[n, row_bytes]` uint8 each, together at most `capacity`, in the order in which they were admitted.
+            written: `[rows]` int64, the step in which each was.
+            origin: `[rows]` int32, the rank on which it was.
             seen: Rows offered so far of each partition key, or of key 0 without partitions; no less than there are
                 rows.
+
+        Raises:
+            ValueError: It contradicts itself.
         """
-        keys, slots = self.keys(rows), np.arange(len(rows))
         partitions = self.occupancy.partitions
-        owners = keys if partitions is None else partitions.number(keys)
-        self.occupancy.record(slots, owners, self.values(rows))
-        self.occupancy.seen = max(len(rows), sum(seen.values()))
+        for slots, rows in _numbered(parts):
+            keys = self.keys(rows)
+            owners = keys if partitions is None else partitions.number(keys)
+            self.occupancy.record(slots, owners, self.values(rows))
+            self._place(slots, rows)
+        self.occupancy.seen = max(len(self), sum(seen.values()))
         if partitions is not None:
             told = np.array([seen.get(key, 0) for key in partitions.keys.tolist()], dtype=np.int64)
             partitions.seen = np.maximum(told, partitions.sizes)
-        self._place(rows, written, origin)
+        self._describe(written, origin)
 
     def offer(self, batch: Any) -> int:
         """Offer all samples of a batch; returns how many were kept.
@@ -270,22 +301,36 @@ class RehearsalBuffer:
         stored = self.occupancy.count
         rng = generator(self._seed, Purpose.DRAW, self._next(), self._rank)
         _, slots = choose(np.array([stored]), np.array([min(count, stored)]), rng)
-        rows = self._rows(len(slots))
-        self.read(slots, rows)
-        return self.layout.unpack(rows)
+        return self.layout.unpack(self._at(slots))
 
-    def _place(self, rows: Tensor, written: IntArray, origin: NDArray[np.int32]) -> None:
-        """Store rows `[n, row_bytes]` in the first slots, some at a time where they have to travel."""
-        count = self.occupancy.count
-        if rows.shape != (count, self.layout.row_bytes) or not len(written) == len(origin) == count:
-            raise ValueError(f"rows of shape {tuple(rows.shape)} for {count} of {self.layout.row_bytes} bytes")
-        for start in range(0, count, CHUNK):
-            part = rows[start : start + CHUNK]
-            self.write(np.arange(start, start + len(part)), part)
+    @property
+    def _chunk(self) -> int:
+        return max(1, CHUNK_BYTES // self.layout.row_bytes)
+
+    def _place(self, slots: IntArray, rows: Tensor) -> None:
+        """Store rows `[n, row_bytes]` that the index has already."""
+        if self._contents is not None:
+            self._contents.put(slots, self._contents.hashes(rows))
+        self.write(slots, rows)
+
+    def _describe(self, written: IntArray, origin: NDArray[np.int32]) -> None:
+        """Note of all rows when and where they were admitted."""
+        count = len(self)
+        if not len(written) == len(origin) == count:
+            raise ValueError(f"{len(written)} steps and {len(origin)} ranks of {count} rows")
         self._written[:count], self._origin[:count] = written, origin
 
     def _empty(self) -> Occupancy:
         return Occupancy(self.capacity, partitioned=self._key is not None, width=self._width)
+
+    def _no_contents(self, wanted: bool) -> Contents | None:
+        return Contents(self.capacity, self.layout.row_bytes - self.layout.state_bytes) if wanted else None
+
+    def _at(self, slots: IntArray) -> Tensor:
+        """The rows `[n, row_bytes]` at `slots` `[n]`."""
+        rows = self._rows(len(slots))
+        self.read(slots, rows)
+        return rows
 
     def _settle(self) -> None:
         """Let new scores count; not in the middle of a step, whose draw goes by what this rank told the others."""
@@ -300,6 +345,18 @@ class RehearsalBuffer:
     def _next(self) -> int:
         self._calls += 1
         return self._calls
+
+
+def _pick(rows: Tensor, index: IntArray) -> Tensor:
+    return rows[torch.from_numpy(index).to(rows.device)]
+
+
+def _numbered(parts: Iterable[Tensor]) -> Iterator[tuple[IntArray, Tensor]]:
+    """Rows that are laid end to end, with the slots that they get."""
+    start = 0
+    for part in parts:
+        yield np.arange(start, start + len(part)), part
+        start += len(part)
 
 
 def _key_field(layout: RowLayout, name: str) -> Field:

@@ -1,15 +1,15 @@
 """How many rows every rank holds of every partition, kept alike on all ranks by small headers.
 
-A header is a fixed number of integers: fingerprint of the rows, step, rows asked for, number of pairs, then
-(key, count) pairs for the partitions whose count changed since the last header. What did not change does not
-travel. A rank with more changes than pairs sends none and leaves that one draw out, but says how many pairs
+A header is a fixed number of integers: fingerprint of the rows, step, rows asked for, number of pairs, notes of layers
+above, then (key, count) pairs for the partitions whose count changed since the last header. What did not change does
+not travel. A rank with more changes than pairs sends none and leaves that one draw out, but says how many pairs
 it takes to tell all its counts; from the next step on, headers are that wide, on all ranks.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,10 @@ import numpy as np
 from rehearsal_plugin.errors import ExchangeError
 from rehearsal_plugin.shares import IntArray
 
-__all__ = ["Census"]
+__all__ = ["NOTES", "Census"]
 
-FIXED = 4  # integers of a header before its pairs
+NOTES = 4  # integers that layers above may use as they like
+FIXED = 4 + NOTES  # integers of a header before its pairs
 FIRST_PAIRS = 64  # of the first header: as wide on a rank with another config, so that it can say so
 
 
@@ -36,16 +37,20 @@ class Census:
     Attributes:
         keys: `[partitions]` int64, the partition key of each column.
         counts: `[size, partitions]` int64.
+        notes: `[size, NOTES]` int64, what ranks noted in their last headers.
     """
 
     def __init__(self, rank: int, size: int, fingerprint: int, pairs: int, first: int = FIRST_PAIRS) -> None:
         self.keys = np.empty(0, dtype=np.int64)
         self.counts = np.zeros((size, 0), dtype=np.int64)
+        self.notes = np.zeros((size, NOTES), dtype=np.int64)
         self._rank, self._size, self._fingerprint = rank, size, fingerprint
         self._least, self._pairs = pairs, first
         self._column: dict[int, int] = {}
 
-    def header(self, step: int, request: int, keys: IntArray, sizes: IntArray) -> IntArray:
+    def header(
+        self, step: int, request: int, keys: IntArray, sizes: IntArray, notes: Sequence[int] = (0,) * NOTES
+    ) -> IntArray:
         """What this rank tells the others.
 
         Args:
@@ -53,9 +58,10 @@ class Census:
             request: Rows that this rank asks for.
             keys: `[p]` int64, keys of its partitions.
             sizes: `[p]` int64, rows stored of each.
+            notes: `NOTES` integers.
 
         Returns:
-            `[4 + 2 * pairs]` int64.
+            `[FIXED + 2 * pairs]` int64.
         """
         told = np.zeros(len(keys), dtype=np.int64)
         known = [(i, self._column[key]) for i, key in enumerate(keys.tolist()) if key in self._column]
@@ -67,7 +73,7 @@ class Census:
         # Whoever is left out is forgotten, and then has every count to tell.
         needed = len(changed) if fits else max(len(changed), int(np.count_nonzero(sizes)))
         header = np.zeros(FIXED + 2 * self._pairs, dtype=np.int64)
-        header[:FIXED] = self._fingerprint, step, request, needed
+        header[:FIXED] = self._fingerprint, step, request, needed, *notes
         if fits:
             header[FIXED : FIXED + 2 * needed] = np.stack((keys[changed], sizes[changed]), axis=1).ravel()
         return header
@@ -76,7 +82,7 @@ class Census:
         """Take in the headers of all ranks.
 
         Args:
-            headers: `[size, 4 + 2 * pairs]` int64.
+            headers: `[size, FIXED + 2 * pairs]` int64.
 
         Returns:
             `[size]` int64, the rows that each rank asks for.
@@ -85,6 +91,7 @@ class Census:
             ExchangeError: Ranks are at different steps, or their rows differ in fields, dtypes or shapes.
         """
         self._check(headers)
+        self.notes = headers[:, 4:FIXED].copy()
         changes = headers[:, 3]
         overflowing = np.flatnonzero(changes > self._pairs)
         pairs = headers[:, FIXED:].reshape(self._size, self._pairs, 2)
@@ -104,7 +111,8 @@ class Census:
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank knows of all ranks."""
-        return {"keys": self.keys, "counts": self.counts, "pairs": self._pairs, "least": self._least}
+        widths = {"pairs": self._pairs, "least": self._least}
+        return {"keys": self.keys, "counts": self.counts, "notes": self.notes, **widths}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave on a rank of as many.
@@ -115,7 +123,7 @@ class Census:
         keys, counts = state["keys"], state["counts"]
         if counts.shape != (self._size, len(keys)):
             raise ValueError(f"counts of {counts.shape[0]} ranks for {self._size}")
-        self.keys, self.counts = keys.copy(), counts.copy()
+        self.keys, self.counts, self.notes = keys.copy(), counts.copy(), state["notes"].copy()
         self._pairs, self._least = int(state["pairs"]), int(state["least"])
         self._column = {key: column for column, key in enumerate(keys.tolist())}
 

@@ -7,8 +7,10 @@ __all__ = [
     "CheckpointError",
     "ClosedError",
     "ConfigError",
+    "DataError",
     "ExchangeError",
     "ExchangeTimeout",
+    "ForgettingError",
     "MissingDependencyError",
     "RehearsalError",
     "StorageError",
@@ -35,12 +37,20 @@ class CheckpointError(RehearsalError, ValueError):
     """A checkpoint cannot be written or read; the message names the file."""
 
 
+class DataError(RehearsalError, ValueError):
+    """Rows cannot be made of a file of data, or of a model; the message names it."""
+
+
 class ExchangeError(RehearsalError, RuntimeError):
     """The exchange with the other ranks failed; the message names rank and step."""
 
 
 class ExchangeTimeout(ExchangeError, TimeoutError):
     """The exchange did not end within `exchange.timeout_s`."""
+
+
+class ForgettingError(RehearsalError, RuntimeError):
+    """The model forgets more than `guard` allows; the message names the last checkpoint from before."""
 
 
 class ClosedError(RehearsalError, RuntimeError):

@@ -7,9 +7,10 @@ between, and whoever issues them (the training thread or the background) changes
 
 from __future__ import annotations
 
+import json
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,8 +19,10 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
-from rehearsal_plugin.census import Census
+from rehearsal_plugin.census import NOTES, Census
+from rehearsal_plugin.config import SamplingConfig
 from rehearsal_plugin.metrics import Metrics
+from rehearsal_plugin.mixture import Mixture, Weights
 from rehearsal_plugin.pool import RowPool
 from rehearsal_plugin.rng import Purpose, generator
 from rehearsal_plugin.sampling import Plan, draw, plan
@@ -96,6 +99,7 @@ class Posted:
     source: Outgoing | None
     refresh: Pending | None = None
     refreshed: Outgoing | None = None
+    proposed: Weights | None = None
 
 
 class Exchange:
@@ -104,8 +108,8 @@ class Exchange:
     Args:
         buffer: This rank's rows.
         transport: The ranks.
-        weights: `uniform`: the same chance for every row. `balanced`: for every partition. `score`: in proportion
-            to a row's score; then a row can come several times in one draw.
+        sampling: Its weights: `uniform`: the same chance for every row. `balanced`: for every partition. `score`: in
+            proportion to a row's score; then a row can come several times in one draw. Or a weight by partition.
         turns: Independent draws of a step.
         seed: Keys the draws; the same on all ranks.
         stream: Keys the draws too; ranks that draw from themselves alone use different ones.
@@ -115,6 +119,7 @@ class Exchange:
 
     Attributes:
         census: What all ranks hold.
+        mixture: The share of each partition.
         device: Where rows to be sent live.
     """
 
@@ -123,7 +128,7 @@ class Exchange:
         buffer: RehearsalBuffer,
         transport: Transport,
         *,
-        weights: str | Mapping[str, float],
+        sampling: SamplingConfig,
         turns: int,
         seed: int,
         stream: int,
@@ -132,17 +137,28 @@ class Exchange:
         stopped: Callable[[], bool],
     ) -> None:
         self._buffer, self._transport, self._metrics = buffer, transport, metrics
-        self._weights, self._turns, self._seed, self._stream = weights, turns, seed, stream
+        self._turns, self._seed, self._stream = turns, seed, stream
+        self._by_score = sampling.weights == "score"
+        self._by_partition = sampling.weights not in ("uniform", "score")
+        self.mixture = Mixture(sampling)
         self._timeout_s, self._stopped = timeout_s, stopped
         self.device = transport.device
         layout = buffer.layout
         # Ranks with different seeds or weights would draw different plans.
-        fingerprint = layout.fingerprint ^ seed ^ zlib.crc32(repr(weights).encode())
-        self.census = Census(transport.rank, transport.size, fingerprint, pairs=64 if weights == "balanced" else 1)
+        weights = json.dumps(sampling.weights, sort_keys=True)
+        fingerprint = layout.fingerprint ^ seed ^ zlib.crc32(weights.encode())
+        self.census = Census(transport.rank, transport.size, fingerprint, pairs=64 if self._by_partition else 1)
         self._sending = RowPool(layout.row_bytes, buffer.device)
         self._receiving = RowPool(layout.row_bytes, transport.device)
 
-    def post(self, step: int, request: int, outgoing: Outgoing | None, refresh: Refresh | None = None) -> Posted:
+    def post(
+        self,
+        step: int,
+        request: int,
+        outgoing: Outgoing | None,
+        refresh: Refresh | None = None,
+        words: Sequence[int] = (0,) * (NOTES - 1),
+    ) -> Posted:
         """Issue the collectives of a step, without waiting.
 
         Args:
@@ -150,14 +166,17 @@ class Exchange:
             request: Rows that this rank shall get in each turn, two exchanges later.
             outgoing: The rows drawn after the last exchange; None at first.
             refresh: New state for rows that arrived earlier; None on all ranks or on none.
+            words: What this rank tells the others beside it; see `Census.notes`.
         """
         rows = self._send(outgoing) if outgoing and outgoing.plan.moved else None
         back = None if refresh is None else self._send_back(refresh)
-        header = self.census.header(step, request, *self._counts())
+        proposed = self.mixture.proposed
+        header = self.census.header(step, request, *self._counts(), (Mixture.digest(proposed), *words))
         if self._transport.size > 1:
             self._metrics.collectives += 1 + (rows is not None) + (back is not None)
         headers = self._transport.all_gather(torch.from_numpy(header))
-        return Posted(step, headers, rows, outgoing, back, None if refresh is None else refresh.source)
+        refreshed = None if refresh is None else refresh.source
+        return Posted(step, headers, rows, outgoing, back, refreshed, proposed)
 
     def prepare(self, posted: Posted) -> Outgoing:
         """Wait for the headers, draw, and read the rows that this rank will send.
@@ -170,7 +189,8 @@ class Exchange:
         with self._metrics.timed("drawn_ms"):
             requests = self.census.absorb(headers.numpy())
             rng = generator(self._seed, Purpose.DRAW, posted.step, self._stream)
-            draws = draw(self.census.counts, requests, rng, self._turns)
+            self.mixture.agree(self.census.notes[:, 0], posted.proposed)
+            draws = draw(self.census.counts, requests, rng, self._turns, self.mixture.weights(self.census.keys))
             drawn = plan(draws, self._transport.rank, self._transport.size)
             slots = self._slots(drawn)
             rows = self._sending.take(len(slots))
@@ -206,15 +226,15 @@ class Exchange:
         self._buffer.update_fields(slots[current], self._buffer.layout.state_of(packed))
 
     def _counts(self) -> tuple[IntArray, IntArray]:
-        if self._weights == "balanced":
+        if self._by_partition:
             return self._buffer.counts()
-        count = self._buffer.tickets if self._weights == "score" else len(self._buffer)
+        count = self._buffer.tickets if self._by_score else len(self._buffer)
         return np.zeros(1, dtype=np.int64), np.array([count])
 
     def _slots(self, drawn: Plan) -> IntArray:
-        if self._weights == "balanced":
+        if self._by_partition:
             return self._buffer.slots(self.census.keys[drawn.partition], drawn.index)
-        if self._weights == "score":
+        if self._by_score:
             return self._buffer.holders(drawn.index)
         return drawn.index  # slots are taken without gaps, so in a draw over all rows the index is the slot
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from rehearsal_plugin.shares import IntArray
 
@@ -24,6 +26,8 @@ class Metrics:
         steps: Exchanges launched.
         rows_offered: Candidates offered to this rank's buffer.
         rows_admitted: Of those, rows that were stored.
+        rows_duplicate: Candidates that were not offered, because this rank's buffer held their content
+            (`buffer.deduplicate`).
         rows_stored: Rows stored now.
         rows_replayed: Rows added to batches.
         rows_displaced: Rows of the batch that made room for replayed ones (`mode: replace` at forward).
@@ -36,12 +40,17 @@ class Metrics:
         waited_ms: Time that the training thread waited for the background.
         drawn_ms: Time to draw rows and read them from storage, in the background.
         exchanged_ms: Time that the background waited for collectives.
+        tokens_new: Tokens with labels in new rows that the model saw; see `losses.token_counts`.
+        tokens_replayed: The same of replayed rows.
         replayed_by_partition: Replayed rows by partition key.
+        tokens_by_partition: The same tokens by name and partition, as `tokens_new/3`.
+        losses: Mean losses of the last step that was measured, by name, as `loss_new` and `loss_replayed/3`.
     """
 
     steps: int = 0
     rows_offered: int = 0
     rows_admitted: int = 0
+    rows_duplicate: int = 0
     rows_stored: int = 0
     rows_replayed: int = 0
     rows_displaced: int = 0
@@ -54,7 +63,14 @@ class Metrics:
     waited_ms: float = 0.0
     drawn_ms: float = 0.0
     exchanged_ms: float = 0.0
+    tokens_new: int = 0
+    tokens_replayed: int = 0
     replayed_by_partition: Counter[int] = field(default_factory=Counter)
+    tokens_by_partition: Counter[str] = field(default_factory=Counter)
+    losses: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._pending: Tensor | None = None  # tokens that are still on the device
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -70,17 +86,44 @@ class Metrics:
         distinct, counts = np.unique(keys, return_counts=True)
         self.replayed_by_partition.update(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
 
+    def count_tokens(self, tokens: Tensor, new: int, keys: IntArray | None) -> None:
+        """Count the tokens `[rows]` of a micro-batch, of which the first `new` rows are new ones, with their keys."""
+        if keys is None:
+            sums = torch.stack((tokens[:new].sum(), tokens[new:].sum()))
+            self._pending = sums if self._pending is None else self._pending + sums.to(self._pending.device)
+            return
+        counts = tokens.cpu().numpy()
+        for name, part in (("tokens_new", slice(new)), ("tokens_replayed", slice(new, None))):
+            setattr(self, name, getattr(self, name) + int(counts[part].sum()))
+            for key in np.unique(keys[part]).tolist():
+                self.tokens_by_partition[f"{name}/{key}"] += int(counts[part][keys[part] == key].sum())
+
     def state_dict(self) -> dict[str, Any]:
         """All totals; those by partition as pairs of key and rows."""
-        return {**vars(self), "replayed_by_partition": sorted(self.replayed_by_partition.items())}
+        return {
+            **self._totals(),
+            "replayed_by_partition": sorted(self.replayed_by_partition.items()),
+            "tokens_by_partition": sorted(self.tokens_by_partition.items()),
+            "losses": dict(self.losses),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on counting from what `state_dict` gave."""
+        self._pending = None
+        vars(self).update({name: type(value)(state.get(name, 0)) for name, value in self._totals().items()})
         self.replayed_by_partition = Counter({int(key): int(rows) for key, rows in state["replayed_by_partition"]})
-        totals = {name: type(value) for name, value in vars(self).items() if isinstance(value, (int, float))}
-        vars(self).update({name: kind(state[name]) for name, kind in totals.items()})
+        self.tokens_by_partition = Counter({str(name): int(tokens) for name, tokens in state["tokens_by_partition"]})
+        self.losses = {str(name): float(loss) for name, loss in state["losses"].items()}
 
     def flat(self) -> dict[str, float]:
         """Name to number; partitions as `rows_replayed/<key>`."""
-        totals = {name: value for name, value in vars(self).items() if isinstance(value, (int, float))}
-        return totals | {f"rows_replayed/{key}": value for key, value in self.replayed_by_partition.items()}
+        by_partition = {f"rows_replayed/{key}": value for key, value in self.replayed_by_partition.items()}
+        return {**self._totals(), **by_partition, **self.tokens_by_partition, **self.losses}
+
+    def _totals(self) -> dict[str, float]:
+        if self._pending is not None:
+            new, replayed = self._pending.tolist()
+            self._pending = None
+            self.tokens_new += new
+            self.tokens_replayed += replayed
+        return {name: value for name, value in vars(self).items() if isinstance(value, (int, float))}

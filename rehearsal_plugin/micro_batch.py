@@ -8,6 +8,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.nesting import map_leaves
 from rehearsal_plugin.representatives import Share
 from rehearsal_plugin.rows import RowLayout
+from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import Criterion, tensors_of
 
@@ -30,12 +32,16 @@ class MicroBatch:
         new: How many those are.
         share: The replayed rows; None for none.
         draws: Independent draws.
+        keys: `[rows]` int64, the partition of each row that the model sees; None without partitions.
+        labels: Those of all rows, where the batch has some by that name.
     """
 
     columns: list[Tensor]
     new: int
     share: Share | None
     draws: int
+    keys: IntArray | None = None
+    labels: Tensor | None = None
 
     def parts(
         self, strategy: Strategy, layout: RowLayout, outputs: Any, targets: tuple[Any, ...], criterion: Criterion
@@ -58,22 +64,29 @@ class MicroBatch:
         return [
             Part(own, target, state, size, criterion)
             for own, target, state, size in zip(
-                self._split(outputs), self._split(targets), states, self._sizes, strict=True
+                self._split(outputs), self._split(targets), states, self.sizes, strict=True
             )
         ]
 
+    def keys_by_part(self) -> list[IntArray | None]:
+        """The keys of the new rows, and of those of each draw."""
+        if self.keys is None:
+            return [None] * len(self.sizes)
+        return list(np.split(self.keys, np.cumsum(self.sizes)[:-1]))
+
     @property
-    def _sizes(self) -> list[int]:
+    def sizes(self) -> list[int]:
+        """New rows, and those of each draw."""
         return [self.new, *([0] * self.draws if self.share is None else self.share.sizes)]
 
     def _split(self, tree: Any) -> list[Any]:
-        ends = list(accumulate(self._sizes))
+        ends = list(accumulate(self.sizes))
         spans = zip([0, *ends], ends, strict=False)
         return [map_leaves(tree, partial(_cut, ends[-1], slice(*span))) for span in spans]
 
     def _check(self, what: str, tensors: Mapping[str, Tensor]) -> None:
         """Tensors of other rows than those given would be split in the wrong places."""
-        total = sum(self._sizes)
+        total = sum(self.sizes)
         for name, tensor in tensors.items():
             if len(tensor) != total:
                 raise BatchError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -16,9 +16,11 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.duplicates import DUPLICATE
 from rehearsal_plugin.errors import BatchError, ExchangeTimeout, RehearsalError
 from rehearsal_plugin.exchange import Arrival, Exchange, Outgoing, Posted, Refresh
 from rehearsal_plugin.metrics import Metrics
+from rehearsal_plugin.mixture import Mixture
 from rehearsal_plugin.pool import Staging
 from rehearsal_plugin.rng import Purpose, generator
 from rehearsal_plugin.shares import IntArray
@@ -81,7 +83,7 @@ class Pipeline:
         self._exchange = Exchange(
             self.buffer,
             LocalTransport() if local else transport,
-            weights=config.sampling.weights,
+            sampling=config.sampling,
             turns=turns,
             seed=config.seed,
             stream=rank + 1 if local else 0,
@@ -123,19 +125,21 @@ class Pipeline:
             )
         return chosen[whole.all(0)]
 
-    def launch(self, request: int, refresh: Refresh | None = None) -> None:
+    def launch(self, request: int, refresh: Refresh | None, words: Sequence[int]) -> None:
         """Admit what was staged and start preparing rows.
 
         Args:
             request: Rows that this rank shall get in each turn from the job after this one.
             refresh: New state for rows that arrived earlier; None on all ranks or on none.
+            words: See `announced`.
         """
+        self.mixture.look()
         step, staged = self.step, self._staging.flush()
         self._micro_batch = 0
         slots = self.buffer.admit(staged, step)
         self._count_admission(slots)
         self._stream.mark()
-        post = partial(self._exchange.post, step, request, self._outgoing, refresh)
+        post = partial(self._exchange.post, step, request, self._outgoing, refresh, words)
         posted = _at_once(post) if self._inline else post
         self._job = self._worker.submit(lambda: self._run(posted, slots, staged))
         self.step += 1
@@ -181,6 +185,7 @@ class Pipeline:
             "staged": self._staging.staged(),
             "micro_batch": self._micro_batch,
             "census": self._exchange.census.state_dict(),
+            "mixture": self.mixture.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -191,6 +196,7 @@ class Pipeline:
         """
         self.step, self._micro_batch = int(state["step"]), int(state["micro_batch"])
         self._exchange.census.load_state_dict(state["census"])
+        self.mixture.load_state_dict(state["mixture"])
         self._staging.reserve(len(state["staged"])).copy_(state["staged"])
         arrival = None if state["arrival"] is None else Arrival.load(state["arrival"], self.device)
         self._outgoing = None
@@ -202,9 +208,21 @@ class Pipeline:
             self._job.set_result(Outcome(arrival, self._outgoing))
 
     @property
+    def mixture(self) -> Mixture:
+        """The share of each partition in what is replayed."""
+        return self._exchange.mixture
+
+    @property
+    def announced(self) -> IntArray:
+        """The words that ranks gave `launch` for the last exchange that was collected, `[ranks, NOTES - 1]` int64."""
+        return self._exchange.census.notes[:, 1:]
+
+    @property
     def digest(self) -> int:
-        """See `Census.digest`; 0 where every rank draws from itself alone."""
-        return 0 if self._config.sampling.scope == "local" else self._exchange.census.digest
+        """A number that is alike on all ranks of a job at a step; 0 where every rank draws from itself alone."""
+        if self._config.sampling.scope == "local":
+            return 0
+        return self._exchange.census.digest ^ Mixture.digest(self.mixture.in_force)
 
     def close(self, drain_s: float) -> None:
         """Let the job in flight end for up to `drain_s` seconds, then stop the worker."""
@@ -246,7 +264,9 @@ class Pipeline:
 
     def _count_admission(self, slots: IntArray) -> None:
         self._metrics.steps += 1
-        self._metrics.rows_offered += len(slots)
+        duplicates = int(np.count_nonzero(slots == DUPLICATE))
+        self._metrics.rows_offered += len(slots) - duplicates
+        self._metrics.rows_duplicate += duplicates
         self._metrics.rows_admitted += int(np.count_nonzero(slots >= 0))
         self._metrics.rows_stored = len(self.buffer)
 

@@ -15,33 +15,28 @@ from __future__ import annotations
 
 import atexit
 import os
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from rehearsal_plugin.answers import Answers
+from rehearsal_plugin.batches import Batches, Transform
 from rehearsal_plugin.buffer import RehearsalBuffer
-from rehearsal_plugin.checkpoint import Fingerprint, Saver, content_of, fingerprint_of, resume
-from rehearsal_plugin.config import ConfigSource, RehearsalConfig
+from rehearsal_plugin.checkpoint import Fingerprint, Saver, content_of, fingerprint_of, preload, resume
+from rehearsal_plugin.config import ConfigSource, RehearsalConfig, SamplingConfig
 from rehearsal_plugin.errors import CheckpointError, ClosedError, ConfigError
-from rehearsal_plugin.micro_batch import MicroBatch
-from rehearsal_plugin.nesting import without
 from rehearsal_plugin.padding import Padding
-from rehearsal_plugin.representatives import Share
-from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.strategies import ScoredByLoss, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
 from rehearsal_plugin.supply import Supply
 from rehearsal_plugin.transport import LocalTransport, TorchDistributedTransport, Transport
 
 __all__ = ["Rehearsal"]
-
-Transform: TypeAlias = Callable[[Any], Any]
 
 
 class Rehearsal:
@@ -60,7 +55,6 @@ class Rehearsal:
     Attributes:
         config: The section as a `RehearsalConfig`.
         strategy: What replayed rows are used for.
-        padding: How rows of different length are stored; None where all have the same.
 
     Raises:
         ConfigError: The section cannot be used.
@@ -72,14 +66,14 @@ class Rehearsal:
         self.config = RehearsalConfig.load(config)
         strategy = make_strategy(self.config.strategy)
         self.strategy = ScoredByLoss(strategy) if self.config.buffer.by_loss else strategy
-        self._transform = transform
         transport = transport or _default_transport(self.config)
         self._supply = Supply(self.config, transport, self.strategy.draws, self.strategy.refreshes)
-        self.padding = None if self.config.padding is None else Padding(self.config.padding)
-        self._layout: RowLayout | None = None
         self._answers = Answers(self.config, self.strategy, self._supply)
+        self._batches = Batches(
+            self.config, self.strategy, self._supply, self._answers, transform=transform, fill=self._preload
+        )
         self._saver = Saver(self.config.checkpoint.write_timeout_s)
-        self._closed = False
+        self._preloaded = self._commits = self._closed = False
         atexit.register(self.close, drain_s=1.0)
 
     @property
@@ -90,7 +84,17 @@ class Rehearsal:
     @property
     def fed(self) -> bool:
         """Whether a batch has come yet."""
-        return self._layout is not None
+        return self._batches.fed
+
+    @property
+    def measures(self) -> bool:
+        """Whether the losses of new and of replayed rows are told apart, now or in other steps."""
+        return self.config.losses_every > 0 or self.config.strategy.partition_weights is not None
+
+    @property
+    def padding(self) -> Padding | None:
+        """How rows of different length are stored; None where all have the same."""
+        return self._batches.padding
 
     @property
     def closed(self) -> bool:
@@ -113,7 +117,7 @@ class Rehearsal:
             ClosedError: `close` was called.
         """
         self._check_open()
-        if self.strategy.records:
+        if self.strategy.records or self.measures:
             raise ConfigError(
                 f"{self._answers.need}, which update() never sees; "
                 "call augment(batch), loss(criterion, outputs, *targets) and step() instead"
@@ -143,25 +147,11 @@ class Rehearsal:
         self._check_open()
         if not ahead:
             self._answers.check()
-        stored = batch if self.padding is None else self.padding.widen(batch)
-        layout = self._layout = self._layout or self._first_layout(stored)
-        columns = layout.columns(stored)
-        size, replacing = len(columns[0]), self.config.mode == "replace"
-        if not self.strategy.records:
-            self._supply.stage(columns, layout, {})  # first: rows that it refuses must leave no trace
-        share = self._supply.take(size if replacing and displace else None)
-        displaced = len(share.rows) if share is not None and replacing and displace else 0
-        new = size - displaced
-        self._weigh(batch, new, share)
-        # Only what the model sees has outputs, and it has them later; whoever gave the batch may change it until then.
-        own = [column[:new].clone() for column in columns] if self.strategy.records else []
-        self._answers.expect(MicroBatch(own, new, share, self.strategy.draws), layout)
-        self._count(share, displaced)
-        return self.visible(self._transformed(batch, share, displaced))
+        return self._batches.augment(batch, displace=displace)
 
     def visible(self, batch: Any) -> Any:
         """A batch without the fields that `hidden` names: what the model gets."""
-        return without(batch, self.config.hidden) if self.config.hidden else batch
+        return self._batches.visible(batch)
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """The strategy's loss for the micro-batch that `augment` returned last; also records its outputs.
@@ -221,12 +211,30 @@ class Rehearsal:
         """
         self._check_open()
         self._answers.check()
+        self._answers.end_step()
         self._supply.collect()
         self._supply.launch()
 
     def due(self) -> int:
         """Rows that the next `augment` will add, for callers that make room themselves."""
         return self._supply.due
+
+    def reweigh(self, weights: Mapping[Any, float]) -> None:
+        """Change the mixture while the job runs, as soon as all ranks have been told the same.
+
+        Args:
+            weights: What `sampling.weights` takes: the share of each partition in what is replayed, by its key.
+
+        Raises:
+            ConfigError: They are no weights, or rows are not drawn by partition.
+        """
+        if self.config.sampling.weights in ("uniform", "score"):
+            raise ConfigError(
+                f"rehearsal.sampling.weights is '{self.config.sampling.weights}', so ranks do not know each other's "
+                "partitions; start the job with 'balanced' or with weights by partition"
+            )
+        SamplingConfig(weights=dict(weights))
+        self._supply.reweigh(weights)
 
     def metrics(self) -> dict[str, float]:
         """Totals since the start on this rank, by name; see `metrics.Metrics` for names and units.
@@ -260,6 +268,7 @@ class Rehearsal:
         Raises:
             ExchangeError: The exchange in flight failed.
         """
+        self._commits = True
         self._supply.commit()
 
     def rollback(self) -> None:
@@ -276,6 +285,10 @@ class Rehearsal:
         """
         self._answers.clear()
         self._supply.restart(step, connect)
+        if self._preloaded and step == 0:  # together with the ranks that had no part in it
+            self._supply.reset(0)
+            self._batches.begin()
+            self._preloaded = False
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Save this rank's rows and everything that the next steps depend on; all ranks must save at the same step.
@@ -298,6 +311,8 @@ class Rehearsal:
         place, content = content_of(self.config, self._supply, self.strategy)
         changed = self.buffer.take_changed() if settings.incremental and self.buffer is not None else None
         self._saver.save(Path(folder), place, content, changed, asynchronous=settings.asynchronous)
+        if self._supply.guard is not None:
+            self._supply.guard.saved(str(folder))
 
     def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
         """Go on from a checkpoint; all ranks must call it, and agree on which.
@@ -321,7 +336,8 @@ class Rehearsal:
         self._check_open()
         self._saver.wait()
         self._answers.clear()
-        self._layout = None
+        self._batches.begin()
+        self._preloaded = False
         return resume(Path(folder), self.config, self._supply, self.strategy, step=step, missing_ok=missing_ok)
 
     def flush(self) -> None:
@@ -367,62 +383,25 @@ class Rehearsal:
     ) -> None:
         self.close(drain_s=None if kind is None else 0.0)
 
-    def _first_layout(self, batch: Any) -> RowLayout:
-        """The layout of the first batch; that of rows from a checkpoint gets its nesting."""
-        layout = RowLayout.infer(batch, self.config.fields)
-        if self.buffer is None:
-            return layout
-        if self.buffer.layout.fields != layout.fields:
-            loaded, given = (
-                [(field.name, str(field.dtype), field.shape) for field in one.fields]
-                for one in (self.buffer.layout, layout)
-            )
-            raise CheckpointError(
-                f"the checkpoint holds rows of {loaded}, and the batch has {given}; give batches of the same fields in "
-                "the same order, or start with an empty buffer"
-            )
-        stored = self.buffer.layout
-        self.buffer.layout = replace(layout, state=stored.state, row_bytes=stored.row_bytes)
-        return layout
-
-    def _weigh(self, batch: Any, new: int, share: Share | None) -> None:
-        """Tell the schedule how much the model sees: `new` rows of the batch, and the replayed ones."""
-        rows = [new, 0 if share is None else len(share.rows)]
-        amounts = rows
-        if self.config.ratio_in == "tokens" and self.padding is not None and self._layout is not None:
-            replayed = None if share is None else self._layout.unpack(share.rows)
-            lengths = (self.padding.lengths(batch)[:new], None if replayed is None else self.padding.lengths(replayed))
-            amounts = [0 if part is None else int(part.sum()) for part in lengths]
-            for count, amount, again in zip(rows, amounts, (False, True), strict=True):
-                self._supply.schedule.saw(count, amount, replayed=again)
-        self._supply.seen(sum(amounts) if self.config.mode == "replace" else amounts[0])
-
-    def _count(self, share: Share | None, displaced: int) -> None:
-        if share is None or self.buffer is None:
+    def _preload(self, device: torch.device) -> None:
+        """Begin a new job with the rows that `buffer.preload` names; `device` is where batches live."""
+        folder = self.config.buffer.preload
+        if folder is None or self.buffer is not None or self.steps:
             return
-        self._supply.metrics.rows_replayed += len(share.rows)
-        self._supply.metrics.rows_displaced += displaced
-        if self.config.buffer.partition_by is not None:
-            self._supply.metrics.count_replayed(self.buffer.keys(share.rows))
-
-    def _transformed(self, batch: Any, share: Share | None, displaced: int) -> Any:
-        """The batch with replayed rows behind it, transformed as the strategy says."""
-        transform = self._transform or _unchanged
-        everything = self.config.strategy.transform == "all"
-        if share is not None and len(share.rows) and self._layout is not None:
-            replayed = self._layout.unpack(share.rows)
-            if self.padding is not None:
-                batch, replayed = self.padding.alike(batch, replayed)
-            batch = self._layout.join(batch, replayed if everything else transform(replayed), displaced)
-        return transform(batch) if everything else batch
+        try:
+            preload(Path(folder), self.config, self._supply, self.strategy, device)
+            if self._commits:  # a rollback returns to these rows, not to none
+                self._supply.commit()
+        except BaseException as error:
+            self._supply.reset(0)
+            if isinstance(error, CheckpointError):
+                raise CheckpointError(f"rehearsal.buffer.preload: {error}") from error
+            raise
+        self._preloaded = True
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the rehearsal was closed; make a new one to go on")
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _default_transport(config: RehearsalConfig) -> Transport:

@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     DRAW = 3
     ORDER = 4
     RESHARD = 5
+    CONTENT = 6
+    SEEDING = 7
 
 
 def generator(seed: int, purpose: Purpose, step: int, rank: int = 0) -> np.random.Generator:

@@ -5,9 +5,9 @@ that all ranks share, `draw` picks for every asking rank a set of rows out of AL
 replacement, and `plan` cuts out what one rank has to send and to receive. The work grows with the rows asked
 for, never with the rows stored.
 
-Uniform and balanced draws are one algorithm. Rows asked for are first shared fairly between partitions (odd
-ones go to partitions drawn at random), then every partition gives a uniform sample of its rows. With all rows
-in one partition that is a uniform draw: every stored row of every rank has the same chance.
+Uniform and balanced draws and mixtures are one algorithm. Rows asked for are first shared between partitions,
+fairly or by weight (odd ones go to partitions drawn at random), then every partition gives a uniform sample of its
+rows. With all rows in one partition that is a uniform draw: every stored row of every rank has the same chance.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rehearsal_plugin.shares import IntArray, fair_level
+from rehearsal_plugin.shares import IntArray, WeightArray, fair_level, weighted_shares
 
 __all__ = ["Draws", "Plan", "choose", "draw", "plan"]
 
@@ -61,7 +61,13 @@ class Plan:
     moved: int
 
 
-def draw(counts: IntArray, requests: IntArray, rng: np.random.Generator, turns: int = 1) -> Draws:
+def draw(
+    counts: IntArray,
+    requests: IntArray,
+    rng: np.random.Generator,
+    turns: int = 1,
+    weights: WeightArray | None = None,
+) -> Draws:
     """Draw rows for every rank.
 
     Args:
@@ -69,13 +75,17 @@ def draw(counts: IntArray, requests: IntArray, rng: np.random.Generator, turns: 
         requests: `[ranks]` int64, rows asked for in each turn. Who asks for more than all ranks hold gets all.
         rng: The same state on every rank.
         turns: Independent draws for every rank.
+        weights: `[partitions]` float64, the shares of the partitions in every draw, in proportion; None for equal ones.
+            What a partition has too few rows for goes to the others, and one of weight 0 gives none.
 
     Returns:
         The rows of all ranks. No draw has a row twice; two draws, of one rank or of two, may have the same row.
     """
     totals = counts.sum(axis=0)
+    if weights is not None:
+        totals = np.where(weights > 0, totals, 0)
     wanted = np.repeat(np.minimum(requests, totals.sum()), turns)
-    parts = [_quotas(totals, int(n), np.flatnonzero(wanted == n), rng) for n in np.unique(wanted) if n]
+    parts = [_quotas(totals, weights, int(n), np.flatnonzero(wanted == n), rng) for n in np.unique(wanted) if n]
     if not parts:
         none = np.empty(0, dtype=np.int64)
         return Draws(none, none, none, none, none)
@@ -167,23 +177,54 @@ def _repeats(keys: IntArray) -> IntArray:
 
 
 def _quotas(
-    totals: IntArray, wanted: int, readers: IntArray, rng: np.random.Generator
+    totals: IntArray, weights: WeightArray | None, wanted: int, readers: IntArray, rng: np.random.Generator
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Share `wanted` rows between partitions, for each of `readers`: (reader, partition, quota) entries."""
     if wanted == totals.sum():
-        base, odd, roomy = totals, 0, np.empty(0, dtype=np.int64)
-    else:
+        base, (reader, picked) = totals, 2 * (np.empty(0, dtype=np.int64),)
+    elif weights is None:
         level = fair_level(totals, wanted)
         base, roomy = np.minimum(totals, level), np.flatnonzero(totals > level)
-        odd = wanted - int(base.sum())
-    every = np.full(len(readers), odd, dtype=np.int64)
-    reader, picked = choose(np.full(len(readers), len(roomy), dtype=np.int64), every, rng)
+        odd = np.full(len(readers), wanted - int(base.sum()), dtype=np.int64)
+        reader, picked = choose(np.full(len(readers), len(roomy), dtype=np.int64), odd, rng)
+        picked = roomy[picked]
+    else:
+        base, fractions = np.zeros_like(totals), np.zeros(len(totals))
+        some = np.flatnonzero(totals)
+        base[some], fractions[some] = weighted_shares(totals[some], weights[some], wanted)
+        reader, picked = _systematic(fractions, wanted - int(base.sum()), len(readers), rng)
     if not base.any():
-        return readers[reader], roomy[picked], np.ones(len(reader), dtype=np.int64)
+        return readers[reader], picked, np.ones(len(reader), dtype=np.int64)
     quotas = np.tile(base, (len(readers), 1))
-    quotas[reader, roomy[picked]] += 1
+    quotas[reader, picked] += 1
     row, partition = np.nonzero(quotas)
     return readers[row], partition, quotas[row, partition]
+
+
+def _systematic(
+    fractions: WeightArray, count: int, readers: int, rng: np.random.Generator
+) -> tuple[IntArray, IntArray]:
+    """For each reader `count` different partitions, each with the chance that its fraction says.
+
+    Systematic sampling (Madow 1949): the partitions, in random order, lie side by side on a line, each as long as its
+    fraction, and are picked by points at equal distances from a random start.
+
+    Args:
+        fractions: `[partitions]` float64 below 1, with the sum `count`.
+        count: How many.
+        readers: For how many.
+        rng: Source of random numbers.
+
+    Returns:
+        Reader and partition of every pick, two arrays `[readers * count]` int64.
+    """
+    order = rng.permutation(np.flatnonzero(fractions))
+    if not count or not len(order):
+        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+    ends = np.cumsum(fractions[order])
+    points = (rng.random((readers, 1)) + np.arange(count)) * (ends[-1] / count)
+    places = np.searchsorted(ends, points.ravel(), side="right").clip(max=len(order) - 1)
+    return np.repeat(np.arange(readers), count), order[places]
 
 
 def _locate(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["IntArray", "fair_level", "fair_shares"]
+__all__ = ["IntArray", "WeightArray", "fair_level", "fair_shares", "weighted_shares"]
 
 IntArray = NDArray[np.int64]
+WeightArray = NDArray[np.float64]
 
 
 def fair_level(limits: IntArray, total: int) -> int:
@@ -41,3 +42,29 @@ def fair_shares(limits: IntArray, total: int) -> IntArray:
     odd = total - int(shares.sum())
     shares[np.flatnonzero(limits > level)[:odd]] += 1
     return shares
+
+
+def weighted_shares(limits: IntArray, weights: WeightArray, total: int) -> tuple[IntArray, WeightArray]:
+    """Split `total` in proportion to weights, none above its limit; what one cannot take goes to the others.
+
+    Args:
+        limits: `[n]` int64, the most that each may have.
+        weights: `[n]` float64, above 0.
+        total: What there is to share, less than `sum(limits)`.
+
+    Returns:
+        Whole parts `[n]` int64, and fractions `[n]` float64 from 0 to below 1 whose sum is what is left of `total`.
+    """
+    order = np.argsort(limits / weights, kind="stable")  # who is full first comes first
+    ordered, heavy = limits[order], weights[order]
+    behind = np.cumsum(heavy[::-1])[::-1]  # weight of those that are not full yet
+    filled = np.cumsum(ordered) - ordered + ordered / heavy * behind  # the sum when the i-th is just full
+    first = int(np.searchsorted(filled, total, side="right"))
+    left = total - int(ordered[:first].sum())
+    exact = left * heavy[first:] / behind[first] if first < len(ordered) else np.empty(0)
+    whole = ordered.copy()
+    whole[first:] = np.minimum(np.floor(exact).astype(np.int64), ordered[first:])
+    fractions = np.zeros(len(limits))
+    fractions[first:] = np.where(whole[first:] < ordered[first:], exact - whole[first:], 0.0)
+    back = np.argsort(order, kind="stable")
+    return whole[back], np.clip(fractions[back], 0.0, np.nextafter(1.0, 0.0))

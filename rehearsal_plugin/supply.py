@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
+from rehearsal_plugin.census import NOTES
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import ExchangeError
+from rehearsal_plugin.guard import Guard
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.pipeline import Pipeline
 from rehearsal_plugin.representatives import Representatives, Share
@@ -25,6 +27,8 @@ from rehearsal_plugin.transport import LocalTransport, Transport, wait
 __all__ = ["Supply"]
 
 LOG = logging.getLogger(__name__)
+
+FIXED_POINT = 1 << 20  # losses travel as integers
 
 LEAD = 3  # steps from asking for rows to seeing them, at most (a loop of update() needs one less)
 
@@ -44,6 +48,7 @@ class Supply:
         alone: Whether an exchange failed, and this rank goes on by itself.
         metrics: What is counted and timed.
         schedule: How many rows are asked for.
+        guard: Watches the loss on replayed rows; None for nobody.
         pipeline: This rank's buffer, exchange and worker; None until the first rows.
     """
 
@@ -57,6 +62,10 @@ class Supply:
         self._ready: Representatives | None = None
         self._spent: Representatives | None = None
         self._amounts: list[int] = []  # of the micro-batches since the last exchange
+        self._words = [0] * (NOTES - 1)  # sum and weight of the losses measured last, and how often it was done
+        self._heard = 0
+        self.guard = None if config.guard is None else Guard(config.guard, transport.rank)
+        self._proposed: Mapping[Any, float] | None = None
         self._asked: deque[list[int]] = deque()  # shares asked for with each exchange, oldest first
         self._begin()
 
@@ -108,6 +117,16 @@ class Supply:
         """Note a micro-batch that the model sees, by the rows or tokens that the ratio is a share of."""
         self._amounts.append(amount)
 
+    def measured(self, total: float, weight: float) -> None:
+        """Tell the others, with the next exchange, the sum of losses on replayed rows, and what it is divided by."""
+        self._words = [round(total * FIXED_POINT), round(weight * FIXED_POINT), self._words[2] + 1]
+
+    def reweigh(self, weights: Mapping[Any, float]) -> None:
+        """See `Rehearsal.reweigh`."""
+        self._proposed = weights
+        if self.pipeline is not None:
+            self.pipeline.mixture.propose(weights)
+
     def collect(self) -> None:
         """Wait for the exchange in flight; what it brought is ready then.
 
@@ -121,6 +140,7 @@ class Supply:
         except ExchangeError as error:
             self._fail(error)
             return
+        self._watch()
         # Only now: the job that just ended might have been given the same device memory.
         self._spent, self._ready = self._ready, None
         shares = self._asked.popleft()
@@ -138,7 +158,8 @@ class Supply:
         self._amounts.clear()
         self._asked.append(shares)
         spent, self._spent = self._spent, None
-        self.pipeline.launch(sum(shares), spent.refresh() if self._refreshes and spent is not None else None)
+        refresh = spent.refresh() if self._refreshes and spent is not None else None
+        self.pipeline.launch(sum(shares), refresh, self._words)
 
     def drain(self) -> None:
         """Wait until the exchange in flight, if any, has ended.
@@ -193,6 +214,9 @@ class Supply:
             "ready": None if self._ready is None else self._ready.state_dict(),
             "spent": None if self._spent is None else self._spent.state_dict(),
             "metrics": self.metrics.state_dict(),
+            "words": list(self._words),
+            "heard": self._heard,
+            "guard": None if self.guard is None else self.guard.state_dict(),
             "pipeline": pipeline,
         }
 
@@ -214,6 +238,9 @@ class Supply:
         self.metrics.load_state_dict(state["metrics"])
         self.schedule.load_state_dict(state["schedule"])
         self._amounts = [int(amount) for amount in state["amounts"]]
+        self._words, self._heard = list(state["words"]), int(state["heard"])
+        if self.guard is not None and state["guard"] is not None:
+            self.guard.load_state_dict(state["guard"])
         self._asked = deque([[int(share) for share in shares] for shares in state["asked"]])
         if layout is None or rows is None:
             return
@@ -265,6 +292,21 @@ class Supply:
         finally:
             self._transport.close()
 
+    def _watch(self) -> None:
+        """Have the guard hear what all ranks measured, as soon as all have told of it.
+
+        Raises:
+            ForgettingError: The guard ends the job.
+        """
+        if self.guard is None or self.pipeline is None:
+            return
+        total, weight, count = self.pipeline.announced.T
+        if count.min() <= self._heard:
+            return
+        self._heard = int(count.min())
+        if weight.sum():
+            self.guard.hear(float(total.sum() / weight.sum()), self.pipeline.step, self.schedule)
+
     @property
     def _started(self) -> bool:
         return self.step >= self._config.start_step
@@ -297,7 +339,7 @@ class Supply:
         return RehearsalBuffer(self._config.buffer, layout, rank=self.rank, seed=self._config.seed)
 
     def _make_pipeline(self, buffer: RehearsalBuffer, device: torch.device) -> Pipeline:
-        return Pipeline(
+        pipeline = Pipeline(
             self._config,
             self._transport,
             buffer,
@@ -307,3 +349,6 @@ class Supply:
             turns=self._turns,
             step=self._first_step,
         )
+        if self._proposed is not None:
+            pipeline.mixture.propose(self._proposed)
+        return pipeline

@@ -13,7 +13,7 @@ from rehearsal_plugin.shares import IntArray
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 FINGERPRINT = 2**63 - 1
-FIXED = 4
+FIXED = 8
 KEYS = st.sampled_from([0, 1, 2, 3, 10, -7, 2**62, -(2**63)])
 Stored = dict[int, int]  # rows by partition key
 
@@ -126,7 +126,7 @@ def test_a_header_has_the_same_size_whatever_it_says() -> None:
 def test_a_header_says_who_is_where() -> None:
     ranks = Ranks(1)
     ranks.step = 12
-    assert ranks.headers([{}], [34])[0, :FIXED].tolist() == [FINGERPRINT, 12, 34, 0]
+    assert ranks.headers([{}], [34])[0, :FIXED].tolist() == [FINGERPRINT, 12, 34, 0, 0, 0, 0, 0]
 
 
 # More changes than a header has room for

@@ -506,6 +506,7 @@ def fails_halfway(number: int) -> Any:
     return half
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("same_step", [True, False])
 def test_a_full_disk_leaves_what_was_there_and_says_so(
     same_step: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -541,6 +542,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     job.train(3, 4)
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("rest", ["file", "folder"])
 def test_what_a_job_that_died_left_half_written_is_removed(rest: str, tmp_path: Path) -> None:
     partial = tmp_path / Place(5, 1, 0).partial
@@ -560,6 +562,7 @@ def refusal(folder: Path, path: Path) -> str:
     return str(caught.value)
 
 
+@pytest.mark.fault
 def test_a_file_that_was_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path)
     whole = path.read_bytes()
@@ -573,6 +576,7 @@ def test_a_file_that_was_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
     assert load(tmp_path).rehearsal.steps == 5
 
 
+@pytest.mark.fault
 @pytest.mark.parametrize("version", [None, 0, 2, "1", [1]])
 def test_another_version_of_the_format_is_named(version: Any, tmp_path: Path) -> None:
     path = saved(tmp_path)
@@ -582,6 +586,7 @@ def test_another_version_of_the_format_is_named(version: Any, tmp_path: Path) ->
     assert f"version {version!r}" in refusal(tmp_path, path)
 
 
+@pytest.mark.fault
 def test_other_files_by_that_name_are_refused(tmp_path: Path) -> None:
     path = saved(tmp_path)
     save_file({"weight": torch.zeros(3)}, path)
@@ -615,6 +620,7 @@ for length in (1 << 24, (1 << 24) + 1, 1 << 32, 1 << 47, (1 << 63) - 1, (1 << 64
 """
 
 
+@pytest.mark.fault
 def test_a_header_that_claims_to_be_huge_takes_no_memory(tmp_path: Path) -> None:
     path = tmp_path / Place(5, 1, 0).name
     done = subprocess.run(
@@ -644,6 +650,7 @@ def test_steps_are_numbers_not_text(tmp_path: Path) -> None:
     assert find_set(tmp_path) == [Place(100, 11, rank) for rank in range(11)]
 
 
+@pytest.mark.fault
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     touch(tmp_path, (5, 2, 1), (9, 3, 0), (9, 3, 2))
     with pytest.raises(CheckpointError, match=r"rehearsal-step9-rank1-of-3\.safetensors is missing"):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
@@ -22,10 +22,11 @@ from rehearsal_plugin.checkpoint import content, files, tools
 from rehearsal_plugin.checkpoint.files import NAME, Content, Place, find_set
 from rehearsal_plugin.checkpoint.tree import flatten, unflatten
 from rehearsal_plugin.errors import CheckpointError, RehearsalError
+from tests.fuzzing import FEW, PROPERTY
 from tests.test_checkpoint import Job
 
-PROPERTY = settings(deadline=None, derandomize=True, max_examples=120, suppress_health_check=list(HealthCheck))
-FEW = settings(PROPERTY, max_examples=8)
+pytestmark = pytest.mark.fuzz
+
 STOP, AFTER = 8, 3
 EXCHANGE = {"timeout_s": 3}
 CLASSES = {"capacity": 30, "partition_by": "label"}

@@ -25,6 +25,7 @@ from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.checkpoint import files
 from rehearsal_plugin.checkpoint.content import Record, Rows, dealt, pack
 from rehearsal_plugin.checkpoint.files import Place, find_set
+from rehearsal_plugin.checkpoint.packed import Packed
 from rehearsal_plugin.checkpoint.reshard import deal, keep
 from rehearsal_plugin.errors import BatchError, CheckpointError
 from rehearsal_plugin.policies.reservoir import thinned
@@ -168,7 +169,7 @@ def rows_of(amount: int, seen_by_key: dict[int, int], first: int = 0) -> Rows:
     packed = torch.zeros((amount, layout.row_bytes), dtype=torch.uint8)
     layout.pack(layout.columns(batch), packed)
     numbers = np.arange(amount)
-    return Rows(layout, packed, numbers, numbers.astype(np.int32), batch["label"].numpy(), seen_by_key)
+    return Rows(layout, Packed.of(packed), numbers, numbers.astype(np.int32), batch["label"].numpy(), seen_by_key)
 
 
 def write(folder: Path, place: Place, rows: Rows) -> tuple[Path, Place]:
@@ -532,7 +533,8 @@ def test_files_of_different_fields_do_not_go_together(tmp_path: Path) -> None:
     other = Rows.of(Record({}, layout, "cpu", rows.buffer(), None))
     assert other is not None
     narrow = RowLayout.infer({"x": torch.zeros(3, 2)})
-    write(tmp_path, place, replace(other, layout=narrow, rows=other.rows[:, : narrow.row_bytes].contiguous()))
+    cut = Packed.of(other.rows.tensor()[:, : narrow.row_bytes].contiguous())
+    write(tmp_path, place, replace(other, layout=narrow, rows=cut))
     with pytest.raises(CheckpointError, match="fields"):
         load(tmp_path, 1)
 
@@ -594,7 +596,7 @@ def test_real_ranks_share_out_the_rows(before: int, after: int, common: Path) ->
     for place in files_found:
         part = dealt([(common / f"{before}-{after}", place)], 0, 1)
         assert part is not None
-        stored_before += part.layout.unpack(part.rows)["id"].tolist()
+        stored_before += part.layout.unpack(part.rows.tensor())["id"].tolist()
     assert set(together) <= set(stored_before)
 
 

@@ -57,7 +57,7 @@ def rows(folder: Path) -> Batch:
     """All rows of a checkpoint, by their ids."""
     taken = dealt(tools.files_of(folder), 0, 1)
     assert taken is not None
-    batch: Batch = taken.layout.unpack(taken.rows)
+    batch: Batch = taken.layout.unpack(taken.rows.tensor())
     return sorted_by_id(batch)
 
 
@@ -99,6 +99,7 @@ def test_inspect_tells_what_is_there(tmp_path: Path) -> None:
             "policy": "reservoir",
             "partition_by": "label",
             "score_by": None,
+            "deduplicate": False,
             "weights": "uniform",
             "scope": "local",
             "strategy": "er",
@@ -221,8 +222,9 @@ def columns(folder: Path) -> dict[str, Tensor]:
     """What an export has to hold, by ids."""
     taken = dealt(tools.files_of(folder), 0, 1)
     assert taken is not None
-    order = taken.layout.unpack(taken.rows)["id"].argsort()
-    fields = {field.name: field.view(taken.rows) for field in (*taken.layout.fields, *taken.layout.state)}
+    packed = taken.rows.tensor()
+    order = taken.layout.unpack(packed)["id"].argsort()
+    fields = {field.name: field.view(packed) for field in (*taken.layout.fields, *taken.layout.state)}
     extra = {"rehearsal.step": torch.from_numpy(taken.written), "rehearsal.rank": torch.from_numpy(taken.origin)}
     return {name: value[order] for name, value in {**fields, **extra}.items()}
 

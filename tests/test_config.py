@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import json
 import pickle
+import tempfile
 import traceback
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
@@ -28,6 +30,7 @@ from rehearsal_plugin.config import (
 )
 from rehearsal_plugin.config.__main__ import main
 from rehearsal_plugin.errors import ConfigError, RehearsalError
+from tests.fuzzing import PROPERTY
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,7 +56,7 @@ EVERY_KEY: dict[str, Any] = {
     "fields": ["inputs", "labels", "doubts"],
     "hidden": ["doubts"],
     "padding": {"length": 128, "values": {"inputs": 0}},
-    "sampling": {"scope": "local", "weights": "balanced"},
+    "sampling": {"scope": "local", "weights": "balanced", "weights_file": "mixture.json"},
     "strategy": {
         "name": "topk",
         "loss_weight": 0.5,
@@ -69,7 +72,7 @@ EVERY_KEY: dict[str, Any] = {
     "checkpoint": {"enabled": False, "asynchronous": True, "incremental": True, "write_timeout_s": 60.0},
     "non_finite": "skip",
     "losses_every": 10,
-    "guard": {"bound": 1.2, "window": 50, "action": "raise_ratio", "factor": 2.0, "most": 0.4},
+    "guard": {"bound": 1.2, "window": 50, "action": "raise_ratio", "partitions": [0], "factor": 2.0, "most": 0.4},
     "start_step": 300,
     "seed": 7,
 }
@@ -110,7 +113,7 @@ def test_an_empty_section_takes_the_documented_defaults() -> None:
         "fields": None,
         "hidden": None,
         "padding": None,
-        "sampling": {"scope": "global", "weights": "uniform"},
+        "sampling": {"scope": "global", "weights": "uniform", "weights_file": None},
         "strategy": {
             "name": "er",
             "loss_weight": 1.0,
@@ -361,7 +364,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one(block: Any, wrong:
 
 def test_an_unknown_key_like_no_other_is_refused_with_all_keys() -> None:
     assert refusal({"sampling": {"zzz": 1}}) == (
-        "rehearsal.sampling.zzz is not a key of the section; it has the keys scope, weights"
+        "rehearsal.sampling.zzz is not a key of the section; it has the keys scope, weights, weights_file"
     )
 
 
@@ -667,13 +670,15 @@ def section(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
     values: dict[str, st.SearchStrategy[Any]] = {}
     for name, field in model.model_fields.items():
         kind = field.annotation
-        nested = section(kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else st.nothing()
+        inner = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)]
+        nested = section(inner[0]) if inner else st.nothing()
         values[name] = KNOWN_VALUES | JSON_VALUES | nested
     known = st.fixed_dictionaries({}, optional=values)
     return st.builds(lambda a, b: {**a, **b}, st.dictionaries(st.text(max_size=8), JSON_VALUES, max_size=1), known)
 
 
-@settings(deadline=None)
+@pytest.mark.fuzz
+@PROPERTY
 @given(section(RehearsalConfig))
 def test_any_section_gives_a_config_or_a_config_error(block: dict[str, Any]) -> None:
     try:
@@ -683,7 +688,8 @@ def test_any_section_gives_a_config_or_a_config_error(block: dict[str, Any]) -> 
     assert RehearsalConfig.load(json.loads(json.dumps(config.model_dump()))) == config
 
 
-@settings(deadline=None)
+@pytest.mark.fuzz
+@PROPERTY
 @given(JSON_VALUES | st.text())
 def test_any_source_gives_a_block_or_none_or_a_config_error(source: Any) -> None:
     try:
@@ -693,7 +699,19 @@ def test_any_source_gives_a_block_or_none_or_a_config_error(source: Any) -> None
     assert block is None or isinstance(block, dict)
 
 
-@settings(deadline=None)
+@pytest.mark.fuzz
+@PROPERTY
+@given(st.binary(max_size=200) | JSON_VALUES.map(lambda value: json.dumps({"rehearsal": value}).encode()))
+@pytest.mark.parametrize("name", ["config.json", "config.yaml"])
+def test_any_file_gives_a_config_or_a_config_error(name: str, content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, name)
+        path.write_bytes(content)
+        with suppress(ConfigError):
+            RehearsalConfig.load(path)
+
+
+@PROPERTY
 @given(st.integers(1, 2**40), st.integers(1, 2**20))
 def test_the_rows_of_a_size_fill_it_as_far_as_whole_rows_can(size: int, row_bytes: int) -> None:
     config = BufferConfig(capacity=f"{size}B")

@@ -19,6 +19,8 @@ from tests.exits import run_exits
 from tests.ranks import run_ranks
 from tests.samples import Batch, ids_of, intact, new_batch, rank_of
 
+pytestmark = pytest.mark.fault
+
 SIZE, WANTED, STEPS = 8, 6, 14
 LOCAL: dict[str, Any] = {
     "buffer": {"capacity": 64},

@@ -590,6 +590,7 @@ def test_ranks_of_the_optimizers_process_set_share_a_buffer() -> None:
 # --- peers that are lost ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault
 def test_a_rank_that_stops_stepping_is_a_timeout_that_names_rank_and_step() -> None:
     (text, seconds), _ = found("asleep")
     assert "on rank 0 at step 4" in text
@@ -625,6 +626,7 @@ def killed() -> tuple[list[str], float]:
     return kinds, seconds
 
 
+@pytest.mark.fault
 def test_a_killed_peer_is_an_error_that_horovod_knows_and_the_process_ends() -> None:
     (survivor, victim), job = try_horovod(killed, 2, timeout_s=60)
     assert victim is None

@@ -199,6 +199,7 @@ def later(notes: list[Note], entry: int) -> list[Note]:
     return notes[[i for i, note in enumerate(notes) if note["what"] == "enter"][entry] :]
 
 
+@pytest.mark.fault
 @pytest.mark.horovod
 @pytest.mark.timeout(400)
 def test_survivors_of_a_killed_rank_keep_every_committed_row_and_go_on(killed: Any) -> None:

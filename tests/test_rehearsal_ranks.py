@@ -297,6 +297,7 @@ def at_odds(kind: str) -> tuple[str, str, float]:
     return "", "", 0.0
 
 
+@pytest.mark.fault
 def test_different_rows_on_two_ranks_are_an_error_that_names_them() -> None:
     for rank, (kind, message, _) in enumerate(run_ranks(at_odds, 2, "layouts", timeout_s=30)):
         assert kind == ExchangeError.__name__
@@ -310,6 +311,7 @@ def test_different_seeds_on_two_ranks_are_an_error() -> None:
         assert "rehearsal.seed" in message
 
 
+@pytest.mark.fault
 def test_a_rank_with_one_step_less_is_a_timeout_of_the_others() -> None:
     (kind, message, seconds), _ = run_ranks(at_odds, 2, "one step less", timeout_s=30)
     assert kind == ExchangeTimeout.__name__
@@ -339,6 +341,7 @@ def fail_at_different_times(rank: int) -> None:
         raise ZeroDivisionError
 
 
+@pytest.mark.fault
 def test_an_error_in_the_loop_ends_quickly() -> None:
     assert run_ranks(interrupted, 2, timeout_s=30)[0] < 1
 

@@ -78,6 +78,7 @@ def test_a_module_runs_as_one(tmp_path: Path, config: Path) -> None:
         assert note["sizes"] == [8, 8, 8, 10, 10]
 
 
+@pytest.mark.fault
 def test_a_rank_that_fails_ends_the_job_with_its_traceback(tmp_path: Path, config: Path) -> None:
     given = ["--out", str(tmp_path), "--deepspeed_config", str(config), "--fail"]
     done = start(*TORCHRUN, free_port(), "-m", "rehearsal_plugin.run", JOB, *given)
@@ -114,6 +115,7 @@ finally:
 """
 
 
+@pytest.mark.fault
 def test_sigterm_lets_the_script_leave_cleanly(tmp_path: Path) -> None:
     script = tmp_path / "loop.py"
     script.write_text(STOPPED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rehearsal_plugin.checkpoint.fingerprint import Fingerprint, fingerprint_of
-from rehearsal_plugin.checkpoint.resume import content_of, resume
+from rehearsal_plugin.checkpoint.resume import content_of, preload, resume
 from rehearsal_plugin.checkpoint.saver import Saver
 
-__all__ = ["Fingerprint", "Saver", "content_of", "fingerprint_of", "resume"]
+__all__ = ["Fingerprint", "Saver", "content_of", "fingerprint_of", "preload", "resume"]

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.census import NOTES
+from rehearsal_plugin.config import SamplingConfig
+
 __all__ = ["LAST_STEP", "Form", "check_buffer", "check_progress"]
 
 LAST_STEP = 1 << 40
@@ -70,6 +73,12 @@ def check_progress(progress: Mapping[str, Any], form: Form | None, buffer: Mappi
     _whole(supply["first_step"], 0, step)
     _check_schedule(supply["schedule"])
     _wholes(supply["amounts"], MOST)
+    if not isinstance(supply["words"], list) or len(supply["words"]) != NOTES - 1:
+        raise ValueError("other notes than there is room for")
+    for word in (*supply["words"], supply["heard"]):
+        _whole(word, -LARGEST, LARGEST)
+    if supply["guard"] is not None:
+        _check_guard(supply["guard"])
     in_flight = pipeline is not None and pipeline["in_flight"]
     if not isinstance(in_flight, bool) or len(supply["asked"]) != 1 + in_flight:
         raise ValueError("another number of requests than there are exchanges on their way")
@@ -100,6 +109,9 @@ def _check_pipeline(pipeline: Mapping[str, Any], form: Form, stored: int, step: 
     columns = _array(census["keys"], np.int64, (None,))
     _different(census["keys"])
     _array(census["counts"], np.int64, (form.ranks, columns), 0, MOST)
+    _array(census["notes"], np.int64, (form.ranks, NOTES))
+    for weights in (pipeline["mixture"]["weights"], pipeline["mixture"]["proposed"]):
+        _check_weights(weights)
     for name in ("pairs", "least"):
         pairs = _whole(census[name], 1, MOST_PAIRS)
         if pairs & (pairs - 1):
@@ -184,6 +196,22 @@ def _array(value: Any, dtype: Any, shape: Sequence[int | None], least: int | Non
     if least is not None and value.size and not (least <= int(value.min()) and int(value.max()) <= most):
         raise ValueError(f"numbers that are not from {least} to {most}")
     return len(value)
+
+
+def _check_guard(guard: Mapping[str, Any]) -> None:
+    numbers = [*guard["window"], *([] if guard["best"] is None else [guard["best"]])]
+    if not all(type(number) is float for number in numbers) or type(guard["exceeded"]) is not bool:
+        raise ValueError("losses that are no numbers")
+    if guard["good"] is not None and not isinstance(guard["good"], str):
+        raise ValueError(f"{guard['good']!r} is no folder")
+
+
+def _check_weights(weights: Any) -> None:
+    if weights is None:
+        return
+    if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
+        raise ValueError(f"{weights!r} are no weights by partition")
+    SamplingConfig.model_validate({"weights": weights})
 
 
 def _check_schedule(schedule: Mapping[str, Any]) -> None:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from rehearsal_plugin.checkpoint.checks import LAST_STEP, Form, check_buffer, check_progress
 from rehearsal_plugin.checkpoint.files import VERSION, Content, Place, peek
 from rehearsal_plugin.checkpoint.increments import read_whole
 from rehearsal_plugin.checkpoint.layouts import describe, restore
+from rehearsal_plugin.checkpoint.packed import Packed
 from rehearsal_plugin.checkpoint.reshard import Stretch, deal, keep
 from rehearsal_plugin.checkpoint.tree import State, flatten, unflatten
 from rehearsal_plugin.errors import CheckpointError
@@ -59,7 +58,7 @@ class Rows:
 
     Attributes:
         layout: Theirs.
-        rows: `[n, row_bytes]` uint8.
+        rows: Packed.
         written: `[n]` int64, the step in which each was admitted.
         origin: `[n]` int32, the rank on which it was.
         keys: `[n]` int64, the partition of each; zeros without partitions.
@@ -67,7 +66,7 @@ class Rows:
     """
 
     layout: RowLayout
-    rows: Tensor
+    rows: Packed
     written: IntArray
     origin: NDArray[np.int32]
     keys: IntArray
@@ -83,8 +82,9 @@ class Rows:
         gone = [key for key in self.seen if key not in have]  # other partitions have all the room, and yet they offered
         if gone and len(self.keys):
             seen[gone[0]] = _share(sum(self.seen[key] for key in gone), len(index), len(self.keys))
-        rows = self.rows[torch.from_numpy(index)]
-        return Rows(self.layout, rows, self.written[index], self.origin[index], self.keys[index], seen)
+        return Rows(
+            self.layout, self.rows.select(index), self.written[index], self.origin[index], self.keys[index], seen
+        )
 
     def within(self, capacity: int, *, equal: bool, rng: np.random.Generator) -> Rows:
         """As many as there is room for, out of all that were offered; see `reshard.keep`."""
@@ -92,6 +92,11 @@ class Rows:
             return self
         _, owners = np.unique(self.keys, return_inverse=True)
         return replace(self.select(keep(owners, capacity, equal=equal, rng=rng)), seen=self.seen)
+
+    def distinct(self) -> Rows:
+        """The first of all rows with the same batch fields."""
+        index = self.rows.distinct(self.layout.row_bytes - self.layout.state_bytes)
+        return self if len(index) == len(self.rows) else self.select(index)
 
     def keyed(self, keys: IntArray) -> Rows:
         """The rows with other partition keys `[n]` int64; what was offered is shared as the rows are."""
@@ -119,7 +124,7 @@ class Rows:
         }
         seen = max(len(self.rows), sum(self.seen.values()))
         index = {"count": len(self.rows), "seen": seen, "partitions": partitions, "values": None}
-        return {"rows": self.rows, "written": self.written, "origin": self.origin, "calls": 0, "index": index}
+        return {"rows": self.rows.tensor(), "written": self.written, "origin": self.origin, "calls": 0, "index": index}
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
@@ -145,7 +150,7 @@ class Rows:
                 seen[key] = seen.get(key, 0) + offered
         return cls(
             layout,
-            torch.cat([part.rows for part in parts])[torch.from_numpy(order)],
+            Packed.joined([part.rows for part in parts]).select(order),
             written[order],
             np.concatenate([part.origin for part in parts])[order],
             np.concatenate([part.keys for part in parts])[order],
@@ -163,7 +168,7 @@ class Rows:
         if partitions is not None:
             keys[partitions["members"]] = np.repeat(partitions["keys"], partitions["sizes"])
             seen = dict(zip(partitions["keys"].tolist(), partitions["seen"].tolist(), strict=True))
-        return cls(record.layout, rows, buffer["written"], buffer["origin"], keys, seen)
+        return cls(record.layout, Packed.of(rows), buffer["written"], buffer["origin"], keys, seen)
 
 
 def pack(record: Record) -> Content:

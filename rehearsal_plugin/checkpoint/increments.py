@@ -223,9 +223,11 @@ def _rows(folder: Path, parts: Sequence[Part], count: int) -> Tensor:
             whole, present = rows.new_zeros((count, rows.shape[1])), np.zeros(count, dtype=bool)
         if (slots < 0).any():
             raise ValueError(f"{part.name} has rows at no place")
-        there = slots < count  # a buffer that was rolled back has fewer than it had
-        whole[torch.from_numpy(slots[there])] = rows[torch.from_numpy(there)]
-        present[slots[there]] = True
+        if (slots >= count).any():  # a buffer that was rolled back has fewer than it had
+            there = np.flatnonzero(slots < count)
+            slots, rows = slots[there], rows[torch.from_numpy(there)]
+        whole[torch.from_numpy(slots)] = rows
+        present[slots] = True
     if whole is None or not present.all():
         raise ValueError("rows that no file has")
     return whole

@@ -6,22 +6,24 @@ between its ranks, and its first draw comes as late as in a new job.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rehearsal_plugin.checkpoint.content import Record, Saved, consistent, dealt, pack, unpack
+from rehearsal_plugin.buffer import RehearsalBuffer
+from rehearsal_plugin.checkpoint.content import Record, Rows, Saved, consistent, dealt, pack, unpack
 from rehearsal_plugin.checkpoint.files import Content, Place, find_set, peek
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import CheckpointError
 from rehearsal_plugin.rng import Purpose, generator
+from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.strategies import Strategy
 from rehearsal_plugin.supply import Supply
 
-__all__ = ["content_of", "resume"]
+__all__ = ["content_of", "preload", "resume"]
 
 GO_ON, TAKE_OVER, MISSING, FAILED = range(4)
 """What a rank can do with what it finds."""
@@ -67,33 +69,71 @@ def resume(
             this job's strategy.
         ExchangeError: A rank does not answer.
     """
-    try:
-        files = [(folder, place) for place in find_set(folder, step) or []]
-        seen = _look(files, supply, _job(config, strategy)) if files else (MISSING, 0, 0, 0)
-    except Exception:
-        supply.agree(FAILED, 0, 0, 0)  # nobody waits for this rank
-        raise
-    way = _agreed(supply.agree(*seen), folder)
+    files, way = _found(folder, step, supply, _job(config, strategy), rows_only=False)
     if way == MISSING and not missing_ok:
         raise CheckpointError(f"{folder} has no rehearsal checkpoint; start without loading one, or name its folder")
     if way == MISSING:
         return False
-    try:
-        _load(files, way, config, supply, strategy)
-    except Exception:
-        supply.agree(FAILED, 0, 0, 0)
-        raise
-    _agreed(supply.agree(way, 0, 0, 0), folder)
+    _together(lambda: _load(files, way, config, supply, strategy), folder, supply)
     return True
 
 
-def _look(files: Sequence[Saved], supply: Supply, job: Mapping[str, Any]) -> tuple[int, int, int, int]:
+def preload(folder: Path, config: RehearsalConfig, supply: Supply, strategy: Strategy, device: torch.device) -> None:
+    """Begin a new job with the rows of a folder, shared out between its ranks; all ranks must call it.
+
+    Args:
+        folder: Of a checkpoint of any job, or what was seeded.
+        config: The `rehearsal` section.
+        supply: Is filled, and begins at step 0.
+        strategy: Is told what it remembered, if it is the one of that job.
+        device: Where batches live.
+
+    Raises:
+        CheckpointError: There are no rows, a rank cannot load them, ranks see different ones, or they are not those of
+            this job's strategy.
+        ExchangeError: A rank does not answer.
+    """
+    files, way = _found(folder, None, supply, _job(config, strategy), rows_only=True)
+    if way == MISSING:
+        raise CheckpointError(f"{folder} has no rehearsal checkpoint; name the folder of one, or of a seed")
+    _together(lambda: _load(files, way, config, supply, strategy, new_on=device), folder, supply)
+    if supply.pipeline is None:
+        raise CheckpointError(f"{folder} holds no rows yet; name the folder of a checkpoint with rows, or of a seed")
+
+
+def _found(
+    folder: Path, step: int | None, supply: Supply, job: Mapping[str, Any], *, rows_only: bool
+) -> tuple[list[Saved], int]:
+    """The files of the checkpoint that all ranks see, and the way that is open to all of them."""
+    try:
+        files = [(folder, place) for place in find_set(folder, step) or []]
+        seen = _look(files, supply, job, rows_only=rows_only) if files else (MISSING, 0, 0, 0)
+    except Exception:
+        supply.agree(FAILED, 0, 0, 0)  # nobody waits for this rank
+        raise
+    return files, _agreed(supply.agree(*seen), folder)
+
+
+def _together(load: Callable[[], None], folder: Path, supply: Supply) -> None:
+    """Load on every rank, or fail on every rank."""
+    try:
+        load()
+    except Exception:
+        supply.agree(FAILED, 0, 0, 0)
+        raise
+    _agreed(supply.agree(TAKE_OVER, 0, 0, 0), folder)
+
+
+def _look(
+    files: Sequence[Saved], supply: Supply, job: Mapping[str, Any], *, rows_only: bool
+) -> tuple[int, int, int, int]:
     """What this rank can do with a checkpoint, and which one it is: way, step, ranks, and digest of one save."""
     own = files[supply.rank % len(files)]
     with consistent(own[0] / own[1].name):
         meta = peek(*own)
         _check_strategy(meta["job"], job, rows=meta["layout"] is not None, path=own[0] / own[1].name)
-        whole = len(files) == supply.size and meta["state"]["progress"] is not None and meta["job"] == job
+        alike = len(files) == supply.size and meta["state"]["progress"] is not None and meta["job"] == job
+        whole = alike and not rows_only
         digest = int(meta["digest"])
         if digest.bit_length() > 63:
             raise ValueError("a digest of more than 64 bits")
@@ -124,37 +164,59 @@ def _agreed(answers: list[list[int]], folder: Path) -> int:
     return max(ways)
 
 
-def _load(files: Sequence[Saved], way: int, config: RehearsalConfig, supply: Supply, strategy: Strategy) -> None:
+def _load(
+    files: Sequence[Saved],
+    way: int,
+    config: RehearsalConfig,
+    supply: Supply,
+    strategy: Strategy,
+    new_on: torch.device | None = None,
+) -> None:
+    """Fill this rank; `new_on` is where batches of a new job live, None where the job of the files goes on."""
     own = files[supply.rank % len(files)]
     with consistent(own[0] / own[1].name):
         meta = peek(*own)
-        device = _device(str(meta["device"]))
-        if way == GO_ON or (meta["state"]["progress"] or {}).get("strategy"):
+        device = _device(str(meta["device"])) if new_on is None else new_on
+        remembered = (meta["state"]["progress"] or {}).get("strategy")
+        if way == GO_ON or (remembered and meta["job"].get("strategy") == config.strategy.name):
             record = unpack(*own)
             assert record.progress is not None  # the header says so, and is part of the checksum
             strategy.load_state_dict(record.progress["strategy"])
             if way == GO_ON:
                 supply.load_state_dict(record.progress["supply"], record.layout, device, record.buffer)
     if way == TAKE_OVER:
-        _take_over(files, config, supply, device)
+        _take_over(files, config, supply, device, new=new_on is not None)
 
 
-def _take_over(files: Sequence[Saved], config: RehearsalConfig, supply: Supply, device: torch.device) -> None:
+def _take_over(
+    files: Sequence[Saved], config: RehearsalConfig, supply: Supply, device: torch.device, *, new: bool
+) -> None:
     """Fill an empty buffer with this rank's share of the rows."""
     rows, policy = dealt(files, supply.rank, supply.size), config.buffer.policy
+    step = 0 if new else files[0][1].step
     if rows is None:
-        supply.reset(files[0][1].step)
+        supply.reset(step)
         return
-    buffer = supply.adopt(files[0][1].step, rows.layout, device)
-    rng = generator(config.seed, Purpose.RESHARD, supply.step, supply.rank)
+    buffer = supply.adopt(step, rows.layout, device)
+    rng = generator(config.seed, Purpose.RESHARD, step, supply.rank)
+    if config.buffer.deduplicate:
+        rows = rows.distinct()
     if policy == "fifo":  # rows are in the order of their age
         rows = rows.select(np.arange(max(0, len(rows.rows) - buffer.capacity), len(rows.rows)))
     equal = policy == "balanced" or config.buffer.by_features
-    rows = rows.keyed(buffer.keys(rows.rows)).within(buffer.capacity, equal=equal, rng=rng)
+    rows = rows.keyed(_keys(buffer, rows)).within(buffer.capacity, equal=equal, rng=rng)
     # Under fifo the next slot is a number of rows offered.
     seen: Mapping[int, int] = {} if policy == "fifo" else rows.seen
+    written = np.zeros_like(rows.written) if new else rows.written
     with consistent(files[0][0]):
-        buffer.adopt(rows.rows, rows.written, rows.origin, seen)
+        buffer.adopt(rows.rows.parts(), written, rows.origin, seen)
+
+
+def _keys(buffer: RehearsalBuffer, rows: Rows) -> IntArray:
+    """The partition keys `[n]` int64 that the rows have in a buffer."""
+    if buffer.occupancy.partitions is None:
+        return np.zeros(len(rows.rows), dtype=np.int64)
+    return np.concatenate([np.zeros(0, dtype=np.int64), *map(buffer.keys, rows.rows.parts())])
 
 
 def _job(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
@@ -165,6 +227,7 @@ def _job(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
         "policy": buffer.policy,
         "partition_by": buffer.partition_by,
         "score_by": buffer.score_by,
+        "deduplicate": buffer.deduplicate,
         "weights": sampling.weights,
         "scope": sampling.scope,
         "strategy": config.strategy.name,

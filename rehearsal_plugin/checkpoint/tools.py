@@ -140,9 +140,9 @@ def files_of(folder: Path) -> list[Saved]:
 
 def _columns(rows: Rows) -> dict[str, Tensor]:
     """The fields by name; what was recorded under the name of a batch field is called `recorded.<name>`."""
-    layout = rows.layout
-    columns = {field.name: field.view(rows.rows) for field in layout.fields}
-    columns |= {f"recorded.{f.name}" if f.name in columns else f.name: f.view(rows.rows) for f in layout.state}
+    layout, packed = rows.layout, rows.rows.tensor()
+    columns = {field.name: field.view(packed) for field in layout.fields}
+    columns |= {f"recorded.{f.name}" if f.name in columns else f.name: f.view(packed) for f in layout.state}
     columns |= {"rehearsal.step": torch.from_numpy(rows.written), "rehearsal.rank": torch.from_numpy(rows.origin)}
     return {name: column.contiguous() for name, column in columns.items()}
 

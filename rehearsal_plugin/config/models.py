@@ -170,6 +170,11 @@ class RehearsalConfig(Section):
                     f"rehearsal.buffer.partition_by is missing: rehearsal.{option} has a weight for each partition, "
                     "so name the batch field that tells them apart"
                 )
+        if self.sampling.weights_file is not None and self.sampling.weights in ("uniform", "score"):
+            yield (
+                "rehearsal.sampling.weights_file changes the weights of partitions; set rehearsal.sampling.weights to "
+                "'balanced' or to the weights at the start"
+            )
         score = None if self.buffer.by_loss else self.buffer.score_by
         for name, option in ((key, "partition_by"), (score, "score_by")):
             if name is not None and self.fields is not None and name not in self.fields:

@@ -35,6 +35,12 @@ class SamplingConfig(Section):
         'replayed, as {"0": 3, "1": 1}; partitions that are not named get none.',
     )
 
+    weights_file: Name | None = Field(
+        default=None,
+        description="A JSON or YAML file with weights by partition, looked at in every step; whoever changes it "
+        "changes the mixture of the running job.",
+    )
+
     @property
     def mixture(self) -> dict[int, float] | None:
         """The weight of each partition, where they are given one by one."""
@@ -115,6 +121,9 @@ class GuardConfig(Section):
         default="warn",
         description="A warning; a higher ratio, step by step up to 'most'; or the end of the job with an error that "
         "names the last good checkpoint.",
+    )
+    partitions: Annotated[list[int], Field(min_length=1)] | None = Field(
+        default=None, description="Keys of the partitions whose replayed rows are watched; all when left out."
     )
     factor: float = Field(default=1.5, gt=1, le=1e3, description="By which 'raise_ratio' multiplies the ratio.")
     most: float = Field(default=0.5, gt=0, lt=1, description="The highest ratio that 'raise_ratio' leads to.")

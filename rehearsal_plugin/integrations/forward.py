@@ -62,8 +62,8 @@ class ForwardInjection:
 
 
 def needs_outputs(rehearsal: Rehearsal) -> bool:
-    """Whether the strategy has anything to do with what a model gives."""
-    return rehearsal.strategy.records or not rehearsal.strategy.plain
+    """Whether anything is done with what a model gives."""
+    return rehearsal.strategy.records or not rehearsal.strategy.plain or rehearsal.measures
 
 
 def finish(rehearsal: Rehearsal, outputs: Any, scale: float = 1.0) -> Any:

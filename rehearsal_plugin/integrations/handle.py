@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,11 @@ class Handle:
         if self.rehearsal is None or self.rehearsal.closed:
             return criterion(outputs, *targets)
         return self.rehearsal.loss(criterion, outputs, *targets)
+
+    def reweigh(self, weights: Mapping[Any, float]) -> None:
+        """Change the mixture while the job runs, as `Rehearsal.reweigh`."""
+        if self.rehearsal is not None and not self.rehearsal.closed:
+            self.rehearsal.reweigh(weights)
 
     def drop(self) -> None:
         """Forget the last micro-batch, as `Rehearsal.drop`, after a forward that failed."""

@@ -57,6 +57,16 @@ class Part:
         """The task's loss, a mean over the rows of this part; 0 where replayed rows displaced all new ones."""
         return self.criterion(self.outputs, *self.targets) if self.size else torch.zeros(())
 
+    def select(self, places: Tensor) -> Part:
+        """Some of the rows, `places` `[n]` int64, without their state."""
+
+        def some(_: str, leaf: Any) -> Any:
+            batched = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == self.size
+            return leaf[places.to(leaf.device)] if batched else leaf
+
+        outputs, targets = map_leaves((self.outputs, tuple(self.targets)), some)
+        return Part(outputs, targets, {}, len(places), self.criterion)
+
 
 class Strategy(ABC):
     """Base of all strategies.

@@ -1,0 +1,25 @@
+"""The command `rehearsal`: buffers and their checkpoints without a job."""
+
+from __future__ import annotations
+
+import typer
+from rich.console import Console
+
+from rehearsal_plugin.cli import checkpoints
+from rehearsal_plugin.cli.seed import seed
+from rehearsal_plugin.errors import RehearsalError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Checkpoints of the distributed rehearsal buffer.")
+for command in (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, checkpoints.export, seed):
+    app.command()(command)
+
+
+def main() -> None:
+    """The command; problems are told in a line, and the exit status is 1."""
+    try:
+        app()
+    except RehearsalError as error:
+        Console(stderr=True, soft_wrap=True).print(f"rehearsal: {error}", markup=False, highlight=False)
+        raise SystemExit(1) from None

@@ -1,0 +1,56 @@
+"""Checkpoints of the buffer, seen and changed without a job."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rehearsal_plugin.checkpoint import tools
+from rehearsal_plugin.cli.tables import show
+
+__all__ = ["export", "inspect", "merge", "reshard"]
+
+Checkpoint = Annotated[Path, typer.Argument(help="Folder of a checkpoint; the newest complete one in it is taken.")]
+
+
+def inspect(
+    checkpoint: Checkpoint,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show what is inside: rows, bytes, partitions, ages, origin."""
+    found = tools.inspect(checkpoint)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        show(found)
+
+
+def reshard(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Argument(help="Folder of the new checkpoint.")],
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks that the rows are shared out between.")],
+    capacity: Annotated[int | None, typer.Option(min=1, help="Most rows of each rank; all when left out.")] = None,
+) -> None:
+    """Share out the rows for another number of ranks, as a job does by itself when it loads."""
+    print(f"{tools.reshard([checkpoint], out, ranks, capacity)} rows for {ranks} ranks in {out}")
+
+
+def merge(
+    checkpoints: Annotated[list[Path], typer.Argument(help="Folders of checkpoints with rows of the same fields.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new checkpoint.")],
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks that the rows are shared out between.")] = 1,
+    capacity: Annotated[int | None, typer.Option(min=1, help="Most rows of each rank; all when left out.")] = None,
+) -> None:
+    """Put the rows of several checkpoints into one."""
+    print(f"{tools.reshard(checkpoints, out, ranks, capacity)} rows for {ranks} ranks in {out}")
+
+
+def export(
+    checkpoint: Checkpoint,
+    path: Annotated[Path, typer.Argument(help="File to write: .safetensors, or .arrow with pyarrow installed.")],
+) -> None:
+    """Write the rows as columns, one a field."""
+    print(f"{tools.export(checkpoint, path)} rows in {path}")

@@ -1,0 +1,109 @@
+"""`rehearsal seed`: rows for jobs to begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+
+from rehearsal_plugin.checkpoint import tools
+from rehearsal_plugin.cli.tables import show
+from rehearsal_plugin.seeding import Sample, Sampling, columns, load_tokenizer, packed_texts, synthesized
+
+__all__ = ["seed"]
+
+Option = typer.Option
+
+
+def seed(
+    out: Annotated[Path, Option(help="Folder of the new checkpoint.")],
+    paths: Annotated[list[Path] | None, typer.Argument(help="More of --data.", show_default=False)] = None,
+    data: Annotated[
+        list[Path] | None,
+        Option(
+            help="Files, or folders of them: columns (.safetensors, .npz, .arrow, .parquet), or with --tokenizer texts "
+            "(.txt, .jsonl, .parquet, .arrow)."
+        ),
+    ] = None,
+    from_model: Annotated[Path | None, Option(help="Folder of a causal language model that makes up the rows.")] = None,
+    rows: Annotated[int | None, Option(min=1, help="Rows, drawn uniformly; all of the data when left out.")] = None,
+    length: Annotated[int | None, Option(min=1, help="Tokens of a row.")] = None,
+    tokenizer: Annotated[Path | None, Option(help="Folder, or file such as tokenizer.json.")] = None,
+    eos: Annotated[str | None, Option(help="Token that ends a document; else the tokenizer's own.")] = None,
+    text_key: Annotated[str, Option(help="Key or column that holds the text.")] = "text",
+    fields: Annotated[str | None, Option(help="Fields of a row, with commas between; all when left out.")] = None,
+    cast: Annotated[list[str] | None, Option(help="FIELD=DTYPE, such as input_ids=int64.")] = None,
+    partition: Annotated[list[str] | None, Option(help="FIELD=INTEGER that all rows get, such as domain=0.")] = None,
+    seen: Annotated[int | None, Option(min=1, help="Rows that these stand for; else as many as were read.")] = None,
+    ranks: Annotated[int, Option(min=1, help="Files that the rows are shared out between.")] = 1,
+    prompts: Annotated[Path | None, Option(help="File with a text a line, which samples begin with.")] = None,
+    temperature: Annotated[float, Option(help="Above 0; 1 is the model's own distribution.")] = 1.0,
+    top_k: Annotated[int, Option(min=0, help="Draw from that many of the likeliest tokens; 0 from all.")] = 0,
+    top_p: Annotated[float, Option(help="Draw from the likeliest tokens with that probability together.")] = 1.0,
+    batch_size: Annotated[int, Option(min=1, help="Rows that the model makes up at a time.")] = 32,
+    device: Annotated[str | None, Option(help="Of the model; a GPU if there is one.")] = None,
+    random_seed: Annotated[int, Option("--seed", min=0, help="Of the draw.")] = 0,
+) -> None:
+    """Write rows that jobs begin with: a sample of a data set, or of what a model says."""
+    named, chosen = [*(data or []), *(paths or [])], None if fields is None else fields.split(",")
+    if bool(named) == (from_model is not None):
+        raise typer.BadParameter("give either --data or --from-model")
+    if from_model is not None:
+        if rows is None or length is None:
+            raise typer.BadParameter("--from-model needs --rows and --length")
+        if temperature <= 0 or not 0 < top_p <= 1:
+            raise typer.BadParameter("--temperature is above 0, and --top-p above 0 and at most 1")
+        how = Sampling(temperature, top_k, top_p, batch_size, random_seed, device)
+        batches = synthesized(from_model, rows, length, how, prompts)
+    elif tokenizer is not None:
+        if length is None:
+            raise typer.BadParameter("--tokenizer needs --length")
+        batches = packed_texts(named, load_tokenizer(tokenizer, eos), length, text_key)
+    elif any(path.suffix in (".txt", ".jsonl") for path in named):
+        raise typer.BadParameter("texts need --tokenizer and --length")
+    else:
+        batches = columns(named, chosen, _dtypes(cast or []))
+    sample = Sample(rows, fields=chosen, constants=_integers(partition or []), seed=random_seed)
+    _offer(sample, batches, rows if from_model is not None else None)
+    sample.save(out, ranks, seen, source="data" if from_model is None else "a model")
+    show(tools.inspect(out))
+
+
+def _offer(sample: Sample, batches: Iterator[dict[str, Tensor]], total: int | None) -> None:
+    """Offer all rows, and show how many have come where somebody can see it."""
+    console = Console(stderr=True)
+    shown = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("rows", total=total)
+        for batch in batches:
+            sample.offer(batch)
+            progress.update(task, completed=sample.offered)
+
+
+def _pairs(given: list[str], option: str) -> Iterator[tuple[str, str]]:
+    for pair in given:
+        name, equals, value = pair.rpartition("=")
+        if not equals or not name:
+            raise typer.BadParameter(f"{option} takes FIELD=VALUE, and not '{pair}'")
+        yield name, value
+
+
+def _dtypes(given: list[str]) -> dict[str, torch.dtype]:
+    dtypes = {name: getattr(torch, value, None) for name, value in _pairs(given, "--cast")}
+    for name, dtype in dtypes.items():
+        if not isinstance(dtype, torch.dtype):
+            raise typer.BadParameter(f"--cast {name}=... names no dtype of torch")
+    return {name: dtype for name, dtype in dtypes.items() if isinstance(dtype, torch.dtype)}
+
+
+def _integers(given: list[str]) -> dict[str, int]:
+    try:
+        return {name: int(value) for name, value in _pairs(given, "--partition")}
+    except ValueError as error:
+        raise typer.BadParameter(f"--partition takes FIELD=INTEGER: {error}") from error

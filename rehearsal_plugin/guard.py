@@ -1,0 +1,87 @@
+"""Watches the loss on replayed rows, which rises when the model forgets."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+from rehearsal_plugin.config import GuardConfig
+from rehearsal_plugin.errors import ForgettingError
+from rehearsal_plugin.schedule import Schedule
+
+__all__ = ["Guard"]
+
+LOG = logging.getLogger(__name__)
+
+
+class Guard:
+    """Compares the mean loss of the last measurements with the lowest such mean so far.
+
+    It hears what all ranks measured together, and so does the same on all of them at the same step. After it has acted
+    it waits for as many new measurements as the mean is taken over.
+
+    Args:
+        config: The section `rehearsal.guard`.
+        rank: Which rank logs: 0.
+    """
+
+    def __init__(self, config: GuardConfig, rank: int) -> None:
+        self._config, self._rank = config, rank
+        self._window: deque[float] = deque(maxlen=config.window)
+        self._best: float | None = None
+        self._exceeded = False
+        self._good: str | None = None
+
+    def hear(self, loss: float, step: int, schedule: Schedule) -> None:
+        """Take in a measurement.
+
+        Args:
+            loss: Mean over the replayed rows of all ranks.
+            step: Of which.
+            schedule: Whose ratio may be raised.
+
+        Raises:
+            ForgettingError: The loss is past the bound, and the job is to end.
+        """
+        self._window.append(loss)
+        if len(self._window) < self._config.window:
+            return
+        mean = sum(self._window) / len(self._window)
+        self._best = mean if self._best is None else min(self._best, mean)
+        exceeded, before = mean > self._config.bound * self._best, self._exceeded
+        self._exceeded = exceeded
+        if exceeded and (not before or self._config.action == "raise_ratio"):
+            self._act(mean, step, schedule)
+
+    def saved(self, folder: str) -> None:
+        """Note a checkpoint; it is a good one unless the loss is past the bound."""
+        if not self._exceeded:
+            self._good = folder
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers."""
+        window = list(self._window)
+        return {"window": window, "best": self._best, "exceeded": self._exceeded, "good": self._good}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._window = deque(state["window"], maxlen=self._config.window)
+        self._best, self._exceeded, self._good = state["best"], state["exceeded"], state["good"]
+
+    def _act(self, mean: float, step: int, schedule: Schedule) -> None:
+        told = (
+            f"the loss on replayed rows is {mean:.4g} at step {step}, more than {self._config.bound:g} times its "
+            f"lowest mean of {self._best:.4g} (rehearsal.guard)"
+        )
+        if self._config.action == "stop":
+            good = "none was saved" if self._good is None else self._good
+            raise ForgettingError(f"{told}; the last checkpoint from before: {good}")
+        if self._config.action == "raise_ratio":
+            self._window.clear()
+            schedule.boost(self._config.factor, self._config.most)
+            schedule.go_by(step)
+            told = f"{told}; the ratio is {schedule.ratio:.4g} from here on"
+        if self._rank == 0:
+            LOG.warning("%s", told)

@@ -1,0 +1,37 @@
+"""What the tests of faults, of malformed input and of endurance tell the reliability report."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import is_hypothesis_test
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Note what a test tries; `--junitxml` writes it down."""
+    if item.get_closest_marker("fault"):
+        item.user_properties.append(("faults", 1))
+    if not item.get_closest_marker("fuzz"):
+        return (yield)
+    function: Any = getattr(item, "obj", None)
+    if not is_hypothesis_test(function):
+        item.user_properties.append(("inputs_fuzzed", 1))
+        return (yield)
+    inputs, inner = 0, function.hypothesis.inner_test
+
+    @functools.wraps(inner)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal inputs
+        inputs += 1
+        return inner(*args, **kwargs)
+
+    function.hypothesis.inner_test = counted
+    try:
+        return (yield)
+    finally:
+        function.hypothesis.inner_test = inner
+        item.user_properties.append(("inputs_fuzzed", inputs))
