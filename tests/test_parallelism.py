@@ -210,7 +210,12 @@ def llama() -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    small: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
     config = LlamaConfig(vocab_size=BASE, **{"attn_implementation": "sdpa", **small})
     model: nn.Module = LlamaForCausalLM(config)
     return model
