@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.importance import Importance
-from rehearsal_plugin.losses import LossMeter, groups, token_losses
+from rehearsal_plugin.losses import LossMeter, groups, predicts_next, token_losses
 from rehearsal_plugin.micro_batch import MicroBatch, no_criterion
 from rehearsal_plugin.nesting import map_leaves
 from rehearsal_plugin.rows import RowLayout
@@ -81,8 +81,9 @@ class Answers:
             self._waiting.popleft()
 
     def clear(self) -> None:
-        """Forget all micro-batches."""
+        """Forget all micro-batches, and what was measured of them."""
         self._waiting.clear()
+        self._meter.close()
 
     def check(self) -> None:
         """Refuse to go on without an answer: a strategy would do nothing, and nobody would know.
@@ -153,8 +154,7 @@ class Answers:
         if micro_batch.labels is None or not isinstance(logits, Tensor):
             raise BatchError(f"{self.need}, and the model gave no 'logits', or the batch has no 'labels'")
         labels, keys, new = micro_batch.labels.to(logits.device), micro_batch.keys, micro_batch.new
-        with torch.set_grad_enabled(self._importance is not None and torch.is_grad_enabled()):
-            sums, counts = token_losses(logits, labels)
+        sums, counts = self._row_losses(logits, labels, new, shifted=predicts_next(outputs))
         if self._measured:
             totals, weights = sums.detach().cpu(), counts.cpu()
             for kind, part in (("new", slice(new)), ("replayed", slice(new, None))):
@@ -171,10 +171,23 @@ class Answers:
         added: Tensor = unit * ((factors - 1) * sums[new:]).sum()
         return added
 
+    def _row_losses(self, logits: Tensor, labels: Tensor, new: int, *, shifted: bool) -> tuple[Tensor, Tensor]:
+        """See `token_losses`; with gradients for replayed rows only, and where they are weighted."""
+        with torch.no_grad():
+            fresh = token_losses(logits[:new], labels[:new], shifted=shifted)
+        with torch.set_grad_enabled(self._importance is not None and torch.is_grad_enabled()):
+            again = token_losses(logits[new:], labels[new:], shifted=shifted)
+        return torch.cat((fresh[0], again[0])), torch.cat((fresh[1], again[1]))
+
     def _weighted(self, replayed: list[Part]) -> list[Part]:
         """Replayed parts whose loss counts rows by the importance of their partition."""
         if self._importance is None:
             return replayed
+        if not self._strategy.relearns:
+            raise ConfigError(
+                f"rehearsal.strategy.partition_weights weighs the task's loss on replayed rows, and strategy "
+                f"'{self._config.strategy.name}' has none; use another strategy, or leave the weights out"
+            )
         keys = [keys for keys, size in self._keyed()[1:] if size]
         return [
             part if of_part is None else replace(part, criterion=self._importance.criterion(part, of_part))
