@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import rehearsal_plugin
-from rehearsal_plugin import Rehearsal
+from rehearsal_plugin import Rehearsal, RehearsalConfig
 from rehearsal_plugin.checkpoint import tools
-from rehearsal_plugin.errors import CheckpointError
+from rehearsal_plugin.errors import CheckpointError, ConfigError
+from rehearsal_plugin.integrations.peers import check_sequence_parallelism
 from rehearsal_plugin.seeding import Sample
 from rehearsal_plugin.transport import LocalTransport
 from tests.ranks import run_ranks
@@ -425,6 +427,14 @@ def test_under_deepspeed_only_a_new_job_begins_with_them(tmp_path: Path) -> None
         assert [len(seen) - SIZE for seen in first] == [0] * 3 + [6] * 3
         assert [len(seen) - SIZE for seen in second] == [6] * 6
         assert {row for seen in (*first, *second) for row in seen} & set(OLD_ROWS)
+
+
+@pytest.mark.parametrize("key", [{"preload": "old"}, {"deduplicate": True}])
+def test_ranks_that_have_parts_of_samples_are_refused_what_goes_by_whole_ones(key: dict[str, Any]) -> None:
+    config = RehearsalConfig.load({"buffer": key})
+    check_sequence_parallelism(Namespace(sequence_parallel_size=1), config)
+    with pytest.raises(ConfigError, match="go by whole samples"):
+        check_sequence_parallelism(Namespace(sequence_parallel_size=2), config)
 
 
 def train_with_horovod(folder: Path) -> tuple[list[list[int]], list[int]]:

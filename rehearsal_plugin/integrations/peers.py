@@ -161,9 +161,16 @@ def check_sequence_parallelism(engine: Any, config: RehearsalConfig) -> None:
         config: The `rehearsal` section.
 
     Raises:
-        ConfigError: Peers would see rows of different length.
+        ConfigError: Peers would see rows of different length, or different rows.
     """
-    if engine.sequence_parallel_size > 1 and config.padding is not None:
+    if engine.sequence_parallel_size <= 1:
+        return
+    if config.buffer.preload is not None or config.buffer.deduplicate:
+        raise ConfigError(
+            "rehearsal.buffer.preload and rehearsal.buffer.deduplicate go by whole samples, and sequence-parallel "
+            "ranks have parts of them; leave both out"
+        )
+    if config.padding is not None:
         raise ConfigError(
             "rehearsal.padding cuts a batch to its longest row, and the parts of it that sequence-parallel ranks have "
             "would end at different places; pad all rows to one length in the loader, and leave it out"
