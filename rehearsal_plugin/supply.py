@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -29,6 +30,7 @@ __all__ = ["Supply"]
 LOG = logging.getLogger(__name__)
 
 FIXED_POINT = 1 << 20  # losses travel as integers
+LARGEST_LOSS = 1e12
 
 LEAD = 3  # steps from asking for rows to seeing them, at most (a loop of update() needs one less)
 
@@ -119,7 +121,9 @@ class Supply:
 
     def measured(self, total: float, weight: float) -> None:
         """Tell the others, with the next exchange, the sum of losses on replayed rows, and what it is divided by."""
-        self._words = [round(total * FIXED_POINT), round(weight * FIXED_POINT), self._words[2] + 1]
+        sound = math.isfinite(total) and abs(total) < LARGEST_LOSS
+        told = (round(total * FIXED_POINT), round(weight * FIXED_POINT)) if sound else (0, 0)
+        self._words = [*told, self._words[2] + 1]
 
     def reweigh(self, weights: Mapping[Any, float]) -> None:
         """See `Rehearsal.reweigh`."""

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 __all__ = ["is_rank", "launch"]
@@ -17,16 +17,19 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
-def launch(script: Path, ranks: int, arguments: Sequence[str] = ()) -> int:
+def launch(
+    script: Path, ranks: int, arguments: Sequence[str] = (), environment: Mapping[str, str] | None = None
+) -> int:
     """Runs `deepspeed --num_gpus <ranks> <script> <arguments>` and returns its exit status.
 
     The ranks run on the CPU with one thread each unless `DS_ACCELERATOR` or `OMP_NUM_THREADS` say otherwise; the
-    launcher sets neither, and without them the ranks would fight for the same cores.
+    launcher sets neither, and without them the ranks would fight for the same cores. What this process was started
+    with goes before `environment`.
     """
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", "--no_local_rank"]
     command += ["--num_gpus", str(ranks), "--master_port", str(_free_port()), str(script), *arguments]
     defaults = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=defaults | os.environ, check=False).returncode
+    return subprocess.run(command, env=defaults | dict(environment or {}) | os.environ, check=False).returncode
 
 
 def _free_port() -> int:

@@ -167,8 +167,8 @@ def check_sequence_parallelism(engine: Any, config: RehearsalConfig) -> None:
         return
     if config.buffer.preload is not None or config.buffer.deduplicate:
         raise ConfigError(
-            "rehearsal.buffer.preload and rehearsal.buffer.deduplicate go by whole samples, and sequence-parallel ranks "
-            "have parts of them; leave both out"
+            "rehearsal.buffer.preload and rehearsal.buffer.deduplicate go by whole samples, and sequence-parallel "
+            "ranks have parts of them; leave both out"
         )
     if config.padding is not None:
         raise ConfigError(

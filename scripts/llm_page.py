@@ -1,0 +1,176 @@
+"""Builds `docs/llm.md` and its picture from the report of the recipe.
+
+    python scripts/llm_page.py
+
+Every number on the page comes out of `docs/results/train_llm.json`, which is the report of `scripts/train_llm.py`;
+`--report out/train_llm/report.json` takes a new one, and keeps it there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from llm_plan import BASE, JOINT, LANGUAGES
+from llm_plots import plot_llm
+from llm_results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
+from report import write_text
+from study import Spread
+from study_page import Goal, markdown
+
+__all__ = ["build"]
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = Path("results/train_llm.json")
+
+GOALS = (
+    Goal("gap_closed_5", "share of the gap on English that 5 % replay closes", LITERATURE["5"]),
+    Goal("gap_closed_25", "the same with 25 %", LITERATURE["25"]),
+    Goal("gap_closed_25", "the least that 25 % should close", 0.6),
+    Goal("cost_on_new_5", "what 5 % replay costs on French", 0.02, at_most=True),
+)
+
+HEAD = """\
+# Continual pre-training: English, then French, then German
+
+A language model learns the LibreOffice help in English, then in French, then in German: the same pages each time, so
+that nothing changes but the language. It is a small Llama, trained by the Hugging Face Trainer on two ranks under
+DeepSpeed (ZeRO-1) from the settings in `configs/llm_en_fr_de.json`; a byte-level BPE of 4,096 tokens is trained
+beforehand on the training pages of all three languages. A tenth of the pages is held out, the same in every language.
+
+Replay is compute-equivalent: with x %, that share of the rows of a step are old ones in place of new ones, so all arms
+make the same number of steps of the same size. Only rows of earlier languages are replayed, uniformly from a buffer
+that has room for all of them (a variant below has not). Each phase warms the learning rate up anew to the same peak,
+with a new optimizer, and lets it fall along a cosine to a tenth. The *union* is trained from scratch on the old and the
+new languages, shuffled, for as many steps as all phases together, under one such schedule.
+
+The *gap* is how far the loss on an old language lies above that of the union when nothing is replayed; an arm with the
+loss L closes the share (L0 - L) / (L0 - L_union) of it. *Cost on new* is by how much its loss on the new language is
+above that without replay. Losses are means over all held-out rows in nats a token; numbers are means over the seeds
+with one standard deviation.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the page and says where it is."""
+    parser = argparse.ArgumentParser(description="docs/llm.md from the report of the recipe.")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page (default: %(default)s)")
+    parser.add_argument("--report", type=Path, help="a new report, which is kept in the folder of the page")
+    arguments = parser.parse_args(argv)
+    if arguments.report is not None:
+        write_text(arguments.docs / KEPT, arguments.report.read_text())
+    print(build(arguments.docs))
+    return 0
+
+
+def build(docs: Path) -> Path:
+    """Write the page from the report that is kept beside it.
+
+    Raises:
+        FileNotFoundError: There is none; the message says how to make it.
+    """
+    path = docs / KEPT
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there; make it with: python scripts/train_llm.py --size full, then "
+            "python scripts/llm_page.py --report out/train_llm/report.json"
+        )
+    report = json.loads(path.read_text())
+    base = select(report["rows"], variant=BASE)
+    picture = Path("images/llm.png")
+    plot_llm(base, docs / picture)
+    parts = [HEAD, scope(base, report), "## After French", results(base, "french"), goals(report["summary"])]
+    parts += [f"![Losses during the phases, and shares of the gap]({picture})\n", levelling(base)]
+    if select(base, after="german"):
+        parts += ["## After German", results(base, "german")]
+    parts += held_back(report["rows"])
+    return write_text(docs / "llm.md", "\n".join(parts))
+
+
+def scope(base: Sequence[Row], report: dict[str, Any]) -> str:
+    """What was trained, and where."""
+    place, first = report["environment"], select(base, arm="english")[0]
+    seeds = len({row["seed"] for row in base})
+    tokens = first["tokens"] / 1e6
+    return (
+        f"`python scripts/train_llm.py --size full`: {first['parameters'] / 1e6:.2f} M parameters, {first['steps']:,} "
+        f"steps a phase, {tokens:.1f} M tokens ({first['epochs']:.1f} times the English text); seeds: {seeds}; "
+        f"{place['ranks']} ranks on {place['cores']} CPU cores over gloo, torch {place['versions']['torch']}, "
+        f"commit {place['commit'][:12]}. Nothing here has run on a GPU.\n"
+    )
+
+
+def results(rows: Sequence[Row], after: str) -> str:
+    """Losses, shares of the gap and cost of every arm at the end of a phase."""
+    olds = LANGUAGES[: LANGUAGES.index(after)]
+    arms = dict.fromkeys(row["arm"] for row in select(rows, after=after))
+    lines = []
+    for arm in sorted(arms, key=lambda one: (one == JOINT, 0 if one == JOINT else float(one))):
+        cells = [text(losses(rows, arm, after, language)) for language in LANGUAGES]
+        replays = arm not in ("0", JOINT)
+        shares = [shown(gap_closed(rows, arm, after, old)) if replays else "" for old in olds]
+        cost = shown(cost_on_new(rows, arm, after)) if replays else ""
+        seeds = len(select(rows, arm=arm, after=after))
+        lines.append(["union" if arm == JOINT else f"{arm} %", *cells, *shares, cost, str(seeds)])
+    heads = ["replay", *LANGUAGES, *(f"gap closed, {old}" for old in olds), f"cost on {after}", "seeds"]
+    return markdown(heads, lines)
+
+
+def goals(summary: dict[str, float]) -> str:
+    """What was asked for, and what came."""
+    lines = [goal.line(summary[goal.key]) for goal in GOALS if goal.key in summary]
+    return markdown(["goal", "bound", "measured", ""], lines)
+
+
+def levelling(rows: Sequence[Row]) -> str:
+    """The loss on English in the course of phase one."""
+    curves = [row["curve"] for row in select(rows, arm="english")]
+    points = [
+        [f"{seen['step']:,}", Spread.of([curve[place]["english"] for curve in curves]).text()]
+        for place, seen in enumerate(curves[0])
+    ]
+    heads, line = zip(*points, strict=True)
+    title = "Phase one, held-out loss on English (on a part of the rows) by step:\n\n"
+    return title + markdown(["steps", *heads], [["English", *line]])
+
+
+def held_back(rows: Sequence[Row]) -> list[str]:
+    """The variants, against what the same seed gave without the change."""
+    names = [name for name in dict.fromkeys(row["variant"] for row in rows) if name != BASE]
+    lines = [line for name in [BASE, *names] if (line := variant_line(name, select(rows, variant=name, seed=0)))]
+    if len(lines) < 2:
+        return []
+    heads = ["change", "English before", "0 %", "union", "gap closed, 5 %", "gap closed, 25 %", "cost on French, 5 %"]
+    return [
+        "## What holds the rest back",
+        "One change at a time, seed 0, after French; losses on English:\n",
+        markdown(heads, lines),
+    ]
+
+
+def variant_line(name: str, rows: Sequence[Row]) -> list[str]:
+    """One variant; empty where an arm of it is missing."""
+    before = losses(rows, "english", "english", "english")
+    ends = [losses(rows, arm, "french", "english") for arm in ("0", JOINT)]
+    shares = [gap_closed(rows, "5"), gap_closed(rows, "25"), cost_on_new(rows, "5")]
+    if shares[0] is None:
+        return []
+    return [name, *(text(one) for one in (before, *ends)), *(shown(share) for share in shares)]
+
+
+def text(loss: Spread | None) -> str:
+    """A loss, or a blank."""
+    return "" if loss is None else loss.text()
+
+
+def shown(share: Spread | None) -> str:
+    """A share, or a blank."""
+    return "" if share is None else percent(share)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
