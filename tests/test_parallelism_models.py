@@ -211,7 +211,7 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_ranks(perform, 2, SCENARIOS, tmp_path_factory.mktemp("models"), timeout_s=150)
+    return run_ranks(perform, 2, SCENARIOS, tmp_path_factory.mktemp("models"), timeout_s=240)
 
 
 @pytest.fixture
