@@ -66,6 +66,7 @@ class Supply:
         self._spent: Representatives | None = None
         self._amounts: list[int] = []  # of the micro-batches since the last exchange
         self.guard: Guard | None = None
+        self._words: list[int] = []
         self._proposed: Mapping[Any, float] | None = None
         self._asked: deque[list[int]] = deque()  # shares asked for with each exchange, oldest first
         self._begin()
