@@ -314,7 +314,7 @@ class Rehearsal:
             changed = self.buffer.take_changed() if settings.incremental and self.buffer is not None else None
             self._saver.save(Path(folder), place, content, changed, asynchronous=settings.asynchronous)
         if self._supply.guard is not None:
-            self._supply.guard.saved(str(folder))
+            self._supply.guard.saved(str(folder), self.steps)
 
     def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
         """Go on from a checkpoint; all ranks must call it, and agree on which.
@@ -340,7 +340,10 @@ class Rehearsal:
         self._answers.clear()
         self._batches.begin()
         self._preloaded = False
-        return resume(Path(folder), self.config, self._supply, self.strategy, step=step, missing_ok=missing_ok)
+        loaded = resume(Path(folder), self.config, self._supply, self.strategy, step=step, missing_ok=missing_ok)
+        if loaded and self._supply.guard is not None:
+            self._supply.guard.saved(str(folder), self.steps)
+        return loaded
 
     def flush(self) -> None:
         """Wait until a checkpoint that is written in the background is on the disk.

@@ -137,7 +137,7 @@ def variants(steps: int) -> dict[str, Setting]:
 
 
 SIZES = {
-    "small": Size(steps=600, seeds=1, ratios=(0, 5, 25), german=False, variants=False),
+    "small": Size(steps=800, seeds=1, ratios=(0, 5, 25), german=False, variants=False),
     "full": Size(steps=3000, seeds=3, ratios=(0, 1, 5, 25, 50), german=True, variants=True),
 }
 VARIANT_RATIOS = (0.0, 5.0, 25.0)

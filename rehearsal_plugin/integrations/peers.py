@@ -164,6 +164,7 @@ def check_sequence_parallelism(engine: Any, config: RehearsalConfig) -> None:
     by_content = {
         "rehearsal.padding": config.padding is not None,
         "rehearsal.non_finite 'skip'": config.non_finite == "skip",
+        "rehearsal.buffer.preload": config.buffer.preload is not None,
         "rehearsal.buffer.deduplicate": config.buffer.deduplicate,
         "rehearsal.buffer.score_by 'loss'": config.buffer.by_loss,
         "rehearsal.guard.action 'raise_ratio'": config.guard is not None and config.guard.action == "raise_ratio",
