@@ -15,12 +15,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
+from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.errors import BatchError, CheckpointError, ConfigError
+from rehearsal_plugin.transport import TorchDistributedTransport
 from tests.parallel_jobs import (
     BASE,
     DIGITS,
     MESH,
+    RESUMED,
     SAVED,
     SECTION,
     TENSOR,
@@ -35,7 +39,7 @@ from tests.parallel_jobs import (
     spelt,
 )
 from tests.ranks import run_ranks
-from tests.witness import BATCH, Failure, Witness, config_of, engine_of, owner, perform
+from tests.witness import BATCH, Failure, Witness, config_of, engine_of, owner, perform, samples
 
 pytest.importorskip("deepspeed")
 
@@ -129,6 +133,37 @@ def ulysses(folder: Path) -> dict[str, Any]:
     return {"whole": {"place": place(engine), "seen": seen, "torn": torn, "metrics": engine.rehearsal.metrics()}}
 
 
+def mesh(folder: Path) -> dict[str, Any]:
+    """A loop of its own on a device mesh, without an engine."""
+    both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    place, folder = both.get_local_rank("data"), shared(folder)
+    tag = folder / f"global_step{SAVED}"
+
+    def run(rehearsal: Rehearsal, steps: range) -> dict[str, Any]:
+        seen = [rehearsal.update(samples(step, rank=place))["uid"].tolist() for step in steps]
+        return {"place": place, "seen": seen, "torn": 0}
+
+    def started() -> Rehearsal:
+        return Rehearsal(SECTION, TorchDistributedTransport(both.get_group("data")))
+
+    def counted(rehearsal: Rehearsal) -> dict[str, float]:
+        rehearsal.close()
+        return {name: value for name, value in rehearsal.metrics().items() if not name.endswith("_ms")}
+
+    whole, again = started(), started()
+    before = run(whole, range(SAVED))
+    whole.save(tag, write=both.get_local_rank("tensor") == 0)
+    after = run(whole, range(SAVED, SAVED + RESUMED))
+    dist.barrier()
+    again.load(tag)
+    resumed = run(again, range(SAVED, SAVED + RESUMED))
+    return {
+        "whole": {**before, "seen": before["seen"] + after["seen"], "metrics": counted(whole)},
+        "again": {**resumed, "metrics": counted(again)},
+        "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*rehearsal-step*")),
+    }
+
+
 SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "tensor": tensor,
     "tensor asynchronous": partial(tensor, checkpoint={"asynchronous": True, "incremental": True}),
@@ -139,6 +174,7 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "strayed at once": strayed_at_once,
     "by content": by_content,
     "ulysses": ulysses,
+    "mesh": mesh,
 }
 
 
@@ -170,7 +206,7 @@ def scenario(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("found", names, indirect=True)
 
 
-PARALLEL = ("tensor", "tensor asynchronous", "sequence", "parts")
+PARALLEL = ("tensor", "tensor asynchronous", "sequence", "parts", "mesh")
 
 
 @scenario(*PARALLEL, "ulysses")
@@ -199,7 +235,7 @@ def test_a_job_with_peers_goes_on_bit_for_bit(found: list[Any]) -> None:
         assert rank["again"]["metrics"] == rank["whole"]["metrics"]
 
 
-@scenario("tensor", "sequence")
+@scenario("tensor", "sequence", "mesh")
 def test_peers_with_the_same_rows_save_them_once(found: list[Any]) -> None:
     tag = f"global_step{SAVED}"
     assert found[0]["files"] == [f"{tag}/rehearsal-step{SAVED}-rank{rank}-of-2.safetensors" for rank in range(2)]
