@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,13 +10,12 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.importance import Importance
-from rehearsal_plugin.losses import LossMeter, groups, token_losses
+from rehearsal_plugin.measuring import Measuring
 from rehearsal_plugin.micro_batch import MicroBatch, no_criterion
 from rehearsal_plugin.nesting import map_leaves
 from rehearsal_plugin.rows import RowLayout
-from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import Criterion
 from rehearsal_plugin.supply import Supply
@@ -38,7 +36,7 @@ class Answers:
         self._config, self._strategy, self._supply = config, strategy, supply
         self._waiting: deque[tuple[MicroBatch, RowLayout]] = deque()
         self._importance = None if config.strategy.partition_weights is None else Importance(config, supply)
-        self._meter = LossMeter()
+        self._measuring = Measuring(config, supply, self._importance)
 
     def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
         """Wait for the answer for this micro-batch too, after those for the ones before it."""
@@ -47,8 +45,8 @@ class Answers:
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """See `Rehearsal.loss`."""
         new, *replayed = self._parts(outputs, targets, criterion)
+        self._measuring.parts(self._current()[0], [new, *replayed])
         replayed = [part for part in replayed if part.size]
-        self._measure_parts([new, *replayed])
         # One call also where the criterion weights rows unequally, as a mean over tokens does.
         if self._strategy.plain and self._importance is None:
             loss = criterion(outputs, *targets)
@@ -61,7 +59,7 @@ class Answers:
     def complete(self, outputs: Any, scale: float) -> Any:
         """See `Rehearsal.complete`."""
         new, *replayed = self._parts(outputs, (), no_criterion)
-        added = self._measure_rows(outputs) if self.measures else None
+        added = self._measuring.rows(self._current()[0], outputs) if self.measures else None
         self._record(new)
         if not self._strategy.plain or self._strategy.records:
             term = self._strategy.regularizer([part for part in replayed if part.size])
@@ -81,8 +79,9 @@ class Answers:
             self._waiting.popleft()
 
     def clear(self) -> None:
-        """Forget all micro-batches."""
+        """Forget all micro-batches, and what was measured of them."""
         self._waiting.clear()
+        self._measuring.clear()
 
     def check(self) -> None:
         """Refuse to go on without an answer: a strategy would do nothing, and nobody would know.
@@ -104,15 +103,11 @@ class Answers:
     @property
     def measures(self) -> bool:
         """Whether losses are told apart in this step, or in every one."""
-        return self._importance is not None or self._measured
+        return self._importance is not None or self._measuring.due
 
     def end_step(self) -> None:
         """Note what was measured in this step."""
-        if not self._measured:
-            return
-        watched = None if self._config.guard is None else self._config.guard.partitions
-        self._supply.measured(*self._meter.total("replayed", watched))
-        self._supply.metrics.losses = self._meter.close()
+        self._measuring.end_step()
 
     @property
     def need(self) -> str:
@@ -130,61 +125,21 @@ class Answers:
         stored = layout if self._supply.pipeline is None else self._supply.pipeline.buffer.layout
         return micro_batch.parts(self._strategy, stored, outputs, targets, criterion)
 
-    @property
-    def _measured(self) -> bool:
-        every = self._config.losses_every
-        return every > 0 and self._supply.step % every == 0
-
-    @torch.no_grad()
-    def _measure_parts(self, parts: list[Part]) -> None:
-        """Add the criterion of each partition's new and replayed rows to the meter, by rows."""
-        if not self._measured:
-            return
-        keys = [keys for keys, size in self._keyed() if size]
-        for kind, part, of_part in zip(kinds(parts), (p for p in parts if p.size), keys, strict=True):
-            for key, places in groups(of_part, part.size):
-                some = part.select(places)
-                self._meter.add(kind, key, float(some.loss()) * some.size, some.size)
-
-    def _measure_rows(self, outputs: Any) -> Tensor | None:
-        """Add the losses of rows to the meter, by tokens; gives what importance adds to the loss of the model."""
-        micro_batch = self._current()[0]
-        logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
-        if micro_batch.labels is None or not isinstance(logits, Tensor):
-            raise BatchError(f"{self.need}, and the model gave no 'logits', or the batch has no 'labels'")
-        labels, keys, new = micro_batch.labels.to(logits.device), micro_batch.keys, micro_batch.new
-        with torch.set_grad_enabled(self._importance is not None and torch.is_grad_enabled()):
-            sums, counts = token_losses(logits, labels)
-        if self._measured:
-            totals, weights = sums.detach().cpu(), counts.cpu()
-            for kind, part in (("new", slice(new)), ("replayed", slice(new, None))):
-                for key, places in groups(None if keys is None else keys[part], len(totals[part])):
-                    if len(places):
-                        self._meter.add(
-                            kind, key, float(totals[part][places].sum()), float(weights[part][places].sum())
-                        )
-        if self._importance is None or keys is None or len(keys) == new:
-            return None
-        factors = torch.from_numpy(self._importance.factors(keys[new:])).to(sums)
-        # The model's loss is the sum of all, whatever it was divided by.
-        unit = outputs["loss"].detach() / sums.detach().sum().clamp_min(torch.finfo(sums.dtype).tiny)
-        added: Tensor = unit * ((factors - 1) * sums[new:]).sum()
-        return added
-
     def _weighted(self, replayed: list[Part]) -> list[Part]:
         """Replayed parts whose loss counts rows by the importance of their partition."""
         if self._importance is None:
             return replayed
-        keys = [keys for keys, size in self._keyed()[1:] if size]
+        if not self._strategy.relearns:
+            raise ConfigError(
+                f"rehearsal.strategy.partition_weights weighs the task's loss on replayed rows, and strategy "
+                f"'{self._config.strategy.name}' has none; use another strategy, or leave the weights out"
+            )
+        micro_batch = self._current()[0]
+        keys = [keys for keys, size in zip(micro_batch.keys_by_part()[1:], micro_batch.sizes[1:], strict=True) if size]
         return [
             part if of_part is None else replace(part, criterion=self._importance.criterion(part, of_part))
             for part, of_part in zip(replayed, keys, strict=True)
         ]
-
-    def _keyed(self) -> list[tuple[IntArray | None, int]]:
-        """Keys and number of the new rows, and of those of each draw."""
-        micro_batch = self._current()[0]
-        return list(zip(micro_batch.keys_by_part(), micro_batch.sizes, strict=True))
 
     def _record(self, new: Part) -> None:
         """Store new rows together with their state, unless they are stored already."""
@@ -209,8 +164,3 @@ class Answers:
 
 def _detached(_: str, leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
-
-
-def kinds(parts: list[Part]) -> list[str]:
-    """What to call the parts that have rows: the first holds the new ones."""
-    return [kind for kind, part in zip(("new", *["replayed"] * (len(parts) - 1)), parts, strict=True) if part.size]

@@ -28,7 +28,7 @@ from rehearsal_plugin.values import FloatArray, bounded
 
 __all__ = ["RehearsalBuffer"]
 
-CHUNK_BYTES = 16 << 20
+CHUNK_BYTES = 4 << 20
 """Of rows that are copied at a time when a buffer is filled."""
 
 

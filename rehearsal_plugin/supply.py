@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +31,7 @@ __all__ = ["Supply"]
 LOG = logging.getLogger(__name__)
 
 FIXED_POINT = 1 << 20  # losses travel as integers
+LARGEST_LOSS = 1e12
 
 LEAD = 3  # steps from asking for rows to seeing them, at most (a loop of update() needs one less)
 
@@ -62,9 +65,8 @@ class Supply:
         self._ready: Representatives | None = None
         self._spent: Representatives | None = None
         self._amounts: list[int] = []  # of the micro-batches since the last exchange
-        self._words = [0] * (NOTES - 1)  # sum and weight of the losses measured last, and how often it was done
-        self._heard = 0
-        self.guard = None if config.guard is None else Guard(config.guard, transport.rank)
+        self.guard: Guard | None = None
+        self._words: list[int] = []
         self._proposed: Mapping[Any, float] | None = None
         self._asked: deque[list[int]] = deque()  # shares asked for with each exchange, oldest first
         self._begin()
@@ -119,7 +121,9 @@ class Supply:
 
     def measured(self, total: float, weight: float) -> None:
         """Tell the others, with the next exchange, the sum of losses on replayed rows, and what it is divided by."""
-        self._words = [round(total * FIXED_POINT), round(weight * FIXED_POINT), self._words[2] + 1]
+        sound = math.isfinite(total) and abs(total) < LARGEST_LOSS
+        told = (round(total * FIXED_POINT), round(weight * FIXED_POINT)) if sound else (0, 0)
+        self._words = [*told, self._words[2] + 1]
 
     def reweigh(self, weights: Mapping[Any, float]) -> None:
         """See `Rehearsal.reweigh`."""
@@ -140,13 +144,13 @@ class Supply:
         except ExchangeError as error:
             self._fail(error)
             return
-        self._watch()
         # Only now: the job that just ended might have been given the same device memory.
         self._spent, self._ready = self._ready, None
         shares = self._asked.popleft()
         if arrival is not None:
             rng = generator(self._config.seed, Purpose.ORDER, self.pipeline.step, self.rank)
             self._ready = Representatives.shuffled(arrival, self.pipeline.buffer.layout, self._turns, shares, rng)
+        self._watch()  # last: whoever is stopped here can save and load
 
     def launch(self) -> None:
         """Admit what was staged, and ask for the rows of a later step."""
@@ -298,10 +302,10 @@ class Supply:
         Raises:
             ForgettingError: The guard ends the job.
         """
-        if self.guard is None or self.pipeline is None:
+        if self.guard is None or self.pipeline is None or self.alone:
             return
-        total, weight, count = self.pipeline.announced.T
-        if count.min() <= self._heard:
+        total, weight, count = self.pipeline.announced.astype(np.float64).T
+        if int(count.min()) <= self._heard:
             return
         self._heard = int(count.min())
         if weight.sum():
@@ -316,6 +320,10 @@ class Supply:
         self._ready = self._spent = None
         self._amounts = []
         self._asked = deque([[]])  # the first exchange brings none
+        self._words = [0] * (NOTES - 1)  # sum and weight of the losses measured last, and how often it was done
+        self._heard = 0
+        good = None if self.guard is None else self.guard.good
+        self.guard = None if self._config.guard is None else Guard(self._config.guard, self.rank, good)
 
     def _fail(self, error: ExchangeError) -> None:
         """Raise the error, or go on without the others, as the config says."""

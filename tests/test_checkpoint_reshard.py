@@ -533,11 +533,8 @@ def test_files_of_different_fields_do_not_go_together(tmp_path: Path) -> None:
     other = Rows.of(Record({}, layout, "cpu", rows.buffer(), None))
     assert other is not None
     narrow = RowLayout.infer({"x": torch.zeros(3, 2)})
-    write(
-        tmp_path,
-        place,
-        replace(other, layout=narrow, rows=Packed.of(other.rows.tensor()[:, : narrow.row_bytes].contiguous())),
-    )
+    cut = Packed.of(other.rows.tensor()[:, : narrow.row_bytes].contiguous())
+    write(tmp_path, place, replace(other, layout=narrow, rows=cut))
     with pytest.raises(CheckpointError, match="fields"):
         load(tmp_path, 1)
 

@@ -312,13 +312,6 @@ def unfed(folder: Path) -> dict[str, str]:
     return {"forward": step({}, inside=True), "loader": step({"inject": "loader"}, inside=False)}
 
 
-def pipeline(folder: Path) -> str:
-    from deepspeed.pipe import PipelineModule
-
-    layers = PipelineModule([nn.Linear(6, 6), nn.Linear(6, 1)], num_stages=2, loss_fn=nn.functional.mse_loss)
-    return message(ConfigError, lambda: engine_of(config_of(BLOCK), layers))
-
-
 # --- no rehearsal, and the end of one --------------------------------------------------------------------------------
 
 
@@ -505,7 +498,6 @@ def without_buffer(folder: Path) -> dict[str, Any]:
 SCENARIOS = (
     positional, nested, variadic, chosen_fields, replacing, evaluation, language_model, signature, refusals, unfed,
     switched_off, endings, two_engines, config_forms, explicit_section, monitored, checkpointed, without_buffer,
-    pipeline,
 )  # fmt: skip
 
 
@@ -601,11 +593,6 @@ def test_a_job_whose_batches_miss_the_rehearsal_is_told(found: list[Any]) -> Non
     for rank in found:
         assert "call the engine" in rank["forward"]
         assert "engine.rehearsal.loader(...)" in rank["loader"]
-
-
-@scenario(pipeline)
-def test_a_pipeline_engine_is_refused(found: list[Any]) -> None:
-    assert all("does not support pipeline parallelism" in text for text in found)
 
 
 @scenario(switched_off)

@@ -48,6 +48,7 @@ LAYERS = [
     "supply",
     "micro_batch",
     "importance",
+    "measuring",
     "answers",
     "batches",
     "checkpoint",

@@ -149,7 +149,7 @@ def test_between_measurements_the_last_one_stands() -> None:
         assert rehearsal.metrics()["loss_new"] != then
 
 
-def test_a_loop_that_asks_for_no_loss_is_told(request: Any) -> None:
+def test_a_loop_that_asks_for_no_loss_is_told() -> None:
     with Rehearsal(section(), LocalTransport()) as rehearsal:
         rehearsal.augment(new_batch(0, 0, SIZE))
         with pytest.raises(BatchError, match=r"losses_every.*loss\(criterion"):
@@ -182,7 +182,7 @@ def test_a_models_own_loss_is_told_apart_by_tokens() -> None:
             rows = keys[part] == key
             mean = float(sums[part][rows].sum() / counts[part][rows].sum())
             assert metrics[f"loss_{kind}/{key}"] == pytest.approx(mean, rel=1e-5)
-    assert float(outputs["loss"]) == pytest.approx(float(sums.sum() / counts.sum()), rel=1e-5), "as it was"
+    assert float(outputs["loss"].detach()) == pytest.approx(float(sums.sum() / counts.sum()), rel=1e-5), "as it was"
 
 
 def test_tokens_are_counted_by_domain() -> None:
@@ -243,7 +243,7 @@ def test_a_models_own_loss_is_weighted_whatever_it_was_divided_by(divisor: float
         factor = factors(counts_of(rehearsal), partitions[SIZE:].tolist())
     sums, counts = token_losses(given, labels)
     expected = (sums[:SIZE].sum() + (factor * sums[SIZE:]).sum()) / (counts.sum() * divisor)
-    assert float(outputs["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert float(outputs["loss"].detach()) == pytest.approx(float(expected), rel=1e-5)
     got, wanted = (torch.autograd.grad(one, given, retain_graph=True)[0] for one in (outputs["loss"], expected))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
 
@@ -282,6 +282,16 @@ def test_a_steady_loss_leaves_all_as_it_is(caplog: pytest.LogCaptureFixture) -> 
     with Rehearsal(guarded(action="stop"), LocalTransport()) as rehearsal:
         worse(rehearsal, 0, 40, rising=100)
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_shown_and_not_watched(value: float) -> None:
+    with Rehearsal(guarded(action="stop"), LocalTransport()) as rehearsal:
+        for step in range(12):
+            batch = rehearsal.augment(new_batch(0, step, SIZE))
+            rehearsal.loss(lambda outputs: torch.tensor(value), batch["x"])
+            rehearsal.step()
+        assert str(rehearsal.metrics()["loss_replayed"]) == str(value)
 
 
 def test_the_ratio_is_raised_step_by_step_up_to_a_bound() -> None:

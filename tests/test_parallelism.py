@@ -7,117 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from rehearsal_plugin.errors import BatchError, CheckpointError, ConfigError
-from rehearsal_plugin.integrations.peers import data_parallel_ranks
+from tests.parallel_jobs import (
+    BASE,
+    DIGITS,
+    MESH,
+    SAVED,
+    SECTION,
+    TENSOR,
+    Part,
+    Split,
+    fed,
+    llama,
+    message,
+    place,
+    resumed,
+    shared,
+    spelt,
+)
 from tests.ranks import run_ranks
-from tests.witness import BATCH, BLOCK, Failure, Witness, config_of, engine_of, owner, perform, samples
+from tests.witness import BATCH, Failure, Witness, config_of, engine_of, owner, perform
 
 pytest.importorskip("deepspeed")
-
-SAVED, RESUMED = 15, 10  # optimizer steps before a checkpoint, and after it
-SECTION = {**BLOCK, "ratio": 0.4, "exchange": {"timeout_s": 20}}
-
-
-class Split(Witness):
-    """A witness with two layers for AutoTP to split."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
-
-    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        return super().loss(97 * self.down(torch.tanh(self.up(x / 97))), labels)
-
-
-class Part(Witness):
-    """A witness that sees half of the columns of every sample, as a rank does that has half of the sequence."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(self, x: Tensor, labels: Tensor, uid: Tensor, even: Tensor) -> Tensor:
-        assert torch.equal(x, columns(samples_of(uid)["x"], self.side)), "the parts of a sample do not belong together"
-        self.seen.append(uid.tolist())
-        return self.loss(torch.cat((x, x), 1), labels)
-
-
-def samples_of(uid: Tensor) -> dict[str, Tensor]:
-    return {"x": (uid[:, None] * torch.arange(1, 7) % 97).float()}
-
-
-def columns(x: Tensor, half: int) -> Tensor:
-    return x[:, 3 * half : 3 * half + 3].contiguous()
-
-
-def layer(pattern: str, kind: str) -> dict[str, Any]:
-    return {"patterns": [rf".*{pattern}\.weight$"], "partition_type": kind}
-
-
-TENSOR = {
-    "autotp_size": 2,
-    "partition_config": {"use_default_specs": False, "layer_specs": [layer("up", "column"), layer("down", "row")]},
-}
-MESH: dict[str, Any] = {"sequence_parallel_size": 2, "data_parallel_size": 2}
-
-
-def place(engine: Any) -> int:
-    """This rank's place in its data-parallel group: whose samples it sees."""
-    return data_parallel_ranks(engine).index(dist.get_rank())
-
-
-def fed(engine: Any, steps: range, *, half: int | None = None, owner: int | None = None) -> None:
-    for step in steps:
-        batch = samples(step, rank=place(engine) if owner is None else owner)
-        if half is not None:
-            batch["x"] = columns(batch["x"], half)
-        engine.backward(engine(**batch))
-        engine.step()
-
-
-def shared(folder: Path) -> Path:
-    """The folder that rank 0 names."""
-    told = [str(folder)]
-    dist.broadcast_object_list(told)
-    return Path(told[0])
-
-
-def told(engine: Any) -> dict[str, Any]:
-    """What a rank saw and counted; the engine is done."""
-    engine.destroy()
-    metrics = {name: value for name, value in engine.rehearsal.metrics().items() if not name.endswith("_ms")}
-    return {"place": place(engine), "seen": engine.module.seen, "torn": engine.module.torn, "metrics": metrics}
-
-
-def resumed(folder: Path, config: dict[str, Any], make: Callable[[], nn.Module], **how: Any) -> dict[str, Any]:
-    """A run with a checkpoint in its middle, and another that goes on from it."""
-    folder = shared(folder)
-    whole = engine_of(config, make())
-    fed(whole, range(SAVED), **how)
-    whole.save_checkpoint(folder)
-    fed(whole, range(SAVED, SAVED + RESUMED), **how)
-    again = engine_of(config, make())
-    again.load_checkpoint(folder)
-    fed(again, range(SAVED, SAVED + RESUMED), **how)
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*rehearsal-step*"))
-    return {"whole": told(whole), "again": told(again), "files": files}
-
-
-def message(kind: type[Exception], call: Callable[[], object]) -> str:
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError(f"no {kind.__name__}")
-
 
 # --- tensor parallelism ----------------------------------------------------------------------------------------------
 
@@ -128,17 +48,10 @@ def tensor(folder: Path, **section: Any) -> dict[str, Any]:
 
 def strayed(folder: Path) -> str:
     """From the second step on, each rank goes by its own number."""
-    engine = engine_of(config_of(SECTION, stage=1, tensor_parallel=TENSOR), Split())
+    engine = engine_of(config_of(SECTION, tensor_parallel=TENSOR), Split())
     fed(engine, range(1))
     fed(engine, range(1, 3), owner=dist.get_rank())
     return message(BatchError, lambda: engine.save_checkpoint(shared(folder)))
-
-
-TENSOR_SCENARIOS = {
-    "tensor": tensor,
-    "tensor asynchronous": partial(tensor, checkpoint={"asynchronous": True, "incremental": True}),
-    "strayed": strayed,
-}
 
 
 # --- sequence parallelism --------------------------------------------------------------------------------------------
@@ -146,13 +59,13 @@ TENSOR_SCENARIOS = {
 
 def sequence(folder: Path) -> dict[str, Any]:
     """Both peers see whole samples, as where the model itself takes its part."""
-    return resumed(folder, config_of(SECTION, stage=1, **MESH), Witness)
+    return resumed(folder, config_of(SECTION, **MESH), Witness)
 
 
 def parts(folder: Path) -> dict[str, Any]:
     """Each peer sees its part of the samples, as where the loader cuts them."""
     half = dist.get_rank() % 2
-    return resumed(folder, config_of(SECTION, stage=1, **MESH), partial(Part, half), half=half)
+    return resumed(folder, config_of(SECTION, **MESH), partial(Part, half), half=half)
 
 
 def unreadable(folder: Path) -> str:
@@ -175,52 +88,82 @@ def strayed_at_once(folder: Path) -> str:
     return message(BatchError, lambda: fed(engine, range(rank, rank + 1)))
 
 
-def padded(folder: Path) -> str:
-    padding = {"length": 8, "values": {"x": 0}}
-    return message(ConfigError, lambda: engine_of(config_of({**SECTION, "padding": padding}, **MESH)))
+def by_content(folder: Path) -> list[str]:
+    sections: list[dict[str, Any]] = [
+        {"padding": {"length": 8, "values": {"x": 0}}},
+        {"non_finite": "skip"},
+        {"buffer": {"deduplicate": True}},
+    ]
+    configs = [config_of({**SECTION, **section}, **MESH) for section in sections]
+    return [message(ConfigError, partial(engine_of, config)) for config in configs]
 
 
-SEQUENCE_SCENARIOS = {
+def ulysses(folder: Path) -> dict[str, Any]:
+    """A model of transformers whose attention and loader share out the sequence, as DeepSpeed's own do.
+
+    Every rank reads batches of its own, and sees its part of those of its peer too. The first half of a row's tokens
+    spells its `uid`, and so does the second.
+    """
+    import deepspeed
+    from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF, UlyssesSPDataLoaderAdapter
+
+    deepspeed.init_distributed()
+    model = llama()
+    mpu = UlyssesSPAttentionHF.register_with_transformers(
+        model, "sdpa", 2, micro_batch_size=BATCH, seq_length=2 * DIGITS, seq_length_is_variable=False
+    )
+    section = {"buffer": {"capacity": 500}, "ratio": 0.25, "mode": "replace", "inject": "loader"}
+    engine = engine_of(config_of(section), model, mpu=mpu)
+    assert engine.data_parallel_group is None
+    side = mpu.get_sequence_parallel_rank()
+    own = [spelt(number) for number in range(SAVED)]
+    parts = UlyssesSPDataLoaderAdapter(own, side, mpu.get_sequence_parallel_group(), 2, torch.device("cpu"))
+    seen, torn = [], 0
+    for batch in islice(engine.rehearsal.loader(parts), SAVED):
+        labels = batch.pop("shift_labels")
+        torn += int((batch["position_ids"] != torch.arange(DIGITS) + DIGITS * side).any(1).sum())
+        seen.append((batch["input_ids"] * BASE ** torch.arange(DIGITS)).sum(1).tolist())
+        engine.backward(nn.functional.cross_entropy(engine(**batch).logits.mT, labels))
+        engine.step()
+    engine.destroy()
+    return {"whole": {"place": place(engine), "seen": seen, "torn": torn, "metrics": engine.rehearsal.metrics()}}
+
+
+SCENARIOS: dict[str, Callable[[Path], Any]] = {
+    "tensor": tensor,
+    "tensor asynchronous": partial(tensor, checkpoint={"asynchronous": True, "incremental": True}),
+    "strayed": strayed,
     "sequence": sequence,
     "parts": parts,
     "unreadable": unreadable,
     "strayed at once": strayed_at_once,
-    "padded": padded,
+    "by content": by_content,
+    "ulysses": ulysses,
 }
 
 
-def ulysses(folder: Path) -> dict[str, Any]:
-    """The groups that DeepSpeed's Ulysses makes for models of transformers: there is none for data parallelism."""
-    import deepspeed
-    from deepspeed.runtime.sequence_parallel import parallel_state_sp
+def in_new_groups(folder: Path, function: Callable[[Path], Any]) -> Any:
+    """As in a process of its own; DeepSpeed keeps the groups of the first engine for all later ones."""
+    from deepspeed.utils import groups
 
-    deepspeed.init_distributed()
-    parallel_state_sp.initialize_sequence_parallel(2)
-    config = config_of(SECTION, stage=1, train_batch_size=2 * BATCH)
-    engine = engine_of(config, mpu=parallel_state_sp)
-    assert engine.data_parallel_group is None
-    fed(engine, range(SAVED))
-    return {"whole": told(engine)}
+    groups._release_process_group_references()
+    return function(folder)
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
-    """What each rank found; launches are by group, since DeepSpeed keeps its groups for the life of a process."""
-    found: dict[str, list[Any]] = {}
-    for scenarios in (TENSOR_SCENARIOS, SEQUENCE_SCENARIOS, {"ulysses": ulysses}):
-        ranks = run_ranks(perform, 4, scenarios, tmp_path_factory.mktemp("parallel"), timeout_s=120)
-        for name in scenarios:
-            found[name] = [rank[name] for rank in ranks]
-    return found
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    scenarios = {name: partial(in_new_groups, function=function) for name, function in SCENARIOS.items()}
+    return run_ranks(perform, 4, scenarios, tmp_path_factory.mktemp("parallel"), timeout_s=240)
 
 
 @pytest.fixture
-def found(request: pytest.FixtureRequest, outcomes: dict[str, list[Any]]) -> list[Any]:
+def found(request: pytest.FixtureRequest, outcomes: list[dict[str, Any]]) -> list[Any]:
     """What each rank found in the scenario that the test names."""
-    for rank, outcome in enumerate(outcomes[request.param]):
+    ranks = [outcome[request.param] for outcome in outcomes]
+    for rank, outcome in enumerate(ranks):
         if isinstance(outcome, Failure):
             pytest.fail(f"rank {rank} raised:\n{outcome.trace}")
-    return outcomes[request.param]
+    return ranks
 
 
 def scenario(*names: str) -> pytest.MarkDecorator:
@@ -236,15 +179,16 @@ def test_peers_see_the_same_rows_in_every_step_and_other_ranks_see_others(found:
     first, first_peer, second, second_peer = (rank["whole"]["seen"] for rank in found)
     assert first == first_peer
     assert second == second_peer
-    assert all(mine[BATCH:] != other[BATCH:] for mine, other in zip(first, second, strict=True) if len(mine) > BATCH)
+    assert all(set(mine) != set(other) for mine, other in zip(first, second, strict=True))
 
 
 @scenario(*PARALLEL, "ulysses")
-def test_the_rows_come_from_both_data_parallel_ranks(found: list[Any]) -> None:
-    for rank in found:
-        replayed = [uid for uids in rank["whole"]["seen"] for uid in uids[BATCH:]]
-        assert {owner(uid) for uid in replayed} == {0, 1}
-        assert rank["whole"]["metrics"]["rows_replayed"] == len(replayed) > 0
+def test_replayed_rows_are_whole_and_come_from_both_data_parallel_ranks(found: list[Any]) -> None:
+    owners = [{owner(uids[0]) for uids in rank["whole"]["seen"]} for rank in found]
+    for number, rank in enumerate(found):
+        seen = [uid for uids in rank["whole"]["seen"] for uid in uids]
+        assert {owner(uid) for uid in seen} == owners[0] | owners[2] > owners[number]
+        assert rank["whole"]["metrics"]["rows_replayed"] > 0
         assert rank["whole"]["torn"] == 0
 
 
@@ -280,6 +224,7 @@ def test_what_one_rank_cannot_load_nobody_loads(found: list[Any]) -> None:
         assert "cannot be read" in text if rank == 3 else "rank 1 failed" in text or "rank 1 cannot load" in text
 
 
-@scenario("padded")
-def test_padding_by_batch_is_refused_where_ranks_have_parts_of_the_samples(found: list[Any]) -> None:
-    assert all("rehearsal.padding" in text for text in found)
+@scenario("by content")
+def test_what_goes_by_the_content_of_rows_is_refused_where_ranks_may_have_parts_of_them(found: list[Any]) -> None:
+    for rank in found:
+        assert ["rehearsal.padding" in rank[0], "'skip'" in rank[1], "deduplicate" in rank[2]] == [True] * 3

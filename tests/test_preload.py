@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import rehearsal_plugin
-from rehearsal_plugin import Rehearsal
+from rehearsal_plugin import Rehearsal, RehearsalConfig
 from rehearsal_plugin.checkpoint import tools
-from rehearsal_plugin.errors import CheckpointError
+from rehearsal_plugin.errors import CheckpointError, ConfigError
+from rehearsal_plugin.integrations.peers import check_sequence_parallelism
 from rehearsal_plugin.seeding import Sample
 from rehearsal_plugin.transport import LocalTransport
 from tests.ranks import run_ranks
@@ -427,6 +429,14 @@ def test_under_deepspeed_only_a_new_job_begins_with_them(tmp_path: Path) -> None
         assert {row for seen in (*first, *second) for row in seen} & set(OLD_ROWS)
 
 
+@pytest.mark.parametrize("key", [{"preload": "old"}, {"deduplicate": True}])
+def test_ranks_that_have_parts_of_samples_are_refused_what_goes_by_whole_ones(key: dict[str, Any]) -> None:
+    config = RehearsalConfig.load({"buffer": key})
+    check_sequence_parallelism(Namespace(sequence_parallel_size=1), config)
+    with pytest.raises(ConfigError, match="goes by the content of rows"):
+        check_sequence_parallelism(Namespace(sequence_parallel_size=2), config)
+
+
 def train_with_horovod(folder: Path) -> tuple[list[list[int]], list[int]]:
     """What the model sees, and the old rows of this rank."""
     import horovod.torch as hvd
@@ -455,3 +465,24 @@ def test_ranks_of_horovod_share_them_out(tmp_path: Path) -> None:
     for seen, _ in results:
         assert [len(rows) - SIZE for rows in seen] == [0] * 3 + [6] * 5
         assert {row for rows in seen for row in rows} & set(OLD_ROWS)
+
+
+@pytest.mark.horovod
+def test_a_survivor_of_an_elastic_job_keeps_them_even_before_the_first_commit(tmp_path: Path) -> None:
+    pytest.importorskip("horovod.torch")
+    from tests.test_horovod_elastic import ALL, SCRIPT, SECTION, Elastic
+
+    ids, sample = torch.tensor(OLD_ROWS), Sample()
+    sample.offer({"x": torch.stack((ids, -ids), 1).float(), "id": ids, "label": ids % 5})
+    sample.save(tmp_path / "old")
+    job = Elastic(tmp_path, ALL[:2])
+    job.config.write_text(SECTION.replace("capacity: 40", f"capacity: 40, preload: {tmp_path / 'old'}"))
+    job.run(2, SCRIPT, "--out", tmp_path, "--attach", job.config, "--steps", 6, "--kill", 2, "--want", 1).succeeded()
+    (notes,) = [lines for lines in job.notes().values() if lines[-1]["what"] == "end"]
+    first, again = (note for note in notes if note["what"] == "enter")
+    assert first["stored"] == [], "no batch has come"
+    share = again["stored"][0]
+    assert len(share) == AMOUNT // 2
+    assert set(share) <= set(OLD_ROWS)
+    replayed = {row for note in notes if note["what"] == "step" and note["size"] == 1 for row in note["seen"][SIZE:]}
+    assert replayed & set(share)

@@ -15,7 +15,7 @@ from rehearsal_plugin.config import find_block
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCS = "".join((ROOT / "docs" / name).read_text() for name in ("strategies.md", "checkpoints.md"))
+DOCS = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
 
 
 def blocks(language: str) -> list[str]:

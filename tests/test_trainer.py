@@ -318,3 +318,33 @@ def test_without_a_section_a_trainer_is_as_always(tmp_path: Path) -> None:
         job.train()
         assert digest(job.model) == digest(plain.model)
         assert callback.rehearsal is None
+
+
+def test_the_log_has_the_losses_of_new_and_replayed_rows(tmp_path: Path) -> None:
+    callback = RehearsalCallback({**SECTION, "losses_every": 1})
+    job, _ = trainer(tmp_path, callbacks=[callback], gradient_accumulation_steps=2)
+    job.train()
+    callback.close()
+    log = [entry for entry in job.state.log_history if "loss" in entry]
+    assert log[0]["rehearsal/loss_new"] == pytest.approx(log[0]["loss"], rel=1e-5), "nothing is replayed yet"
+    assert "rehearsal/loss_replayed" not in log[0]
+    last = log[-1]
+    assert last["rehearsal/loss_new"] != last["rehearsal/loss_replayed"]
+    low, high = sorted((last["rehearsal/loss_new"], last["rehearsal/loss_replayed"]))
+    assert low < last["loss"] < high, "which is the mean over both"
+
+
+def test_importance_is_scaled_as_the_trainer_scales_its_loss(tmp_path: Path) -> None:
+    """With weights that make up for the shares exactly, nothing changes; with others, the loss does."""
+    runs = []
+    for weights in (None, {"0": 1.0, "1": 1.0, "2": 1.0}, {"0": 1.0, "1": 50.0, "2": 1.0}):
+        section = {**BY_DOMAIN, "strategy": {"partition_weights": weights}, "sampling": {"weights": "balanced"}}
+        callback = RehearsalCallback({**section, "representatives": 3})
+        keys: dict[str, Any] = {"remove_unused_columns": False, "gradient_accumulation_steps": 2}
+        job, _ = trainer(tmp_path, callbacks=[callback], data=Rows(domain=True), learning_rate=1e-12, **keys)
+        job.train()
+        callback.close()
+        runs.append(losses(job))
+    plain, alike, other = runs
+    assert alike[-4:] == pytest.approx(plain[-4:], rel=0.02), "shares are equal but for the first rows"
+    assert max(abs(a - b) for a, b in zip(other[-4:], plain[-4:], strict=True)) > 1e-3

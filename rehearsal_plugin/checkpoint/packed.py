@@ -13,7 +13,7 @@ from rehearsal_plugin.shares import IntArray
 
 __all__ = ["Packed"]
 
-PART_BYTES = 16 << 20
+PART_BYTES = 4 << 20
 
 
 class Packed:

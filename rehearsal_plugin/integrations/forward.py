@@ -29,7 +29,8 @@ class ForwardInjection:
         self._rehearsal, self._module = rehearsal, module
         self._augmented = False
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        parameters = inspect.signature(module.forward).parameters.values()
+        written = getattr(module, "_orig_mod", module)  # what `torch.compile` returns takes anything
+        parameters = inspect.signature(written.forward).parameters.values()
         self._parameters = [p.name for p in parameters if p.kind in kinds]
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
