@@ -65,6 +65,7 @@ class Supply:
         self._ready: Representatives | None = None
         self._spent: Representatives | None = None
         self._amounts: list[int] = []  # of the micro-batches since the last exchange
+        self._words: list[int]  # sum and weight of the losses measured last, and how often it was done
         self.guard: Guard | None = None
         self._words: list[int] = []
         self._proposed: Mapping[Any, float] | None = None
@@ -320,7 +321,7 @@ class Supply:
         self._ready = self._spent = None
         self._amounts = []
         self._asked = deque([[]])  # the first exchange brings none
-        self._words = [0] * (NOTES - 1)  # sum and weight of the losses measured last, and how often it was done
+        self._words = [0] * (NOTES - 1)
         self._heard = 0
         good = None if self.guard is None else self.guard.good
         self.guard = None if self._config.guard is None else Guard(self._config.guard, self.rank, good)
