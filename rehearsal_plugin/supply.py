@@ -67,7 +67,6 @@ class Supply:
         self._amounts: list[int] = []  # of the micro-batches since the last exchange
         self._words: list[int]  # sum and weight of the losses measured last, and how often it was done
         self.guard: Guard | None = None
-        self._words: list[int] = []
         self._proposed: Mapping[Any, float] | None = None
         self._asked: deque[list[int]] = deque()  # shares asked for with each exchange, oldest first
         self._begin()

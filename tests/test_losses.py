@@ -97,7 +97,8 @@ def language_models() -> dict[str, nn.Module]:
     import transformers
 
     sizes: dict[str, Any] = {"vocab_size": 13, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
-    bert = transformers.BertConfig(**sizes, intermediate_size=8, num_labels=13)
+    sizes |= {"intermediate_size": 8, "num_labels": 13}
+    bert = transformers.BertConfig(**sizes)
     gpt2 = transformers.GPT2Config(vocab_size=13, n_embd=8, n_layer=1, n_head=2)
     t5 = transformers.T5Config(vocab_size=13, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
     t5.decoder_start_token_id = 0
