@@ -56,7 +56,7 @@ EVERY_KEY: dict[str, Any] = {
     "fields": ["inputs", "labels", "doubts"],
     "hidden": ["doubts"],
     "padding": {"length": 128, "values": {"inputs": 0}},
-    "sampling": {"scope": "local", "weights": "balanced", "weights_file": "mixture.json"},
+    "sampling": {"scope": "global", "weights": "balanced", "weights_file": "mixture.json"},
     "strategy": {
         "name": "topk",
         "loss_weight": 0.5,
