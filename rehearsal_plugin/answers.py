@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.importance import Importance
 from rehearsal_plugin.measuring import Measuring
 from rehearsal_plugin.micro_batch import MicroBatch, no_criterion
@@ -79,8 +79,9 @@ class Answers:
             self._waiting.popleft()
 
     def clear(self) -> None:
-        """Forget all micro-batches."""
+        """Forget all micro-batches, and what was measured of them."""
         self._waiting.clear()
+        self._measuring.clear()
 
     def check(self) -> None:
         """Refuse to go on without an answer: a strategy would do nothing, and nobody would know.
@@ -128,6 +129,11 @@ class Answers:
         """Replayed parts whose loss counts rows by the importance of their partition."""
         if self._importance is None:
             return replayed
+        if not self._strategy.relearns:
+            raise ConfigError(
+                f"rehearsal.strategy.partition_weights weighs the task's loss on replayed rows, and strategy "
+                f"'{self._config.strategy.name}' has none; use another strategy, or leave the weights out"
+            )
         micro_batch = self._current()[0]
         keys = [keys for keys, size in zip(micro_batch.keys_by_part()[1:], micro_batch.sizes[1:], strict=True) if size]
         return [

@@ -44,12 +44,13 @@ class Transfer:
 
         Returns:
             `average`: over the domains trained on, after the last phase.
-            `learned_loss`: the evaluation of the domain trained on last (Abbes et al., 2025).
-            `retained_loss`: the mean over the domains before it (Abbes et al., 2025).
+            `learned_loss`: the evaluation of the domain trained on last; the name is that of Abbes et al., "Revisiting
+                replay and gradient alignment for continual pre-training of large language models", 2025.
+            `retained_loss`: the mean over the domains before it, after the last phase; the name is theirs, too.
             `backward_transfer`: mean over the domains before the last of how much better they are now than right after
                 their own phase (Lopez-Paz and Ranzato, "Gradient episodic memory", 2017); below 0 is forgetting.
-            `forgetting`: mean over the same domains of how much worse they are now than at their best since (Chaudhry
-                et al., "Riemannian walk", 2018).
+            `forgetting`: mean over the same domains of how much worse they are now than at their best after any
+                earlier phase (Chaudhry et al., "Riemannian walk", 2018); below 0 if they never were better.
             `forward_transfer`: mean over the domains from the second on of how much better they were right before
                 their own phase than before the first (Lopez-Paz and Ranzato, 2017); needs `before`.
         """
@@ -61,7 +62,7 @@ class Transfer:
         old = range(trained - 1)
         if len(old):
             gains = [self._sign * (last[i] - table[i, i]) for i in old]
-            losses = [(self._sign * table[i:, i]).max() - self._sign * last[i] for i in old]
+            losses = [(self._sign * table[:-1, i]).max() - self._sign * last[i] for i in old]
             figures["retained_loss"] = float(last[: trained - 1].mean())
             figures["backward_transfer"] = float(np.mean(gains))
             figures["forgetting"] = float(np.mean(losses))

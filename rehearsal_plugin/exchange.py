@@ -158,6 +158,7 @@ class Exchange:
         outgoing: Outgoing | None,
         refresh: Refresh | None = None,
         words: Sequence[int] = (0,) * (NOTES - 1),
+        proposed: Weights | None = None,
     ) -> Posted:
         """Issue the collectives of a step, without waiting.
 
@@ -167,10 +168,10 @@ class Exchange:
             outgoing: The rows drawn after the last exchange; None at first.
             refresh: New state for rows that arrived earlier; None on all ranks or on none.
             words: What this rank tells the others beside it; see `Census.notes`.
+            proposed: The weights by partition that this rank wants; see `Mixture`.
         """
         rows = self._send(outgoing) if outgoing and outgoing.plan.moved else None
         back = None if refresh is None else self._send_back(refresh)
-        proposed = self.mixture.proposed
         header = self.census.header(step, request, *self._counts(), (Mixture.digest(proposed), *words))
         if self._transport.size > 1:
             self._metrics.collectives += 1 + (rows is not None) + (back is not None)

@@ -19,20 +19,26 @@ LOG = logging.getLogger(__name__)
 class Guard:
     """Compares the mean loss of the last measurements with the lowest such mean so far.
 
-    It hears what all ranks measured together, and so does the same on all of them at the same step. After it has acted
-    it waits for as many new measurements as the mean is taken over.
+    It hears what all ranks measured together, and so does the same on all of them at the same step. After it has
+    raised the ratio it waits for as many new measurements as the mean is taken over.
 
     Args:
         config: The section `rehearsal.guard`.
         rank: Which rank logs: 0.
+        good: The last checkpoint of which it is known that it is a good one.
     """
 
-    def __init__(self, config: GuardConfig, rank: int) -> None:
+    def __init__(self, config: GuardConfig, rank: int, good: str | None = None) -> None:
         self._config, self._rank = config, rank
         self._window: deque[float] = deque(maxlen=config.window)
         self._best: float | None = None
         self._exceeded = False
-        self._good: str | None = None
+        self._good = good
+
+    @property
+    def good(self) -> str | None:
+        """The last checkpoint from before the loss went past the bound; None for none."""
+        return self._good
 
     def hear(self, loss: float, step: int, schedule: Schedule) -> None:
         """Take in a measurement.
@@ -50,15 +56,15 @@ class Guard:
             return
         mean = sum(self._window) / len(self._window)
         self._best = mean if self._best is None else min(self._best, mean)
-        exceeded, before = mean > self._config.bound * self._best, self._exceeded
-        self._exceeded = exceeded
-        if exceeded and (not before or self._config.action == "raise_ratio"):
-            self._act(mean, step, schedule)
+        before, rise = self._exceeded, (self._config.bound - 1) * abs(self._best)  # a loss may be below 0
+        self._exceeded = mean - self._best > rise
+        if self._exceeded:
+            self._act(mean, step, schedule, again=before)
 
-    def saved(self, folder: str) -> None:
-        """Note a checkpoint; it is a good one unless the loss is past the bound."""
+    def saved(self, folder: str, step: int) -> None:
+        """Note a checkpoint of a step, saved or loaded; it is a good one unless the loss is past the bound."""
         if not self._exceeded:
-            self._good = folder
+            self._good = f"{folder}, step {step}"
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers."""
@@ -70,7 +76,8 @@ class Guard:
         self._window = deque(state["window"], maxlen=self._config.window)
         self._best, self._exceeded, self._good = state["best"], state["exceeded"], state["good"]
 
-    def _act(self, mean: float, step: int, schedule: Schedule) -> None:
+    def _act(self, mean: float, step: int, schedule: Schedule, *, again: bool) -> None:
+        """Do what the config says; what was done already is not said twice."""
         told = (
             f"the loss on replayed rows is {mean:.4g} at step {step}, more than {self._config.bound:g} times its "
             f"lowest mean of {self._best:.4g} (rehearsal.guard)"
@@ -80,8 +87,10 @@ class Guard:
             raise ForgettingError(f"{told}; the last checkpoint from before: {good}")
         if self._config.action == "raise_ratio":
             self._window.clear()
+            ratio = schedule.ratio
             schedule.boost(self._config.factor, self._config.most)
             schedule.go_by(step)
+            again = again and schedule.ratio == ratio
             told = f"{told}; the ratio is {schedule.ratio:.4g} from here on"
-        if self._rank == 0:
+        if self._rank == 0 and not again:
             LOG.warning("%s", told)

@@ -8,18 +8,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.shares import IntArray
 
-__all__ = ["IGNORED", "LossMeter", "groups", "token_counts", "token_losses"]
+__all__ = ["IGNORED", "LossMeter", "groups", "predicts_next", "token_counts", "token_losses"]
 
 IGNORED = -100
 """The label of a token that does not count, as in torch and in models of Hugging Face."""
 
 MOST = 1 << 26
 """Logits that are turned to float32 at a time, where nothing is differentiated."""
+
+IN_PLACE = ("MaskedLM", "Seq2Seq", "TokenClassifier")
+"""How Hugging Face calls the outputs of models that answer each position with its own label."""
 
 
 def token_counts(batch: Any) -> Tensor | None:
@@ -36,35 +39,38 @@ def token_counts(batch: Any) -> Tensor | None:
     return mask.sum(1) if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def predicts_next(outputs: Any) -> bool:
+    """Whether each position of a model's logits is about the next label, as far as the type of the outputs tells."""
+    return not type(outputs).__name__.startswith(IN_PLACE)
+
+
+def token_losses(logits: Tensor, labels: Tensor, *, shifted: bool = True) -> tuple[Tensor, Tensor]:
     """The cross-entropy of each row, as models of Hugging Face compute it: summed over its tokens, and how many count.
 
     Args:
-        logits: `[rows, length, vocabulary]`, of which each position predicts the next label; or `[rows, classes]`.
-        labels: `[rows, length]` int64, those of -100 do not count; or `[rows]`.
+        logits: `[rows, length, vocabulary]`, or `[rows, classes]`.
+        labels: Integers `[rows, length]`, those of -100 do not count; or `[rows]`.
+        shifted: Whether each position predicts the label of the next one, where there are positions.
 
     Returns:
         Sums `[rows]` float32, and numbers of tokens `[rows]` int64.
 
     Raises:
-        BatchError: The shapes are others.
+        BatchError: The shapes are others, or the labels are no classes.
     """
-    if logits.ndim == 3 and logits.shape[:2] == labels.shape:
-        logits, labels = logits[:, :-1], labels[:, 1:]
-    elif not (logits.ndim == 2 and logits.shape[:1] == labels.shape):
+    if logits.shape[:-1] != labels.shape or labels.ndim not in (1, 2) or labels.is_floating_point():
         raise BatchError(
             f"the losses of rows cannot be told from logits of shape {tuple(logits.shape)} and labels of shape "
-            f"{tuple(labels.shape)}; compute the loss with rehearsal.loss(criterion, outputs, *targets)"
+            f"{tuple(labels.shape)} and {labels.dtype}; compute the loss with rehearsal.loss(criterion, outputs, "
+            "*targets)"
         )
-    many = torch.is_grad_enabled() or not len(logits)
-    rows = max(1, len(logits) if many else MOST // max(1, logits[0].numel()))
-    sums = [_summed(*part) for part in zip(torch.split(logits, rows), torch.split(labels, rows), strict=True)]
-    return torch.cat(sums), _by_row(labels != IGNORED)
-
-
-def _summed(logits: Tensor, labels: Tensor) -> Tensor:
-    flat = cross_entropy(logits.float().flatten(0, -2), labels.flatten(), reduction="none", ignore_index=IGNORED)
-    return _by_row(flat.reshape(labels.shape))
+    if labels.ndim == 2 and shifted:
+        labels = pad(labels[:, 1:], (0, 1), value=IGNORED)
+    scores, wanted = logits.flatten(0, -2), labels.flatten().long()
+    most = max(1, len(scores) if torch.is_grad_enabled() else MOST // max(1, scores.shape[1]))
+    parts = zip(torch.split(scores, most), torch.split(wanted, most), strict=True)
+    losses = [cross_entropy(some.float(), own, reduction="none", ignore_index=IGNORED) for some, own in parts]
+    return _by_row(torch.cat(losses).reshape(labels.shape)), _by_row(labels != IGNORED)
 
 
 def _by_row(values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.importance import Importance
-from rehearsal_plugin.losses import LossMeter, groups, token_losses
+from rehearsal_plugin.losses import LossMeter, groups, predicts_next, token_losses
 from rehearsal_plugin.micro_batch import MicroBatch
 from rehearsal_plugin.strategies import Part
 from rehearsal_plugin.supply import Supply
@@ -75,8 +75,8 @@ class Measuring:
                 "rehearsal.strategy.partition_weights), and the model gave no 'logits', or the batch has no 'labels'; "
                 "compute the loss with rehearsal.loss(criterion, outputs, *targets)"
             )
-        with torch.set_grad_enabled(self._importance is not None and torch.is_grad_enabled()):
-            sums, counts = token_losses(logits, micro_batch.labels.to(logits.device))
+        labels = micro_batch.labels.to(logits.device)
+        sums, counts = self._row_losses(logits, labels, micro_batch.new, shifted=predicts_next(outputs))
         if self.due:
             self._add(micro_batch, sums.detach().cpu(), counts.cpu())
         new, keys = micro_batch.new, micro_batch.keys
@@ -93,6 +93,18 @@ class Measuring:
         if self.due:
             self._supply.measured(*self._meter.total("replayed", self._watched))
             self._supply.metrics.losses = self._meter.close()
+
+    def clear(self) -> None:
+        """Forget what was measured in this step so far."""
+        self._meter.close()
+
+    def _row_losses(self, logits: Tensor, labels: Tensor, new: int, *, shifted: bool) -> tuple[Tensor, Tensor]:
+        """See `token_losses`; with gradients for replayed rows only, and where they are weighted."""
+        with torch.no_grad():
+            fresh = token_losses(logits[:new], labels[:new], shifted=shifted)
+        with torch.set_grad_enabled(self._importance is not None and torch.is_grad_enabled()):
+            again = token_losses(logits[new:], labels[new:], shifted=shifted)
+        return torch.cat((fresh[0], again[0])), torch.cat((fresh[1], again[1]))
 
     def _add(self, micro_batch: MicroBatch, sums: Tensor, counts: Tensor) -> None:
         for kind, part in _kinds(micro_batch.new):

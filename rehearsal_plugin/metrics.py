@@ -17,6 +17,8 @@ from rehearsal_plugin.shares import IntArray
 
 __all__ = ["Metrics"]
 
+MOST_PENDING = 256  # micro-batches
+
 
 @dataclass
 class Metrics:
@@ -70,7 +72,7 @@ class Metrics:
     losses: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._pending: Tensor | None = None  # tokens that are still on the device
+        self._pending: list[tuple[Tensor, int, IntArray | None]] = []  # tokens that are still on the device
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -87,19 +89,17 @@ class Metrics:
         self.replayed_by_partition.update(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
 
     def count_tokens(self, tokens: Tensor, new: int, keys: IntArray | None) -> None:
-        """Count the tokens `[rows]` of a micro-batch, of which the first `new` rows are new ones, with their keys."""
-        if keys is None:
-            sums = torch.stack((tokens[:new].sum(), tokens[new:].sum()))
-            self._pending = sums if self._pending is None else self._pending + sums.to(self._pending.device)
-            return
-        counts = tokens.cpu().numpy()
-        for name, part in (("tokens_new", slice(new)), ("tokens_replayed", slice(new, None))):
-            setattr(self, name, getattr(self, name) + int(counts[part].sum()))
-            for key in np.unique(keys[part]).tolist():
-                self.tokens_by_partition[f"{name}/{key}"] += int(counts[part][keys[part] == key].sum())
+        """Count the tokens `[rows]` of a micro-batch, of which the first `new` rows are new ones, with their keys.
+
+        They are read from the device once for many micro-batches, so that none waits for it.
+        """
+        self._pending.append((tokens, new, keys))
+        if len(self._pending) == MOST_PENDING:
+            self._settle()
 
     def state_dict(self) -> dict[str, Any]:
         """All totals; those by partition as pairs of key and rows."""
+        self._settle()
         return {
             **self._totals(),
             "replayed_by_partition": sorted(self.replayed_by_partition.items()),
@@ -109,7 +109,7 @@ class Metrics:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on counting from what `state_dict` gave."""
-        self._pending = None
+        self._pending.clear()
         vars(self).update({name: type(value)(state.get(name, 0)) for name, value in self._totals().items()})
         self.replayed_by_partition = Counter({int(key): int(rows) for key, rows in state["replayed_by_partition"]})
         self.tokens_by_partition = Counter({str(name): int(tokens) for name, tokens in state["tokens_by_partition"]})
@@ -117,13 +117,26 @@ class Metrics:
 
     def flat(self) -> dict[str, float]:
         """Name to number; partitions as `rows_replayed/<key>`."""
+        self._settle()
         by_partition = {f"rows_replayed/{key}": value for key, value in self.replayed_by_partition.items()}
         return {**self._totals(), **by_partition, **self.tokens_by_partition, **self.losses}
 
     def _totals(self) -> dict[str, float]:
-        if self._pending is not None:
-            new, replayed = self._pending.tolist()
-            self._pending = None
-            self.tokens_new += new
-            self.tokens_replayed += replayed
         return {name: value for name, value in vars(self).items() if isinstance(value, (int, float))}
+
+    def _settle(self) -> None:
+        """Count the tokens that are still on the device."""
+        pending, self._pending = self._pending, []
+        if not pending:
+            return
+        everything = torch.cat([tokens for tokens, _, _ in pending]).cpu().numpy()
+        ends = np.cumsum([len(tokens) for tokens, _, _ in pending])
+        for counts, (_, new, keys) in zip(np.split(everything, ends[:-1]), pending, strict=True):
+            self._add_tokens("tokens_new", counts[:new], None if keys is None else keys[:new])
+            self._add_tokens("tokens_replayed", counts[new:], None if keys is None else keys[new:])
+
+    def _add_tokens(self, name: str, counts: IntArray, keys: IntArray | None) -> None:
+        setattr(self, name, getattr(self, name) + int(counts.sum()))
+        if keys is not None:
+            for key in np.unique(keys).tolist():
+                self.tokens_by_partition[f"{name}/{key}"] += int(counts[keys == key].sum())

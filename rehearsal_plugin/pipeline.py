@@ -139,7 +139,8 @@ class Pipeline:
         slots = self.buffer.admit(staged, step)
         self._count_admission(slots)
         self._stream.mark()
-        post = partial(self._exchange.post, step, request, self._outgoing, refresh, words)
+        # What is wanted now, not when the background comes to it: whoever posts changes nothing.
+        post = partial(self._exchange.post, step, request, self._outgoing, refresh, words, self.mixture.proposed)
         posted = _at_once(post) if self._inline else post
         self._job = self._worker.submit(lambda: self._run(posted, slots, staged))
         self.step += 1

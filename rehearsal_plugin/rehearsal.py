@@ -290,7 +290,7 @@ class Rehearsal:
             self._batches.begin()
             self._preloaded = False
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str], *, write: bool = True) -> None:
         """Save this rank's rows and everything that the next steps depend on; all ranks must save at the same step.
 
         Call it between two steps. Each rank writes one file, of which the last two stay in the folder; it is
@@ -299,6 +299,7 @@ class Rehearsal:
 
         Args:
             folder: Made where it is missing; shared by all ranks.
+            write: False where another rank has the same rows, and writes them.
 
         Raises:
             CheckpointError: The file cannot be written; the checkpoint before it stays.
@@ -307,12 +308,13 @@ class Rehearsal:
         """
         self._check_open()
         self._answers.check()
-        settings = self.config.checkpoint
-        place, content = content_of(self.config, self._supply, self.strategy)
-        changed = self.buffer.take_changed() if settings.incremental and self.buffer is not None else None
-        self._saver.save(Path(folder), place, content, changed, asynchronous=settings.asynchronous)
+        if write:
+            settings = self.config.checkpoint
+            place, content = content_of(self.config, self._supply, self.strategy)
+            changed = self.buffer.take_changed() if settings.incremental and self.buffer is not None else None
+            self._saver.save(Path(folder), place, content, changed, asynchronous=settings.asynchronous)
         if self._supply.guard is not None:
-            self._supply.guard.saved(str(folder))
+            self._supply.guard.saved(str(folder), self.steps)
 
     def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
         """Go on from a checkpoint; all ranks must call it, and agree on which.
@@ -338,7 +340,10 @@ class Rehearsal:
         self._answers.clear()
         self._batches.begin()
         self._preloaded = False
-        return resume(Path(folder), self.config, self._supply, self.strategy, step=step, missing_ok=missing_ok)
+        loaded = resume(Path(folder), self.config, self._supply, self.strategy, step=step, missing_ok=missing_ok)
+        if loaded and self._supply.guard is not None:
+            self._supply.guard.saved(str(folder), self.steps)
+        return loaded
 
     def flush(self) -> None:
         """Wait until a checkpoint that is written in the background is on the disk.

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,9 +65,8 @@ class Supply:
         self._ready: Representatives | None = None
         self._spent: Representatives | None = None
         self._amounts: list[int] = []  # of the micro-batches since the last exchange
-        self._words = [0] * (NOTES - 1)  # sum and weight of the losses measured last, and how often it was done
-        self._heard = 0
-        self.guard = None if config.guard is None else Guard(config.guard, transport.rank)
+        self._words: list[int]  # sum and weight of the losses measured last, and how often it was done
+        self.guard: Guard | None = None
         self._proposed: Mapping[Any, float] | None = None
         self._asked: deque[list[int]] = deque()  # shares asked for with each exchange, oldest first
         self._begin()
@@ -144,13 +144,13 @@ class Supply:
         except ExchangeError as error:
             self._fail(error)
             return
-        self._watch()
         # Only now: the job that just ended might have been given the same device memory.
         self._spent, self._ready = self._ready, None
         shares = self._asked.popleft()
         if arrival is not None:
             rng = generator(self._config.seed, Purpose.ORDER, self.pipeline.step, self.rank)
             self._ready = Representatives.shuffled(arrival, self.pipeline.buffer.layout, self._turns, shares, rng)
+        self._watch()  # last: whoever is stopped here can save and load
 
     def launch(self) -> None:
         """Admit what was staged, and ask for the rows of a later step."""
@@ -302,10 +302,10 @@ class Supply:
         Raises:
             ForgettingError: The guard ends the job.
         """
-        if self.guard is None or self.pipeline is None:
+        if self.guard is None or self.pipeline is None or self.alone:
             return
-        total, weight, count = self.pipeline.announced.T
-        if count.min() <= self._heard:
+        total, weight, count = self.pipeline.announced.astype(np.float64).T
+        if int(count.min()) <= self._heard:
             return
         self._heard = int(count.min())
         if weight.sum():
@@ -320,6 +320,10 @@ class Supply:
         self._ready = self._spent = None
         self._amounts = []
         self._asked = deque([[]])  # the first exchange brings none
+        self._words = [0] * (NOTES - 1)
+        self._heard = 0
+        good = None if self.guard is None else self.guard.good
+        self.guard = None if self._config.guard is None else Guard(self._config.guard, self.rank, good)
 
     def _fail(self, error: ExchangeError) -> None:
         """Raise the error, or go on without the others, as the config says."""

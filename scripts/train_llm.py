@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parse(argv)
     recipe = Recipe(arguments)
     wanted = list(wanted_runs(arguments))
-    for number, (variant, run) in enumerate(wanted, 1):
+    for number, (variant, run) in enumerate([] if arguments.report_only else wanted, 1):
         print(f"{number} of {len(wanted)}: {run.name} ({variant}, {run.steps} steps)", flush=True)
         if recipe.result(run) is None:
             recipe.train(run)
@@ -60,6 +60,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=ROOT / "configs/llm_en_fr_de.json", help="DeepSpeed config")
     parser.add_argument("--pages", type=Path, help="folder of the pages by language, in place of Debian's packages")
     parser.add_argument("--out", type=Path, default=ROOT / "out/train_llm", help="folder of the results")
+    parser.add_argument("--report-only", action="store_true", help="of what is finished, and train nothing")
     arguments = parser.parse_args(argv)
     size = SIZES[arguments.size]
     for name in ("steps", "seeds", "ratios", "german"):

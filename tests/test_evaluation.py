@@ -33,6 +33,13 @@ def test_forgetting_is_counted_from_the_best_and_transfer_from_the_own_phase() -
     assert "forward_transfer" not in found
 
 
+def test_a_domain_that_was_never_better_is_forgotten_by_less_than_nothing() -> None:
+    transfer = Transfer(lower_is_better=False)
+    for row in ([0.5, 0.1], [0.9, 0.6]):
+        transfer.add(row)
+    assert transfer.figures()["forgetting"] == pytest.approx(-0.4)
+
+
 def test_one_phase_has_nothing_to_forget() -> None:
     transfer = Transfer()
     assert transfer.figures() == {}

@@ -100,7 +100,9 @@ def told(code: str) -> str:
 
 def test_without_a_framework_the_error_says_what_to_install() -> None:
     missing = "import importlib.util as u; find = u.find_spec; "
-    missing += "u.find_spec = lambda name, *a: None if name in ('deepspeed', 'horovod') else find(name, *a)"
+    missing += (
+        "u.find_spec = lambda name, *a: None if name in ('deepspeed', 'horovod', 'transformers') else find(name, *a)"
+    )
     message = told(missing)
     assert "MissingDependencyError" in message
     assert "scripts/install_horovod.sh" in message

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,7 +15,8 @@ from torch.nn.functional import cross_entropy
 
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.errors import BatchError, ConfigError, ForgettingError
-from rehearsal_plugin.losses import token_counts, token_losses
+from rehearsal_plugin.losses import predicts_next, token_counts, token_losses
+from rehearsal_plugin.metrics import MOST_PENDING, Metrics
 from rehearsal_plugin.transport import LocalTransport
 from tests.ranks import run_ranks
 from tests.samples import Batch, new_batch
@@ -88,6 +90,59 @@ def test_many_logits_are_taken_some_rows_at_a_time(monkeypatch: pytest.MonkeyPat
 def test_no_rows_have_no_losses() -> None:
     sums, counts = token_losses(torch.zeros(0, 4, 3), torch.zeros(0, 4, dtype=torch.int64))
     assert len(sums) == len(counts) == 0
+
+
+def language_models() -> dict[str, nn.Module]:
+    """One of each kind: what its positions predict is a matter of its own."""
+    import transformers
+
+    sizes: dict[str, Any] = {"vocab_size": 13, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 8, "num_labels": 13}
+    bert = transformers.BertConfig(**sizes)
+    gpt2 = transformers.GPT2Config(vocab_size=13, n_embd=8, n_layer=1, n_head=2)
+    t5 = transformers.T5Config(vocab_size=13, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    t5.decoder_start_token_id = 0
+    return {
+        "causal": transformers.GPT2LMHeadModel(gpt2),
+        "masked": transformers.BertForMaskedLM(bert),
+        "tokens": transformers.BertForTokenClassification(bert),
+        "sequence to sequence": transformers.T5ForConditionalGeneration(t5),
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["causal", "masked", "tokens", "sequence to sequence"])
+def test_losses_of_rows_add_up_to_the_loss_of_the_model_whichever_it_is(kind: str) -> None:
+    torch.manual_seed(0)
+    model = language_models()[kind].eval()
+    ids = torch.randint(13, (5, 9))
+    labels = ids.clone()
+    labels[1, 4:], labels[3] = -100, -100
+    outputs = model(input_ids=ids, labels=labels)
+    sums, counts = token_losses(outputs.logits, labels, shifted=predicts_next(outputs))
+    assert float(sums.sum() / counts.sum()) == pytest.approx(float(outputs.loss), rel=1e-5)
+
+
+@torch.no_grad()
+def test_the_logits_of_one_long_row_are_taken_some_positions_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rehearsal_plugin import losses
+
+    taken = []
+
+    def counting(logits: Tensor, *args: Any, **keys: Any) -> Tensor:
+        taken.append(logits.numel())
+        return cross_entropy(logits, *args, **keys)
+
+    monkeypatch.setattr(losses, "MOST", 50)
+    monkeypatch.setattr(losses, "cross_entropy", counting)
+    token_losses(torch.zeros(1, 40, 11), torch.zeros(1, 40, dtype=torch.int64))
+    assert max(taken) <= 50
+
+
+@pytest.mark.parametrize("labels", [torch.rand(4), torch.rand(4, 3)])
+def test_labels_that_are_no_classes_are_refused_with_the_cure(labels: Tensor) -> None:
+    with pytest.raises(BatchError, match=r"rehearsal.loss\(criterion"):
+        token_losses(torch.zeros(4, 3), labels)
 
 
 def test_other_shapes_are_refused_with_the_cure() -> None:
@@ -202,6 +257,23 @@ def test_tokens_are_counted_by_domain() -> None:
     assert len(batch["labels"]) == SIZE + WANTED
 
 
+def test_tokens_are_read_from_the_device_once_for_many_micro_batches() -> None:
+    metrics, keys = Metrics(), np.array([0, 1, 0, 7])
+    expected = {"tokens_new": 0, "tokens_replayed": 0, "tokens_new/0": 0, "tokens_new/1": 0}
+    expected |= {"tokens_replayed/0": 0, "tokens_replayed/7": 0}
+    for step in range(MOST_PENDING + 5):
+        metrics.count_tokens(torch.tensor([step, 2, 3, 4]), 2, keys)
+        expected["tokens_new/0"] += step
+        expected["tokens_new/1"] += 2
+        expected["tokens_replayed/0"] += 3
+        expected["tokens_replayed/7"] += 4
+        if step == MOST_PENDING - 2:
+            assert metrics.tokens_new == 0
+    for name in ("tokens_new", "tokens_replayed"):
+        expected[name] = sum(tokens for key, tokens in expected.items() if key.startswith(f"{name}/"))
+    assert {name: value for name, value in metrics.flat().items() if name.startswith("tokens")} == expected
+
+
 # --- importance ------------------------------------------------------------------------------------------------------
 
 WEIGHTS = {"0": 1.0, "1": 1.0, "2": 6.0}
@@ -246,6 +318,47 @@ def test_a_models_own_loss_is_weighted_whatever_it_was_divided_by(divisor: float
     assert float(outputs["loss"].detach()) == pytest.approx(float(expected), rel=1e-5)
     got, wanted = (torch.autograd.grad(one, given, retain_graph=True)[0] for one in (outputs["loss"], expected))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_only_replayed_rows_are_differentiated_once_more() -> None:
+    keys = section(strategy={"partition_weights": WEIGHTS}, losses_every=1)
+    with Rehearsal(keys, LocalTransport()) as rehearsal:
+        for step in range(8):
+            hugging(rehearsal, step)
+        logits, labels = language(8, rows=SIZE)
+        batch = rehearsal.augment({"labels": labels, "noise": logits, "label": torch.arange(SIZE) % 2})
+        given = batch["noise"].clone().requires_grad_()
+        outputs = rehearsal.complete({"loss": torch.tensor(1.0), "logits": given})
+    (got,) = torch.autograd.grad(outputs["loss"], given)
+    assert not got[:SIZE].any()
+    assert got[SIZE:].any()
+
+
+@pytest.mark.parametrize("buffer", [{}, {"policy": "score", "score_by": "loss"}])
+def test_weights_for_a_loss_that_the_strategy_has_not_are_refused(buffer: dict[str, str]) -> None:
+    keys = section(strategy={"name": "der", "partition_weights": WEIGHTS})
+    keys["buffer"] = {**keys["buffer"], **buffer}
+    with (
+        Rehearsal(keys, LocalTransport()) as rehearsal,
+        pytest.raises(ConfigError, match="strategy 'der' has none; use another strategy"),
+    ):
+        train(rehearsal, 0, 1)
+
+
+@pytest.mark.parametrize("strategy", ["er", "der++", "x-der", "er-ace", "topk"])
+def test_weights_and_measurements_change_only_what_replayed_rows_count_for(strategy: str) -> None:
+    """With a weight in proportion to the share, every factor is 1, and the loss is that of a job without weights."""
+    losses = []
+    for weights in (None, {"4": 3.0}):  # one partition alone: its share is 1
+        keys = section(strategy={"name": strategy, "k": 3, "partition_weights": weights}, losses_every=3)
+        with Rehearsal(keys, LocalTransport()) as rehearsal:
+            model, told = Model(), []
+            for step in range(8):
+                batch = rehearsal.augment(new_batch(0, step, SIZE, label=4))
+                told.append(float(rehearsal.loss(cross_entropy, model(batch["x"]), batch["label"]).detach()))
+                rehearsal.step()
+        losses.append(told)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 # --- the guard -------------------------------------------------------------------------------------------------------

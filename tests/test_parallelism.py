@@ -14,112 +14,34 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
+from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.errors import BatchError, CheckpointError, ConfigError
-from rehearsal_plugin.integrations.peers import data_parallel_ranks
+from rehearsal_plugin.transport import TorchDistributedTransport
+from tests.parallel_jobs import (
+    BASE,
+    DIGITS,
+    MESH,
+    RESUMED,
+    SAVED,
+    SECTION,
+    TENSOR,
+    Part,
+    Split,
+    fed,
+    llama,
+    message,
+    place,
+    resumed,
+    shared,
+    spelt,
+)
 from tests.ranks import run_ranks
-from tests.witness import BATCH, BLOCK, Failure, Witness, config_of, engine_of, owner, perform, samples
+from tests.witness import BATCH, Failure, Witness, config_of, engine_of, owner, perform, samples
 
 pytest.importorskip("deepspeed")
-
-SAVED, RESUMED = 10, 6  # optimizer steps before a checkpoint, and after it
-SECTION = {**BLOCK, "ratio": 0.4, "exchange": {"timeout_s": 20}}
-
-
-class Split(Witness):
-    """A witness with two layers for AutoTP to split."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 6)
-
-    def loss(self, x: Tensor, labels: Tensor) -> Tensor:
-        return super().loss(97 * self.down(torch.tanh(self.up(x / 97))), labels)
-
-
-class Part(Witness):
-    """A witness that sees half of the columns of every sample, as a rank does that has half of the sequence."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def forward(self, x: Tensor, labels: Tensor, uid: Tensor, even: Tensor) -> Tensor:
-        assert torch.equal(x, columns(samples_of(uid)["x"], self.side)), "the parts of a sample do not belong together"
-        self.seen.append(uid.tolist())
-        return self.loss(torch.cat((x, x), 1), labels)
-
-
-def samples_of(uid: Tensor) -> dict[str, Tensor]:
-    return {"x": (uid[:, None] * torch.arange(1, 7) % 97).float()}
-
-
-def columns(x: Tensor, half: int) -> Tensor:
-    return x[:, 3 * half : 3 * half + 3].contiguous()
-
-
-def layer(pattern: str, kind: str) -> dict[str, Any]:
-    return {"patterns": [rf".*{pattern}\.weight$"], "partition_type": kind}
-
-
-TENSOR = {
-    "autotp_size": 2,
-    "partition_config": {"use_default_specs": False, "layer_specs": [layer("up", "column"), layer("down", "row")]},
-}
-BASE, DIGITS = 32, 4  # of the tokens that spell a number
-MESH: dict[str, Any] = {"sequence_parallel_size": 2, "data_parallel_size": 2}
-
-
-def place(engine: Any) -> int:
-    """This rank's place in its data-parallel group: whose samples it sees."""
-    return data_parallel_ranks(engine).index(dist.get_rank())
-
-
-def fed(engine: Any, steps: range, *, half: int | None = None, owner: int | None = None) -> None:
-    for step in steps:
-        batch = samples(step, rank=place(engine) if owner is None else owner)
-        if half is not None:
-            batch["x"] = columns(batch["x"], half)
-        engine.backward(engine(**batch))
-        engine.step()
-
-
-def shared(folder: Path) -> Path:
-    """The folder that rank 0 names."""
-    told = [str(folder)]
-    dist.broadcast_object_list(told)
-    return Path(told[0])
-
-
-def told(engine: Any) -> dict[str, Any]:
-    """What a rank saw and counted; the engine is done."""
-    engine.destroy()
-    metrics = {name: value for name, value in engine.rehearsal.metrics().items() if not name.endswith("_ms")}
-    return {"place": place(engine), "seen": engine.module.seen, "torn": engine.module.torn, "metrics": metrics}
-
-
-def resumed(folder: Path, config: dict[str, Any], make: Callable[[], nn.Module], **how: Any) -> dict[str, Any]:
-    """A run with a checkpoint in its middle, and another that goes on from it."""
-    folder = shared(folder)
-    whole = engine_of(config, make())
-    fed(whole, range(SAVED), **how)
-    whole.save_checkpoint(folder)
-    fed(whole, range(SAVED, SAVED + RESUMED), **how)
-    again = engine_of(config, make())
-    again.load_checkpoint(folder)
-    fed(again, range(SAVED, SAVED + RESUMED), **how)
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*rehearsal-step*"))
-    return {"whole": told(whole), "again": told(again), "files": files}
-
-
-def message(kind: type[Exception], call: Callable[[], object]) -> str:
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError(f"no {kind.__name__}")
-
 
 # --- tensor parallelism ----------------------------------------------------------------------------------------------
 
@@ -170,9 +92,14 @@ def strayed_at_once(folder: Path) -> str:
     return message(BatchError, lambda: fed(engine, range(rank, rank + 1)))
 
 
-def padded(folder: Path) -> str:
-    padding = {"length": 8, "values": {"x": 0}}
-    return message(ConfigError, lambda: engine_of(config_of({**SECTION, "padding": padding}, **MESH)))
+def by_content(folder: Path) -> list[str]:
+    sections: list[dict[str, Any]] = [
+        {"padding": {"length": 8, "values": {"x": 0}}},
+        {"non_finite": "skip"},
+        {"buffer": {"deduplicate": True}},
+    ]
+    configs = [config_of({**SECTION, **section}, **MESH) for section in sections]
+    return [message(ConfigError, partial(engine_of, config)) for config in configs]
 
 
 def ulysses(folder: Path) -> dict[str, Any]:
@@ -206,20 +133,35 @@ def ulysses(folder: Path) -> dict[str, Any]:
     return {"whole": {"place": place(engine), "seen": seen, "torn": torn, "metrics": engine.rehearsal.metrics()}}
 
 
-def llama() -> nn.Module:
-    from transformers import LlamaConfig, LlamaForCausalLM
+def mesh(folder: Path) -> dict[str, Any]:
+    """A loop of its own on a device mesh, without an engine."""
+    both = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    place, folder = both.get_local_rank("data"), shared(folder)
+    tag = folder / f"global_step{SAVED}"
 
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
-    config = LlamaConfig(vocab_size=BASE, **{"attn_implementation": "sdpa", **small})
-    model: nn.Module = LlamaForCausalLM(config)
-    return model
+    def run(rehearsal: Rehearsal, steps: range) -> dict[str, Any]:
+        seen = [rehearsal.update(samples(step, rank=place))["uid"].tolist() for step in steps]
+        return {"place": place, "seen": seen, "torn": 0}
 
+    def started() -> Rehearsal:
+        return Rehearsal(SECTION, TorchDistributedTransport(both.get_group("data")))
 
-def spelt(number: int) -> dict[str, Tensor]:
-    digits = samples(number)["uid"][:, None] // BASE ** torch.arange(DIGITS) % BASE
-    tokens = torch.cat((digits, digits), 1)
-    return {"input_ids": tokens, "labels": tokens, "position_ids": torch.arange(2 * DIGITS).repeat(BATCH, 1)}
+    def counted(rehearsal: Rehearsal) -> dict[str, float]:
+        rehearsal.close()
+        return {name: value for name, value in rehearsal.metrics().items() if not name.endswith("_ms")}
+
+    whole, again = started(), started()
+    before = run(whole, range(SAVED))
+    whole.save(tag, write=both.get_local_rank("tensor") == 0)
+    after = run(whole, range(SAVED, SAVED + RESUMED))
+    dist.barrier()
+    again.load(tag)
+    resumed = run(again, range(SAVED, SAVED + RESUMED))
+    return {
+        "whole": {**before, "seen": before["seen"] + after["seen"], "metrics": counted(whole)},
+        "again": {**resumed, "metrics": counted(again)},
+        "files": sorted(str(path.relative_to(folder)) for path in folder.rglob("*rehearsal-step*")),
+    }
 
 
 SCENARIOS: dict[str, Callable[[Path], Any]] = {
@@ -230,8 +172,9 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "parts": parts,
     "unreadable": unreadable,
     "strayed at once": strayed_at_once,
-    "padded": padded,
+    "by content": by_content,
     "ulysses": ulysses,
+    "mesh": mesh,
 }
 
 
@@ -246,7 +189,7 @@ def in_new_groups(folder: Path, function: Callable[[Path], Any]) -> Any:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     scenarios = {name: partial(in_new_groups, function=function) for name, function in SCENARIOS.items()}
-    return run_ranks(perform, 4, scenarios, tmp_path_factory.mktemp("parallel"), timeout_s=150)
+    return run_ranks(perform, 4, scenarios, tmp_path_factory.mktemp("parallel"), timeout_s=240)
 
 
 @pytest.fixture
@@ -263,7 +206,7 @@ def scenario(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("found", names, indirect=True)
 
 
-PARALLEL = ("tensor", "tensor asynchronous", "sequence", "parts")
+PARALLEL = ("tensor", "tensor asynchronous", "sequence", "parts", "mesh")
 
 
 @scenario(*PARALLEL, "ulysses")
@@ -292,7 +235,7 @@ def test_a_job_with_peers_goes_on_bit_for_bit(found: list[Any]) -> None:
         assert rank["again"]["metrics"] == rank["whole"]["metrics"]
 
 
-@scenario("tensor", "sequence")
+@scenario("tensor", "sequence", "mesh")
 def test_peers_with_the_same_rows_save_them_once(found: list[Any]) -> None:
     tag = f"global_step{SAVED}"
     assert found[0]["files"] == [f"{tag}/rehearsal-step{SAVED}-rank{rank}-of-2.safetensors" for rank in range(2)]
@@ -317,6 +260,7 @@ def test_what_one_rank_cannot_load_nobody_loads(found: list[Any]) -> None:
         assert "cannot be read" in text if rank == 3 else "rank 1 failed" in text or "rank 1 cannot load" in text
 
 
-@scenario("padded")
-def test_padding_by_batch_is_refused_where_ranks_have_parts_of_the_samples(found: list[Any]) -> None:
-    assert all("rehearsal.padding" in text for text in found)
+@scenario("by content")
+def test_what_goes_by_the_content_of_rows_is_refused_where_ranks_may_have_parts_of_them(found: list[Any]) -> None:
+    for rank in found:
+        assert ["rehearsal.padding" in rank[0], "'skip'" in rank[1], "deduplicate" in rank[2]] == [True] * 3

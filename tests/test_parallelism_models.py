@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.integrations import deepspeed as integration
 from tests.ranks import run_ranks
-from tests.witness import BATCH, BLOCK, MADE, Failure, Witness, config_of, owner, perform, samples
+from tests.witness import BATCH, BLOCK, MADE, Failure, Witness, config_of, engine_of, owner, perform, samples
 
 pytest.importorskip("deepspeed")
 
@@ -160,10 +160,10 @@ class Backend:
 def compiled_engine(folder: Path, section: dict[str, Any], stage: int) -> dict[str, Any]:
     torch._dynamo.reset()
     model, backend, graphs = Linear(), Backend(), []
-    config = config_of(section, stage=stage)
-    engine = integration.initialize(model=model, model_parameters=model.parameters(), config=config)[0]
-    MADE.append(engine)
-    engine.compile(backend=backend)
+    engine = engine_of(config_of(None, stage=stage), model)
+    first, second = partial(engine.compile, backend=backend), partial(integration.attach, engine, section)
+    for start in (second, first) if stage % 2 else (first, second):  # either may come first
+        start()
     for step in range(STEPS):
         engine.backward(engine(**samples(step)))
         engine.step()
@@ -191,9 +191,7 @@ def compiled_loop(section: dict[str, Any], **how: Any) -> tuple[list[int], list[
 def compiled_before(folder: Path) -> list[int]:
     """A compiled model given to DeepSpeed; the rows of its partitions, named as the model's own parameters are."""
     model: Any = torch.compile(Linear(), backend="eager")
-    config = config_of(SECTION)
-    engine = integration.initialize(model=model, model_parameters=model.parameters(), config=config)[0]
-    MADE.append(engine)
+    engine = engine_of(config_of(SECTION), model)
     for step in range(STEPS):
         engine.backward(engine(*samples(step).values()))
         engine.step()
@@ -211,7 +209,7 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_ranks(perform, 2, SCENARIOS, tmp_path_factory.mktemp("models"), timeout_s=150)
+    return run_ranks(perform, 2, SCENARIOS, tmp_path_factory.mktemp("models"), timeout_s=240)
 
 
 @pytest.fixture

@@ -9,118 +9,19 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, fx
 
 import rehearsal_plugin
 from rehearsal_plugin.errors import BatchError, ConfigError
+from tests.parallel_jobs import message, shared
+from tests.pipeline_jobs import GAS, SECTION, Job, batch_of, pipeline_of
 from tests.ranks import run_ranks
-from tests.witness import BATCH, MADE, Failure, config_of, owner, payload, perform, samples
+from tests.witness import BATCH, Failure, config_of, owner, perform
 
 pytest.importorskip("deepspeed")
 
-SAVED, RESUMED, GAS = 14, 8, 2
+SAVED, RESUMED = 14, 8
 LEAD = 3  # optimizer steps from offering a row to seeing it at the earliest
-SECTION = {
-    "buffer": {"capacity": 200, "partition_by": "1"},
-    "ratio": 0.25,
-    "mode": "replace",
-    "exchange": {"timeout_s": 20},
-}
-ADAM = {"type": "Adam", "params": {"torch_adam": True, "lr": 0.02}}
-
-
-def batch_of(number: int, rank: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs from which the labels can be learnt, labels, and what tells the samples apart."""
-    uid = samples(number, rank=rank)["uid"]
-    return inputs_of(uid), uid % 4, uid
-
-
-def inputs_of(uid: Tensor) -> Tensor:
-    return nn.functional.one_hot(uid % 4, 6).float() + payload(uid, torch.float32)["x"] / 970
-
-
-class Job:
-    """A pipeline engine, its batches, and what the stage of this rank was given.
-
-    Attributes:
-        seen: The `uid` of the rows of every micro-batch in training.
-        evaluated: Those in evaluation.
-        torn: Rows whose fields do not belong together.
-        losses: Of every step.
-    """
-
-    def __init__(self, section: dict[str, Any], *, stages: int = 2, gas: int = GAS, **how: Any) -> None:
-        self.seen: list[list[int]] = []
-        self.evaluated: list[list[int]] = []
-        self.losses: list[float] = []
-        self.torn = self.number = 0
-        self.gas = gas
-        self.engine = pipeline_of(config_of(None, gas=gas, optimizer=ADAM), stages, **how)
-        self.attach(section)
-
-    def attach(self, section: dict[str, Any]) -> None:
-        self.engine.batch_fn = None
-        rehearsal_plugin.attach(self.engine, section)
-        self._inject, self.engine.batch_fn = self.engine.batch_fn, self.noted
-
-    @property
-    def place(self) -> int:
-        return int(self.engine.grid.get_data_parallel_rank())
-
-    def train(self, steps: int, owner: int | None = None) -> None:
-        for _ in range(steps):
-            batches = self.batches(self.place if owner is None else owner)
-            self.losses.append(self.engine.train_batch(iter(batches)).item())
-
-    def batches(self, owner: int) -> list[Any]:
-        self.number += self.gas
-        return [batch_of(self.number - i, owner) for i in range(self.gas)]
-
-    def told(self) -> dict[str, Any]:
-        """What this stage saw and counted; the engine is done."""
-        self.engine.destroy()
-        metrics = {name: value for name, value in self.engine.rehearsal.metrics().items() if not name.endswith("_ms")}
-        names = ("place", "seen", "evaluated", "torn", "losses")
-        return {**{name: getattr(self, name) for name in names}, "metrics": metrics}
-
-    def noted(self, batch: Any) -> Any:
-        inputs, labels, uid = given = batch if self._inject is None else self._inject(batch)
-        (self.seen if self.engine.module.training else self.evaluated).append(uid.tolist())
-        self.torn += int(((inputs != inputs_of(uid)).any(1) | (labels != uid % 4)).sum())
-        return given
-
-
-def pipeline_of(config: dict[str, Any], stages: int, *, dynamic: bool = False, both_ways: bool = False) -> Any:
-    """A pipeline engine without rehearsal; `both_ways` gives each rank two stages, as DualPipeV does."""
-    import deepspeed
-    from deepspeed.pipe import PipelineModule
-    from deepspeed.runtime.pipe.dualpipev import DualPipeVModule
-
-    deepspeed.init_distributed()
-    torch.manual_seed(0)
-    chain = [nn.Linear(6, 16), nn.LayerNorm(16), nn.Linear(16, 16), nn.Linear(16, 10)]
-    make = DualPipeVModule if both_ways else PipelineModule
-    model = make(
-        chain, num_stages=stages, loss_fn=nn.functional.cross_entropy, partition_method="uniform", dynamic_shape=dynamic
-    )
-    engine = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)[0]
-    MADE.append(engine)
-    return engine
-
-
-def shared(folder: Path) -> Path:
-    """The folder that rank 0 names."""
-    told = [str(folder)]
-    dist.broadcast_object_list(told)
-    return Path(told[0])
-
-
-def message(kind: type[Exception], call: Callable[[], object]) -> str:
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError(f"no {kind.__name__}")
 
 
 def two_stages(folder: Path) -> dict[str, Any]:
@@ -195,6 +96,24 @@ def composed(folder: Path) -> dict[str, Any]:
     return found
 
 
+def compiled(folder: Path) -> dict[str, Any]:
+    """Graphs of this stage up to each step, and what they call."""
+    torch._dynamo.reset()
+    graphs: list[list[str]] = []
+
+    def backend(graph: fx.GraphModule, _: Any) -> Callable[..., Any]:
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    job = Job(SECTION)
+    job.engine.compile(backend=backend)
+    counts = []
+    for _ in range(LEAD + 4):
+        job.train(1)
+        counts.append(len(graphs))
+    return {"whole": job.told(), "counts": counts, "calls": [call for calls in graphs for call in calls]}
+
+
 def closed(folder: Path) -> dict[str, Any]:
     job = Job(SECTION)
     job.train(5)
@@ -229,14 +148,14 @@ def refusals(folder: Path) -> dict[str, str]:
 
 
 SCENARIOS = (
-    two_stages, four_stages, both_ways, growing, evaluation, composed, closed, strayed, refusals,
+    two_stages, four_stages, both_ways, growing, evaluation, composed, compiled, closed, strayed, refusals,
 )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     scenarios = {scenario.__name__: scenario for scenario in SCENARIOS}
-    return run_ranks(perform, 4, scenarios, tmp_path_factory.mktemp("pipelines"), timeout_s=150)
+    return run_ranks(perform, 4, scenarios, tmp_path_factory.mktemp("pipelines"), timeout_s=240)
 
 
 @pytest.fixture
@@ -328,6 +247,15 @@ def test_evaluation_is_left_alone(found: list[Any]) -> None:
 @scenario(composed)
 def test_what_the_script_does_with_micro_batches_comes_first(found: list[Any]) -> None:
     assert found == [{"before": 4.0, "after": 4.0}] * 4
+
+
+@scenario(compiled)
+def test_a_compiled_pipeline_is_compiled_once(found: list[Any]) -> None:
+    for rank in found:
+        assert rank["whole"]["metrics"]["rows_replayed"] > 0
+        assert rank["counts"][0] > 0
+        assert len(set(rank["counts"])) == 1
+        assert not [call for call in rank["calls"] if call.startswith("<built-in method cat ")]
 
 
 @scenario(closed)

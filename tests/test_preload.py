@@ -444,7 +444,7 @@ def test_under_deepspeed_only_a_new_job_begins_with_them(tmp_path: Path) -> None
 def test_ranks_that_have_parts_of_samples_are_refused_what_goes_by_whole_ones(key: dict[str, Any]) -> None:
     config = RehearsalConfig.load({"buffer": key})
     check_sequence_parallelism(Namespace(sequence_parallel_size=1), config)
-    with pytest.raises(ConfigError, match="go by whole samples"):
+    with pytest.raises(ConfigError, match="goes by the content of rows"):
         check_sequence_parallelism(Namespace(sequence_parallel_size=2), config)
 
 

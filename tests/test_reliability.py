@@ -70,15 +70,14 @@ def test_the_report_adds_up_what_the_tests_counted(tmp_path: Path) -> None:
 
 
 FORBIDDEN = re.compile(
-    r"\bpickle\b|\bmarshal\b|\bshelve\b|torch\.load\b|yaml\.(?!safe_load|YAMLError)\w*load|\beval\(|\bexec\(|os\.system|shell=True"
+    r"\bpickle\b|\bmarshal\b|\bshelve\b|torch\.load\b|yaml\.(?!safe_load|YAMLError)\w*load|(?<![.\w])eval\(|(?<![.\w])exec\(|os\.system|shell=True"
 )
-ALLOWED = {"model.eval("}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "rehearsal_plugin").rglob("*.py")), ids=lambda path: path.name)
 def test_nothing_runs_what_a_file_says(path: Path) -> None:
     code = "\n".join(ast.unparse(node) for node in ast.parse(path.read_text()).body if not is_docstring(node))
-    assert not [found for found in FORBIDDEN.findall(code) if found not in ALLOWED]
+    assert not FORBIDDEN.findall(code)
 
 
 def is_docstring(node: ast.stmt) -> bool:

@@ -95,7 +95,7 @@ def config_of(
 
 def engine_of(config: Mapping[str, Any], model: nn.Module | None = None, **arguments: Any) -> Any:
     """An engine by `rehearsal_plugin.initialize`."""
-    model = model or Witness()
+    model = Witness() if model is None else model
     engine = integration.initialize(model=model, model_parameters=model.parameters(), config=dict(config), **arguments)[
         0
     ]

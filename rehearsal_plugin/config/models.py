@@ -192,6 +192,27 @@ class RehearsalConfig(Section):
             yield "rehearsal.guard watches the loss on replayed rows; set rehearsal.losses_every to measure it"
         if self.guard is not None and self.guard.action == "raise_ratio" and self.ratio is None:
             yield "rehearsal.guard raises a ratio, and rehearsal.representatives is given; give 'ratio'"
+        yield from self._broken_guard()
+
+    def _broken_guard(self) -> Iterator[str]:
+        """What keeps the guard from seeing or doing anything."""
+        if self.guard is None:
+            return
+        if self.guard.partitions is not None and self.buffer.partition_by is None:
+            yield (
+                "rehearsal.buffer.partition_by is missing: rehearsal.guard.partitions names partitions to watch, so "
+                "name the batch field that tells them apart"
+            )
+        if self.sampling.scope == "local":
+            yield (
+                "rehearsal.guard watches what all ranks measured together, and rehearsal.sampling.scope is 'local', so "
+                "that they tell each other nothing; set it to 'global'"
+            )
+        if self.guard.action == "raise_ratio" and self.ratio is not None and self.ratio >= self.guard.most:
+            yield (
+                f"rehearsal.guard.most is {self.guard.most:g}, to which rehearsal.ratio {self.ratio:g} cannot be "
+                "raised; give a higher one"
+            )
 
 
 ConfigSource: TypeAlias = Union["RehearsalConfig", Mapping[str, Any], str, "os.PathLike[str]"]

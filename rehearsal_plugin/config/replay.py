@@ -72,7 +72,8 @@ class StrategyConfig(Section):
     partition_weights: PartitionWeights | None = Field(
         default=None,
         description="What replayed rows of each partition count for in the loss together, whatever share of the rows "
-        "they are; partitions that are not named count as they come.",
+        "they are: each by w / q, the weight of its partition over the share that this has had in what was replayed. "
+        "Partitions that are not named count as they come.",
     )
     outputs: Annotated[list[Name], Field(min_length=1)] | None = Field(
         default=None,

@@ -77,9 +77,9 @@ class Peers:
         """
         reports = self._together(_held)
         self._compare(reports)
-        target = self._target(folder, reports)
-        if self._rehearsal is not None and target is not None:
-            self._rehearsal.save(target)
+        if self._rehearsal is not None and reports[dist.get_rank()].place is not None:
+            target = self._target(folder, reports)
+            self._rehearsal.save(target or folder, write=target is not None)
 
     def load(self, folder: Path, step: int | None = None, *, missing_ok: bool = False) -> bool:
         """Load what this rank or a peer saved; see `Rehearsal.load`.
@@ -139,8 +139,6 @@ class Peers:
         own = reports[dist.get_rank()]
         places = {report.place for report in reports}
         kinds = {(report.place, report.held) for report in reports}
-        if own.place is None:
-            return None
         if len(kinds) > len(places):
             return folder / self._name(reports)
         first = next(report for report in reports if report.place == own.place)
@@ -154,26 +152,28 @@ class Peers:
 
 
 def check_sequence_parallelism(engine: Any, config: RehearsalConfig) -> None:
-    """Refuse what cannot be done with parts of samples.
+    """Refuse what goes by the content of rows, where ranks may have different parts of them.
 
     Args:
         engine: A DeepSpeed engine.
         config: The `rehearsal` section.
 
     Raises:
-        ConfigError: Peers would see rows of different length, or different rows.
+        ConfigError: Peers would keep different rows, or see a different number of them.
     """
-    if engine.sequence_parallel_size <= 1:
-        return
-    if config.buffer.preload is not None or config.buffer.deduplicate:
+    by_content = {
+        "rehearsal.padding": config.padding is not None,
+        "rehearsal.non_finite 'skip'": config.non_finite == "skip",
+        "rehearsal.buffer.preload": config.buffer.preload is not None,
+        "rehearsal.buffer.deduplicate": config.buffer.deduplicate,
+        "rehearsal.buffer.score_by 'loss'": config.buffer.by_loss,
+        "rehearsal.guard.action 'raise_ratio'": config.guard is not None and config.guard.action == "raise_ratio",
+    }
+    given = [key for key, used in by_content.items() if used]
+    if given and engine.sequence_parallel_size > 1:
         raise ConfigError(
-            "rehearsal.buffer.preload and rehearsal.buffer.deduplicate go by whole samples, and sequence-parallel "
-            "ranks have parts of them; leave both out"
-        )
-    if config.padding is not None:
-        raise ConfigError(
-            "rehearsal.padding cuts a batch to its longest row, and the parts of it that sequence-parallel ranks have "
-            "would end at different places; pad all rows to one length in the loader, and leave it out"
+            f"{' and '.join(given)} goes by the content of rows, of which sequence-parallel ranks may have different "
+            "parts, so that they would not keep and replay the same ones; leave it out"
         )
 
 

@@ -75,12 +75,14 @@ class Strategy(ABC):
         draws: Independent draws a step; each brings as many rows.
         records: Whether rows carry state.
         refreshes: Whether replayed rows get new state, stored where they live; see `refresh`.
+        relearns: Whether `loss` takes the task's loss on replayed rows, so that it can be weighted.
         config: The section `rehearsal.strategy`.
     """
 
     draws: int = 1
     records: bool = False
     refreshes: bool = False
+    relearns: bool = True
 
     def __init__(self, config: StrategyConfig) -> None:
         self.config = config

@@ -38,7 +38,7 @@ class ScoredByLoss(Strategy):
     def __init__(self, inner: Strategy) -> None:
         super().__init__(inner.config)
         self._inner = inner
-        self.draws = inner.draws
+        self.draws, self.relearns = inner.draws, inner.relearns
 
     @property
     def plain(self) -> bool:

@@ -20,6 +20,7 @@ class DarkExperienceReplay(Strategy):
     """
 
     records = True
+    relearns = False
 
     def state(self, new: Part) -> dict[str, Tensor]:
         """See `Strategy.state`."""

@@ -17,6 +17,7 @@ class DarkExperienceReplayPlusPlus(DarkExperienceReplay):
     """Alpha times the distance on the first draw, beta times the task's loss on the second (Buzzega et al., 2020)."""
 
     draws = 2
+    relearns = True
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
         """See `Strategy.loss`."""
