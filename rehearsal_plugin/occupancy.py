@@ -48,15 +48,17 @@ class Occupancy:
             owners: `[n]` int64, the partition of each offered row; zeros where rows are not partitioned.
             values: `[n, width]` float32, what each offered row is judged by.
         """
-        kept = slots >= 0
         if self.values is not None and values is not None:
+            kept = slots >= 0
             self.values.set(slots[kept], values[kept])
             self.values.count_offers(owners, values)
         if self.partitions is not None:
+            kept = slots >= 0
             self.partitions.record(slots[kept], owners[kept], replaced=slots[kept] < self.count)
             self.partitions.count_offers(owners)
         self.seen += len(slots)
-        self.count += int(np.count_nonzero(slots >= self.count))
+        if self.count < self.capacity:
+            self.count += int(np.count_nonzero(slots >= self.count))
 
     def state_dict(self) -> dict[str, Any]:
         """The whole index, as arrays and numbers; views of it where it is large."""

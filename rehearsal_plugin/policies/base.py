@@ -49,6 +49,9 @@ def register(policy: Policy) -> Policy:
 
 def last_writers(slots: IntArray) -> IntArray:
     """Where several rows go to one slot, keep the last, as if they had been written one by one."""
+    ordered = np.sort(slots)
+    if not np.count_nonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)):
+        return slots
     kept = np.flatnonzero(slots >= 0)[::-1]
     _, first = np.unique(slots[kept], return_index=True)
     result = np.full_like(slots, -1)
