@@ -103,12 +103,7 @@ class RehearsalBuffer:
         partitions = self.occupancy.partitions
         if partitions is None:
             return index
-        owners = partitions.number(keys)
-        slots = np.empty(len(index), dtype=np.int64)
-        for number in np.unique(owners).tolist():
-            rows = owners == number
-            slots[rows] = partitions.members(number)[index[rows]]
-        return slots
+        return partitions.slots(partitions.number(keys), index)
 
     @property
     def tickets(self) -> int:

@@ -74,7 +74,9 @@ class HostStorage:
                     end = field.offset + field.nbytes
                     cells = self._cells[field] = self._array[:, field.offset : end].view(f"V{field.nbytes}")[:, 0]
                 # As opaque cells: numpy has no bfloat16, and copies a cell at once.
-                samples = column.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy(force=True)
+                samples = (
+                    column.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy(force=True)
+                )
                 cells[slots] = samples.view(cells.dtype)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
