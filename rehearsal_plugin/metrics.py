@@ -39,7 +39,9 @@ class Metrics:
         bytes_received: Bytes of those rows.
         collectives: Collectives issued.
         failures: Exchanges that failed, after which this rank went on alone.
+        augmented_ms: Time to copy candidates out of batches and replayed rows into them, on the training thread.
         waited_ms: Time that the training thread waited for the background.
+        written_ms: Time to copy candidates to their places, in the background.
         drawn_ms: Time to draw rows and read them from storage, in the background.
         exchanged_ms: Time that the background waited for collectives.
         tokens_new: Tokens with labels in new rows that the model saw; see `losses.token_counts`.
@@ -62,7 +64,9 @@ class Metrics:
     bytes_received: int = 0
     collectives: int = 0
     failures: int = 0
+    augmented_ms: float = 0.0
     waited_ms: float = 0.0
+    written_ms: float = 0.0
     drawn_ms: float = 0.0
     exchanged_ms: float = 0.0
     tokens_new: int = 0

@@ -147,7 +147,8 @@ class Rehearsal:
         self._check_open()
         if not ahead:
             self._answers.check()
-        return self._batches.augment(batch, displace=displace)
+        with self._supply.metrics.timed("augmented_ms"):
+            return self._batches.augment(batch, displace=displace)
 
     def visible(self, batch: Any) -> Any:
         """A batch without the fields that `hidden` names: what the model gets."""
