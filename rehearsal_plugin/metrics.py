@@ -15,9 +15,10 @@ from torch import Tensor
 
 from rehearsal_plugin.shares import IntArray
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "few_partitions"]
 
 MOST_PENDING = 256  # micro-batches
+MOST_PARTITIONS_SHOWN = 32
 
 
 @dataclass
@@ -144,3 +145,10 @@ class Metrics:
         if keys is not None:
             for key in np.unique(keys).tolist():
                 self.tokens_by_partition[f"{name}/{key}"] += int(counts[keys == key].sum())
+
+
+def few_partitions(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What of `Rehearsal.metrics` fits in a log: without those by partition, where there are many."""
+    partitions = {name.partition("/")[2] for name in metrics} - {""}
+    shown = len(partitions) <= MOST_PARTITIONS_SHOWN
+    return {name: value for name, value in metrics.items() if shown or "/" not in name}

@@ -203,6 +203,10 @@ class Rehearsal:
         """Forget the micro-batch whose turn it is, as after a forward that failed: its rows are not recorded."""
         self._answers.drop()
 
+    def give_up_step(self) -> None:
+        """Forget all micro-batches that wait for their loss, as after a step that was broken off."""
+        self._answers.clear()
+
     def step(self) -> None:
         """The end of an optimizer step: take what was prepared for the next one, start preparing anew.
 
