@@ -40,6 +40,7 @@ NEW, REPLAYED = 6, 2
 
 PLAIN, THREAD, INLINE = ENGINES = ("plain", "thread", "inline")
 ROW_BYTES = (16 << 10, 128 << 10, 1 << 20)
+COUNTS = ("collectives", "rows_replayed")
 PHASES = ("augmented_ms", "waited_ms", "written_ms", "drawn_ms", "exchanged_ms")
 """Of a step: the first two on the training thread, the others in the background."""
 
@@ -177,10 +178,11 @@ class Side:
         if self.handle.rehearsal is not None:
             self.handle.rehearsal.drain()
 
-    def phases(self) -> dict[str, float]:
-        """Milliseconds a step of each phase; empty without rehearsal."""
+    def a_step(self) -> dict[str, float]:
+        """Milliseconds of each phase and what is counted, a step; empty without rehearsal."""
         metrics = self.handle.metrics()
-        return {name: (metrics[name] - self._before[name]) / self._count for name in PHASES if name in metrics}
+        names = [name for name in (*PHASES, *COUNTS) if name in metrics]
+        return {name: (metrics[name] - self._before[name]) / self._count for name in names}
 
     def close(self) -> None:
         """Stop the background."""
@@ -242,7 +244,7 @@ def lines(case: Case, sides: Mapping[str, Side], timings: Mapping[str, Timing]) 
             "cpu_ratio": cpu.median,
             "cpu_ratio_low": cpu.low,
             "cpu_ratio_high": cpu.high,
-            **side.phases(),
+            **side.a_step(),
         }
 
 
