@@ -154,10 +154,10 @@ def times(load: Load, ranks: int, links: Links, *, draw_ns: float, copy_gb_s: fl
     crowd = max(1.0, min(ranks, links.node) / links.cores) if links.cores else 1.0
     bytes_a_ms = 1e6 * (links.gb_s if nodes == 1 else links.net_gb_s) / crowd
     hops_us = (ranks - nodes) * links.hop_us + (nodes - 1) * links.net_hop_us
-    headers = (links.base_us + crowd * hops_us) / 1e3 + ranks * load.header_bytes / bytes_a_ms
+    headers = crowd * (links.base_us + hops_us) / 1e3 + ranks * load.header_bytes / bytes_a_ms
     most = busiest_rows(ranks, load.replayed)
     messages = ranks - 1 if links.to_all else min(most, ranks - 1)
-    rows = (links.base_us + crowd * messages * links.message_us) / 1e3 + most * load.row_bytes / bytes_a_ms
+    rows = crowd * (links.base_us + messages * links.message_us) / 1e3 + most * load.row_bytes / bytes_a_ms
     return Times(headers, draw, copies, rows * (load.collectives - 1))
 
 

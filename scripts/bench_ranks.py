@@ -26,7 +26,7 @@ from torch import Tensor
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.transport import Pending, TorchDistributedTransport
 
-__all__ = ["Job", "Steps", "on_ranks", "run_steps"]
+__all__ = ["Job", "Steps", "connections", "on_ranks", "run_steps"]
 
 T = TypeVar("T")
 Connection = tuple[Any, Any]
@@ -112,7 +112,7 @@ def on_ranks(function: Callable[..., T], size: int, *arguments: object) -> list[
 
 def run_steps(job: Job) -> Steps:
     """Run the job on this rank; all ranks call it."""
-    others = set(_connections())
+    others = set(connections())
     transport = CountingTransport(timeout_s=TIMEOUT_S)
     partitioned = job.weights != "uniform"
     section = {
@@ -143,7 +143,7 @@ def _point(rehearsal: Rehearsal, transport: CountingTransport, others: set[Conne
     """The counters, while nothing is under way on any rank."""
     rehearsal.drain()
     dist.barrier()
-    counted = [value for key, value in _connections().items() if key not in others]
+    counted = [value for key, value in connections().items() if key not in others]
     metrics = rehearsal.metrics()
     return {
         "collectives": metrics["collectives"],
@@ -155,7 +155,7 @@ def _point(rehearsal: Rehearsal, transport: CountingTransport, others: set[Conne
     }
 
 
-def _connections() -> dict[Connection, tuple[int, int]]:
+def connections() -> dict[Connection, tuple[int, int]]:
     """Segments and bytes sent on every TCP connection of this process, by its two ends."""
     found = {}
     for path in Path("/proc/self/fd").iterdir():
