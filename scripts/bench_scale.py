@@ -46,7 +46,8 @@ def main(argv: Sequence[str]) -> int:
     draw_ns, copy_gb_s = draw_cost(arguments.rounds), copy_rate(arguments.rounds)
     held_out = max(size for size, _ in measured)
     known = {key: value for key, value in measured.items() if key[0] < held_out}
-    checked = validation(measured, fit(known or measured), held_out)
+    links = fit(known or measured)
+    checked = validation(measured, links, held_out)
     threads = check_threads(arguments.threads, arguments.draws)
     scale = model_rows()
     worst = [row for row in scale if row["gpus"] == GPUS[-1] and row["links"] == "h100-ndr"]
@@ -58,7 +59,14 @@ def main(argv: Sequence[str]) -> int:
         "copy_gb_s": copy_gb_s,
         "threads_chi_square_z": threads["z"],
     }
-    publish(arguments.json, summary, [*checked, *scale, {"kind": "threads", **threads}], ranks=max(RANKS))
+    here: dict[str, Any] = {
+        "kind": "fit",
+        "base_us": links.base_us,
+        "hop_us": links.hop_us,
+        "gb_s": links.gb_s,
+        "cores": cores(),
+    }
+    publish(arguments.json, summary, [here, *checked, *scale, threads], ranks=held_out)
     return 0
 
 
@@ -101,9 +109,7 @@ def predicted_ms(links: Links, ranks: int, row_bytes: int) -> float:
 
 def validation(measured: dict[tuple[int, int], float], links: Links, held_out: int) -> list[dict[str, Any]]:
     """What the model says of every measured step; `held_out` ranks took no part in the fit."""
-    figures = {"base_us": links.base_us, "hop_us": links.hop_us, "gb_s": links.gb_s}
-    rows: list[dict[str, Any]] = [{"kind": "fit", **figures, "cores": cores()}]
-    rows[0] |= {"held_out": False, "ratio": 1.0}
+    rows: list[dict[str, Any]] = []
     for (ranks, row_bytes), step_ms in measured.items():
         foretold = predicted_ms(links, ranks, row_bytes)
         size = {"kind": "validation", "ranks": ranks, "bytes_a_row": row_bytes}
@@ -114,13 +120,13 @@ def validation(measured: dict[tuple[int, int], float], links: Links, held_out: i
 
 def model_rows() -> list[dict[str, Any]]:
     """Milliseconds of the background for all loads, links and sizes."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, load in LOADS.items():
         for link, links in LINKS.items():
             for gpus in GPUS:
                 taken = times(load, gpus, links, draw_ns=DRAW_NS, copy_gb_s=COPY_GB_S)
                 parts = {"headers": taken.headers, "draw": taken.draw, "copies": taken.copies, "rows": taken.rows}
-                place = {"kind": "model", "load": name, "links": link, "gpus": gpus}
+                place: dict[str, Any] = {"kind": "model", "load": name, "links": link, "gpus": gpus}
                 rows.append({**place, **parts, "total": taken.total, "busiest": busiest_rows(gpus, load.replayed)})
     return rows
 
@@ -140,7 +146,7 @@ def copy_rate(rounds: int, row_bytes: int = 16 << 10) -> float:
     return out.numel() / timing["copy"].cpu_median_s / 1e9
 
 
-def check_threads(ranks: int, steps: int) -> dict[str, float]:
+def check_threads(ranks: int, steps: int) -> dict[str, Any]:
     """How often each stored row was replayed by `ranks` ranks as threads, as a standard score of Pearson's statistic.
 
     In draws without replacement rows exclude each other, so the statistic is scaled by (n - 1) / (n - r).
@@ -150,12 +156,12 @@ def check_threads(ranks: int, steps: int) -> dict[str, float]:
     counts = torch.bincount(ids.flatten(), minlength=4 * ranks)[stored].double()
     expected, n = ids.numel() / len(stored), len(stored)
     statistic = float(((counts - expected) ** 2).sum() / expected) * (n - 1) / (n - 8)
-    exchanges = metrics["steps"] - 1  # one is under way
     return {
+        "kind": "threads",
         "ranks": ranks,
         "rows_stored": n,
         "rows_replayed": ids.numel(),
-        "collectives_at_most": metrics["collectives"] / exchanges,
+        "collectives_a_step": metrics["collectives"] / metrics["steps"],
         "z": (statistic - (n - 1)) / (2 * (n - 1)) ** 0.5,
     }
 

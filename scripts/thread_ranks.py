@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from threading import Lock
+from threading import Condition
 from typing import Any, TypeAlias
 
 import torch
@@ -22,25 +22,31 @@ __all__ = ["ThreadTransport", "replayed_ids", "rows_of"]
 
 Posts: TypeAlias = dict[int, Any]
 
+PATIENCE_S = 0.1
+
 
 class Meeting:
     """Where the ranks of one group leave what they send, collective by collective."""
 
     def __init__(self, size: int) -> None:
-        self.size, self.posts, self.taken, self.lock = size, dict[int, Posts](), Counter[int](), Lock()
+        self.size, self.posts, self.taken = size, dict[int, Posts](), Counter[int]()
+        self.changed = Condition()
 
     def post(self, number: int, rank: int, sent: Any) -> None:
         """Leave what a rank sends in the collective with this number."""
-        with self.lock:
+        with self.changed:
             self.posts.setdefault(number, {})[rank] = sent
+            if len(self.posts[number]) == self.size:
+                self.changed.notify_all()
 
     def complete(self, number: int) -> bool:
-        """Whether all ranks have sent."""
-        return len(self.posts.get(number, ())) == self.size
+        """Whether all ranks have sent; waits for it a little, as a hundred threads that poll leave no time to work."""
+        with self.changed:
+            return self.changed.wait_for(lambda: len(self.posts[number]) == self.size, PATIENCE_S)
 
     def take(self, number: int) -> Posts:
         """What all ranks sent; forgotten after the last has taken it."""
-        with self.lock:
+        with self.changed:
             self.taken[number] += 1
             done = self.taken[number] == self.size
             return self.posts.pop(number) if done else self.posts[number]
@@ -87,7 +93,7 @@ class ThreadTransport(Transport):
             torch.cat([posts[rank][self.rank] for rank in range(self.size)], out=recv)
             return recv
 
-        return self._issue(send.clone().split(send_counts), receive)
+        return self._issue(torch.split(send.clone(), send_counts), receive)
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -119,6 +125,7 @@ def replayed_ids(ranks: int, steps: int, representatives: int, **section: Any) -
             batches = [rehearsal.update(_batch(rank, step == -4)) for rank, rehearsal in enumerate(group)]
             if step >= 0:
                 found.append(torch.stack([batch["id"][4:] for batch in batches]))
+        group[0].drain()
         return torch.stack(found), group[0].metrics()
 
 
