@@ -36,10 +36,10 @@ class Links:
         base_us: What a collective takes before the first byte.
         hop_us: A step of the ring within a node.
         net_hop_us: The same between two nodes.
-        message_us: A message with rows.
+        message_us: A message with rows. Every rank gets one, also without rows: gloo does so, and PyTorch asks it of
+            NCCL since 2.14. They are reckoned one after the other, which is the worst case.
         gb_s: Bandwidth within a node.
         net_gb_s: Bandwidth between nodes.
-        to_all: Whether a message goes to every rank, even without rows, as gloo does it.
         cores: Cores of a node, where ranks that outnumber them share them to communicate; None where the GPU or the
             network card does that.
         source: Where the figures come from.
@@ -52,7 +52,6 @@ class Links:
     message_us: float
     gb_s: float
     net_gb_s: float
-    to_all: bool = False
     cores: int | None = None
     source: str = ""
 
@@ -70,7 +69,7 @@ LINKS = MappingProxyType(
             source="NVLink 3, 600 GB/s in both directions; ConnectX-6, 200 Gb/s a GPU (DGX A100); " + NCCL,
         ),
         "tcp": Links(
-            8, 50.0, 50.0, 50.0, 50.0, 0.625, 0.625, to_all=True,
+            8, 50.0, 50.0, 50.0, 50.0, 0.625, 0.625,
             source="gloo over one TCP flow of 5 Gb/s (AWS, 'New - ENA Express'); 50 us a message (100 GbE, "
             "fridayswithfaraday.com, 'NVIDIA Dynamo network optimization')",
         ),
@@ -152,12 +151,13 @@ def times(load: Load, ranks: int, links: Links, *, draw_ns: float, copy_gb_s: fl
         return Times(0.0, draw, copies, 0.0)
     nodes = math.ceil(ranks / links.node)
     crowd = max(1.0, min(ranks, links.node) / links.cores) if links.cores else 1.0
-    bytes_a_ms = 1e6 * (links.gb_s if nodes == 1 else links.net_gb_s) / crowd
+    bytes_a_ms = 1e6 * (links.gb_s if nodes == 1 else links.net_gb_s)
     hops_us = (ranks - nodes) * links.hop_us + (nodes - 1) * links.net_hop_us
-    headers = crowd * (links.base_us + hops_us) / 1e3 + ranks * load.header_bytes / bytes_a_ms
+    headers = crowd * (links.base_us + hops_us) / 1e3 + crowd * ranks * load.header_bytes / bytes_a_ms
     most = busiest_rows(ranks, load.replayed)
-    messages = ranks - 1 if links.to_all else min(most, ranks - 1)
-    rows = crowd * (links.base_us + messages * links.message_us) / 1e3 + most * load.row_bytes / bytes_a_ms
+    # Links of its own hold the busiest rank up, and cores that all share what all of them move together.
+    moved = max(most, crowd * load.replayed) * (ranks - 1) / ranks
+    rows = crowd * (links.base_us + (ranks - 1) * links.message_us) / 1e3 + moved * load.row_bytes / bytes_a_ms
     return Times(headers, draw, copies, rows * (load.collectives - 1))
 
 
