@@ -74,8 +74,8 @@ def main(argv: Sequence[str]) -> int:
 def steps_of(ranks: Sequence[int], steps: int, passes: int = 1) -> dict[tuple[int, int], float]:
     """Milliseconds of a step that does nothing but the exchange, by ranks and bytes a row.
 
-    Medians over the steps of all ranks. All jobs are run `passes` times by turns, as other work on the machine comes and
-    goes, and the pass that it disturbed least counts: the model knows of no other work.
+    Medians over the steps of all ranks. All jobs are run `passes` times by turns, as other work on the machine comes
+    and goes, and the pass that it disturbed least counts: the model knows of no other work.
     """
     found: dict[tuple[int, int], list[float]] = {}
     for size, row_bytes in list(product(ranks, SIZES)) * passes:

@@ -82,7 +82,8 @@ SCALE = """\
 The model of `rehearsal plan` is an alpha-beta model: headers go round a ring, rows straight from owner to reader, the
 rank that is asked for most rows decides, nothing overlaps. For this machine its three figures (a collective, a hop, a
 byte) are fitted to steps of 2, 4 and 8 real ranks, and *foretell* those of 16, which took no part in the fit. Ranks
-that outnumber the cores share them.
+that outnumber the cores share them. All jobs are run several times by turns, and the pass that other work disturbed
+least counts: a median over the steps of all ranks.
 """
 
 CLUSTERS = """\
