@@ -117,12 +117,13 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
     return low, middle, high
 
 
-def arguments_of(description: str, argv: Sequence[str], **numbers: int) -> argparse.Namespace:
-    """The options of a benchmark: `--json`, and those of `numbers` with these defaults (`rounds=101` is `--rounds`)."""
+def arguments_of(description: str, argv: Sequence[str], **defaults: int) -> argparse.Namespace:
+    """The options of a benchmark: `--json`, numbers with these defaults (`rounds=101` is `--rounds`), and switches."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
-    for name, default in numbers.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help="(default: %(default)s)")
+    for name, default in defaults.items():
+        kind = {"action": "store_true"} if isinstance(default, bool) else {"type": int, "default": default}
+        parser.add_argument(f"--{name.replace('_', '-')}", **kind, help="(default: %(default)s)")
     return parser.parse_args(argv)
 
 

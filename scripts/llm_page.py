@@ -99,8 +99,8 @@ def scope(base: Sequence[Row], report: dict[str, Any]) -> str:
     return (
         f"`python scripts/train_llm.py --size full`: {first['parameters'] / 1e6:.2f} M parameters, {first['steps']:,} "
         f"steps a phase, {tokens:.1f} M tokens ({first['epochs']:.1f} times the English text); seeds: {seeds}; "
-        f"{place['ranks']} ranks on {place['cores']} CPU cores over gloo, torch {place['versions']['torch']}, "
-        f"commit {place['commit'][:12]}. Nothing here has run on a GPU.\n"
+        f"{place['ranks']} ranks on {place['cores']} CPU cores over gloo, torch {place['versions']['torch']}. "
+        "Nothing here has run on a GPU.\n"
     )
 
 

@@ -41,8 +41,11 @@ def _against_steps(panel: Axes, rows: Sequence[Row]) -> None:
             before = select(rows, arm=row["arm"], after="french")
             _curve(panel, row, starts["german"], before, colours[row["arm"]], None)
     for row in select(rows, arm=JOINT, after="french"):
-        panel.axhline(row["english"], color="tab:red", linestyle="--", linewidth=1, label="union")
+        panel.axhline(row["curve"][-1]["english"], color="tab:red", linestyle="--", linewidth=1, label="union")
+    begun = {row["after"] for row in rows if row["arm"] != JOINT}
     for language, start in starts.items():
+        if language not in begun:
+            continue
         panel.axvline(start, color="0.8", linewidth=1, zorder=0)
         panel.text(start, 1.01, f" {language.capitalize()}", transform=panel.get_xaxis_transform(), color="0.4")
     panel.set(xlabel="optimizer steps", ylabel="held-out loss on English (nats a token)")

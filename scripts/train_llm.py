@@ -158,11 +158,9 @@ class Recipe:
         micro_batches = run.steps * int(self._config["gradient_accumulation_steps"])
         return micro_batches * int(self._config["train_micro_batch_size_per_gpu"]) * int(self._arguments.ranks)
 
-    def row(self, variant: str, run: Run) -> Row | None:
-        """A training as a line of the report; None before its end."""
-        result = self.result(run)
-        if result is None:
-            return None
+    def row(self, variant: str, run: Run) -> Row:
+        """A finished training as a line of the report."""
+        result = self.result(run) or {}
         named = {"variant": variant, "seed": run.seed, "arm": run.arm, "learns": " + ".join(run.learns)}
         named |= {"after": run.learns[-1], "ratio": run.ratio, "steps": run.steps, "rate": run.rate}
         rows = self._rows(run)
@@ -179,7 +177,10 @@ def flags(options: Mapping[str, object]) -> list[str]:
 
 def publish(recipe: Recipe, wanted: Sequence[tuple[str, Run]], arguments: argparse.Namespace) -> None:
     """Prints the table and writes the report of all that is finished."""
-    rows = [row for row in (recipe.row(*one) for one in wanted) if row is not None]
+    base = {run for variant, run in wanted if variant == BASE}
+    done = [one for one in wanted if recipe.result(one[1]) is not None]
+    begun = {variant for variant, run in done if run not in base} | {BASE}  # the others have but what they share
+    rows = [recipe.row(variant, run) for variant, run in done if variant in begun]
     summary = summarise(rows, arguments.ratios)
     report = write_report(arguments.out, summary, rows, ranks=arguments.ranks)
     print_table("Held-out loss in nats a token", *table(rows))

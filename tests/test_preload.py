@@ -108,6 +108,17 @@ def test_a_checkpoint_of_any_job_will_do(tmp_path: Path) -> None:
     assert found["rows_by_origin"] == {0: 30, 1: 30, 2: 30}
 
 
+def test_a_checkpoint_of_the_same_job_gives_its_rows_and_nothing_else(tmp_path: Path) -> None:
+    with Rehearsal({"buffer": {"capacity": 500}, "representatives": 4}, LocalTransport()) as rehearsal:
+        run(rehearsal, range(50, 60))
+        rehearsal.save(tmp_path)
+    with job(tmp_path) as rehearsal:
+        seen = run(rehearsal)
+        assert rehearsal.steps == 8
+        assert rehearsal.metrics()["rows_offered"] == 8 * SIZE
+    assert [len(batch["id"]) - SIZE for batch in seen] == [0, 0] + [4] * 6
+
+
 @pytest.mark.parametrize("policy", ["reservoir", "balanced", "random_replace", "fifo", "score", "herding"])
 def test_every_policy_takes_them(policy: str, tmp_path: Path) -> None:
     score = {"score": {"score_by": "half"}, "herding": {"score_by": "x"}}.get(policy, {})

@@ -345,6 +345,11 @@ def test_tokens_are_drawn_from_the_models_own_distribution(bos: int | None, eos:
     assert chisquare(np.bincount(behind, minlength=12), expected).pvalue > SIGNIFICANCE
 
 
+def test_all_tokens_are_drawn_from_unless_the_draw_is_narrowed(tmp_path: Path) -> None:
+    model_in(tmp_path, vocabulary=80, eos_token_id=2)
+    assert len(set(said(tmp_path, rows=2000, length=1, batch_size=2000).flatten().tolist())) > 70
+
+
 def test_a_model_without_bos_and_eos_begins_with_any_token(tmp_path: Path) -> None:
     for token in (None, 50256):  # the second is not in the vocabulary
         model_in(tmp_path / str(token), vocabulary=12, scale=SURER, bos_token_id=token, eos_token_id=token)
