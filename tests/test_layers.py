@@ -54,6 +54,7 @@ LAYERS = [
     "checkpoint",
     "seeding",
     "rehearsal",
+    "planning",
     "integrations",
     "retrieval",
     "cli",

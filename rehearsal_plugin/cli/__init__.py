@@ -1,4 +1,4 @@
-"""The command `rehearsal`: buffers and their checkpoints without a job."""
+"""The command `rehearsal`: buffers, their checkpoints and what they will take, without a job."""
 
 from __future__ import annotations
 
@@ -6,13 +6,18 @@ import typer
 from rich.console import Console
 
 from rehearsal_plugin.cli import checkpoints
+from rehearsal_plugin.cli.plan import plan
 from rehearsal_plugin.cli.seed import seed
 from rehearsal_plugin.errors import RehearsalError
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Checkpoints of the distributed rehearsal buffer.")
-for command in (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, checkpoints.export, seed):
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="The distributed rehearsal buffer: checkpoints, rows to begin with, plans.",
+)
+for command in (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, checkpoints.export, seed, plan):
     app.command()(command)
 
 
