@@ -66,7 +66,8 @@ LINKS = MappingProxyType(
         ),
         "a100-hdr": Links(
             8, 8.4, 0.85, 2.7, 9.6, 300.0, 25.0,
-            source="NVLink 3, 600 GB/s in both directions; ConnectX-6, 200 Gb/s a GPU (DGX A100); " + NCCL,
+            source="NVLink 3, 600 GB/s in both directions; ConnectX-6, 200 Gb/s a GPU (DGX A100, RA-09950-001); "
+            + NCCL,
         ),
         "tcp": Links(
             8, 50.0, 50.0, 50.0, 50.0, 0.625, 0.625,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_plan import BASE, JOINT, LANGUAGES
+from llm_plan import BASE, JOINT, LANGUAGES, SIZES, variants
 from llm_plots import plot_llm
 from llm_results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
 from report import write_text
@@ -83,7 +83,14 @@ def build(docs: Path) -> Path:
     base = select(report["rows"], variant=BASE)
     picture = Path("images/llm.png")
     plot_llm(base, docs / picture)
-    parts = [HEAD, scope(base, report), "## After French", results(base, "french"), goals(report["summary"])]
+    parts = [
+        HEAD,
+        scope(base, report),
+        *missing(report["rows"]),
+        "## After French",
+        results(base, "french"),
+        goals(report["summary"]),
+    ]
     parts += [f"![Losses during the phases, and shares of the gap]({picture})\n", levelling(base)]
     if select(base, after="german"):
         parts += ["## After German", results(base, "german")]
@@ -102,6 +109,20 @@ def scope(base: Sequence[Row], report: dict[str, Any]) -> str:
         f"{place['ranks']} ranks on {place['cores']} CPU cores over gloo, torch {place['versions']['torch']}. "
         "Nothing here has run on a GPU.\n"
     )
+
+
+def missing(rows: Sequence[Row]) -> list[str]:
+    """What of the full recipe has not been run."""
+    full, base = SIZES["full"], select(rows, variant=BASE)
+    ratios = {f"{ratio:g}" for ratio in full.ratios}
+    seeds = {arm: len(select(base, arm=arm, after="french")) for arm in (*ratios, JOINT)}
+    few = [arm for arm in sorted(ratios, key=float) if seeds[arm] < full.seeds]
+    parts = [f"{arm} % replay with {full.seeds - seeds[arm]} of {full.seeds} seeds" for arm in few]
+    if not select(base, after="german"):
+        parts.append("the phase in German")
+    undone = [name for name in variants(full.steps) if name != BASE and not select(rows, variant=name)]
+    parts += [f"the variant '{name}'" for name in undone]
+    return [f"Not run yet, and missing below: {'; '.join(parts)}.\n"] if parts else []
 
 
 def results(rows: Sequence[Row], after: str) -> str:
