@@ -73,6 +73,23 @@ EVERY_KEY: dict[str, Any] = {
     "non_finite": "skip",
     "losses_every": 10,
     "guard": {"bound": 1.2, "window": 50, "action": "raise_ratio", "partitions": [0], "factor": 2.0, "most": 0.4},
+    "retrieval": {
+        "embedding": "doubts",
+        "module": "encoder.layer.3",
+        "pool": "last",
+        "mask": "mask",
+        "refresh": False,
+        "metric": "l2",
+        "index": "ivf",
+        "lists": 256,
+        "probes": 16,
+        "neighbours": 24,
+        "build_width": 60,
+        "search_width": 90,
+        "exact_below": 100,
+        "rebuild": 0.25,
+        "timeout_s": 20.0,
+    },
     "start_step": 300,
     "seed": 7,
 }
@@ -130,8 +147,31 @@ def test_an_empty_section_takes_the_documented_defaults() -> None:
         "non_finite": "keep",
         "losses_every": 0,
         "guard": None,
+        "retrieval": None,
         "start_step": 0,
         "seed": 0,
+    }
+
+
+def test_retrieval_is_exact_and_by_cosine_unless_told_otherwise() -> None:
+    config = RehearsalConfig.load({"retrieval": {}}).retrieval
+    assert config is not None
+    assert config.model_dump() == {
+        "embedding": "rehearsal.embedding",
+        "module": None,
+        "pool": "mean",
+        "mask": "attention_mask",
+        "refresh": True,
+        "metric": "cosine",
+        "index": "flat",
+        "lists": None,
+        "probes": 64,
+        "neighbours": 32,
+        "build_width": 80,
+        "search_width": 128,
+        "exact_below": 4096,
+        "rebuild": 0.5,
+        "timeout_s": 600.0,
     }
 
 

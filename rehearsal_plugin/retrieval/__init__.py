@@ -1,0 +1,8 @@
+"""The distributed buffer as a memory that can be asked: nearest rows of all ranks; see `docs/retrieval.md`."""
+
+from __future__ import annotations
+
+from rehearsal_plugin.retrieval.filters import Where
+from rehearsal_plugin.retrieval.index import RowIndex
+
+__all__ = ["RowIndex", "Where"]
