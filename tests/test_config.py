@@ -88,7 +88,6 @@ EVERY_KEY: dict[str, Any] = {
         "search_width": 90,
         "exact_below": 100,
         "rebuild": 0.25,
-        "timeout_s": 20.0,
     },
     "start_step": 300,
     "seed": 7,
@@ -171,7 +170,6 @@ def test_retrieval_is_exact_and_by_cosine_unless_told_otherwise() -> None:
         "search_width": 128,
         "exact_below": 4096,
         "rebuild": 0.5,
-        "timeout_s": 600.0,
     }
 
 
@@ -504,6 +502,16 @@ def test_nccl_is_refused_in_a_thread() -> None:
 def test_nccl_is_taken_otherwise(launch: str) -> None:
     config = RehearsalConfig.load({"exchange": {"backend": "nccl", "launch": launch}})
     assert config.exchange.launch == launch
+
+
+def test_the_embedding_is_a_field_of_the_rows_unless_a_module_gives_it() -> None:
+    message = refusal({"fields": ["inputs"], "retrieval": {"embedding": "vectors"}})
+    assert message.startswith("rehearsal.fields lacks 'vectors', which rehearsal.retrieval.embedding names")
+    assert RehearsalConfig.load({"fields": ["inputs"], "retrieval": {"module": "encoder"}}).retrieval is not None
+
+
+def test_an_inverted_file_is_not_probed_in_more_lists_than_it_has() -> None:
+    assert "there are 10 lists" in refusal({"retrieval": {"embedding": "x", "lists": 10, "probes": 11}})
 
 
 def test_broken_rules_of_one_section_are_told_at_once() -> None:

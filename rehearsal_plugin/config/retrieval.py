@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from rehearsal_plugin.config.names import LONGEST_WAIT_S, Name
+from rehearsal_plugin.config.names import Name
 from rehearsal_plugin.config.section import Section
 from rehearsal_plugin.config.size import INT64
 
@@ -66,9 +66,6 @@ class RetrievalConfig(Section):
         le=1e3,
         description="'ivf' and 'hnsw' are built anew when more rows than that share of those stored have been replaced "
         "or have come since.",
-    )
-    timeout_s: float = Field(
-        default=600.0, gt=0, le=LONGEST_WAIT_S, description="Seconds to wait for the other ranks in a search."
     )
 
     def broken_rules(self) -> Iterator[str]:

@@ -4,5 +4,7 @@ from __future__ import annotations
 
 from rehearsal_plugin.retrieval.filters import Where
 from rehearsal_plugin.retrieval.index import RowIndex
+from rehearsal_plugin.retrieval.retrieved import Retrieved
+from rehearsal_plugin.retrieval.retriever import Retriever
 
-__all__ = ["RowIndex", "Where"]
+__all__ = ["Retrieved", "Retriever", "RowIndex", "Where"]

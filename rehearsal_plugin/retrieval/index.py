@@ -108,7 +108,7 @@ class RowIndex:
             self._count = count
             changed = self._changes.take(count)
             if len(changed):
-                self.drift = self._take_over(changed, now)
+                self._take_over(changed, now)
                 self._keep_up(changed)
             self.rows = int(np.count_nonzero(self._usable[:count]))
             self.skipped = count - self.rows
@@ -161,9 +161,20 @@ class RowIndex:
         age = np.where(self._usable[: self._count], self._embedded[: self._count], -1)
         return np.sort(np.argsort(age, kind="stable")[:count])
 
-    def touch(self, slots: IntArray, now: int) -> None:
-        """Note that the embeddings of the rows at `slots` `[n]` are of the step `now`, changed or not."""
+    def store(self, slots: IntArray, vectors: Tensor, now: int) -> None:
+        """Take `vectors` `[n, width]` for the embeddings of the rows at `slots` `[n]`, computed at the step `now`.
+
+        Raises:
+            BatchError: They are no such vectors.
+        """
         with self._lock:
+            if self._field is None:
+                self._take_over(slots, now, self._checked(vectors, len(slots)))
+                self._keep_up(slots)
+            else:
+                shaped = vectors.to(self._field.dtype).reshape(len(vectors), *self._field.shape)
+                self.buffer.update_fields(slots, {self._field.name: shaped})
+                self.sync(now)
             self._embedded[slots] = now
 
     def staleness(self, now: int) -> IntArray:
@@ -209,14 +220,14 @@ class RowIndex:
             scores[short], slots[short] = exact.scores, exact.slots
         return Found(scores, slots)
 
-    def _take_over(self, slots: IntArray, now: int) -> float:
-        """Note all about the rows at `slots` `[n]`; the drift of those that were there before."""
+    def _take_over(self, slots: IntArray, now: int, given: FloatArray | None = None) -> None:
+        """Note all about the rows at `slots` `[n]`, whose embeddings may be given `[n, width]`."""
         drifts, chunk = [], max(1, READ_BYTES // self.buffer.layout.row_bytes)
         for start in range(0, len(slots), chunk):
             part = slots[start : start + chunk]
             rows = _rows_at(self.buffer, part)
             self._keys[part] = self.buffer.keys(rows)
-            vectors = self._vectors_of(rows)
+            vectors = self._vectors_of(rows) if given is None else given[start : start + chunk].copy()
             usable = np.isfinite(vectors).all(axis=1)
             vectors[~usable] = 0
             if self._config.metric == "cosine":
@@ -231,23 +242,26 @@ class RowIndex:
             self._lengths[part] = np.sqrt(np.square(vectors).sum(axis=1))
             self._origin[part] = self.buffer.origin(part)
         drifted = np.concatenate(drifts)
-        return float(drifted.mean()) if len(drifted) else self.drift
+        if len(drifted):
+            self.drift = float(drifted.mean())
 
     def _vectors_of(self, rows: Tensor) -> FloatArray:
         """The embeddings of packed rows, `[n, width]` float32 of their own."""
         if self._field is not None:
-            column = self._field.view(rows)
-        else:
-            assert self._embed is not None
-            column = self._embed(columns_of(self.buffer.layout, rows)).detach()
-            if column.ndim != 2 or len(column) != len(rows) or (self.width and column.shape[1] != self.width):
-                raise BatchError(
-                    f"embed() gave a tensor of shape {tuple(column.shape)} for {len(rows)} rows; "
-                    "it has to give one vector a row, all of one length"
-                )
-            if not self.width:
-                self._widen(column.shape[1])
-        return column.reshape(len(rows), -1).to("cpu", torch.float32, copy=True).numpy()
+            return _as_floats(self._field.view(rows).reshape(len(rows), -1))
+        assert self._embed is not None
+        return self._checked(self._embed(columns_of(self.buffer.layout, rows)).detach(), len(rows))
+
+    def _checked(self, vectors: Tensor, rows: int) -> FloatArray:
+        """What `embed` gave for so many rows."""
+        if vectors.ndim != 2 or len(vectors) != rows or (self.width and vectors.shape[1] != self.width):
+            raise BatchError(
+                f"embed() gave a tensor of shape {tuple(vectors.shape)} for {rows} rows; "
+                "it has to give one vector a row, all of one length"
+            )
+        if not self.width:
+            self._widen(vectors.shape[1])
+        return _as_floats(vectors)
 
     def _widen(self, width: int) -> None:
         self._vectors = np.empty((self.buffer.capacity, width), dtype=np.float32)
@@ -267,6 +281,12 @@ class RowIndex:
             if not self._approximate.outdated:
                 return
         self._approximate = Approximate(self._config, self._vectors[used], used, self.buffer.capacity)
+
+
+def _as_floats(vectors: Tensor) -> FloatArray:
+    """A copy in single precision, in host memory."""
+    floats: FloatArray = vectors.to("cpu", torch.float32, copy=True).numpy()
+    return floats
 
 
 def columns_of(layout: RowLayout, rows: Tensor) -> dict[str, Tensor]:
