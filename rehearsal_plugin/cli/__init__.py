@@ -6,13 +6,14 @@ import typer
 from rich.console import Console
 
 from rehearsal_plugin.cli import checkpoints
+from rehearsal_plugin.cli.retrieve import retrieve
 from rehearsal_plugin.cli.seed import seed
 from rehearsal_plugin.errors import RehearsalError
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Checkpoints of the distributed rehearsal buffer.")
-for command in (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, checkpoints.export, seed):
+for command in (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, checkpoints.export, seed, retrieve):
     app.command()(command)
 
 

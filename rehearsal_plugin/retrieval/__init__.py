@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from rehearsal_plugin.retrieval.embeddings import HiddenStates, pooled
 from rehearsal_plugin.retrieval.filters import Where
-from rehearsal_plugin.retrieval.index import RowIndex
+from rehearsal_plugin.retrieval.index import Embed, RowIndex
 from rehearsal_plugin.retrieval.retrieved import Retrieved
 from rehearsal_plugin.retrieval.retriever import Retriever
+from rehearsal_plugin.retrieval.texts import TextEmbedder, pack_texts, unpack_texts
 
-__all__ = ["Retrieved", "Retriever", "RowIndex", "Where"]
+__all__ = [
+    "Embed",
+    "HiddenStates",
+    "Retrieved",
+    "Retriever",
+    "RowIndex",
+    "TextEmbedder",
+    "Where",
+    "pack_texts",
+    "pooled",
+    "unpack_texts",
+]

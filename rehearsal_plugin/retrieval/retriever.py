@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -23,6 +25,7 @@ from rehearsal_plugin.retrieval.index import Embed, RowIndex, columns_of
 from rehearsal_plugin.retrieval.retrieved import Retrieved
 from rehearsal_plugin.retrieval.scores import normalized
 from rehearsal_plugin.retrieval.search import DistributedSearch
+from rehearsal_plugin.retrieval.stored import stored_rows
 from rehearsal_plugin.transport import LocalTransport, TorchDistributedTransport, Transport
 from rehearsal_plugin.values import FloatArray
 from rehearsal_plugin.worker import Worker
@@ -75,6 +78,35 @@ class Retriever:
         self._worker: Worker[Retrieved] | None = None
         self._last: Future[Retrieved] | None = None
         self._refreshed = 0
+
+    @classmethod
+    def of_checkpoint(
+        cls,
+        folder: str | os.PathLike[str],
+        config: ConfigLike,
+        *,
+        transport: Transport | None = None,
+        embed: Embed | None = None,
+        timeout_s: float = 600.0,
+    ) -> Retriever:
+        """Over the rows of the newest checkpoint in a folder, whatever number of ranks saved it.
+
+        Every rank takes an equal share of the rows into memory. All ranks must see the folder; the step of the
+        checkpoint is the one that ages go by.
+
+        Args:
+            folder: Where `Rehearsal.save`, DeepSpeed or `rehearsal seed` wrote.
+            config: The section `rehearsal.retrieval`.
+            transport: As for the class.
+            embed: As for the class.
+            timeout_s: As for the class.
+
+        Raises:
+            CheckpointError: There is no checkpoint or no row, or it cannot be read.
+        """
+        transport = transport or _default_transport(timeout_s)
+        buffer, step = stored_rows(Path(folder), transport.rank, transport.size)
+        return cls(buffer, config, transport=transport, embed=embed, timeout_s=timeout_s, now=step)
 
     @property
     def index(self) -> RowIndex | None:
