@@ -19,9 +19,9 @@ from rehearsal_plugin.journal import Journal
 from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.policies import POLICIES, Offer
 from rehearsal_plugin.policies.base import last_writers
-from rehearsal_plugin.rng import Purpose, generator
-from rehearsal_plugin.rows import ROW_LOSS, Field, RowLayout
-from rehearsal_plugin.sampling import choose
+from rehearsal_plugin.rng import Numbers, Purpose
+from rehearsal_plugin.rows import ROW_LOSS, Field, Packed, RowLayout
+from rehearsal_plugin.sampling import choose_from
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.storage import Changes, TrackedStorage, open_storage
 from rehearsal_plugin.values import FloatArray, bounded
@@ -66,7 +66,8 @@ class RehearsalBuffer:
         self.occupancy = self._empty()
         self._contents = self._no_contents(config.deduplicate)
         self._rescored: list[tuple[IntArray, FloatArray]] = []
-        self._rank, self._seed = rank, seed
+        self._rank = rank
+        self._admissions, self._draws = (Numbers(seed, purpose, rank) for purpose in (Purpose.ADMISSION, Purpose.DRAW))
         self._calls = 0
         self._journal: Journal | None = None
         # When each row was written: whoever wants to update a row must not hit the one that took its place.
@@ -84,15 +85,11 @@ class RehearsalBuffer:
 
     def keys(self, rows: Tensor) -> IntArray:
         """The partition keys `[n]` int64 of packed rows `[n, row_bytes]`; zeros without partitions."""
-        if self._key is None:
-            return np.zeros(len(rows), dtype=np.int64)
-        return self._key.view(rows).reshape(len(rows)).to("cpu", torch.int64).numpy()
+        return _as_keys(len(rows), None if self._key is None else self._key.view(rows))
 
     def values(self, rows: Tensor) -> FloatArray | None:
         """What packed rows `[n, row_bytes]` are judged by, `[n, width]` float32; None where they are not."""
-        if self._value is None:
-            return None
-        return bounded(self._value.view(rows).reshape(len(rows), self._width).to("cpu", torch.float32).numpy())
+        return None if self._value is None else _as_values(self._value.view(rows))
 
     def counts(self) -> tuple[IntArray, IntArray]:
         """Partition keys and rows stored of each, two arrays `[partitions]` int64; empty without partitions."""
@@ -106,12 +103,7 @@ class RehearsalBuffer:
         partitions = self.occupancy.partitions
         if partitions is None:
             return index
-        owners = partitions.number(keys)
-        slots = np.empty(len(index), dtype=np.int64)
-        for number in np.unique(owners).tolist():
-            rows = owners == number
-            slots[rows] = partitions.members(number)[index[rows]]
-        return slots
+        return partitions.slots(partitions.number(keys), index)
 
     @property
     def tickets(self) -> int:
@@ -143,33 +135,19 @@ class RehearsalBuffer:
         """
         self._settle()
         if self._contents is None:
-            return self._offer(rows, step)
+            return self._decide(self.keys(rows), self.values(rows), step)
         hashes = self._contents.hashes(rows)
         new = np.flatnonzero(~self._contents.duplicates(rows, hashes, self._at))
         slots = np.full(len(rows), DUPLICATE, dtype=np.int64)
-        slots[new] = self._offer(rows if len(new) == len(rows) else _pick(rows, new), step)
+        fresh = rows if len(new) == len(rows) else _pick(rows, new)
+        slots[new] = self._decide(self.keys(fresh), self.values(fresh), step)
         self._contents.put(slots[slots >= 0], hashes[slots >= 0])
-        return slots
-
-    def _offer(self, rows: Tensor, step: int) -> IntArray:
-        partitions, keys = self.occupancy.partitions, self.keys(rows)
-        offer = Offer(keys if partitions is None else partitions.number(keys), self.values(rows))
-        rng = generator(self._seed, Purpose.ADMISSION, step, self._rank)
-        slots = self._policy(self.occupancy, offer, rng)
-        self.occupancy.record(slots, offer.owners, offer.values)
-        kept = slots[slots >= 0]
-        self._written[kept] = step
-        self._origin[kept] = self._rank
         return slots
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
         """Copy the rows `[n, row_bytes]` that `admit` kept to their `slots` `[n]`."""
-        kept = np.flatnonzero(slots >= 0)
-        if len(kept) < len(slots):
-            slots, rows = slots[kept], _pick(rows, kept)
-        if len(kept):
-            if self._journal is not None:
-                self._journal.note(slots)
+        slots, (rows,) = self._kept(slots, [rows])
+        if len(slots):
             self._storage.write(slots, rows.to(self.device))
 
     def read(self, slots: IntArray, out: Tensor) -> None:
@@ -302,18 +280,32 @@ class RehearsalBuffer:
             BatchError: The batch does not fit the layout.
         """
         columns = self.layout.columns(batch)
+        if self._contents is None:
+            return self._offer(columns)
         rows = self._rows(len(columns[0]))
         self.layout.pack(columns, rows)
         slots = self.admit(rows, self._next())
         self.write(slots, rows)
         return int(np.count_nonzero(slots >= 0))
 
-    def sample(self, count: int) -> Any:
-        """A batch of `count` rows drawn uniformly without replacement, or of all rows if there are fewer."""
-        stored = self.occupancy.count
-        rng = generator(self._seed, Purpose.DRAW, self._next(), self._rank)
-        _, slots = choose(np.array([stored]), np.array([min(count, stored)]), rng)
-        return self.layout.unpack(self._at(slots))
+    def sample(self, count: int, out: Packed | None = None) -> Any:
+        """A batch of `count` rows drawn uniformly without replacement, or of all rows if there are fewer.
+
+        Args:
+            count: Rows.
+            out: Where to put them, as `room` gave it for as many: the batch returned is the one in there, overwritten
+                by the next call. Large batches come several times faster than into fresh memory.
+        """
+        count = min(count, self.occupancy.count)
+        slots = choose_from(self.occupancy.count, count, self._draws.at(self._next()))
+        if out is None or len(out.rows) != count:
+            out = self.room(count)
+        self.read(slots, out.rows)
+        return out.batch
+
+    def room(self, count: int) -> Packed:
+        """Memory for `count` rows, and the batch that lies in it; see `sample`."""
+        return self.layout.packed(self._rows(count))
 
     @property
     def _chunk(self) -> int:
@@ -344,6 +336,37 @@ class RehearsalBuffer:
         self.read(slots, rows)
         return rows
 
+    def _offer(self, columns: list[Tensor]) -> int:
+        """Offer rows of which nothing but a key and a value has to be looked at: they are copied once."""
+        self._settle()
+        fields = self.layout.fields
+        key, value = (None if field is None else columns[fields.index(field)] for field in (self._key, self._value))
+        keys, values = _as_keys(len(columns[0]), key), None if value is None else _as_values(value)
+        slots, columns = self._kept(self._decide(keys, values, self._next()), columns)
+        if len(slots):
+            self._storage.write_fields(slots, fields, columns)
+        return len(slots)
+
+    def _decide(self, keys: IntArray, values: FloatArray | None, step: int) -> IntArray:
+        """The slots `[n]` of new rows by partition key `[n]` and value `[n, width]`, -1 for those not kept."""
+        partitions = self.occupancy.partitions
+        owners = keys if partitions is None else partitions.number(keys)
+        slots = self._policy(self.occupancy, Offer(owners, values), self._admissions.at(step))
+        self.occupancy.record(slots, owners, values)
+        kept = slots[slots >= 0]
+        self._written[kept] = step
+        self._origin[kept] = self._rank
+        return slots
+
+    def _kept(self, slots: IntArray, columns: list[Tensor]) -> tuple[IntArray, list[Tensor]]:
+        """The slots that are to be written, noted in the journal, and what goes there of columns `[n, ...]`."""
+        kept = np.flatnonzero(slots >= 0)
+        if len(kept) < len(slots):
+            slots, columns = slots[kept], [_pick(column, kept) for column in columns]
+        if self._journal is not None and len(kept):
+            self._journal.note(slots)
+        return slots, columns
+
     def _settle(self) -> None:
         """Let new scores count; not in the middle of a step, whose draw goes by what this rank told the others."""
         for slots, values in self._rescored:
@@ -361,6 +384,18 @@ class RehearsalBuffer:
 
 def _pick(rows: Tensor, index: IntArray) -> Tensor:
     return rows[torch.from_numpy(index).to(rows.device)]
+
+
+def _as_keys(count: int, column: Tensor | None) -> IntArray:
+    """Partition keys `[count]` int64 as a column has them; zeros without one."""
+    if column is None:
+        return np.zeros(count, dtype=np.int64)
+    return column.reshape(count).to("cpu", torch.int64).numpy()
+
+
+def _as_values(column: Tensor) -> FloatArray:
+    """What rows are judged by, `[n, width]` float32, as a column `[n, ...]` has it."""
+    return bounded(column.detach().reshape(len(column), math.prod(column.shape[1:])).to("cpu", torch.float32).numpy())
 
 
 def _numbered(parts: Iterable[Tensor]) -> Iterator[tuple[IntArray, Tensor]]:

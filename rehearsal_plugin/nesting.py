@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from typing import Any
 
 from rehearsal_plugin.errors import BatchError
@@ -35,14 +35,23 @@ def leaves_of(tree: Any) -> dict[str, Any]:
         BatchError: Two have the same.
     """
     leaves: dict[str, Any] = {}
-
-    def collect(name: str, leaf: Any) -> None:
-        if name in leaves:
-            raise BatchError(f"the batch has two leaves called '{name}'; rename one (keys are joined by dots)")
-        leaves[name] = leaf
-
-    map_leaves(tree, collect)
+    _collect(tree, "", leaves)
     return leaves
+
+
+def _collect(tree: Any, path: str, leaves: dict[str, Any]) -> None:
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(tree, (dict, Mapping)):
+        items = tree.items()
+    elif isinstance(tree, (list, tuple)):
+        items = enumerate(tree)
+    elif path in leaves:
+        raise BatchError(f"the batch has two leaves called '{path}'; rename one (keys are joined by dots)")
+    else:
+        leaves[path] = tree
+        return
+    for key, value in items:
+        _collect(value, f"{path}.{key}" if path else f"{key}", leaves)
 
 
 def without(tree: Any, names: Collection[str], path: str = "") -> Any:

@@ -48,15 +48,17 @@ class Occupancy:
             owners: `[n]` int64, the partition of each offered row; zeros where rows are not partitioned.
             values: `[n, width]` float32, what each offered row is judged by.
         """
-        kept = slots >= 0
         if self.values is not None and values is not None:
+            kept = slots >= 0
             self.values.set(slots[kept], values[kept])
             self.values.count_offers(owners, values)
         if self.partitions is not None:
+            kept = slots >= 0
             self.partitions.record(slots[kept], owners[kept], replaced=slots[kept] < self.count)
             self.partitions.count_offers(owners)
         self.seen += len(slots)
-        self.count += int(np.count_nonzero(slots >= self.count))
+        if self.count < self.capacity:
+            self.count += int(np.count_nonzero(slots >= self.count))
 
     def state_dict(self) -> dict[str, Any]:
         """The whole index, as arrays and numbers; views of it where it is large."""
@@ -114,17 +116,27 @@ class Partitions:
         """The slots of a partition, `[size]` int64; a view that the next `record` changes."""
         return self._members[number][: self.sizes[number]]
 
+    def slots(self, numbers: IntArray, index: IntArray) -> IntArray:
+        """The slots `[n]` of the `index`-th rows `[n]` of partitions by `numbers` `[n]`."""
+        slots = np.empty(len(index), dtype=np.int64)
+        for number in set(numbers.tolist()):
+            rows = numbers == number
+            slots[rows] = self._members[number][index[rows]]
+        return slots
+
     def count_offers(self, owners: IntArray) -> None:
         """Add offered rows `[n]` to what each partition has seen."""
         self.seen += np.bincount(owners, minlength=len(self))
 
     def record(self, slots: IntArray, owners: IntArray, replaced: np.ndarray) -> None:
         """Hand `slots` `[n]` over to `owners` `[n]`; `replaced` `[n]` bool tells which had an owner before."""
+        moved = ~replaced | (self._owner[slots] != owners)  # the others keep their places
+        slots, owners, replaced = slots[moved], owners[moved], replaced[moved]
         old = slots[replaced]
         former = self._owner[old]
-        for number in np.unique(former).tolist():
+        for number in set(former.tolist()):
             self._remove(number, old[former == number])
-        for number in np.unique(owners).tolist():
+        for number in sorted(set(owners.tolist())):
             self._append(number, slots[owners == number])
 
     def state_dict(self) -> dict[str, Any]:

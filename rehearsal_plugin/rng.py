@@ -1,8 +1,8 @@
 """Random numbers by address: no state to keep in step between ranks, threads or restarts.
 
-A Philox counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) is
-made anew for every (seed, purpose, rank, step). The same address always gives the same numbers, so a draw
-needs no message and a resumed run repeats none.
+A Philox counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) begins
+anew for every (seed, purpose, rank, step). The same address always gives the same numbers, so a draw needs no
+message and a resumed run repeats none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import IntEnum
 
 import numpy as np
 
-__all__ = ["Purpose", "generator"]
+__all__ = ["Numbers", "Purpose", "generator"]
 
 
 class Purpose(IntEnum):
@@ -26,6 +26,28 @@ class Purpose(IntEnum):
     SEEDING = 7
 
 
+class Numbers:
+    """The numbers of all steps for one purpose, from a generator that is made once and moved from step to step.
+
+    Args:
+        seed: Keys the numbers.
+        purpose: Keys them too.
+        rank: Keys them too; leave it at 0 for what all ranks must agree on.
+    """
+
+    def __init__(self, seed: int, purpose: Purpose, rank: int = 0) -> None:
+        self._bits = np.random.Philox(key=[seed, purpose], counter=[0, 0, rank, 0])
+        self._generator = np.random.Generator(self._bits)
+        self._begin = self._bits.state
+        self._counter = self._begin["state"]["counter"]
+
+    def at(self, step: int) -> np.random.Generator:
+        """The generator at the begin of a step's numbers, until the next call."""
+        self._counter[3] = step
+        self._bits.state = self._begin
+        return self._generator
+
+
 def generator(seed: int, purpose: Purpose, step: int, rank: int = 0) -> np.random.Generator:
-    """The generator at this address; leave `rank` at 0 for what all ranks must agree on."""
-    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, rank, step]))
+    """A generator of its own at this address; leave `rank` at 0 for what all ranks must agree on."""
+    return Numbers(seed, purpose, rank).at(step)

@@ -12,6 +12,7 @@ import hashlib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.nesting import leaves_of, map_leaves
 
-__all__ = ["ROW_LOSS", "Field", "RowLayout"]
+__all__ = ["ROW_LOSS", "Field", "Packed", "RowLayout"]
 
 ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
 
@@ -65,12 +66,25 @@ class Field:
                 f"batch field '{self.name}' was {self.dtype} in the first batch and is now {tensor.dtype}; "
                 "cast it to one dtype"
             )
-        if tensor.shape[:1] != (batch_size,) or tensor.shape[1:] != self.shape:
+        if tensor.shape != (batch_size, *self.shape):
             raise BatchError(
                 f"batch field '{self.name}' must have shape {(batch_size, *self.shape)}, as in the first batch, "
                 f"and has {tuple(tensor.shape)}; pad or crop every sample to one shape"
             )
         return tensor
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Packed rows and the batch that lies in them.
+
+    Attributes:
+        rows: `[n, row_bytes]` uint8.
+        batch: Views of them, in the nesting of the batch.
+    """
+
+    rows: Tensor
+    batch: Any
 
 
 @dataclass(frozen=True)
@@ -143,8 +157,8 @@ class RowLayout:
         leaves = leaves_of(batch)
         first = leaves.get(self.fields[0].name)
         size = len(first) if isinstance(first, Tensor) and first.ndim else 0
-        for name, leaf in leaves.items():
-            if not self.selected and name not in self._names and _is_batched(leaf, size):
+        for name in () if self.selected else leaves.keys() - self._names:
+            if _is_batched(leaves[name], size):
                 raise BatchError(
                     f"batch field '{name}' was not in the first batch; every batch needs the same fields "
                     "(or name the fields of a row in rehearsal.fields)"
@@ -195,9 +209,9 @@ class RowLayout:
         views = {field.name: field.view(rows) for field in self.fields}
         return map_leaves(self.skeleton, lambda name, _: views.get(name))
 
-    def extend(self, batch: Any, rows: Tensor, displaced: int = 0) -> Any:
-        """The batch with packed rows `[r, row_bytes]` behind it; see `join`."""
-        return self.join(batch, self.unpack(rows), displaced)
+    def packed(self, rows: Tensor) -> Packed:
+        """Rows `[n, row_bytes]` with the batch that lies in them."""
+        return Packed(rows, self.unpack(rows))
 
     def join(self, batch: Any, replayed: Any, displaced: int = 0) -> Any:
         """The batch with replayed samples behind it.
@@ -230,7 +244,7 @@ class RowLayout:
         columns = dict(zip((field.name for field in self.fields), self.columns(first), strict=True))
         return map_leaves(second, lambda name, leaf: torch.cat((columns[name], leaf)) if name in columns else leaf)
 
-    @property
+    @cached_property
     def _names(self) -> frozenset[str]:
         return self.others.union(field.name for field in self.fields)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from rehearsal_plugin.shares import IntArray, WeightArray, fair_level, weighted_shares
 
-__all__ = ["Draws", "Plan", "choose", "draw", "plan"]
+__all__ = ["Draws", "Plan", "choose", "choose_from", "draw", "plan"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,16 @@ def choose(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> tuple
         return sparse
     dense = _choose_many(np.where(crowded, sizes, 0), wanted, rng)
     return np.concatenate((sparse[0], dense[0])), np.concatenate((sparse[1], dense[1]))
+
+
+def choose_from(size: int, wanted: int, rng: np.random.Generator) -> IntArray:
+    """A uniform sample `[wanted]` int64 without replacement from the range 0 to `size - 1`, `wanted <= size`."""
+    if 2 * wanted > size:
+        return rng.permutation(size)[:wanted]
+    item = rng.integers(0, size, wanted)
+    while len(again := _repeats(item)):
+        item[again] = rng.integers(0, size, len(again))
+    return item
 
 
 def _choose_few(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:

@@ -7,8 +7,9 @@ GIL released, and at the speed of a contiguous copy for rows of a few kilobytes 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -16,9 +17,14 @@ from torch import Tensor
 
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.errors import StorageError
+from rehearsal_plugin.rows import Field
 from rehearsal_plugin.shares import IntArray
 
 __all__ = ["Changes", "DeviceStorage", "HostStorage", "RowStorage", "TrackedStorage", "open_storage"]
+
+
+Cells: TypeAlias = np.ndarray[tuple[int], np.dtype[Any]]
+"""`[capacity]` items of `nbytes` bytes each: one field of all rows."""
 
 
 class RowStorage(Protocol):
@@ -35,6 +41,9 @@ class RowStorage(Protocol):
     def write(self, slots: IntArray, rows: Tensor) -> None:
         """Store rows `[n, row_bytes]` uint8 at `slots` `[n]` int64, all different."""
 
+    def write_fields(self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor]) -> None:
+        """Store samples whose `fields` lie in `columns`, `[n, *shape]` each, at `slots` `[n]` int64, all different."""
+
     def read(self, slots: IntArray, out: Tensor) -> None:
         """Copy the rows at `slots` `[n]` int64 into `out` `[n, row_bytes]` uint8, contiguous."""
 
@@ -49,11 +58,26 @@ class HostStorage:
 
     def __init__(self, array: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> None:
         self._array = array
+        self._cells: dict[Field, Cells] = {}
         self.row_bytes = array.shape[1]
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
         """See `RowStorage.write`."""
         self._array[slots] = rows.numpy()
+
+    def write_fields(self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor]) -> None:
+        """See `RowStorage.write_fields`."""
+        for field, column in zip(fields, columns, strict=True):
+            if field.nbytes:
+                cells = self._cells.get(field)
+                if cells is None:
+                    end = field.offset + field.nbytes
+                    cells = self._cells[field] = self._array[:, field.offset : end].view(f"V{field.nbytes}")[:, 0]
+                # As opaque cells: numpy has no bfloat16, and copies a cell at once.
+                samples = (
+                    column.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy(force=True)
+                )
+                cells[slots] = samples.view(cells.dtype)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -76,6 +100,13 @@ class DeviceStorage:
     def write(self, slots: IntArray, rows: Tensor) -> None:
         """See `RowStorage.write`."""
         self._rows.index_copy_(0, torch.from_numpy(slots).to(self.device), rows)
+
+    def write_fields(self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor]) -> None:
+        """See `RowStorage.write_fields`."""
+        index = torch.from_numpy(slots).to(self.device)
+        for field, column in zip(fields, columns, strict=True):
+            if field.nbytes:
+                field.view(self._rows).index_copy_(0, index, column.detach().to(self.device))
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -129,6 +160,11 @@ class TrackedStorage:
         for changes in self._followers:
             changes.note(slots)
 
+    def write_fields(self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor]) -> None:
+        """See `RowStorage.write_fields`."""
+        self._storage.write_fields(slots, fields, columns)
+        self._changed[slots] = True
+
     def take_changed(self, count: int) -> IntArray:
         """Which of the first `count` slots were written since the last call, `[n]` int64 in ascending order."""
         return self._own.take(count)
@@ -156,15 +192,16 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
     Raises:
         StorageError: The memory, the device or the disk space cannot be had.
     """
+    # Zeros: the padding between fields is never written, and is sent and saved.
     shape = (capacity, row_bytes)
     try:
         if config.storage == "cuda":
-            return DeviceStorage(torch.empty(shape, dtype=torch.uint8, device="cuda"))
+            return DeviceStorage(torch.zeros(shape, dtype=torch.uint8, device="cuda"))
         if config.storage == "pinned":
-            return HostStorage(torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy())
+            return HostStorage(torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy())
         if config.storage == "mmap":
             return HostStorage(_map_file(Path(config.path or "."), shape, rank))
-        return HostStorage(np.empty(shape, dtype=np.uint8))
+        return HostStorage(np.zeros(shape, dtype=np.uint8))
     except (MemoryError, RuntimeError, AssertionError, OSError, ValueError, OverflowError) as error:
         raise StorageError(
             f"rehearsal.buffer.storage '{config.storage}' cannot hold {capacity} rows of {row_bytes} bytes "

@@ -1,4 +1,4 @@
-"""One form of report for every script that measures: `out/<script>/report.json`.
+"""One form of report for every script that measures: `out/<script>/report.json`, or where `--json` says.
 
     {"summary": {name: number}, "rows": [{...}, ...], "environment": {...}}
 
@@ -27,12 +27,12 @@ PACKAGES = ("rehearsal-plugin", "torch", "deepspeed", "horovod", "transformers",
 
 
 def write_report(
-    folder: Path, summary: Mapping[str, float], rows: Sequence[Mapping[str, object]], *, ranks: int
+    place: Path, summary: Mapping[str, float], rows: Sequence[Mapping[str, object]], *, ranks: int
 ) -> Path:
-    """Writes `folder/report.json` in one piece, so that a reader finds the old report or the new one.
+    """Writes `place/report.json` in one piece, so that a reader finds the old report or the new one.
 
     Args:
-        folder: made where it is missing; by habit `out/<script name>`.
+        place: folder, made where it is missing, by habit `out/<script name>`; or the file itself, if it ends in .json.
         summary: name to finite number; the name carries the unit (`step_ms`).
         rows: the table, one mapping a line.
         ranks: number of processes that took part.
@@ -42,13 +42,14 @@ def write_report(
     """
     broken = [name for name, value in summary.items() if not math.isfinite(value)]
     if broken:
-        raise ValueError(f"summary of {folder.name}: not a finite number: {', '.join(broken)}")
+        raise ValueError(f"summary of {place.name}: not a finite number: {', '.join(broken)}")
     report = {
         "summary": dict(summary),
         "rows": [dict(row) for row in rows],
         "environment": environment(ranks),
     }
-    return write_text(folder / "report.json", json.dumps(report, indent=2) + "\n")
+    path = place if place.suffix == ".json" else place / "report.json"
+    return write_text(path, json.dumps(report, indent=2) + "\n")
 
 
 def environment(ranks: int) -> dict[str, Any]:

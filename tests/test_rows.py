@@ -54,6 +54,10 @@ def packed(layout: RowLayout, batch: Any, index: Tensor | None = None) -> Tensor
     return rows
 
 
+def extended(layout: RowLayout, batch: Any, rows: Tensor, displaced: int = 0) -> Any:
+    return layout.join(batch, layout.unpack(rows), displaced)
+
+
 def round_trip(batch: Any) -> Any:
     layout = RowLayout.infer(batch)
     return layout.unpack(packed(layout, batch))
@@ -124,7 +128,7 @@ def test_chosen_samples_are_packed_in_the_order_of_the_index(batch: Any, data: s
 def test_extending_puts_the_rows_behind_the_batch(batch: Any) -> None:
     layout = RowLayout.infer(batch)
     expected = map_leaves(batch, lambda _, leaf: torch.cat((leaf, leaf)))
-    assert flat(layout.extend(batch, packed(layout, batch))) == flat(expected)
+    assert flat(extended(layout, batch, packed(layout, batch))) == flat(expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -223,8 +227,8 @@ def test_what_is_no_tensor_of_the_batch_is_no_field() -> None:
 def test_what_is_no_field_passes_through_untouched() -> None:
     batch = {"x": torch.zeros(4, 2), "scale": torch.tensor(2.0), "table": torch.zeros(9, 2), "name": object()}
     layout = RowLayout.infer(batch)
-    extended = layout.extend(batch, packed(layout, batch))
-    assert all(extended[name] is batch[name] for name in ("scale", "table", "name"))
+    longer = extended(layout, batch, packed(layout, batch))
+    assert all(longer[name] is batch[name] for name in ("scale", "table", "name"))
 
 
 def test_a_table_that_once_has_as_many_rows_as_the_batch_is_still_no_field() -> None:
@@ -329,36 +333,36 @@ def test_an_unknown_field_is_answered_with_the_known_ones() -> None:
 
 def test_the_batchs_own_samples_stay_first() -> None:
     layout = RowLayout.infer(sequence(0, 4))
-    assert layout.extend(sequence(0, 4), packed(layout, sequence(10, 13)))["y"].tolist() == [0, 1, 2, 3, 10, 11, 12]
+    assert extended(layout, sequence(0, 4), packed(layout, sequence(10, 13)))["y"].tolist() == [0, 1, 2, 3, 10, 11, 12]
 
 
 def test_nan_payloads_and_negative_zeros_of_the_batch_stay_as_they_are() -> None:
     raw = torch.tensor([0x7FC12345, -0x80000000, 0x7F800001, -0x1], dtype=torch.int64).to(torch.int32)
     batch = [raw.view(torch.float32)]
     layout = RowLayout.infer(batch)
-    assert bits(layout.extend(batch, packed(layout, batch))[0][:4]) == bits(batch[0])
+    assert bits(extended(layout, batch, packed(layout, batch))[0][:4]) == bits(batch[0])
 
 
 def test_displaced_samples_are_the_last_ones() -> None:
     layout = RowLayout.infer(sequence(0, 4))
-    extended = layout.extend(sequence(0, 4), packed(layout, sequence(10, 13)), displaced=3)
-    assert extended["y"].tolist() == [0, 10, 11, 12]
+    longer = extended(layout, sequence(0, 4), packed(layout, sequence(10, 13)), displaced=3)
+    assert longer["y"].tolist() == [0, 10, 11, 12]
 
 
 def test_a_whole_batch_may_be_displaced() -> None:
     layout = RowLayout.infer(sequence(0, 2))
-    assert layout.extend(sequence(0, 2), packed(layout, sequence(10, 12)), displaced=2)["y"].tolist() == [10, 11]
+    assert extended(layout, sequence(0, 2), packed(layout, sequence(10, 12)), displaced=2)["y"].tolist() == [10, 11]
 
 
 def test_no_rows_leave_the_samples_alone() -> None:
     layout = RowLayout.infer(sequence(0, 3))
-    assert flat(layout.extend(sequence(0, 3), packed(layout, sequence(0, 0)))) == flat(sequence(0, 3))
+    assert flat(extended(layout, sequence(0, 3), packed(layout, sequence(0, 0)))) == flat(sequence(0, 3))
 
 
 def test_gradients_flow_through_the_batchs_own_samples() -> None:
     x = torch.ones(2, 3, requires_grad=True)
     layout = RowLayout.infer([x])
-    layout.extend([x], packed(layout, [x]))[0].sum().backward()
+    extended(layout, [x], packed(layout, [x]))[0].sum().backward()
     assert x.grad is not None
     assert torch.equal(x.grad, torch.ones(2, 3))
 

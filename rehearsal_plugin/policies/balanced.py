@@ -13,8 +13,8 @@ import numpy as np
 
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.occupancy import Occupancy, Partitions
-from rehearsal_plugin.policies.base import Offer, register, vacant
-from rehearsal_plugin.policies.reservoir import algorithm_r
+from rehearsal_plugin.policies.base import Offer, earlier, last_writers, register, vacant
+from rehearsal_plugin.policies.reservoir import places
 from rehearsal_plugin.shares import IntArray, fair_shares
 
 __all__ = ["balanced"]
@@ -27,23 +27,38 @@ def balanced(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> In
     if partitions is None:
         raise ConfigError("rehearsal.buffer.policy 'balanced' needs rehearsal.buffer.partition_by")
     targets = _targets(partitions, owners, occupancy.capacity)
+    stays = np.minimum(partitions.sizes, targets)
+    place = _places(partitions, owners, targets, rng)
+    replacing, appended = (place >= 0) & (place < stays[owners]), place >= stays[owners]
     slots = np.full(len(owners), -1, dtype=np.int64)
-    appended = np.zeros(len(owners), dtype=bool)
-    freed = []
-    touched = np.union1d(owners, np.flatnonzero(targets < partitions.sizes))
-    for number in touched.tolist():
-        rows = np.flatnonzero(owners == number)
-        size, target = int(partitions.sizes[number]), int(targets[number])
-        place = algorithm_r(int(partitions.seen[number]), len(rows), target, rng)
-        stays = min(size, target)
-        replacing = (place >= 0) & (place < stays)
-        leaving = rng.choice(size, size - stays + np.count_nonzero(replacing), replace=False)
-        left = partitions.members(number)[leaving]
-        slots[rows[replacing]] = left[size - stays :]
-        appended[rows[place >= stays]] = True
-        freed.append(left[: size - stays])
+    shrinking = np.flatnonzero(targets < partitions.sizes)
+    freed = [
+        _leave(partitions, number, int(stays[number]), slots, replacing & (owners == number), rng)
+        for number in shrinking.tolist()
+    ]
+    whole = replacing & (slots < 0)  # whose partition stays as it is: any place in it is as good as another
+    slots[whole] = partitions.slots(owners[whole], place[whole])
     slots[appended] = vacant(freed, occupancy.count, int(appended.sum()))
     return slots
+
+
+def _places(partitions: Partitions, owners: IntArray, targets: IntArray, rng: np.random.Generator) -> IntArray:
+    """The place of each row `[n]` in the reservoir of its partition, -1 where it has none."""
+    order = partitions.seen[owners] + earlier(owners)
+    place = places(order, targets[owners], rng)
+    begin = np.cumsum(targets) - targets  # reservoirs laid end to end, so that one look finds rows of one place
+    return np.where(last_writers(np.where(place < 0, -1, begin[owners] + place)) < 0, -1, place)
+
+
+def _leave(
+    partitions: Partitions, number: int, stays: int, slots: IntArray, replacing: np.ndarray, rng: np.random.Generator
+) -> IntArray:
+    """Pick rows of a shrinking partition at random: those that make room, and those that give `slots` to new rows."""
+    size = int(partitions.sizes[number])
+    leaving = rng.choice(size, size - stays + int(np.count_nonzero(replacing)), replace=False)
+    left = partitions.members(number)[leaving]
+    slots[replacing] = left[size - stays :]
+    return left[: size - stays]
 
 
 def _targets(partitions: Partitions, owners: IntArray, capacity: int) -> IntArray:

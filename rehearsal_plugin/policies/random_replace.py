@@ -19,7 +19,8 @@ def random_replace(occupancy: Occupancy, offer: Offer, rng: np.random.Generator)
     Bouvier et al. (arXiv 2406.03285). Old rows decay geometrically; use `reservoir` where the whole past
     shall be represented alike.
     """
-    place = occupancy.count + np.arange(len(offer))
-    full = place >= occupancy.capacity
-    place[full] = rng.integers(0, occupancy.capacity, np.count_nonzero(full))
-    return last_writers(place)
+    room = min(occupancy.capacity - occupancy.count, len(offer))
+    places = rng.integers(0, occupancy.capacity, len(offer) - room)
+    if room:
+        places = np.concatenate((occupancy.count + np.arange(room), places))
+    return last_writers(places)

@@ -8,7 +8,7 @@ from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.policies.base import Offer, last_writers, register
 from rehearsal_plugin.shares import IntArray
 
-__all__ = ["algorithm_r", "reservoir", "thinned"]
+__all__ = ["algorithm_r", "places", "reservoir", "thinned"]
 
 
 def algorithm_r(seen: int, offered: int, capacity: int, rng: np.random.Generator) -> IntArray:
@@ -24,11 +24,21 @@ def algorithm_r(seen: int, offered: int, capacity: int, rng: np.random.Generator
         `[n]` int64, the place that each row holds after the batch, -1 where it is not in the reservoir.
         Each of the `seen + n` rows is then kept with the same chance, whatever the sizes of the batches.
     """
-    order = seen + np.arange(offered)
+    return last_writers(places(seen + np.arange(offered), capacity, rng))
+
+
+def places(order: IntArray, capacity: int | IntArray, rng: np.random.Generator) -> IntArray:
+    """Where Algorithm R puts rows, -1 for nowhere; a row that is put to the same place later replaces the earlier one.
+
+    Args:
+        order: `[n]` int64, how many rows were offered to its reservoir before each row.
+        capacity: Places of the reservoir, or `[n]` int64 of that of each row.
+        rng: Source of random numbers.
+    """
     place = rng.integers(0, order + 1)
     place = np.where(order < capacity, order, place)
     place[place >= capacity] = -1
-    return last_writers(place)
+    return place
 
 
 def thinned(seen: int, stored: int, offered: int, capacity: int, rng: np.random.Generator) -> IntArray:
@@ -49,13 +59,13 @@ def thinned(seen: int, stored: int, offered: int, capacity: int, rng: np.random.
     """
     if stored in (0, seen, capacity):
         return algorithm_r(seen if stored else 0, offered, capacity, rng)
-    places = np.full(offered, -1, dtype=np.int64)
+    slots = np.full(offered, -1, dtype=np.int64)
     taken = np.flatnonzero(rng.random(offered) * seen < stored)[: capacity - stored]
-    places[taken] = stored + np.arange(len(taken))
+    slots[taken] = stored + np.arange(len(taken))
     if stored + len(taken) == capacity:
         rest = int(taken[-1]) + 1
-        places[rest:] = algorithm_r(seen + rest, offered - rest, capacity, rng)
-    return last_writers(places)
+        slots[rest:] = algorithm_r(seen + rest, offered - rest, capacity, rng)
+    return last_writers(slots)
 
 
 @register

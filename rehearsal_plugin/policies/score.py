@@ -12,6 +12,9 @@ from rehearsal_plugin.values import FloatArray
 
 __all__ = ["score"]
 
+ROUNDS, PROPOSALS = 3, 4
+"""How often slots are proposed, and how many for each that shall leave."""
+
 
 @register
 def score(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
@@ -19,7 +22,7 @@ def score(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntAr
 
     Loss-aware reservoir sampling (Buzzega et al., "Rethinking experience replay: a bag of tricks", ICPR 2020):
     with the loss as the score, rows that the model knows make room. The row with the highest score stays as long
-    as any other can go. A step that replaces rows takes time in proportion to the rows stored.
+    as any other can go. A step that replaces rows looks for the highest and the lowest score of all.
     """
     slots = thinned(occupancy.seen, occupancy.count, len(offer), occupancy.capacity, rng)
     replacing = (slots >= 0) & (slots < occupancy.count)
@@ -33,9 +36,20 @@ def score(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntAr
 def _leaving(scores: FloatArray, count: int, rng: np.random.Generator) -> IntArray:
     """`count` slots, one after the other with chances in proportion to their distance from the highest score.
 
-    Those whose exponential clocks ring first (Efraimidis and Spirakis, "Weighted random sampling with a
-    reservoir", 2006).
+    Slots are proposed at random and accepted with these chances; one that comes again is passed over, so that they
+    leave as if drawn one by one. Where few are accepted, the rest are those whose exponential clocks ring first
+    (Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006), which looks at all rows.
     """
-    chances = scores.max() - scores.astype(np.float64)
+    highest, lowest = scores.max(), scores.min()
+    leaving = np.empty(0, dtype=np.int64)
+    for _ in range(ROUNDS):
+        proposed = rng.integers(0, len(scores), PROPOSALS * count)
+        accepted = proposed[rng.random(len(proposed)) * (highest - lowest) < highest - scores[proposed]]
+        leaving = np.array(list(dict.fromkeys([*leaving.tolist(), *accepted.tolist()])), dtype=np.int64)
+        if len(leaving) >= count:
+            return leaving[:count]
+    chances = highest - scores.astype(np.float64)
     clocks = rng.exponential(size=len(scores)) / np.maximum(chances, np.finfo(np.float64).tiny ** 0.5)
-    return np.argpartition(clocks, count - 1)[:count]
+    clocks[leaving] = np.inf
+    rest = count - len(leaving)
+    return np.concatenate((leaving, np.argpartition(clocks, rest - 1)[:rest]))
