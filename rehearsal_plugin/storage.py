@@ -157,13 +157,16 @@ class TrackedStorage:
     def write(self, slots: IntArray, rows: Tensor) -> None:
         """See `RowStorage.write`."""
         self._storage.write(slots, rows)
-        for changes in self._followers:
-            changes.note(slots)
+        self._note(slots)
 
     def write_fields(self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor]) -> None:
         """See `RowStorage.write_fields`."""
         self._storage.write_fields(slots, fields, columns)
-        self._changed[slots] = True
+        self._note(slots)
+
+    def _note(self, slots: IntArray) -> None:
+        for changes in self._followers:
+            changes.note(slots)
 
     def take_changed(self, count: int) -> IntArray:
         """Which of the first `count` slots were written since the last call, `[n]` int64 in ascending order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rehearsal_plugin.retrieval.embeddings import HiddenStates, pooled
+from rehearsal_plugin.hidden_states import HiddenStates, pooled
 from rehearsal_plugin.retrieval.filters import Where
 from rehearsal_plugin.retrieval.index import Embed, RowIndex
 from rehearsal_plugin.retrieval.retrieved import Retrieved

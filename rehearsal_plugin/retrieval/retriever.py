@@ -201,8 +201,9 @@ class Retriever:
         """Of this rank, as of the last search: rows, and how stale their embeddings are.
 
         `rows_indexed`; `rows_skipped`, whose embedding is no number; `rows_refreshed`; `staleness_mean` and
-        `staleness_max`, steps since the embedding of a row was computed; `drift`, the mean of 1 - cosine between the
-        embeddings that changed last and those before; `searches`, `collectives`, `rows_received`.
+        `staleness_max`, steps since the embedding of a row was computed, as far as it was seen to change; `drift`, the
+        mean of 1 - cosine between the embeddings that changed last and those before; `searches`, `collectives`,
+        `rows_received`.
         """
         index = self._index
         stale = np.zeros(0, dtype=np.int64) if index is None else index.staleness(self._step)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.errors import DataError, MissingDependencyError
-from rehearsal_plugin.retrieval.embeddings import HiddenStates, pooled
+from rehearsal_plugin.hidden_states import HiddenStates, pooled
 
 __all__ = ["TextEmbedder", "pack_texts", "packaged_model", "unpack_texts"]
 
@@ -54,7 +54,7 @@ class TextEmbedder:
     Args:
         folder: Of model and tokenizer; None for `packaged_model`.
         module: Whose hidden states are pooled; the last ones when left out.
-        pool: See `embeddings.pooled`.
+        pool: See `hidden_states.pooled`.
         batch_size: Texts at a time.
 
     Raises:

@@ -64,6 +64,7 @@ class HiddenStates:
         training_only: bool = False,
     ) -> None:
         self._module, self._pool, self._mask, self._training_only = module, pool, mask, training_only
+        self._inside = False  # the model's forward; a module may be called alone, too
         self._tokens: Tensor | None = None
         self._seen: Tensor | None = None
         self._hooks: list[Any] = []
@@ -81,7 +82,8 @@ class HiddenStates:
             raise ConfigError(f"the model has no module '{self._module}'; it has {known} ...: see named_modules()")
         self._hooks = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            modules[self._module].register_forward_hook(self._end),
+            modules[self._module].register_forward_hook(self._keep),
+            model.register_forward_hook(self._end, always_call=True),
         ]
 
     def take(self) -> Tensor:
@@ -104,19 +106,20 @@ class HiddenStates:
         self._tokens = self._seen = None
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if self._ignores(model):
+        self._inside = model.training or not self._training_only
+        if not self._inside:
             return
         given = [kwargs, *(value for value in args if isinstance(value, Mapping))]
         found = [leaves[self._mask] for leaves in map(leaves_of, given) if self._mask in leaves]
         self._tokens = found[0] if found and isinstance(found[0], Tensor) else None
 
-    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._ignores(module):
+    def _keep(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self._inside:
             return
         tensors = [leaf for leaf in leaves_of(output).values() if isinstance(leaf, Tensor) and leaf.ndim > 1]
         if not tensors:
             raise BatchError(f"module '{self._module}' gives no tensor of hidden states; name another one")
         self._seen = pooled(tensors[0], self._tokens, self._pool)
 
-    def _ignores(self, module: nn.Module) -> bool:
-        return self._training_only and not module.training
+    def _end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._inside = False
