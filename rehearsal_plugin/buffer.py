@@ -67,7 +67,7 @@ class RehearsalBuffer:
         self._contents = self._no_contents(config.deduplicate)
         self._rescored: list[tuple[IntArray, FloatArray]] = []
         self._rank = rank
-        self._admissions, self._draws = (Numbers(seed, purpose, rank) for purpose in (Purpose.ADMISSION, Purpose.DRAW))
+        self._admissions, self._draws = (Numbers(seed, purpose) for purpose in (Purpose.ADMISSION, Purpose.DRAW))
         self._calls = 0
         self._journal: Journal | None = None
         # When each row was written: whoever wants to update a row must not hit the one that took its place.
@@ -297,7 +297,7 @@ class RehearsalBuffer:
                 by the next call. Large batches come several times faster than into fresh memory.
         """
         count = min(count, self.occupancy.count)
-        slots = choose_from(self.occupancy.count, count, self._draws.at(self._next()))
+        slots = choose_from(self.occupancy.count, count, self._draws.at(self._next(), self._rank))
         if out is None or len(out.rows) != count:
             out = self.room(count)
         self.read(slots, out.rows)
@@ -351,7 +351,7 @@ class RehearsalBuffer:
         """The slots `[n]` of new rows by partition key `[n]` and value `[n, width]`, -1 for those not kept."""
         partitions = self.occupancy.partitions
         owners = keys if partitions is None else partitions.number(keys)
-        slots = self._policy(self.occupancy, Offer(owners, values), self._admissions.at(step))
+        slots = self._policy(self.occupancy, Offer(owners, values), self._admissions.at(step, self._rank))
         self.occupancy.record(slots, owners, values)
         kept = slots[slots >= 0]
         self._written[kept] = step

@@ -24,7 +24,7 @@ from rehearsal_plugin.config import SamplingConfig
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.mixture import Mixture, Weights
 from rehearsal_plugin.pool import RowPool
-from rehearsal_plugin.rng import Purpose, generator
+from rehearsal_plugin.rng import Numbers, Purpose
 from rehearsal_plugin.sampling import Plan, draw, plan
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.transport import Pending, Transport, wait
@@ -137,7 +137,7 @@ class Exchange:
         stopped: Callable[[], bool],
     ) -> None:
         self._buffer, self._transport, self._metrics = buffer, transport, metrics
-        self._turns, self._seed, self._stream = turns, seed, stream
+        self._turns, self._stream, self._numbers = turns, stream, Numbers(seed, Purpose.DRAW)
         self._by_score = sampling.weights == "score"
         self._by_partition = sampling.weights not in ("uniform", "score")
         self.mixture = Mixture(sampling)
@@ -189,7 +189,7 @@ class Exchange:
         headers = self._wait(posted.headers, posted.step, "headers")
         with self._metrics.timed("drawn_ms"):
             requests = self.census.absorb(headers.numpy())
-            rng = generator(self._seed, Purpose.DRAW, posted.step, self._stream)
+            rng = self._numbers.at(posted.step, self._stream)
             self.mixture.agree(self.census.notes[:, 0], posted.proposed)
             draws = draw(self.census.counts, requests, rng, self._turns, self.mixture.weights(self.census.keys))
             drawn = plan(draws, self._transport.rank, self._transport.size)

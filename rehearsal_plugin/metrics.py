@@ -15,9 +15,10 @@ from torch import Tensor
 
 from rehearsal_plugin.shares import IntArray
 
-__all__ = ["Metrics"]
+__all__ = ["Metrics", "few_partitions"]
 
 MOST_PENDING = 256  # micro-batches
+MOST_PARTITIONS_SHOWN = 32
 
 
 @dataclass
@@ -39,7 +40,9 @@ class Metrics:
         bytes_received: Bytes of those rows.
         collectives: Collectives issued.
         failures: Exchanges that failed, after which this rank went on alone.
+        augmented_ms: Time to copy candidates out of batches and replayed rows into them, on the training thread.
         waited_ms: Time that the training thread waited for the background.
+        written_ms: Time to copy candidates to their places, in the background.
         drawn_ms: Time to draw rows and read them from storage, in the background.
         exchanged_ms: Time that the background waited for collectives.
         tokens_new: Tokens with labels in new rows that the model saw; see `losses.token_counts`.
@@ -62,7 +65,9 @@ class Metrics:
     bytes_received: int = 0
     collectives: int = 0
     failures: int = 0
+    augmented_ms: float = 0.0
     waited_ms: float = 0.0
+    written_ms: float = 0.0
     drawn_ms: float = 0.0
     exchanged_ms: float = 0.0
     tokens_new: int = 0
@@ -140,3 +145,10 @@ class Metrics:
         if keys is not None:
             for key in np.unique(keys).tolist():
                 self.tokens_by_partition[f"{name}/{key}"] += int(counts[keys == key].sum())
+
+
+def few_partitions(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What of `Rehearsal.metrics` fits in a log: without those by partition, where there are many."""
+    partitions = {name.partition("/")[2] for name in metrics} - {""}
+    shown = len(partitions) <= MOST_PARTITIONS_SHOWN
+    return {name: value for name, value in metrics.items() if shown or "/" not in name}

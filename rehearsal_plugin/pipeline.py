@@ -22,7 +22,7 @@ from rehearsal_plugin.exchange import Arrival, Exchange, Outgoing, Posted, Refre
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.mixture import Mixture
 from rehearsal_plugin.pool import Staging
-from rehearsal_plugin.rng import Purpose, generator
+from rehearsal_plugin.rng import Numbers, Purpose
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.stream import SideStream
 from rehearsal_plugin.transport import LocalTransport, Transport
@@ -91,6 +91,7 @@ class Pipeline:
             metrics=metrics,
             stopped=self._stop.is_set,
         )
+        self._candidates = Numbers(config.seed, Purpose.CANDIDATES)
         self._staging = Staging(buffer.layout.row_bytes, device)
         self._stream = SideStream(device)
         self._outgoing: Outgoing | None = None
@@ -104,7 +105,7 @@ class Pipeline:
         index = None
         if most is not None and most < size:
             place = (self.step << 20) + self._micro_batch
-            rng = generator(self._config.seed, Purpose.CANDIDATES, place, self._rank)
+            rng = self._candidates.at(place, self._rank)
             index = torch.from_numpy(np.sort(rng.choice(size, most, replace=False)))
         if self._config.non_finite != "keep":
             index = self._sound(columns, index)
@@ -237,7 +238,8 @@ class Pipeline:
     def _run(self, post: Callable[[], Posted], slots: IntArray, staged: Tensor) -> Outcome:
         """The background job of a step; rows that the index counts are written, whatever becomes of the exchange."""
         with self._stream.background():
-            self.buffer.write(slots, staged)
+            with self._metrics.timed("written_ms"):
+                self.buffer.write(slots, staged)
             posted = post()
             self._exchange.apply(posted)
             outgoing = self._exchange.prepare(posted)

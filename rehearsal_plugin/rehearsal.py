@@ -156,7 +156,8 @@ class Rehearsal:
         self._check_open()
         if not ahead:
             self._answers.check()
-        return self._batches.augment(batch, displace=displace)
+        with self._supply.metrics.timed("augmented_ms"):
+            return self._batches.augment(batch, displace=displace)
 
     def visible(self, batch: Any) -> Any:
         """A batch without the fields that `hidden` names: what the model gets."""
@@ -210,6 +211,10 @@ class Rehearsal:
     def drop(self) -> None:
         """Forget the micro-batch whose turn it is, as after a forward that failed: its rows are not recorded."""
         self._answers.drop()
+
+    def give_up_step(self) -> None:
+        """Forget all micro-batches that wait for their loss, as after a step that was broken off."""
+        self._answers.clear()
 
     def step(self) -> None:
         """The end of an optimizer step: take what was prepared for the next one, start preparing anew.

@@ -32,22 +32,24 @@ class Numbers:
     Args:
         seed: Keys the numbers.
         purpose: Keys them too.
-        rank: Keys them too; leave it at 0 for what all ranks must agree on.
     """
 
-    def __init__(self, seed: int, purpose: Purpose, rank: int = 0) -> None:
-        self._bits = np.random.Philox(key=[seed, purpose], counter=[0, 0, rank, 0])
+    def __init__(self, seed: int, purpose: Purpose) -> None:
+        self._bits = np.random.Philox(key=[seed, purpose], counter=[0, 0, 0, 0])
         self._generator = np.random.Generator(self._bits)
         self._begin = self._bits.state
         self._counter = self._begin["state"]["counter"]
 
-    def at(self, step: int) -> np.random.Generator:
-        """The generator at the begin of a step's numbers, until the next call."""
-        self._counter[3] = step
+    def at(self, step: int, rank: int = 0) -> np.random.Generator:
+        """The generator at the begin of the numbers of a step and rank, until the next call.
+
+        Leave `rank` at 0 for what all ranks must agree on.
+        """
+        self._counter[2:] = rank, step
         self._bits.state = self._begin
         return self._generator
 
 
 def generator(seed: int, purpose: Purpose, step: int, rank: int = 0) -> np.random.Generator:
-    """A generator of its own at this address; leave `rank` at 0 for what all ranks must agree on."""
-    return Numbers(seed, purpose, rank).at(step)
+    """A generator of its own, as `Numbers.at` gives it."""
+    return Numbers(seed, purpose).at(step, rank)

@@ -6,6 +6,7 @@ GIL released, and at the speed of a contiguous copy for rows of a few kilobytes 
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from rehearsal_plugin.errors import StorageError
 from rehearsal_plugin.rows import Field
 from rehearsal_plugin.shares import IntArray
 
-__all__ = ["Changes", "DeviceStorage", "HostStorage", "RowStorage", "TrackedStorage", "open_storage"]
+__all__ = ["Changes", "DeviceStorage", "FileStorage", "HostStorage", "RowStorage", "TrackedStorage", "open_storage"]
 
 
 Cells: TypeAlias = np.ndarray[tuple[int], np.dtype[Any]]
@@ -52,7 +53,7 @@ class RowStorage(Protocol):
 
 
 class HostStorage:
-    """Rows in an array of host memory: plain, pinned or mapped from a file."""
+    """Rows in an array of host memory, plain or pinned."""
 
     device = torch.device("cpu")
 
@@ -87,6 +88,39 @@ class HostStorage:
     def first(self, count: int) -> Tensor:
         """See `RowStorage.first`."""
         return torch.from_numpy(self._array[:count])
+
+
+class FileStorage(HostStorage):
+    """Rows in a file that is mapped to memory, and may be larger than that.
+
+    Before rows are touched, the kernel is asked for all their pages at once. Otherwise it would fetch them one after
+    the other, as they are touched, and around each as many again that nobody wants.
+    """
+
+    def __init__(self, mapped: mmap.mmap, shape: tuple[int, int]) -> None:
+        super().__init__(np.frombuffer(mapped, dtype=np.uint8).reshape(shape))
+        self._mapped = mapped
+
+    def write(self, slots: IntArray, rows: Tensor) -> None:
+        """See `RowStorage.write`."""
+        self._fetch(slots)
+        super().write(slots, rows)
+
+    def write_fields(self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor]) -> None:
+        """See `RowStorage.write_fields`."""
+        self._fetch(slots)
+        super().write_fields(slots, fields, columns)
+
+    def read(self, slots: IntArray, out: Tensor) -> None:
+        """See `RowStorage.read`."""
+        self._fetch(slots)
+        super().read(slots, out)
+
+    def _fetch(self, slots: IntArray) -> None:
+        starts = slots * self.row_bytes
+        first = starts - starts % mmap.PAGESIZE
+        for start, length in zip(first.tolist(), (starts + self.row_bytes - first).tolist(), strict=True):
+            self._mapped.madvise(mmap.MADV_WILLNEED, start, length)
 
 
 class DeviceStorage:
@@ -203,7 +237,7 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
         if config.storage == "pinned":
             return HostStorage(torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy())
         if config.storage == "mmap":
-            return HostStorage(_map_file(Path(config.path or "."), shape, rank))
+            return FileStorage(_map_file(Path(config.path or "."), shape, rank), shape)
         return HostStorage(np.zeros(shape, dtype=np.uint8))
     except (MemoryError, RuntimeError, AssertionError, OSError, ValueError, OverflowError) as error:
         raise StorageError(
@@ -213,13 +247,13 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
         ) from error
 
 
-def _map_file(folder: Path, shape: tuple[int, int], rank: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+def _map_file(folder: Path, shape: tuple[int, int], rank: int) -> mmap.mmap:
     """A fresh file for this rank, readable by its owner only, with its blocks reserved."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / f"rows.rank{rank}.bin"
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "r+b") as file:
+    with os.fdopen(descriptor, "r+b"):
         try:
             # Reserving now turns a full disk into an error here instead of a SIGBUS in the middle of a step.
             os.posix_fallocate(descriptor, 0, shape[0] * shape[1])
@@ -227,4 +261,4 @@ def _map_file(folder: Path, shape: tuple[int, int], rank: int) -> np.ndarray[tup
             path.unlink(missing_ok=True)  # it may hold all the space that was left
             raise
         # Not by its path, which a rank of the same number in another group may have taken meanwhile.
-        return np.memmap(file, dtype=np.uint8, mode="r+", shape=shape)
+        return mmap.mmap(descriptor, shape[0] * shape[1])

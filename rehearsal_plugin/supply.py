@@ -21,7 +21,7 @@ from rehearsal_plugin.guard import Guard
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.pipeline import Pipeline
 from rehearsal_plugin.representatives import Representatives, Share
-from rehearsal_plugin.rng import Purpose, generator
+from rehearsal_plugin.rng import Numbers, Purpose
 from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.schedule import Schedule
 from rehearsal_plugin.transport import LocalTransport, Transport, wait
@@ -60,6 +60,7 @@ class Supply:
         self.pipeline: Pipeline | None = None
         self._config, self._transport, self._turns = config, transport, turns
         self.rank, self.size, self.alone = transport.rank, transport.size, False
+        self._orders = Numbers(config.seed, Purpose.ORDER)
         self._refreshes = refreshes
         self._first_step = 0
         self._ready: Representatives | None = None
@@ -148,7 +149,7 @@ class Supply:
         self._spent, self._ready = self._ready, None
         shares = self._asked.popleft()
         if arrival is not None:
-            rng = generator(self._config.seed, Purpose.ORDER, self.pipeline.step, self.rank)
+            rng = self._orders.at(self.pipeline.step, self.rank)
             self._ready = Representatives.shuffled(arrival, self.pipeline.buffer.layout, self._turns, shares, rng)
         self._watch()  # last: whoever is stopped here can save and load
 

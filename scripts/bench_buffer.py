@@ -82,7 +82,7 @@ class Ours:
         """See `Store`."""
         self._buffer.offer(batch)
 
-    def gather(self, count: int) -> object:
+    def gather(self, count: int) -> Any:
         """See `Store`."""
         return self._buffer.sample(count, out=self._room[count])
 

@@ -35,7 +35,7 @@ class Store(Protocol):
     def write(self, batch: Batch) -> object:
         """Put the rows of a batch to random places."""
 
-    def gather(self, count: int) -> object:
+    def gather(self, count: int) -> Any:
         """`count` random rows."""
 
 
@@ -56,7 +56,7 @@ class Numpy:
         size = len(next(iter(batch.values())))
         self._rows[self._rng.integers(0, len(self._rows), size)] = self._given[:size]
 
-    def gather(self, count: int) -> object:
+    def gather(self, count: int) -> Any:
         """See `Store`."""
         out = self._out.setdefault(count, np.zeros((count, self._rows.shape[1]), np.uint8))
         return np.take(self._rows, self._rng.integers(0, len(self._rows), count), axis=0, out=out, mode="clip")
@@ -77,7 +77,7 @@ class Contiguous:
         start = int(self._rng.integers(0, len(self._rows) - size))
         self._rows[start : start + size].copy_(self._given[:size])
 
-    def gather(self, count: int) -> object:
+    def gather(self, count: int) -> Any:
         """See `Store`."""
         out = self._out.setdefault(count, torch.zeros((count, self._rows.shape[1]), dtype=torch.uint8))
         start = int(self._rng.integers(0, len(self._rows) - count))
@@ -97,7 +97,7 @@ class TorchRL:
         """See `Store`."""
         self._buffer.extend(self._wrap(batch))
 
-    def gather(self, count: int) -> object:
+    def gather(self, count: int) -> Any:
         """See `Store`."""
         return self._buffer.sample(count)
 
@@ -117,7 +117,7 @@ class TorchRLStorage:
         given = self._wrap(batch)
         self._storage.set(torch.randint(0, self._rows, (len(given),)), given)
 
-    def gather(self, count: int) -> object:
+    def gather(self, count: int) -> Any:
         """See `Store`."""
         return self._storage.get(torch.randint(0, len(self._storage), (count,)))
 
@@ -135,7 +135,7 @@ class Cpprb:
         """See `Store`."""
         self._buffer.add(**{name: tensor.numpy() for name, tensor in batch.items()})
 
-    def gather(self, count: int) -> object:
+    def gather(self, count: int) -> Any:
         """See `Store`."""
         return self._buffer.sample(count)
 
@@ -155,7 +155,7 @@ class ListOfSamples:
         for place, sample in zip(self._rng.integers(0, len(self._samples), size).tolist(), samples, strict=True):
             self._samples[place] = list(sample)
 
-    def gather(self, count: int) -> object:
+    def gather(self, count: int) -> Any:
         """See `Store`."""
         chosen = [self._samples[i] for i in self._rng.integers(0, len(self._samples), count).tolist()]
         return [torch.stack(column) for column in zip(*chosen, strict=True)]
@@ -175,7 +175,7 @@ class TensorPerField:
             for name, column in self._columns.items():
                 column[place] = batch[name][i]
 
-    def gather(self, count: int) -> object:
+    def gather(self, count: int) -> Any:
         """See `Store`."""
         choice = torch.from_numpy(self._rng.choice(self._rows, count, replace=False))
         return [torch.stack(list(column[choice])) for column in self._columns.values()]

@@ -4,10 +4,11 @@
     python scripts/rag_demo.py
     rehearsal retrieve out/rag_demo/checkpoint "How many sheets can a spreadsheet have?" -k 3
 
-Passages of the English LibreOffice help, a part of its pages, go through a rehearsal as batches of a training job would,
-each with its embedding by all-MiniLM-L6-v2, and are saved with it. The checkpoint is then asked 20 questions about facts
-that stand there. SmolLM2-135M-Instruct answers each of them twice, with greedy decoding: from what it knows, and with
-the nearest passages before the question. An answer is right where it contains the fact, letter for letter.
+Passages of the English LibreOffice help, a part of its pages, go through a rehearsal as batches of a training job
+would, each with its embedding by all-MiniLM-L6-v2, and are saved with it. The checkpoint is then asked 20 questions
+about facts that stand there. SmolLM2-135M-Instruct answers each of them twice, with greedy decoding: from what it
+knows, and with the nearest passages before the question. An answer is right where it contains the fact, letter for
+letter.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -254,6 +255,42 @@ def test_every_row_has_the_same_chance_to_be_sampled() -> None:
     for _ in range(1000):
         counts[buffer.sample(8)["number"].numpy()] += 1
     assert equally_included(counts.tolist(), 1000, 8) > SIGNIFICANCE
+
+
+def test_a_sample_can_use_the_memory_of_an_earlier_one() -> None:
+    buffer = filled(100, capacity=100)
+    room = buffer.room(10)
+    first = buffer.sample(10, out=room)
+    kept = first["number"].clone()
+    second = buffer.sample(10, out=room)
+    assert second["number"].data_ptr() == first["number"].data_ptr()
+    assert len(set(kept.tolist())) == len(set(second["number"].tolist())) == 10
+    assert kept.tolist() != second["number"].tolist()
+
+
+def test_memory_of_another_size_is_left_alone() -> None:
+    buffer = filled(3)
+    room = buffer.room(10)
+    assert sorted(buffer.sample(10, out=room)["number"].tolist()) == [0, 1, 2]
+    assert room.batch["number"].tolist() == [0] * 10
+
+
+@pytest.mark.parametrize("row_bytes", [3072, 16384])
+def test_a_stored_row_takes_two_percent_more_than_itself_at_most_and_nothing_grows_with_steps(row_bytes: int) -> None:
+    capacity, rows = 2000, torch.zeros(100, row_bytes - 16, dtype=torch.uint8)
+    batches = [{"x": rows, "y": (torch.arange(100) + shift) % 10} for shift in range(2)]
+    layout = RowLayout.infer(batches[0])
+    tracemalloc.start()
+    buffer = RehearsalBuffer(BufferConfig(capacity=capacity, policy="balanced", partition_by="y"), layout)
+    held = []
+    for step in range(400):
+        buffer.offer(batches[step % 2])
+        if step in (100, 399):
+            held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert layout.row_bytes == row_bytes
+    assert held[0] <= 1.02 * capacity * row_bytes
+    assert held[1] - held[0] < row_bytes
 
 
 def test_rows_that_are_sampled_are_a_copy() -> None:

@@ -55,6 +55,7 @@ LAYERS = [
     "checkpoint",
     "seeding",
     "rehearsal",
+    "planning",
     "integrations",
     "retrieval",
     "cli",

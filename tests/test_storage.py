@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import resource
 import stat
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from torch import Tensor
 
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.errors import StorageError
+from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.shares import IntArray
-from rehearsal_plugin.storage import DeviceStorage, RowStorage, open_storage
+from rehearsal_plugin.storage import DeviceStorage, FileStorage, HostStorage, RowStorage, open_storage
 
 CAPACITY, ROW_BYTES = 50, 48
 
@@ -40,6 +43,15 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> RowStorage:
 def settings_of(place: str, folder: Path) -> BufferConfig:
     path = {"path": str(folder)} if place == "mmap" else {}
     return BufferConfig.model_validate({"storage": place, **path})
+
+
+def open_like(storage: RowStorage, row_bytes: int, folder: Path) -> RowStorage:
+    """A storage of the same kind for rows of another size."""
+    if isinstance(storage, FileStorage):
+        return open_storage(settings_of("mmap", folder), CAPACITY, row_bytes)
+    if isinstance(storage, DeviceStorage):
+        return DeviceStorage(torch.zeros((CAPACITY, row_bytes), dtype=torch.uint8, device=storage.device))
+    return open_storage(BufferConfig(), CAPACITY, row_bytes)
 
 
 def random_rows(count: int, storage: RowStorage, seed: int = 0) -> Tensor:
@@ -103,6 +115,28 @@ def test_rows_are_read_into_the_front_of_a_larger_buffer(storage: RowStorage) ->
 
 def test_row_bytes_are_known(storage: RowStorage) -> None:
     assert storage.row_bytes == ROW_BYTES
+
+
+def test_samples_written_field_by_field_are_the_rows_that_packing_them_gives(
+    storage: RowStorage, tmp_path: Path
+) -> None:
+    batch = {
+        "half": torch.arange(8, dtype=torch.bfloat16, requires_grad=True),
+        "conjugate": torch.randn(4, dtype=torch.complex64).conj(),
+        "slice": torch.arange(8).reshape(4, 2)[:, 1],
+        "alike": torch.tensor([True]).expand(4),
+        "none": torch.zeros(4, 0),
+    }
+    batch["half"] = batch["half"].reshape(4, 2)
+    layout = RowLayout.infer(batch)
+    columns = layout.columns(batch)
+    packed = torch.zeros((4, layout.row_bytes), dtype=torch.uint8, device=storage.device)
+    layout.pack(columns, packed)
+    wide = open_like(storage, layout.row_bytes, tmp_path / "wide")
+    wide.write_fields(np.array([9, 0, 3, 7]), layout.fields, columns)
+    written = torch.empty_like(packed)
+    wide.read(np.array([9, 0, 3, 7]), written)
+    assert torch.equal(written, packed)
 
 
 # Memory
@@ -236,3 +270,35 @@ def test_a_folder_that_is_a_file_is_an_error_of_storage(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="'mmap'"):
         open_storage(settings_of("mmap", tmp_path / "file"), CAPACITY, ROW_BYTES)
+
+
+def major_faults() -> int:
+    """How often this thread has waited for a page to be fetched."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
+
+
+def test_rows_that_are_not_in_memory_are_fetched_all_at_once_and_not_page_by_page(tmp_path: Path) -> None:
+    row_bytes, slots = 16 * mmap.PAGESIZE + 16, np.arange(0, CAPACITY, 7)
+    storage = open_storage(settings_of("mmap", tmp_path), CAPACITY, row_bytes)
+    assert isinstance(storage, FileStorage)
+    rows = torch.arange(CAPACITY * row_bytes).to(torch.uint8).reshape(CAPACITY, row_bytes)
+    storage.write(np.arange(CAPACITY), rows)
+    out = torch.zeros((len(slots), row_bytes), dtype=torch.uint8)
+    faults = {}
+    for way, read_rows in {"page by page": HostStorage.read, "at once": FileStorage.read}.items():
+        evict(storage, tmp_path / "rows.rank0.bin")
+        before = major_faults()
+        read_rows(storage, slots, out)
+        faults[way] = major_faults() - before
+        assert torch.equal(out, rows[slots])
+    if not faults["page by page"]:
+        pytest.skip("this file system keeps its files in memory")
+    assert faults["at once"] < faults["page by page"] / 2
+
+
+def evict(storage: FileStorage, path: Path) -> None:
+    """Have none of the file in memory."""
+    storage._mapped.flush()
+    storage._mapped.madvise(mmap.MADV_DONTNEED)
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from transformers import EarlyStoppingCallback, Trainer
+from transformers import BatchEncoding, EarlyStoppingCallback, Trainer, default_data_collator
 
 from rehearsal_plugin import RehearsalCallback
 from rehearsal_plugin.errors import BatchError, ConfigError
 from tests.ranks import run_ranks
-from tests.trainer_jobs import Rows, digest, losses, trainer, whole
+from tests.trainer_jobs import IGNORED, LENGTH, Row, Rows, digest, losses, row, trainer, whole
 
 SECTION: dict[str, Any] = {"buffer": {"capacity": 60}, "representatives": 2, "exchange": {"timeout_s": 20}}
+PADDED = {"input_ids": 0, "attention_mask": 0, "position_ids": 0, "labels": IGNORED}
 NEW, ADDED = 4, 2
 
 
@@ -108,6 +107,30 @@ def test_every_row_is_replayed_as_it_was_with_labels_masks_and_document_boundari
             assert replayed & own[0]
             assert replayed & own[1]
             assert replayed <= own[0] | own[1]
+
+
+def to_the_longest(rows: list[Row]) -> BatchEncoding:
+    """Rows as the collator of a tokenizer gives them: padded behind, to the longest one."""
+    batch = default_data_collator(rows)
+    real = batch["attention_mask"].bool()
+    width = int(real.sum(1).max())
+    return BatchEncoding({name: batch[name].where(real, value)[:, :width] for name, value in PADDED.items()})
+
+
+def test_rows_of_different_length_have_the_loss_of_the_same_rows_too(tmp_path: Path) -> None:
+    callback = RehearsalCallback({**SECTION, "padding": {"length": LENGTH, "values": PADDED}})
+    job, seen = trainer(tmp_path, callbacks=[callback], gradient_accumulation_steps=2)
+    job.data_collator = to_the_longest  # type: ignore[assignment]
+    job.train()
+    callback.close()
+    kind: Any = type("Replaying", (Given,), {"batches": seen.batches})
+    plain, _ = trainer(tmp_path, kind=kind, gradient_accumulation_steps=2)
+    plain.train()
+    assert losses(job) == pytest.approx(losses(plain), rel=1e-6)
+    assert digest(job.model) == digest(plain.model)
+    shapes = [tuple(batch["labels"].shape) for batch in seen.batches]
+    assert shapes[-1][0] == NEW + ADDED
+    assert len({width for _, width in shapes}) > 1
 
 
 def test_replace_keeps_the_size_of_every_micro_batch(tmp_path: Path) -> None:
@@ -204,73 +227,6 @@ def test_early_stopping_stops(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("checkpoint-*/rehearsal-*.safetensors"))) == 2
 
 
-def resumed(folder: Path, **keys: Any) -> dict[str, Any]:
-    """A job of ten steps, and one that was stopped after six and resumed by another process's trainer."""
-    saving: dict[str, Any] = {"max_steps": 10, "save_strategy": "steps", "save_steps": 6, **keys}
-    found = {}
-    for name in ("whole", "resumed"):
-        callback = RehearsalCallback(None if "deepspeed" in keys else SECTION)
-        job, seen = trainer(folder, callbacks=[callback], **saving)
-        job.train(resume_from_checkpoint=str(folder / "checkpoint-6") if name == "resumed" else None)
-        assert callback.rehearsal is not None
-        totals = {k: v for k, v in callback.rehearsal.metrics().items() if not k.endswith("_ms")}
-        batches = [whole(batch) for batch in seen.batches[-4 * keys.get("gradient_accumulation_steps", 1) :]]
-        found[name] = {"digest": digest(job.model), "totals": totals, "batches": batches, "losses": losses(job)[-4:]}
-        callback.close()
-        if dist.is_initialized():
-            dist.barrier()
-    return {"alike": found["whole"] == found["resumed"], "sizes": [len(one) for one in found["resumed"]["batches"]]}
-
-
-def resumed_on_ranks(folder: Path) -> dict[str, Any]:
-    import deepspeed
-
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # its build would take half a minute
-    engine = {
-        "train_micro_batch_size_per_gpu": "auto",
-        "gradient_accumulation_steps": "auto",
-        "zero_optimization": {"stage": 1},
-        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "torch_adam": True}},
-        "rehearsal": SECTION,
-    }
-    return {
-        "ddp": resumed(folder / "ddp"),
-        "ddp, two passes": resumed(folder / "ddp2", gradient_accumulation_steps=2),
-        "zero": resumed(folder / "zero", deepspeed=engine, gradient_accumulation_steps=2),
-    }
-
-
-@functools.cache
-def resumed_ranks(folder: Path) -> list[Any]:
-    return run_ranks(resumed_on_ranks, 2, folder, timeout_s=200)
-
-
-@pytest.fixture(scope="module")
-def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("resumed")
-
-
-@pytest.mark.parametrize("name", ["ddp", "ddp, two passes", "zero"])
-def test_a_resumed_job_goes_on_bit_for_bit_on_two_ranks(name: str, common: Path) -> None:
-    pytest.importorskip("deepspeed")
-    for rank in resumed_ranks(common):
-        assert rank[name]["alike"]
-        assert set(rank[name]["sizes"]) == {NEW + ADDED}
-
-
-def test_a_resumed_job_goes_on_bit_for_bit(tmp_path: Path) -> None:
-    assert resumed(tmp_path)["alike"]
-
-
-def test_one_callback_keeps_its_buffer_over_several_trainers(tmp_path: Path) -> None:
-    callback = RehearsalCallback({**SECTION, "buffer": {"capacity": 1000}})
-    for first in (0, 1000):
-        job, seen = trainer(tmp_path, callbacks=[callback], data=Rows(100, first))
-        job.train()
-    assert {number // 1000 for batch in seen.batches for number in whole(batch)[NEW:]} == {0, 1}
-    callback.close()
-
-
 # --- columns that the model does not take ----------------------------------------------------------------------------
 
 BY_DOMAIN = {**SECTION, "buffer": {"capacity": 60, "partition_by": "domain"}, "hidden": ["domain"]}
@@ -288,6 +244,38 @@ def test_a_domain_column_is_counted_by_and_hidden_in_training_and_evaluation(tmp
     metrics = callback.rehearsal.metrics()
     assert sum(metrics[f"rows_stored/{key}"] for key in range(3)) == metrics["rows_stored"] == 32
     callback.close()
+
+
+def test_a_hidden_column_is_not_seen_in_evaluations_outside_training_either(tmp_path: Path) -> None:
+    callback = RehearsalCallback(BY_DOMAIN)
+    job, _ = trainer(tmp_path, callbacks=[callback], data=Rows(domain=True), remove_unused_columns=False)
+    job.eval_dataset = Rows(20, 10_000, domain=True)
+    given: list[set[str]] = []
+    assert job.model is not None
+    job.model.register_forward_pre_hook(lambda _, __, fields: given.append(set(fields)), with_kwargs=True)
+    job.evaluate()
+    job.train()
+    job.evaluate()
+    callback.close()
+    job.predict(job.eval_dataset)
+    assert len(given) == 3 + 8 + 3 + 3
+    assert not any("domain" in fields for fields in given)
+
+
+def test_the_log_has_totals_alone_where_there_are_many_partitions(tmp_path: Path) -> None:
+    class Many(Rows):
+        def __getitem__(self, index: int) -> Row:
+            return {**row(index), "domain": torch.tensor(index)}
+
+    section = {**BY_DOMAIN, "losses_every": 1}
+    callback = RehearsalCallback(section)
+    job, _ = trainer(tmp_path, callbacks=[callback], data=Many(), remove_unused_columns=False, max_steps=20)
+    job.train()
+    callback.close()
+    log = [entry for entry in job.state.log_history if "loss" in entry]
+    assert any(name.startswith("rehearsal/tokens_new/") for name in log[0]), "four partitions so far"
+    assert not any(name.startswith("rehearsal/") and name.count("/") > 1 for name in log[-1])
+    assert "rehearsal/loss_replayed" in log[-1]
 
 
 def test_columns_that_the_trainer_dropped_are_named_with_the_cure(tmp_path: Path) -> None:

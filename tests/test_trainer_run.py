@@ -25,12 +25,13 @@ ENGINE: dict[str, Any] = {
     "optimizer": {"type": "AdamW", "params": {"lr": "auto", "torch_adam": True}},
     "rehearsal": SECTION,
 }
+INFERENCE = {**ENGINE, "zero_optimization": {"stage": 3}}
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
     """Configs, by what they hold."""
-    contents = {"engine": ENGINE, "section": SECTION}
+    contents = {"engine": ENGINE, "inference": INFERENCE, "section": SECTION}
     for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     return {name: tmp_path / f"{name}.json" for name in contents}
@@ -64,3 +65,11 @@ def test_without_deepspeed_one_line_and_none_are_the_same(tmp_path: Path, files:
     none = job(tmp_path / "none", TORCHRUN, plugin=run)
     assert one == none
     job(tmp_path / "alone", (), plugin=run)
+
+
+def test_a_job_that_only_evaluates_sees_its_own_rows(tmp_path: Path, files: dict[str, Path]) -> None:
+    arguments = ("--out", tmp_path, "--deepspeed", files["inference"], "--evaluate")
+    succeed(start(*DEEPSPEED, free_port(), "--module", "rehearsal_plugin.run", JOB, *arguments))
+    for note in notes(tmp_path, 2):
+        assert note["sizes"] == [8, 8]
+        assert note["loss"] > 0

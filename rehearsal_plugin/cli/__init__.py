@@ -1,4 +1,4 @@
-"""The command `rehearsal`: buffers and their checkpoints without a job."""
+"""The command `rehearsal`: buffers, their checkpoints and what they will take, without a job."""
 
 from __future__ import annotations
 
@@ -6,14 +6,19 @@ import typer
 from rich.console import Console
 
 from rehearsal_plugin.cli import checkpoints
+from rehearsal_plugin.cli.plan import plan
 from rehearsal_plugin.cli.retrieve import retrieve
 from rehearsal_plugin.cli.seed import seed
 from rehearsal_plugin.errors import RehearsalError
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Checkpoints of the distributed rehearsal buffer.")
-for command in (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, checkpoints.export, seed, retrieve):
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="The distributed rehearsal buffer: checkpoints, rows to begin with, plans, rows that are looked for.",
+)
+for command in (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, checkpoints.export, seed, plan, retrieve):
     app.command()(command)
 
 

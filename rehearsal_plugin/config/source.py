@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from rehearsal_plugin.errors import ConfigError
 
-__all__ = ["find_block"]
+__all__ = ["find_block", "read"]
 
 BLOCK = "rehearsal"
 
@@ -39,7 +39,7 @@ def find_block(source: BaseModel | Mapping[str, Any] | str | os.PathLike[str]) -
     Raises:
         ConfigError: The source cannot be read, or its `rehearsal` key is misspelt or is no mapping.
     """
-    config = _read(source)
+    config = read(source)
     if BLOCK not in config:
         _refuse_misspelt(config)
         return None if DEEPSPEED_KEYS & config.keys() else config
@@ -52,8 +52,12 @@ def find_block(source: BaseModel | Mapping[str, Any] | str | os.PathLike[str]) -
     return dict(block)
 
 
-def _read(source: object) -> dict[str, Any]:
-    """Any form of a config as a dict."""
+def read(source: object) -> dict[str, Any]:
+    """Any form of a config, the bare section or a whole DeepSpeed config, as a dict.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
     if isinstance(source, BaseModel):
         return source.model_dump()
     if isinstance(source, Mapping):

@@ -18,14 +18,14 @@ from rehearsal_plugin.integrations.handle import Handle, check_fed
 from rehearsal_plugin.integrations.loader import RehearsalLoader
 from rehearsal_plugin.integrations.peers import check_sequence_parallelism, data_parallel_ranks, peers_of
 from rehearsal_plugin.integrations.pipeline import check_pipeline, inject_at_stage, pulls_batches
+from rehearsal_plugin.metrics import few_partitions
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.transport import TorchDistributedTransport
 
-__all__ = ["attach", "initialize", "left_alone", "patch"]
+__all__ = ["attach", "connect", "initialize", "left_alone", "patch"]
 
 LOG = logging.getLogger(__name__)
 LEFT_ALONE: ContextVar[bool] = ContextVar("left_alone", default=False)
-MOST_PARTITIONS_SHOWN = 32  # in the monitor; `metrics()` has them all
 
 
 def attach(engine: Any, config: ConfigSource | None = None) -> Handle:
@@ -117,10 +117,8 @@ def _start(engine: Any, config: RehearsalConfig) -> Handle:
     pipelined = bool(getattr(engine, "pipeline_parallelism", False))
     if pipelined:
         check_pipeline(engine, config)
-    check_sequence_parallelism(engine, config)
-    ranks = data_parallel_ranks(engine)
-    rehearsal = None if pipelined and not pulls_batches(engine) else _rehearsal(config, engine, ranks)
-    handle = Handle(rehearsal, peers_of(engine, rehearsal, ranks))
+    handle = connect(engine, config, pulls=not pipelined or pulls_batches(engine))
+    rehearsal = handle.rehearsal
     if pipelined and rehearsal is not None:
         inject_at_stage(engine, rehearsal)
     elif rehearsal is not None and config.inject == "forward":
@@ -132,6 +130,23 @@ def _start(engine: Any, config: RehearsalConfig) -> Handle:
         _wrap(engine, "load_checkpoint", functools.partial(_loading, handle))
     _wrap(engine, "destroy", functools.partial(_closing_destroy, handle))
     return handle
+
+
+def connect(engine: Any, config: RehearsalConfig, *, pulls: bool = True) -> Handle:
+    """A rehearsal of the ranks of an engine, which is left as it is.
+
+    Args:
+        engine: A DeepSpeed engine.
+        config: The `rehearsal` section.
+        pulls: Whether this rank reads batches.
+
+    Raises:
+        ConfigError: The section cannot be used with this engine.
+    """
+    check_sequence_parallelism(engine, config)
+    ranks = data_parallel_ranks(engine)
+    rehearsal = _rehearsal(config, engine, ranks) if pulls else None
+    return Handle(rehearsal, peers_of(engine, rehearsal, ranks))
 
 
 def _rehearsal(config: RehearsalConfig, engine: Any, ranks: list[int]) -> Rehearsal:
@@ -212,8 +227,5 @@ def _report(engine: Any, rehearsal: Rehearsal) -> None:
     """Show the metrics in DeepSpeed's monitor, as its own: rank 0, against samples."""
     if not engine.monitor.enabled or engine.global_rank != 0:
         return
-    metrics = rehearsal.metrics()
-    partitioned = [name for name in metrics if "/" in name]
-    hidden = set(partitioned if len(partitioned) > 3 * MOST_PARTITIONS_SHOWN else ())
-    shown = {name: value for name, value in metrics.items() if name not in hidden}
+    shown = few_partitions(rehearsal.metrics())
     engine.monitor.write_events([(f"Train/Rehearsal/{k}", v, engine.global_samples) for k, v in shown.items()])

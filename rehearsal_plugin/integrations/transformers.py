@@ -12,21 +12,31 @@ from __future__ import annotations
 
 import functools
 import logging
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import nn
+from torch import Tensor
 
-from rehearsal_plugin.config import ConfigSource, RehearsalConfig, find_block
+from rehearsal_plugin.config import ConfigSource, RehearsalConfig
 from rehearsal_plugin.errors import BatchError, ConfigError, MissingDependencyError
 from rehearsal_plugin.integrations.deepspeed import left_alone
-from rehearsal_plugin.integrations.forward import finish, needs_outputs
+from rehearsal_plugin.integrations.handle import Handle
+from rehearsal_plugin.integrations.trainer import (
+    Visible,
+    hook,
+    ranks_factor,
+    scale_of,
+    scores_of,
+    section_of,
+    start,
+)
+from rehearsal_plugin.metrics import few_partitions
 from rehearsal_plugin.rehearsal import Rehearsal
-from rehearsal_plugin.transport import LocalTransport, TorchDistributedTransport, Transport
+from rehearsal_plugin.strategies.base import Criterion
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -52,66 +62,104 @@ class RehearsalCallback(TrainerCallback):
 
     Args:
         config: The `rehearsal` section; None takes it from the DeepSpeed config of the trainer.
-
-    Attributes:
-        rehearsal: The running `Rehearsal`; None until training begins, or if there is none.
     """
 
     def __init__(self, config: ConfigSource | None = None) -> None:
         self._config = None if config is None else RehearsalConfig.load(config)
-        self.rehearsal: Rehearsal | None = None
-        self._section: RehearsalConfig | None = None
-        self._resumed_from: str | None = None
+        self._handle = Handle(None)
+        self._trainer: Callable[[], Any] = lambda: None
+        self._resumes_from: str | None = None
         self._hooks: list[Any] = []
         self._scale = 1.0
         _wrap_trainer()
 
+    @property
+    def rehearsal(self) -> Rehearsal | None:
+        """The running `Rehearsal`; None until training begins, or if there is none."""
+        return self._handle.rehearsal
+
+    def loss(self, criterion: Criterion) -> Callable[..., Tensor]:
+        """The strategy's loss for `Trainer(compute_loss_func=...)`, for strategies that need the losses of rows apart.
+
+        Args:
+            criterion: The task's mean loss over rows, `criterion(logits, labels)`.
+
+        Returns:
+            A function that the trainer calls with outputs and labels. Its mean over the micro-batches and ranks of a
+            step is trained on; in evaluation, and without a rehearsal, it is the criterion.
+        """
+
+        def computed(outputs: Any, labels: Any, num_items_in_batch: Any = None, **_: Any) -> Tensor:
+            scores = scores_of(outputs)
+            if torch.is_grad_enabled():
+                return self._scale * self._handle.loss(criterion, scores, labels)
+            return criterion(scores, labels) / ranks_factor(self._trainer(), num_items_in_batch)
+
+        return computed
+
     def begin(self, trainer: Any, resume_from_checkpoint: Any) -> None:
         """Called when `Trainer.train` begins, with what it was given."""
-        section = self._config or _section_of(trainer)
-        self._section = section if section is not None and section.enabled else None
+        self._trainer = weakref.ref(trainer)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(trainer.args.output_dir)  # type: ignore[no-untyped-call]
-        self._resumed_from = resume_from_checkpoint or None
+        self._resumes_from = resume_from_checkpoint or None
         callbacks = trainer.callback_handler.callbacks
         callbacks.remove(self)
         callbacks.insert(0, self)  # what it adds to the log is there when others report it
 
     def read(self, trainer: Any, batches: Iterator[Any]) -> Iterator[Any]:
         """The micro-batches of a step with replayed rows, as the trainer reads them."""
-        rehearsal = self._started(trainer)
-        if rehearsal is None or rehearsal.closed:
+        rehearsal = self.rehearsal
+        if rehearsal is None:
             return batches
-        return (self._augmented(trainer, rehearsal, batch) for batch in batches)
+        rehearsal.give_up_step()  # whoever still waits for its loss is of a step that was broken off
+        return (_augmented(trainer, rehearsal, batch) for batch in batches)
 
     def counted(self, trainer: Any, batches: list[Any], items: Any) -> None:
         """Note by how much the trainer will scale the loss of each of `batches`, `items` tokens together."""
-        # A loss that is divided by the tokens of the step is not divided by its micro-batches any more, and one that
-        # is divided by the tokens of all ranks is multiplied by the number of ranks.
-        self._scale = 1.0
-        if items is not None:
-            ranks = trainer.accelerator.num_processes if trainer.args.average_tokens_across_devices else 1
-            self._scale = 1.0 / (max(1, len(batches)) * ranks)
+        self._scale = scale_of(trainer, len(batches), items)
+
+    def visible(self, trainer: Any, loader: Any) -> Any:
+        """The loader of an evaluation, without the fields that the section hides."""
+        self._trainer = weakref.ref(trainer)
+        section = self._section(trainer)
+        return loader if section is None or not section.hidden else Visible(loader, section.hidden)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`; comes again where the trainer starts anew, as with another batch size."""
+        self._unhook()  # from a job that was broken off
+        trainer = self._trainer()
+        section = self._section(trainer)
+        if self.rehearsal is None and section is not None:
+            self._handle = start(trainer, section)
+        rehearsal = self.rehearsal
+        if rehearsal is None or rehearsal.closed:
+            return
+        self._hooks = hook(rehearsal, trainer.model, lambda: self._scale)
+        resumed = self._resumes_from if rehearsal.config.checkpoint.enabled else None
+        if resumed is not None and not self._handle.load(resumed, missing_ok=True):
+            LOG.warning("%s has no rehearsal checkpoint; the buffer stays as it is", resumed)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
-        if self._section is None or (self.rehearsal is not None and self.rehearsal.closed):
+        rehearsal = self.rehearsal
+        if rehearsal is None or rehearsal.closed:
             return
-        if self.rehearsal is None:
+        if not rehearsal.fed:
             raise ConfigError(
                 "the trainer made a step without reading a batch through Trainer.get_batch_samples; a subclass that "
                 "overrides it must call super().get_batch_samples(...)"
             )
-        self.rehearsal.step()
+        rehearsal.step()
+        self._handle.check_peers()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
         if self.rehearsal is None or logs is None or "loss" not in logs:
             return
-        metrics = self.rehearsal.metrics()
         shown = {
             f"rehearsal/{name}": value
-            for name, value in metrics.items()
+            for name, value in few_partitions(self.rehearsal.metrics()).items()
             if name in SHOWN or name.startswith(SHOWN_BY_PREFIX)
         }
         logs.update(shown)
@@ -119,48 +167,29 @@ class RehearsalCallback(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
-        if self._saves and self.rehearsal is not None and not args.save_only_model:
-            self.rehearsal.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+        rehearsal = self.rehearsal
+        if rehearsal is not None and rehearsal.config.checkpoint.enabled and not args.save_only_model:
+            self._handle.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._unhook()
         if self.rehearsal is not None and not self.rehearsal.closed:
             self.rehearsal.drain()
+            self.rehearsal.flush()
 
     def close(self) -> None:
         """Stop the background and give up the process group; training goes on without replay."""
-        if self.rehearsal is not None:
-            self.rehearsal.close()
+        self._handle.close()
 
-    @property
-    def _saves(self) -> bool:
-        rehearsal = self.rehearsal
-        return rehearsal is not None and not rehearsal.closed and rehearsal.config.checkpoint.enabled
+    def _section(self, trainer: Any) -> RehearsalConfig | None:
+        section = self._config or section_of(trainer)
+        return section if section is not None and section.enabled else None
 
-    def _started(self, trainer: Any) -> Rehearsal | None:
-        """The rehearsal, made for the first step of a job, and followed up with the checkpoint that it resumes from."""
-        if self._section is None:
-            return None
-        if self.rehearsal is None:
-            self.rehearsal = Rehearsal(self._section, _transport(trainer, self._section))
-        if not self._hooks:
-            self._hooks = _hooks(self.rehearsal, trainer.model, lambda: self._scale)
-        resumed, self._resumed_from = self._resumed_from, None
-        if resumed is not None and self._saves and not self.rehearsal.load(resumed, missing_ok=True):
-            LOG.warning("%s has no rehearsal checkpoint; the buffer stays as it is", resumed)
-        return self.rehearsal
-
-    def _augmented(self, trainer: Any, rehearsal: Rehearsal, batch: Any) -> Any:
-        key = rehearsal.config.buffer.partition_by
-        if key is not None and trainer.args.remove_unused_columns and key not in batch:
-            raise BatchError(
-                f"rehearsal.buffer.partition_by names '{key}', which the batch has not: the Trainer drops columns that "
-                "the model does not take; set remove_unused_columns=False, and name it in rehearsal.hidden"
-            )
-        return rehearsal.augment(batch, ahead=True)
+    def _unhook(self) -> None:
+        for one in self._hooks:
+            one.remove()
+        self._hooks.clear()
 
 
 def patch(fallback: RehearsalConfig | None = None) -> None:
@@ -175,7 +204,7 @@ def patch(fallback: RehearsalConfig | None = None) -> None:
     @functools.wraps(original)
     def made(trainer: Any, *args: Any, **kwargs: Any) -> None:
         original(trainer, *args, **kwargs)
-        section = _section_of(trainer) or fallback
+        section = section_of(trainer) or fallback
         if section is not None and _callback_of(trainer) is None:
             trainer.add_callback(RehearsalCallback(section))
 
@@ -187,7 +216,7 @@ def _wrap_trainer() -> None:
     trainers: Any = Trainer
     if hasattr(trainers.get_batch_samples, "rehearsal_original"):
         return
-    get_batch_samples, train = trainers.get_batch_samples, trainers.train
+    get_batch_samples, train, evaluation_loop = trainers.get_batch_samples, trainers.train, trainers.evaluation_loop
 
     @functools.wraps(get_batch_samples)
     def reading(trainer: Any, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
@@ -206,8 +235,16 @@ def _wrap_trainer() -> None:
         with nullcontext() if callback is None else left_alone():
             return train(trainer, resume_from_checkpoint, *args, **kwargs)
 
+    @functools.wraps(evaluation_loop)
+    def evaluating(trainer: Any, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        callback = _callback_of(trainer)
+        if callback is None:
+            return evaluation_loop(trainer, dataloader, *args, **kwargs)
+        with left_alone():
+            return evaluation_loop(trainer, callback.visible(trainer, dataloader), *args, **kwargs)
+
     reading.rehearsal_original = get_batch_samples  # type: ignore[attr-defined]
-    trainers.get_batch_samples, trainers.train = reading, training
+    trainers.get_batch_samples, trainers.train, trainers.evaluation_loop = reading, training, evaluating
 
 
 def _callback_of(trainer: Any) -> RehearsalCallback | None:
@@ -215,41 +252,13 @@ def _callback_of(trainer: Any) -> RehearsalCallback | None:
     return next((one for one in callbacks if isinstance(one, RehearsalCallback)), None)
 
 
-def _section_of(trainer: Any) -> RehearsalConfig | None:
-    """The section in the DeepSpeed config of a trainer."""
-    given = getattr(trainer.args, "hf_deepspeed_config", None)
-    block = None if given is None else find_block(given.config)
-    return None if block is None else RehearsalConfig.load(block)
-
-
-def _transport(trainer: Any, config: RehearsalConfig) -> Transport:
-    """The ranks that train on different data."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return LocalTransport()
-    group = getattr(trainer.model_wrapped, "data_parallel_group", None) if trainer.is_deepspeed_enabled else None
-    peers = trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size()
-    if group is None and peers > 1:
-        raise ConfigError(
-            f"{peers} ranks of this trainer see the same data, and which is known only under DeepSpeed; use DeepSpeed, "
-            "or data parallelism alone"
+def _augmented(trainer: Any, rehearsal: Rehearsal, batch: Any) -> Any:
+    if rehearsal.closed:
+        return rehearsal.visible(batch)
+    key = rehearsal.config.buffer.partition_by
+    if key is not None and trainer.args.remove_unused_columns and key not in batch:
+        raise BatchError(
+            f"rehearsal.buffer.partition_by names '{key}', which the batch has not: the Trainer drops columns that "
+            "the model does not take; set remove_unused_columns=False, and name it in rehearsal.hidden"
         )
-    return TorchDistributedTransport(group, backend=config.exchange.backend, timeout_s=config.exchange.timeout_s)
-
-
-def _hooks(rehearsal: Rehearsal, model: nn.Module, scale: Callable[[], float]) -> list[Any]:
-    """What has to be done at the model itself: strategies that see its outputs, fields that it must not see."""
-    hooks = []
-    if needs_outputs(rehearsal):
-
-        def answered(module: nn.Module, _: Any, outputs: Any) -> Any:
-            live = module.training and torch.is_grad_enabled() and not rehearsal.closed
-            return finish(rehearsal, outputs, scale()) if live else outputs
-
-        hooks.append(model.register_forward_hook(answered))
-    if rehearsal.config.hidden:
-
-        def hidden(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
-            return args, rehearsal.visible(kwargs)
-
-        hooks.append(model.register_forward_pre_hook(hidden, with_kwargs=True, prepend=True))
-    return hooks
+    return rehearsal.augment(batch, ahead=True)

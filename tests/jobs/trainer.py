@@ -17,6 +17,7 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--deepspeed")
+    parser.add_argument("--evaluate", action="store_true", help="and do not train")
     parser.add_argument("--callback", help="the section's file, or 'yes' for that in the DeepSpeed config")
     arguments = parser.parse_args()
     if arguments.deepspeed is not None:
@@ -30,8 +31,11 @@ def main() -> None:
         callbacks = [RehearsalCallback(None if arguments.callback == "yes" else arguments.callback)]
     keys = {} if arguments.deepspeed is None else {"deepspeed": arguments.deepspeed}
     job, seen = trainer(arguments.out, callbacks=callbacks, gradient_accumulation_steps=2, **keys)
-    job.train()
-    note = {"digest": digest(job.model), "sizes": [len(whole(batch)) for batch in seen.batches]}
+    if arguments.evaluate:
+        note = {"loss": job.evaluate()["eval_loss"], "sizes": seen.evaluated}
+    else:
+        job.train()
+        note = {"digest": digest(job.model), "sizes": [len(whole(batch)) for batch in seen.batches]}
     (arguments.out / f"rank{os.environ.get('RANK', 0)}.json").write_text(json.dumps(note))
     if dist.is_initialized():
         dist.barrier()

@@ -1,0 +1,189 @@
+"""`rehearsal plan`: what a job will take, told beforehand."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.config.size import parse_size
+from rehearsal_plugin.config.source import read
+from rehearsal_plugin.errors import ConfigError
+from rehearsal_plugin.planning import COPY_GB_S, DRAW_NS, LINKS, Links, Load, busiest_rows, coverage, load_of, times
+
+__all__ = ["plan"]
+
+Option = typer.Option
+Figure = Annotated[float | None, Option(min=0, help="In place of that of --links.")]
+MICRO_BATCH, ACCUMULATION = "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
+
+
+def plan(
+    config: Annotated[Path, typer.Argument(help="The section, or a whole DeepSpeed config: JSON or YAML.")],
+    ranks: Annotated[int, Option(min=1, help="Data-parallel ranks that share the buffer.")],
+    row_bytes: Annotated[str, Option(help="A row with all that is recorded beside it: bytes, or such as 16KiB.")],
+    step_ms: Annotated[float, Option(help="Milliseconds of an optimizer step without rehearsal, above 0.")],
+    batch: Annotated[int | None, Option(min=1, help="Rows of a micro-batch of a rank, where CONFIG has none.")] = None,
+    accumulation: Annotated[int | None, Option(min=1, help="Micro-batches of a step; else of CONFIG, or 1.")] = None,
+    rows: Annotated[int | None, Option(min=1, help="Rows of the past, of all ranks together.")] = None,
+    tokens: Annotated[int | None, Option(min=1, help="The same in tokens; needs --row-tokens.")] = None,
+    row_tokens: Annotated[int | None, Option(min=1, help="Tokens of a row.")] = None,
+    links: Annotated[str, Option(help=f"Published figures of a cluster: {', '.join(LINKS)}.")] = "h100-ndr",
+    node: Annotated[int | None, Option(min=1, help="Ranks of a node, in place of that of --links.")] = None,
+    base_us: Figure = None,
+    hop_us: Figure = None,
+    net_hop_us: Figure = None,
+    message_us: Figure = None,
+    gb_s: Figure = None,
+    net_gb_s: Figure = None,
+    draw_ns: Annotated[float, Option(min=0, help="Of the draw, for each row that any rank asks for.")] = DRAW_NS,
+    copy_gb_s: Annotated[float, Option(help="GB/s at which one core copies rows, above 0.")] = COPY_GB_S,
+    as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Tell what a job will take: memory and bytes of a rank, whether a step hides it, what of the past is kept."""
+    section = RehearsalConfig.load(config)
+    if not section.enabled:
+        raise ConfigError(f"rehearsal.enabled is false in {config}: there is nothing to plan")
+    given = {"node": node, "base_us": base_us, "hop_us": hop_us, "net_hop_us": net_hop_us}
+    given |= {"message_us": message_us, "gb_s": gb_s, "net_gb_s": net_gb_s}
+    for name, value in (("--step-ms", step_ms), ("--copy-gb-s", copy_gb_s), ("--gb-s", gb_s), ("--net-gb-s", net_gb_s)):
+        if value is not None and not value > 0:
+            raise typer.BadParameter(f"{name} is {value:g}; give a number above 0")
+    size = _bytes(row_bytes)
+    micro_batch, micro_batches = _batch(read(config), ranks, batch, accumulation)
+    load = load_of(section, size, micro_batch, micro_batches)
+    offered = load.offered / (micro_batch * micro_batches)
+    found = {
+        **_memory(section, load, ranks),
+        **_traffic(load, ranks),
+        **_time(load, ranks, _links(links, given), step_ms, draw_ns, copy_gb_s),
+        **_past(section.buffer.rows(size), ranks, _seen(rows, tokens, row_tokens), offered),
+    }
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        _show(found)
+
+
+def _bytes(text: str) -> int:
+    size = int(text) if text.isdecimal() else parse_size(text)
+    if not size:
+        raise typer.BadParameter(f"--row-bytes is '{text}'; give bytes above 0, or a size such as '16KiB'")
+    return size
+
+
+def _batch(config: Mapping[str, Any], ranks: int, batch: int | None, accumulation: int | None) -> tuple[int, int]:
+    """Rows of a micro-batch and micro-batches of a step: from the options, else from DeepSpeed's keys."""
+    written = {key: config.get(key) for key in (MICRO_BATCH, ACCUMULATION, "train_batch_size")}
+    known = {key: value for key, value in written.items() if isinstance(value, int) and value > 0}
+    whole = known.get("train_batch_size")
+    micro, steps = batch or known.get(MICRO_BATCH), accumulation or known.get(ACCUMULATION)
+    if micro is None and whole is not None:
+        micro = whole // (ranks * (steps or 1))
+    if not micro:
+        raise typer.BadParameter(f"the config has no {MICRO_BATCH} above 0; give the rows of a micro-batch by --batch")
+    if steps is None:
+        steps = 1 if whole is None else whole // (ranks * micro)
+    if whole is not None and None in (batch, accumulation) and micro * steps * ranks != whole:
+        raise typer.BadParameter(
+            f"train_batch_size is {whole}, and {ranks} ranks with {steps} micro-batches of {micro} rows make "
+            f"{micro * steps * ranks}; change --ranks, or give --batch and --accumulation"
+        )
+    return micro, steps
+
+
+def _links(name: str, given: Mapping[str, float | None]) -> Links:
+    if name not in LINKS:
+        raise typer.BadParameter(f"--links is '{name}'; there are {', '.join(LINKS)}, and an option for each figure")
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    return replace(LINKS[name], **changes)
+
+
+def _seen(rows: int | None, tokens: int | None, row_tokens: int | None) -> int | None:
+    if (tokens is None) != (row_tokens is None):
+        raise typer.BadParameter("--tokens and --row-tokens go together")
+    if rows is not None and tokens is not None:
+        raise typer.BadParameter("--rows and --tokens both tell the past; keep one of them")
+    return rows if tokens is None or row_tokens is None else max(1, tokens // row_tokens)
+
+
+def _memory(section: RehearsalConfig, load: Load, ranks: int) -> dict[str, Any]:
+    """Of one rank: the buffer, and rows on their way, in pools that are used in turn and grow by doubling."""
+    rows = section.buffer.rows(load.row_bytes)
+    moving = (load.offered, busiest_rows(1 if not load.collectives else ranks, load.replayed), load.replayed)
+    pools = sum(2 << (math.ceil(count) - 1).bit_length() for count in moving if count)
+    return {
+        "storage": section.buffer.storage,
+        "buffer_rows": rows,
+        "buffer_bytes": rows * load.row_bytes,
+        "transit_bytes": pools * load.row_bytes,
+    }
+
+
+def _traffic(load: Load, ranks: int) -> dict[str, Any]:
+    """Of one rank in a step; rows that a rank draws from itself do not travel."""
+    away = 0.0 if not load.collectives else (ranks - 1) / ranks
+    alone = away == 0.0
+    return {
+        "offered_rows": load.offered,
+        "replayed_rows": load.replayed,
+        "rows_bytes": away * load.replayed * load.row_bytes,
+        "headers_bytes": 0 if alone else ranks * load.header_bytes,
+        "collectives": 0 if alone else load.collectives,
+    }
+
+
+def _time(load: Load, ranks: int, links: Links, step_ms: float, draw_ns: float, copy_gb_s: float) -> dict[str, Any]:
+    taken = times(load, ranks, links, draw_ns=draw_ns, copy_gb_s=copy_gb_s)
+    return {
+        "background_ms": {**asdict(taken), "total": taken.total},
+        "step_ms": step_ms,
+        "share_of_step": taken.total / step_ms,
+        "hides": taken.total <= step_ms,
+        "links": links.source,
+    }
+
+
+def _past(capacity: int, ranks: int, seen: int | None, offered: float) -> dict[str, Any]:
+    if seen is None:
+        return {}
+    return {"seen_rows": seen, "past_share": coverage(capacity, ranks, seen, offered)}
+
+
+def _show(found: Mapping[str, Any]) -> None:
+    background = found["background_ms"]
+    parts = ", ".join(f"{name} {background[name]:.3g}" for name in ("headers", "draw", "copies", "rows"))
+    verdict = "hidden" if found["hides"] else "NOT hidden: every step waits for the rest"
+    table = Table("of one rank", "", show_header=False)
+    lines = {
+        "buffer": f"{found['buffer_rows']:,} rows, {_size(found['buffer_bytes'])} ({found['storage']})",
+        "rows on their way": _size(found["transit_bytes"]),
+        "rows a step": f"{found['replayed_rows']:g} replayed, {found['offered_rows']:g} offered to the buffer",
+        "bytes a step": f"{_size(found['rows_bytes'])} of rows, {_size(found['headers_bytes'])} of headers, "
+        f"{found['collectives']} collectives",
+        "background": f"{background['total']:.3g} ms a step ({parts})",
+        "step": f"{found['step_ms']:g} ms; the background takes {found['share_of_step']:.2%} of it: {verdict}",
+    }
+    if "past_share" in found:
+        lines["past"] = f"{found['past_share']:.2%} of {found['seen_rows']:,} rows are in the buffers of all ranks"
+    for name, text in lines.items():
+        table.add_row(name, text)
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(table)
+    console.print(f"A model, not a measurement. Links: {found['links']}.", soft_wrap=True)
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.4g} {unit}"
+        count /= 1024
+    return f"{count:.4g} TiB"

@@ -1,0 +1,56 @@
+"""The benchmark of the buffer, on stores of a few rows."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import bench_buffer
+import numpy as np
+import pytest
+import torch
+from bench_buffer import FORMS, GATHERED, TOKENS, WRITTEN, Ours
+from bench_peers import BASELINES, PEERS, Store, installed_peers
+
+STORES = {"rehearsal_plugin": Ours, **BASELINES, **installed_peers()}
+
+
+def test_its_report_has_the_figures_that_it_is_run_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_buffer.main(["--rounds", "2", "--store-mb", "1", "--json", str(tmp_path / "report.json")]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {"write_vs_numpy", "gather_vs_numpy", "admission_us_max"} <= set(report["summary"])
+    assert len(report["rows"]) == len(FORMS) * 3 * (1 + len(BASELINES)) + len(bench_buffer.ADMISSIONS)
+    assert "write_vs_numpy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", STORES)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_store_writes_and_gathers_whole_samples(name: str, form: str) -> None:
+    made: Store = STORES[name](128, FORMS[form].batch(128))
+    made.write(FORMS[form].batch(WRITTEN))
+    gathered = made.gather(GATHERED[0])
+    whole = isinstance(gathered, np.ndarray | torch.Tensor)
+    columns = [gathered] if whole else gathered if isinstance(gathered, list) else list(gathered.values())
+    total = sum(torch.as_tensor(column).nbytes for column in columns)
+    assert total >= 7 * sum(column.nbytes for column in FORMS[form].batch(1).values())
+
+
+def test_peers_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench_peers.find_spec", lambda package: None)
+    assert list(installed_peers()) == [name for name, (package, _) in PEERS.items() if package is None]
+
+
+@pytest.mark.parametrize("what", bench_buffer.WHAT)
+def test_in_the_steady_state_the_buffer_allocates_no_memory_for_rows(what: str) -> None:
+    form = FORMS[TOKENS]
+    store, given = Ours(256, form.batch(128)), form.batch(WRITTEN)
+    call = bench_buffer.operation(store, what, given)
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        tracemalloc.start()
+        call()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    allocated = sum(max(0, event.self_device_memory_usage + event.self_cpu_memory_usage) for event in profile.events())
+    assert peak + allocated < form.row_bytes
