@@ -14,6 +14,7 @@ letter.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import shutil
 import sys
@@ -96,7 +97,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--pages", type=Path, help="folder of the manual's text; fetched when left out")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of the models")
     parser.add_argument("--out", type=Path, default=ROOT / "out/rag_demo", help="folder of checkpoint and report")
+    parser.add_argument("--table", action="store_true", help="print the report that is there as a table, and end")
     arguments = parser.parse_args(argv)
+    if arguments.table:
+        print(table(json.loads((arguments.out / "report.json").read_text(encoding="utf-8"))))
+        return 0
     torch.set_num_threads(arguments.threads)
     from report import write_report
     from study import print_table
@@ -124,6 +129,18 @@ def main(argv: Sequence[str]) -> int:
     print(*(f"{name}: {value:.4g}" for name, value in summary.items()), sep="\n")
     print(write_report(arguments.out, summary, rows, ranks=1))
     return 0
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """A report in Markdown: the answers of both, those that are right in bold, and the summary below them."""
+    lines = ["| question | fact | without | with |", "|---|---|---|---|"]
+    for row in report["rows"]:
+        cells = [
+            f"**{row[name]}**" if row[f"right_{name}"] else str(row[name]).replace("|", "/")
+            for name in ("without", "with")
+        ]
+        lines.append(" | ".join([f"| {row['question']}", row["fact"], *cells]) + " |")
+    return "\n".join([*lines, "", *(f"- {name}: {value:.3g}" for name, value in report["summary"].items())])
 
 
 def settings(**keys: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rag_demo import QUESTIONS, WORDS, contains, cut
+from rag_demo import QUESTIONS, WORDS, contains, cut, table
 
 from rehearsal_plugin import LocalTransport, Rehearsal
 from rehearsal_plugin.retrieval import pack_texts
@@ -58,6 +58,20 @@ def test_passages_are_whole_lines_under_the_title_of_their_page() -> None:
     assert [line for part in parts for line in part.split("\n")[1:]] == lines
     assert all(part.startswith("Title\n") for part in parts)
     assert all(len(part.split()) <= WORDS + 1 for part in parts)
+
+
+def test_the_table_has_a_line_a_question_with_right_answers_in_bold() -> None:
+    row = {
+        "question": "Q?",
+        "fact": "7",
+        "without": "8",
+        "with": "It is 7.",
+        "right_without": False,
+        "right_with": True,
+    }
+    printed = table({"rows": [row], "summary": {"exact_match_with": 1.0}}).split("\n")
+    assert printed[2] == "| Q? | 7 | 8 | **It is 7.** |"
+    assert printed[-1] == "- exact_match_with: 1"
 
 
 def test_every_question_has_its_fact_and_page() -> None:
