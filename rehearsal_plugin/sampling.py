@@ -13,6 +13,7 @@ rows. With all rows in one partition that is a uniform draw: every stored row of
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -23,21 +24,49 @@ __all__ = ["Draws", "Plan", "choose", "choose_from", "draw", "plan"]
 
 @dataclass(frozen=True)
 class Draws:
-    """Every row that moves in a step; five arrays `[rows]` int64.
+    """Every row that moves in a step; four arrays `[rows]` int64, and what they were drawn from.
 
     Attributes:
         reader: The rank that asked for the row.
         turn: Which of the reader's independent draws gave it, from 0.
-        owner: The rank that holds it.
         partition: Its partition, as a column of the table of counts.
-        index: Which of the owner's rows of that partition, from 0.
+        item: Which of the rows of that partition, counted through the ranks in order.
+        counts: `[ranks, partitions]` int64, rows stored.
     """
 
     reader: IntArray
     turn: IntArray
-    owner: IntArray
     partition: IntArray
-    index: IntArray
+    item: IntArray
+    counts: IntArray
+
+    @cached_property
+    def owner(self) -> IntArray:
+        """The rank that holds each row."""
+        return self._owners(self.partition, self.item)
+
+    @cached_property
+    def index(self) -> IntArray:
+        """Which of the owner's rows of its partition each is, from 0."""
+        before = np.cumsum(self.counts, axis=0) - self.counts
+        return np.asarray(self.item - before[self.owner, self.partition])
+
+    def sent(self, rank: int) -> tuple[IntArray, IntArray]:
+        """The draws of rows that a rank holds, and which of its rows of their partition they are; two arrays `[n]`."""
+        index = self.item - self.counts[:rank].sum(axis=0)[self.partition]
+        sent = np.flatnonzero((index >= 0) & (index < self.counts[rank][self.partition]))
+        return sent, index[sent]
+
+    def received(self, rank: int) -> tuple[IntArray, IntArray]:
+        """The draws of rows that a rank asked for, and who holds them; two arrays `[n]`."""
+        received = np.flatnonzero(self.reader == rank)
+        return received, self._owners(self.partition[received], self.item[received])
+
+    def _owners(self, partition: IntArray, item: IntArray) -> IntArray:
+        ends = np.cumsum(self.counts.T)  # one cell for every partition and rank, rank by rank
+        starts = np.concatenate(([0], ends))[:: len(self.counts)]
+        cell = np.searchsorted(ends, starts[partition] + item, side="right")
+        return np.asarray(cell % len(self.counts))
 
 
 @dataclass(frozen=True)
@@ -88,28 +117,27 @@ def draw(
     parts = [_quotas(totals, weights, int(n), np.flatnonzero(wanted == n), rng) for n in np.unique(wanted) if n]
     if not parts:
         none = np.empty(0, dtype=np.int64)
-        return Draws(none, none, none, none, none)
+        return Draws(none, none, none, none, counts)
     drawer, partition, quota = (np.concatenate(column) for column in zip(*parts, strict=True))
     segment, item = choose(totals[partition], quota, rng)
-    drawer, owner, partition, index = _locate(counts, len(wanted), drawer[segment], partition[segment], item)
-    return Draws(drawer // turns, drawer % turns, owner, partition, index)
+    reader, turn = (drawer, np.zeros_like(drawer)) if turns == 1 else np.divmod(drawer, turns)
+    return Draws(reader[segment], turn[segment], partition[segment], item, counts)
 
 
 def plan(draws: Draws, rank: int, size: int) -> Plan:
     """What `rank` of `size` ranks sends and receives."""
-    sent, received = np.flatnonzero(draws.owner == rank), np.flatnonzero(draws.reader == rank)
+    (sent, index), (received, owner) = draws.sent(rank), draws.received(rank)
     # Sender and receiver sort alike, so that no row needs a label.
-    sent = sent[np.lexsort((draws.turn[sent], draws.reader[sent]))]
-    received = received[np.lexsort((draws.turn[received], draws.owner[received]))]
-    send = np.bincount(draws.reader[sent], minlength=size)
-    receive = np.bincount(draws.owner[received], minlength=size)
+    outward = np.lexsort((draws.turn[sent], draws.reader[sent]))
+    sent, index = sent[outward], index[outward]
+    inward = np.lexsort((draws.turn[received], owner))
     return Plan(
         draws.partition[sent],
-        draws.index[sent],
-        send.tolist(),
-        receive.tolist(),
-        draws.turn[received],
-        len(draws.owner),
+        index,
+        np.bincount(draws.reader[sent], minlength=size).tolist(),
+        np.bincount(owner, minlength=size).tolist(),
+        draws.turn[received[inward]],
+        len(draws.item),
     )
 
 
@@ -138,7 +166,8 @@ def choose_from(size: int, wanted: int, rng: np.random.Generator) -> IntArray:
     if 2 * wanted > size:
         return rng.permutation(size)[:wanted]
     item = rng.integers(0, size, wanted)
-    while len(again := _repeats(item)):
+    while len(first := np.unique(item, return_index=True)[1]) < wanted:
+        again = np.delete(np.arange(wanted), first)
         item[again] = rng.integers(0, size, len(again))
     return item
 
@@ -151,12 +180,11 @@ def _choose_few(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> 
     """
     segment = np.repeat(np.arange(len(sizes)), wanted)
     high = sizes[segment]
-    start = (np.cumsum(sizes) - sizes)[segment]
     item = _integers(high, rng)
-    again = _repeats(start + item)
+    again = _repeats(segment, item, wanted)
     while len(again):
         item[again] = _integers(high[again], rng)
-        again = _repeats(start + item)
+        again = _repeats(segment, item, wanted)
     return segment, item
 
 
@@ -176,13 +204,22 @@ def _integers(high: IntArray, rng: np.random.Generator) -> IntArray:
     return rng.integers(0, high)
 
 
-def _repeats(keys: IntArray) -> IntArray:
-    """Positions of keys that stand earlier in `keys` already."""
-    ordered = np.sort(keys)
-    if not (ordered[1:] == ordered[:-1]).any():
-        return np.empty(0, dtype=np.int64)
-    order = np.argsort(keys, kind="stable")
-    repeats: IntArray = order[1:][keys[order[1:]] == keys[order[:-1]]]
+def _repeats(segment: IntArray, item: IntArray, wanted: IntArray) -> IntArray:
+    """Positions of items that stand earlier in their segment already.
+
+    Args:
+        segment: `[n]` int64, ascending.
+        item: `[n]` int64.
+        wanted: `[segments]` int64, items of each.
+    """
+    doubtful = np.arange(len(item))
+    if len(wanted) and len(item) == len(wanted) * wanted[0] and (wanted == wanted[0]).all():
+        ordered = np.sort(item.reshape(len(wanted), wanted[0]), axis=1)
+        broken = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+        doubtful = np.flatnonzero(broken[segment]) if broken.any() else doubtful[:0]
+    order = np.lexsort((item[doubtful], segment[doubtful]))
+    ordered, owner = item[doubtful][order], segment[doubtful][order]
+    repeats: IntArray = doubtful[order[1:]][(ordered[1:] == ordered[:-1]) & (owner[1:] == owner[:-1])]
     return repeats
 
 
@@ -235,17 +272,3 @@ def _systematic(
     points = (rng.random((readers, 1)) + np.arange(count)) * (ends[-1] / count)
     places = np.searchsorted(ends, points.ravel(), side="right").clip(max=len(order) - 1)
     return np.repeat(np.arange(readers), count), order[places]
-
-
-def _locate(
-    counts: IntArray, drawers: int, drawer: IntArray, partition: IntArray, item: IntArray
-) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-    """Drawer, owner, partition and index of the item-th rows of partitions, counting through the ranks in order."""
-    ranks = len(counts)
-    ends = np.cumsum(counts.T)  # one cell for every partition and rank, rank by rank
-    starts = ends - counts.T.ravel()
-    # Looked up in order, the cells are found several times faster, and sorting one packed key is cheap.
-    packed = np.sort((starts[partition * ranks] + item) * drawers + drawer)
-    position, drawer = np.divmod(packed, drawers)
-    cell = np.searchsorted(ends, position, side="right")
-    return drawer, cell % ranks, cell // ranks, position - starts[cell]

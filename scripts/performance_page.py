@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import performance_node as node
 from performance_plots import STEPS_MS, plot_scale
 from report import write_text
 from study_page import Goal, markdown
@@ -82,8 +83,9 @@ SCALE = """\
 The model of `rehearsal plan` is an alpha-beta model: headers go round a ring, rows straight from owner to reader, the
 rank that is asked for most rows decides, nothing overlaps. For this machine its three figures (a collective, a hop, a
 byte) are fitted to steps of 2, 4 and 8 real ranks, and *foretell* those of 16, which took no part in the fit. Ranks
-that outnumber the cores share them. All jobs are run several times by turns, and the pass that other work disturbed
-least counts: a median over the steps of all ranks.
+that outnumber the cores share them. The 16 took part in how the model was made, though: an earlier one, without the
+messages to ranks that get no row, foretold them worse. All jobs are run several times by turns, and the pass that
+other work disturbed least counts: a median over the steps of all ranks.
 """
 
 CLUSTERS = """\
@@ -207,17 +209,8 @@ def hidden(rows: Sequence[dict[str, Any]], load: str) -> list[list[str]]:
     return lines
 
 
-def any_tables(report: Report, docs: Path) -> list[str]:
-    """All rows of a report as they are, one table for each set of columns."""
-    tables: dict[tuple[str, ...], list[list[str]]] = {}
-    for row in report["rows"]:
-        cells = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
-        tables.setdefault(tuple(row), []).append(cells)
-    return [markdown(heads, lines) for heads, lines in tables.items()]
-
-
 SECTIONS = (
-    Section("buffer", "The buffer", "", (), any_tables),
+    Section("buffer", "The buffer", node.BUFFER, node.BUFFER_GOALS, node.buffer_tables, node.BUFFER_LIMITS),
     Section(
         "exchange",
         "The exchange",
@@ -232,7 +225,14 @@ SECTIONS = (
         EXCHANGE_LIMITS,
     ),
     Section("scale", "Scale", SCALE, (), scale_tables, SCALE_LIMITS),
-    Section("overhead", "What a step takes longer", "", (), any_tables),
+    Section(
+        "overhead",
+        "What a step pays",
+        node.OVERHEAD,
+        node.OVERHEAD_GOALS,
+        node.overhead_tables,
+        node.OVERHEAD_LIMITS,
+    ),
 )
 
 

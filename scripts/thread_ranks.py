@@ -22,8 +22,6 @@ __all__ = ["ThreadTransport", "replayed_ids", "rows_of"]
 
 Posts: TypeAlias = dict[int, Any]
 
-PATIENCE_S = 0.1
-
 
 class Meeting:
     """Where the ranks of one group leave what they send, collective by collective."""
@@ -39,10 +37,10 @@ class Meeting:
             if len(self.posts[number]) == self.size:
                 self.changed.notify_all()
 
-    def complete(self, number: int) -> bool:
-        """Whether all ranks have sent; waits for it a little, as a hundred threads that poll leave no time to work."""
+    def complete(self, number: int, within_s: float) -> bool:
+        """Whether all ranks have sent, waiting up to `within_s` for it."""
         with self.changed:
-            return self.changed.wait_for(lambda: len(self.posts[number]) == self.size, PATIENCE_S)
+            return self.changed.wait_for(lambda: len(self.posts[number]) == self.size, within_s)
 
     def take(self, number: int) -> Posts:
         """What all ranks sent; forgotten after the last has taken it."""
@@ -58,9 +56,9 @@ class Met:
     def __init__(self, meeting: Meeting, number: int, receive: Callable[[Posts], Tensor]) -> None:
         self._meeting, self._number, self._receive = meeting, number, receive
 
-    def done(self) -> bool:
+    def done(self, within_s: float = 0.0) -> bool:
         """See `Pending.done`."""
-        return self._meeting.complete(self._number)
+        return self._meeting.complete(self._number, within_s)
 
     def result(self) -> Tensor:
         """See `Pending.result`."""

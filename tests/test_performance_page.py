@@ -28,6 +28,19 @@ SCALE = [
     {"kind": "threads", "rows_stored": 320, "rows_replayed": 20480, "ranks": 128, "collectives_a_step": 2.0, "z": 0.5},
 ]  # fmt: skip
 
+BUFFER = [
+    {"rows": "tokens, 16 KB", "store": "rehearsal_plugin", "what": "W14", "ms": 0.25},
+    {"rows": "tokens, 16 KB", "store": "fifo", "what": "admission", "ms": 0.012},
+]
+OVERHEAD = [
+    {
+        "step_bytes": 8 << 20, "free_core": False, "engine": "thread", "step_ms": 200.6,
+        "ratio": 1.02, "ratio_low": 1.01, "ratio_high": 1.03,
+        "cpu_ratio": 1.05, "cpu_ratio_low": 1.04, "cpu_ratio_high": 1.06,
+        "augmented_ms": 1.0, "waited_ms": 2.0, "written_ms": 3.0, "drawn_ms": 4.0, "exchanged_ms": 5.0,
+    },
+]  # fmt: skip
+
 
 def keep(docs: Path, name: str, summary: dict[str, float], rows: list[dict[str, Any]]) -> None:
     folder = docs / "results"
@@ -39,7 +52,8 @@ def keep(docs: Path, name: str, summary: dict[str, float], rows: list[dict[str, 
 def test_every_section_is_built_from_its_report(tmp_path: Path) -> None:
     keep(tmp_path, "exchange", {"bytes_ratio_max": 1.1, "draw_ms_1024": 0.7, "load": 3.0}, EXCHANGE)
     keep(tmp_path, "scale", {"load": 2.0}, SCALE)
-    keep(tmp_path, "buffer", {}, [{"store": "ours", "ms": 0.25}])
+    keep(tmp_path, "buffer", {"write_vs_numpy": 0.5}, BUFFER)
+    keep(tmp_path, "overhead", {"ratio_busy": 1.02}, OVERHEAD)
     performance_page.main(["--docs", str(tmp_path)])
     page = (tmp_path / "performance.md").read_text()
 
@@ -49,7 +63,10 @@ def test_every_section_is_built_from_its_report(tmp_path: Path) -> None:
     assert "| 1,024 | 0.7 | 0.9 (0.8 to 1.2) | 11 |" in page
     assert "| 16 (foretold) | 1,024 | 10 | 12 | 1.2 |" in page
     assert "320 stored rows were replayed 20,480 times" in page
-    assert "| ours | 0.25 |" in page
+    assert "| rehearsal_plugin | 250.0 |" in page
+    assert "| fifo | 12.0 |" in page
+    assert "| 8 | no | thread | 201 | 1.020 (1.010 to 1.030) | 1.050 (1.040 to 1.060) |" in page
+    assert "| 8 | no | thread | 1.00 | 2.00 | 3.00 | 4.00 | 5.00 |" in page
     assert "2 ranks on 2 cores, load 3, torch 2.13, commit 000000000000." in page
     assert (tmp_path / performance_page.PICTURE).read_bytes().startswith(b"\x89PNG")
 

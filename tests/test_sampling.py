@@ -280,7 +280,7 @@ def test_memory_does_not_grow_with_the_rows_stored() -> None:
 
 
 def test_memory_grows_with_the_rows_asked_for_at_most_linearly() -> None:
-    assert peak_bytes(10**9, 40_000) <= 10 * peak_bytes(10**9, 5000)
+    assert peak_bytes(10**6, 40_000) <= 10 * peak_bytes(10**6, 5000)  # so few that both draw some row twice
 
 
 @pytest.mark.parametrize("stored", [20_000, 10**6, 10**15])

@@ -12,26 +12,40 @@ from torch import Tensor
 
 from rehearsal_plugin.errors import ClosedError, ExchangeError, ExchangeTimeout
 
-__all__ = ["Pending", "Transport", "wait"]
+__all__ = ["Pending", "Transport", "poll", "wait"]
 
-FIRST_POLL_S, SLOWEST_POLL_S = 50e-6, 1e-3
+FIRST_POLL_S = 50e-6
+
+LOOK_S = 0.1
+"""How long a library is waited for before deadlines and `stopped` are looked at again."""
 
 
 class Pending(Protocol):
     """A collective that was issued and may not have ended."""
 
-    def done(self) -> bool:
-        """Whether `result` returns without waiting; never blocks."""
+    def done(self, within_s: float = 0.0) -> bool:
+        """Whether `result` returns without waiting, asked again for up to about `within_s` seconds."""
 
     def result(self) -> Tensor:
         """What was received; call it once, after `done`. Raises what the library raises."""
 
 
+def poll(ended: Callable[[], bool], within_s: float) -> bool:
+    """Ask a library that can only be asked, with pauses that grow with the time that has passed."""
+    start = time.monotonic()
+    while not ended():
+        passed = time.monotonic() - start
+        if passed >= within_s:
+            return False
+        time.sleep(min(max(FIRST_POLL_S, passed / 8), within_s - passed))
+    return True
+
+
 class Transport(ABC):
     """A group of ranks that exchange rows.
 
-    All ranks issue the same collectives in the same order. Nothing here waits: `wait` polls, with a deadline,
-    so that a lost peer can neither hang a rank nor keep its process from ending.
+    All ranks issue the same collectives in the same order. Nothing here waits but `wait`, a little at a time and with
+    a deadline, so that a lost peer can neither hang a rank nor keep its process from ending.
 
     Attributes:
         rank: This process in the group, from 0.
@@ -74,12 +88,12 @@ class Transport(ABC):
 
 
 def wait(pending: Pending, deadline: float, stopped: Callable[[], bool], what: str) -> Tensor:
-    """Poll until a collective ends.
+    """Wait until a collective ends.
 
     Args:
         pending: The collective.
         deadline: `time.monotonic()` after which to give up.
-        stopped: Asked at every poll; True gives up at once.
+        stopped: Asked every now and then; True gives up.
         what: Names the collective, the rank and the step in messages.
 
     Raises:
@@ -87,8 +101,7 @@ def wait(pending: Pending, deadline: float, stopped: Callable[[], bool], what: s
         ExchangeError: The library reported a failure, such as a peer that is gone.
         ClosedError: `stopped` returned True.
     """
-    pause = FIRST_POLL_S
-    while not _done(pending, what):
+    while not _done(pending, min(LOOK_S, max(0.0, deadline - time.monotonic())), what):
         if stopped():
             raise ClosedError(f"{what} was given up because the rehearsal was closed")
         if time.monotonic() > deadline:
@@ -96,16 +109,14 @@ def wait(pending: Pending, deadline: float, stopped: Callable[[], bool], what: s
                 f"{what} did not end in time: a rank is gone, stuck, or has taken another number of steps; "
                 "see the other ranks' logs, or raise rehearsal.exchange.timeout_s if steps take that long"
             )
-        time.sleep(pause)
-        pause = min(2 * pause, SLOWEST_POLL_S)
     try:
         return pending.result()
     except Exception as error:
         raise ExchangeError(f"{what} failed: {error}") from error
 
 
-def _done(pending: Pending, what: str) -> bool:
+def _done(pending: Pending, within_s: float, what: str) -> bool:
     try:
-        return pending.done()
+        return pending.done(within_s)
     except Exception as error:
         raise ExchangeError(f"{what} failed: {error}") from error

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.errors import ClosedError, ExchangeError, ExchangeTimeout, MissingDependencyError, RehearsalError
-from rehearsal_plugin.transport.base import Pending, Transport
+from rehearsal_plugin.transport.base import Pending, Transport, poll
 
 __all__ = ["HorovodTransport", "horovod_failures", "import_horovod"]
 
@@ -31,9 +31,9 @@ class Enqueued:
     def __init__(self, hvd: Any, handle: int, sent: Tensor) -> None:
         self._hvd, self._handle, self._sent = hvd, handle, sent
 
-    def done(self) -> bool:
+    def done(self, within_s: float = 0.0) -> bool:
         """See `Pending.done`."""
-        return bool(self._hvd.poll(self._handle))
+        return poll(lambda: bool(self._hvd.poll(self._handle)), within_s)
 
     def result(self) -> Tensor:
         """See `Pending.result`."""
@@ -49,7 +49,7 @@ class Refused:
     def __init__(self, error: Exception) -> None:
         self._error = error
 
-    def done(self) -> bool:
+    def done(self, within_s: float = 0.0) -> bool:
         """See `Pending.done`."""
         raise self._error
 

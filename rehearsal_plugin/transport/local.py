@@ -16,7 +16,7 @@ class Finished:
     def __init__(self, received: Tensor) -> None:
         self._received = received
 
-    def done(self) -> bool:
+    def done(self, within_s: float = 0.0) -> bool:
         """See `Pending.done`."""
         return True
 

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError
-from rehearsal_plugin.transport.base import Pending, Transport
+from rehearsal_plugin.transport.base import Pending, Transport, poll
 
 __all__ = ["TorchDistributedTransport"]
 
@@ -42,8 +42,15 @@ class Issued:
     def __init__(self, work: dist.Work, received: Tensor, sent: Tensor) -> None:
         self._work, self._received, self._sent = work, received, sent
 
-    def done(self) -> bool:
+    def done(self, within_s: float = 0.0) -> bool:
         """See `Pending.done`."""
+        if self._received.is_cuda:  # to wait there is to have the current stream wait
+            return poll(self._work.is_completed, within_s)
+        if within_s and not self._work.is_completed():
+            # Out of time, or failed, which `result` tells: gloo says the same of both.
+            with suppress(RuntimeError):
+                # Without the GIL, and without looking again and again. Less than a millisecond would mean for ever.
+                self._work.wait(timedelta(seconds=max(within_s, 1e-3)))
         return bool(self._work.is_completed())
 
     def result(self) -> Tensor:

@@ -1,0 +1,112 @@
+"""What the page of performance says of one rank's buffer, and of a step on one machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from bench_buffer import FORMS, OURS, WHAT
+from bench_overhead import PHASES
+from study_page import Goal, markdown
+
+__all__ = [
+    "BUFFER",
+    "BUFFER_GOALS",
+    "BUFFER_LIMITS",
+    "OVERHEAD",
+    "OVERHEAD_GOALS",
+    "OVERHEAD_LIMITS",
+    "buffer_tables",
+    "overhead_tables",
+]
+
+Report: TypeAlias = dict[str, Any]
+
+BUFFER = """\
+Each store holds about 1 GB of rows. W14 writes 14 rows to random places, G7 and G64 gather 7 and 64; drawing the places
+is part of all, and everything runs on one thread. Of this package it is the public way: `RehearsalBuffer.offer` of a
+batch of tensors with the policy `random_replace`, which keeps every row, and `sample` of a batch of tensors into memory
+that is used again. *raw numpy* is the bare copy of rows that are packed already and stay so. Of torchrl there are the
+replay buffer with its own methods, and the storage alone without writer, sampler and lock. `--peers` measures whatever
+is installed of them.
+"""
+
+BUFFER_GOALS = (
+    Goal("write_vs_torchrl", "times as fast as torchrl's replay buffer at W14 of 16 KB rows", 5.0),
+    Goal("gather_vs_torchrl", "the same at gathers, the worse of two", 3.0),
+    Goal("write_vs_torchrl_storage", "times as fast as torchrl's storage alone at W14", 5.0),
+    Goal("gather_vs_torchrl_storage", "the same at gathers, the worse of two", 3.0),
+    Goal("write_vs_numpy", "times as fast as raw numpy at W14", 0.8),
+    Goal("gather_vs_numpy", "the same at gathers, the worse of two", 0.8),
+    Goal("admission_us_max", "µs to decide over 14 rows, the slowest policy", 50.0, at_most=True),
+)
+
+BUFFER_LIMITS = """\
+What is left beside the copy is Python: some 20 µs a write to look at the batch, to draw and to keep the index, and some
+10 µs a gather. Few rows of 16 KB are copied in as much, which is what keeps small calls behind raw numpy; with larger
+rows or more of them it vanishes. In the steady state neither call allocates memory for rows, which a test holds. Memory
+beside the rows is 13 bytes a row, and up to 33 more with partitions.
+"""
+
+OVERHEAD = """\
+Three DeepSpeed engines (ZeRO-1) with the same model take turns in one job of two ranks: *plain* without the block on
+batches of b + r = 6 + 2 rows; *thread* with the block on 6 rows to which 2 are replayed; *inline*, whose collectives
+are issued from the training thread. A turn ends when the background has, so that all of it is paid for within the turn.
+The ratio is that of the turns of one round, by the clock; the ratio of CPU time is that of all threads of a rank. Once
+with a rank on each of two cores, both busy; once with the training threads of both ranks on one core and those of the
+plugin on the other, which is free for them.
+"""
+
+OVERHEAD_GOALS = (
+    Goal("ratio_busy", "step time against plain DeepSpeed, two busy cores, the worst size", 1.03, at_most=True),
+    Goal("ratio_free_core", "the same where a core is free", 1.01, at_most=True),
+)
+
+OVERHEAD_LIMITS = """\
+On the training thread a step pays for two copies, of its candidates out of the batch and of the replayed rows into it;
+in the background for a copy into the buffer, one out of it, and the exchange. On two busy cores all of that is time
+that the model does not get.
+
+On GPUs the copies run on a side stream and the exchange is NCCL's; none of this has been run there. A GPU run would
+have to show `ratio_free_core` at most 1.01 with
+
+```
+python -m pytest -m gpu
+python scripts/bench_overhead.py --json docs/results/bench_overhead.json
+```
+"""
+
+
+def buffer_tables(report: Report, docs: Path) -> list[str]:
+    """Microseconds by store, rows and operation; and of the decision, by policy."""
+    timed = {(row["store"], row["rows"], row["what"]): 1e3 * row["ms"] for row in report["rows"]}
+    columns = [(rows, what) for rows in FORMS for what in WHAT if (OURS, rows, what) in timed]
+    stores = dict.fromkeys(store for store, _, what in timed if what in WHAT)
+    lines = [[store, *(f"{timed[(store, *column)]:,.1f}" for column in columns)] for store in stores]
+    policies = [[store, f"{us:.1f}"] for (store, _, what), us in timed.items() if what not in WHAT]
+    return [
+        "Microseconds a call, medians:\n",
+        markdown(["", *(f"{rows}: {what}" for rows, what in columns)], lines),
+        "Microseconds to decide over 14 rows in a full buffer, by policy; the copy is not in them:\n",
+        markdown(["policy", "µs"], policies),
+    ]
+
+
+def overhead_tables(report: Report, docs: Path) -> list[str]:
+    """A line for every engine of every case, and the share of each phase."""
+    lines, phases = [], []
+    for row in report["rows"]:
+        case = [f"{row['step_bytes'] / 2**20:.3g}", "yes" if row["free_core"] else "no", row["engine"]]
+        ratios = [f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})" for name in RATIOS]
+        lines.append([*case, f"{row['step_ms']:.0f}", *ratios])
+        if PHASES[0] in row:
+            phases.append([*case, *(f"{row[name]:.2f}" for name in PHASES)])
+    heads = ["MiB a step and rank", "free core", "engine"]
+    return [
+        markdown([*heads, "ms a step", "ratio (quartiles)", "ratio of CPU time"], lines),
+        "Milliseconds of a step on rank 0; the first two on the training thread, the others in the background:\n",
+        markdown([*heads, *(name.removesuffix("_ms") for name in PHASES)], phases),
+    ]
+
+
+RATIOS = ("ratio", "cpu_ratio")
