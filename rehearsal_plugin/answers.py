@@ -114,6 +114,8 @@ class Answers:
         """Why an answer is needed, for a person."""
         if self._config.buffer.by_loss:
             return "rehearsal.buffer.score_by 'loss' stores the loss of each row"
+        if self._config.retrieval is not None and self._config.retrieval.module is not None:
+            return "rehearsal.retrieval.module stores hidden states beside each row"
         if self._strategy.plain and not self._strategy.records:
             key = "losses_every" if self._importance is None else "strategy.partition_weights"
             return f"rehearsal.{key} needs the losses of new and replayed rows apart"

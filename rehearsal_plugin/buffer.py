@@ -23,7 +23,7 @@ from rehearsal_plugin.rng import Numbers, Purpose
 from rehearsal_plugin.rows import ROW_LOSS, Field, Packed, RowLayout
 from rehearsal_plugin.sampling import choose_from
 from rehearsal_plugin.shares import IntArray
-from rehearsal_plugin.storage import TrackedStorage, open_storage
+from rehearsal_plugin.storage import Changes, TrackedStorage, open_storage
 from rehearsal_plugin.values import FloatArray, bounded
 
 __all__ = ["RehearsalBuffer"]
@@ -159,6 +159,10 @@ class RehearsalBuffer:
         """The step in which each row at `slots` `[n]` was admitted, `[n]` int64."""
         return self._written[slots]
 
+    def origin(self, slots: IntArray) -> NDArray[np.int32]:
+        """The rank on which each row at `slots` `[n]` was admitted, `[n]` int32."""
+        return self._origin[slots]
+
     def update_fields(self, slots: IntArray, fields: Mapping[str, Tensor]) -> None:
         """Rewrite fields of stored rows in place.
 
@@ -218,6 +222,14 @@ class RehearsalBuffer:
     def take_changed(self) -> IntArray:
         """The slots `[n]` whose rows are not those that they were at the last call; all of them at the first."""
         return self._storage.take_changed(len(self))
+
+    def follow(self) -> Changes:
+        """An account of one's own of the slots whose rows change; all that are taken count at its first `take`."""
+        return self._storage.follow()
+
+    def unfollow(self, changes: Changes) -> None:
+        """Keep an account that `follow` gave no longer."""
+        self._storage.unfollow(changes)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave for a buffer of the same config, into an empty one.

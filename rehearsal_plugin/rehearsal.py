@@ -30,8 +30,9 @@ from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.checkpoint import Fingerprint, Saver, content_of, fingerprint_of, preload, resume
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, SamplingConfig
 from rehearsal_plugin.errors import CheckpointError, ClosedError, ConfigError
+from rehearsal_plugin.hidden_states import HiddenStates
 from rehearsal_plugin.padding import Padding
-from rehearsal_plugin.strategies import ScoredByLoss, make_strategy
+from rehearsal_plugin.strategies import ScoredByLoss, WithEmbedding, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
 from rehearsal_plugin.supply import Supply
 from rehearsal_plugin.transport import LocalTransport, TorchDistributedTransport, Transport
@@ -55,6 +56,8 @@ class Rehearsal:
     Attributes:
         config: The section as a `RehearsalConfig`.
         strategy: What replayed rows are used for.
+        hidden_states: What rows get their embedding from; None without `retrieval.module`. Give its `watch` the model
+            once, after `attach`.
 
     Raises:
         ConfigError: The section cannot be used.
@@ -66,6 +69,12 @@ class Rehearsal:
         self.config = RehearsalConfig.load(config)
         strategy = make_strategy(self.config.strategy)
         self.strategy = ScoredByLoss(strategy) if self.config.buffer.by_loss else strategy
+        found = self.config.retrieval
+        self.hidden_states: HiddenStates | None = None
+        if found is not None and found.module is not None:
+            self.hidden_states = HiddenStates(found.module, found.pool, found.mask, training_only=True)
+            take = self.hidden_states.take
+            self.strategy = WithEmbedding(self.strategy, found.embedding, take, refresh=found.refresh)
         transport = transport or _default_transport(self.config)
         self._supply = Supply(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self._answers = Answers(self.config, self.strategy, self._supply)

@@ -21,7 +21,7 @@ from rehearsal_plugin.errors import StorageError
 from rehearsal_plugin.rows import Field
 from rehearsal_plugin.shares import IntArray
 
-__all__ = ["DeviceStorage", "FileStorage", "HostStorage", "RowStorage", "TrackedStorage", "open_storage"]
+__all__ = ["Changes", "DeviceStorage", "FileStorage", "HostStorage", "RowStorage", "TrackedStorage", "open_storage"]
 
 
 Cells: TypeAlias = np.ndarray[tuple[int], np.dtype[Any]]
@@ -151,6 +151,28 @@ class DeviceStorage:
         return self._rows[:count].cpu()
 
 
+class Changes:
+    """Which slots were written lately, for one who wants to know.
+
+    Args:
+        capacity: Slots.
+        changed: Whether all count as written at first.
+    """
+
+    def __init__(self, capacity: int, *, changed: bool) -> None:
+        self._changed = np.full(capacity, changed)
+
+    def note(self, slots: IntArray) -> None:
+        """Count `slots` `[n]` as written."""
+        self._changed[slots] = True
+
+    def take(self, count: int) -> IntArray:
+        """Which of the first `count` slots were written since the last call, `[n]` int64 in ascending order."""
+        changed = np.flatnonzero(self._changed[:count])
+        self._changed[:] = False
+        return changed
+
+
 class TrackedStorage:
     """Rows of another storage, and which of them were written lately.
 
@@ -160,26 +182,39 @@ class TrackedStorage:
     """
 
     def __init__(self, storage: RowStorage, capacity: int) -> None:
-        self._storage = storage
+        self._storage, self._capacity = storage, capacity
         self.device, self.row_bytes = storage.device, storage.row_bytes
         self.read, self.first = storage.read, storage.first
-        self._changed = np.zeros(capacity, dtype=bool)
+        self._own = Changes(capacity, changed=False)
+        self._followers: tuple[Changes, ...] = (self._own,)  # replaced as a whole: another thread may be writing
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
         """See `RowStorage.write`."""
         self._storage.write(slots, rows)
-        self._changed[slots] = True
+        self._note(slots)
 
     def write_fields(self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor]) -> None:
         """See `RowStorage.write_fields`."""
         self._storage.write_fields(slots, fields, columns)
-        self._changed[slots] = True
+        self._note(slots)
+
+    def _note(self, slots: IntArray) -> None:
+        for changes in self._followers:
+            changes.note(slots)
 
     def take_changed(self, count: int) -> IntArray:
         """Which of the first `count` slots were written since the last call, `[n]` int64 in ascending order."""
-        changed = np.flatnonzero(self._changed[:count])
-        self._changed[:] = False
-        return changed
+        return self._own.take(count)
+
+    def follow(self) -> Changes:
+        """An account of what is written from now on; until the first `take`, all slots count as written."""
+        changes = Changes(self._capacity, changed=True)
+        self._followers = (*self._followers, changes)
+        return changes
+
+    def unfollow(self, changes: Changes) -> None:
+        """Keep this account no longer."""
+        self._followers = tuple(kept for kept in self._followers if kept is not changes)
 
 
 def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int = 0) -> RowStorage:

@@ -23,7 +23,7 @@ __all__ = ["environment", "write_report", "write_text"]
 
 STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("rehearsal-plugin", "torch", "deepspeed", "horovod", "transformers", "numpy")
+PACKAGES = ("rehearsal-plugin", "torch", "deepspeed", "horovod", "transformers", "numpy", "faiss-cpu")
 
 
 def write_report(

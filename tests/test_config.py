@@ -73,6 +73,22 @@ EVERY_KEY: dict[str, Any] = {
     "non_finite": "skip",
     "losses_every": 10,
     "guard": {"bound": 1.2, "window": 50, "action": "raise_ratio", "partitions": [0], "factor": 2.0, "most": 0.4},
+    "retrieval": {
+        "embedding": "doubts",
+        "module": "encoder.layer.3",
+        "pool": "last",
+        "mask": "mask",
+        "refresh": False,
+        "metric": "l2",
+        "index": "ivf",
+        "lists": 256,
+        "probes": 16,
+        "neighbours": 24,
+        "build_width": 60,
+        "search_width": 90,
+        "exact_below": 100,
+        "rebuild": 0.25,
+    },
     "start_step": 300,
     "seed": 7,
 }
@@ -130,8 +146,30 @@ def test_an_empty_section_takes_the_documented_defaults() -> None:
         "non_finite": "keep",
         "losses_every": 0,
         "guard": None,
+        "retrieval": None,
         "start_step": 0,
         "seed": 0,
+    }
+
+
+def test_retrieval_is_exact_and_by_cosine_unless_told_otherwise() -> None:
+    config = RehearsalConfig.load({"retrieval": {}}).retrieval
+    assert config is not None
+    assert config.model_dump() == {
+        "embedding": "rehearsal.embedding",
+        "module": None,
+        "pool": "mean",
+        "mask": "attention_mask",
+        "refresh": True,
+        "metric": "cosine",
+        "index": "flat",
+        "lists": None,
+        "probes": 64,
+        "neighbours": 32,
+        "build_width": 80,
+        "search_width": 128,
+        "exact_below": 4096,
+        "rebuild": 0.5,
     }
 
 
@@ -464,6 +502,16 @@ def test_nccl_is_refused_in_a_thread() -> None:
 def test_nccl_is_taken_otherwise(launch: str) -> None:
     config = RehearsalConfig.load({"exchange": {"backend": "nccl", "launch": launch}})
     assert config.exchange.launch == launch
+
+
+def test_the_embedding_is_a_field_of_the_rows_unless_a_module_gives_it() -> None:
+    message = refusal({"fields": ["inputs"], "retrieval": {"embedding": "vectors"}})
+    assert message.startswith("rehearsal.fields lacks 'vectors', which rehearsal.retrieval.embedding names")
+    assert RehearsalConfig.load({"fields": ["inputs"], "retrieval": {"module": "encoder"}}).retrieval is not None
+
+
+def test_an_inverted_file_is_not_probed_in_more_lists_than_it_has() -> None:
+    assert "there are 10 lists" in refusal({"retrieval": {"embedding": "x", "lists": 10, "probes": 11}})
 
 
 def test_broken_rules_of_one_section_are_told_at_once() -> None:

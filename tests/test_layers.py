@@ -22,6 +22,7 @@ LAYERS = [
     "losses",
     "values",
     "nesting",
+    "hidden_states",
     "rows",
     "padding",
     "strategies",

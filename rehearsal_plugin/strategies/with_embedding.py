@@ -1,0 +1,91 @@
+"""Any strategy, whose rows carry an embedding: the model's hidden states for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.strategies.base import Part, Strategy
+
+__all__ = ["WithEmbedding"]
+
+
+class WithEmbedding(Strategy):
+    """Does what another strategy does, and records the embedding of each row.
+
+    A new row's embedding is that of the forward in which it was new. Where `refresh` is asked for, the present one is
+    stored where the row lives whenever the row is replayed and the loss is computed with `Rehearsal.loss`.
+
+    Args:
+        inner: The strategy.
+        name: Of the state that holds the embedding.
+        embeddings: Gives those of all rows of the last forward, new ones first, `[rows, width]` float32.
+        refresh: Whether replayed rows get new ones.
+    """
+
+    records = True
+
+    def __init__(self, inner: Strategy, name: str, embeddings: Callable[[], Tensor], *, refresh: bool) -> None:
+        super().__init__(inner.config)
+        self._inner, self._name, self._embeddings, self._refresh = inner, name, embeddings, refresh
+        self.draws, self.relearns, self.refreshes = inner.draws, inner.relearns, inner.refreshes or refresh
+        self._rows = 0
+        self._next: int | None = None  # the first row of the next part that is refreshed
+
+    @property
+    def plain(self) -> bool:
+        """See `Strategy.plain`."""
+        return self._inner.plain
+
+    def tensors(self, outputs: Any) -> dict[str, Tensor]:
+        """See `Strategy.tensors`."""
+        tensors = self._inner.tensors(outputs)
+        self._rows, self._next = len(next(iter(tensors.values()))), None
+        return tensors
+
+    def state(self, new: Part) -> dict[str, Tensor]:
+        """See `Strategy.state`: that of the other strategy, and the embedding `[rows, width]` float32."""
+        return {**self._inner.state(new), self._name: self._seen()[: new.size]}
+
+    def refresh(self, part: Part) -> dict[str, Tensor]:
+        """See `Strategy.refresh`."""
+        state = self._inner.refresh(self._without(part))
+        if not self._refresh:
+            return {**state, self._name: part.state[self._name]}
+        # A plain strategy has one draw, whose rows are the last; of any other the loss was asked for before.
+        start = self._rows - part.size if self._next is None else self._next
+        self._next = start + part.size
+        return {**state, self._name: self._seen()[start : self._next]}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `Strategy.state_dict`."""
+        return self._inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See `Strategy.load_state_dict`."""
+        self._inner.load_state_dict(state)
+
+    def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
+        """See `Strategy.regularizer`."""
+        return self._inner.regularizer([self._without(part) for part in replayed])
+
+    def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
+        """See `Strategy.loss`."""
+        self._next = new.size
+        return self._inner.loss(new, [self._without(part) for part in replayed])
+
+    def _seen(self) -> Tensor:
+        embeddings = self._embeddings()
+        if len(embeddings) != self._rows:
+            raise BatchError(
+                f"the hidden states that were seen last are those of {len(embeddings)} rows, and the outputs those of "
+                f"{self._rows}; ask for the loss of each micro-batch before the model sees the next"
+            )
+        return embeddings
+
+    def _without(self, part: Part) -> Part:
+        return replace(part, state={name: value for name, value in part.state.items() if name != self._name})

@@ -1,0 +1,305 @@
+"""A search over all ranks gives what one exact search over all rows would give, and the rows themselves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from rehearsal_plugin import (
+    BatchError,
+    ClosedError,
+    ConfigError,
+    ExchangeError,
+    ExchangeTimeout,
+    Rehearsal,
+    TorchDistributedTransport,
+)
+from rehearsal_plugin.retrieval import Retrieved, Retriever, Where
+from rehearsal_plugin.transport import LocalTransport, Transport
+from tests.horovod_ranks import perform, run_horovod
+from tests.ranks import run_ranks
+from tests.retrieval_rows import batch_of, brute_force, buffer_of, of_few_values, random
+
+pytest.importorskip("faiss")
+
+ROWS, K = (300, 90, 0, 5), 12
+METRICS = ("inner_product", "cosine", "l2")
+MAKERS = {"random": random, "of_few_values": of_few_values}
+
+
+def section(**keys: Any) -> dict[str, Any]:
+    return {"embedding": "embedding", "metric": "l2", **keys}
+
+
+def rows_of(rank: int, kind: str) -> Any:
+    """What a rank holds; the third of four has one row, so that it has a layout."""
+    return MAKERS[kind](max(1, ROWS[rank]), seed=rank)
+
+
+def union(size: int, kind: str) -> tuple[Any, Any, Any]:
+    """All embeddings in the order of ranks and slots, and rank and slot of each."""
+    parts = [rows_of(rank, kind) for rank in range(size)]
+    ranks = np.repeat(np.arange(size), [len(part) for part in parts])
+    return np.concatenate(parts), ranks, np.concatenate([np.arange(len(part)) for part in parts])
+
+
+def queries_of(rank: int, turn: int, kind: str) -> Any:
+    """Every rank has another number of queries in every turn, often none."""
+    return MAKERS[kind]((3 * rank + 5 * turn) % 4 * 2, seed=1000 + 10 * turn + rank)
+
+
+def agrees(found: Retrieved, size: int, queries: Any, metric: str, kind: str, k: int) -> None:
+    """Every rank and slot, and every row, is that of brute force over the rows of all ranks."""
+    every, ranks, slots = union(size, kind)
+    scores, places = brute_force(queries, every, k, metric)
+    width = places.shape[1]
+    np.testing.assert_array_equal(found.rank[:, :width], ranks[places])
+    np.testing.assert_array_equal(found.slot[:, :width], slots[places])
+    np.testing.assert_allclose(found.scores[:, :width], scores, rtol=1e-5, atol=1e-6)
+    assert (found.slot[:, width:] == -1).all()
+    fields = found.fields()
+    assert np.array_equal(fields["embedding"].numpy()[:, :width], every[places])
+    assert np.array_equal(fields["id"].numpy()[:, :width], slots[places])
+    assert np.array_equal(found.partition[:, :width], slots[places] % 5)
+    assert np.array_equal(found.origin[:, :width], ranks[places])
+    assert not fields["embedding"].numpy()[:, width:].any()
+
+
+def searches(make: Callable[[], Transport] | None = None) -> int:
+    transport = None if make is None else make()
+    rank, size = (dist.get_rank(), dist.get_world_size()) if transport is None else (transport.rank, transport.size)
+    for kind, metrics in (("random", METRICS), ("of_few_values", ("inner_product", "l2"))):
+        for metric in metrics:
+            own = transport if transport is not None else None
+            with Retriever(
+                buffer_of(rows_of(rank, kind), rank=rank), section(metric=metric), transport=own
+            ) as retriever:
+                for turn in range(4):
+                    queries = queries_of(rank, turn, kind)
+                    k = K + rank  # ranks may want different numbers of rows
+                    agrees(retriever.search(queries, k), size, queries, metric, kind, k)
+                collectives = int(retriever.metrics()["collectives"])
+            transport = None if make is None else make()
+    return collectives
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_all_ranks_together_find_what_brute_force_over_all_rows_finds(size: int) -> None:
+    (collectives, *_) = run_ranks(searches, size, timeout_s=180)
+    # Three a search; the queries twice where a request is the largest so far; none for the rows where nobody asks.
+    assert collectives <= (4 * 4 if size > 1 else 0)
+
+
+def alone() -> None:
+    queries = random(10, seed=1)
+    with Retriever(buffer_of(rows_of(0, "random")), section(), transport=LocalTransport()) as retriever:
+        agrees(retriever.search(queries, K), 1, queries, "l2", "random", K)
+
+
+def test_one_process_alone_needs_no_group() -> None:
+    alone()
+
+
+def under_horovod() -> None:
+    from rehearsal_plugin import HorovodTransport
+
+    searches(HorovodTransport)
+    retriever = Retriever(buffer_of(random(5)), section(), transport=HorovodTransport())
+    with retriever, pytest.raises(ConfigError, match=r"use search\(\)"):
+        retriever.submit(random(1))
+
+
+@pytest.mark.horovod
+def test_it_works_under_horovod() -> None:
+    pytest.importorskip("horovod.torch")
+    run_horovod(perform, 2, {"under_horovod": under_horovod}, timeout_s=180)
+
+
+# --- filters ---------------------------------------------------------------------------------------------------------
+
+
+def filtered() -> None:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    conditions = [Where(origins=[1]), Where(partitions=[2, 4], origins=[0, 1]), Where(min_age=1)]
+    with Retriever(buffer_of(rows_of(rank, "random"), rank=rank), section(), now=1) as retriever:
+        for turn in range(3):
+            where = conditions[(turn + rank) % 3]  # each rank filters for its own queries
+            queries = random(6, seed=turn)
+            found = retriever.search(queries, K, where)
+            every, ranks, slots = union(size, "random")
+            mask = where.mask(slots % 5, ranks, np.ones(len(every), dtype=np.int64), now=1)
+            _, places = brute_force(queries, every, K, "l2", mask)
+            expected = np.where(places >= 0, slots[places], -1)
+            assert np.array_equal(found.slot, expected)
+
+
+def test_each_rank_may_filter_for_its_own_queries() -> None:
+    run_ranks(filtered, 2)
+
+
+# --- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def refused_on_one() -> tuple[str, str, bool]:
+    rank = dist.get_rank()
+    queries = random(3)
+    if rank == 0:
+        queries[1, 1] = np.nan
+    with Retriever(buffer_of(random(50), rank=rank), section(), timeout_s=20.0) as retriever:
+        with pytest.raises((BatchError, ExchangeError)) as caught:
+            retriever.search(queries)
+        after = retriever.search(random(3))
+        return type(caught.value).__name__, str(caught.value), bool((after.found == 10).all())
+
+
+def test_queries_that_one_rank_cannot_search_are_an_error_on_all_and_the_next_search_works() -> None:
+    (own, message, first), (other, told, second) = run_ranks(refused_on_one, 2)
+    assert (own, other) == ("BatchError", "ExchangeError")
+    assert "NaN" in message
+    assert "rank 0" in told
+    assert "NaN" in told
+    assert first
+    assert second
+
+
+def different(rank_keys: dict[int, Any], width: int) -> str:
+    rank = dist.get_rank()
+    vectors = random(20, width=width if rank else 24)
+    with Retriever(buffer_of(vectors), section(**rank_keys.get(rank, {})), timeout_s=20.0) as retriever:
+        with pytest.raises(ExchangeError) as caught:
+            retriever.search(None)
+        return str(caught.value)
+
+
+@pytest.mark.parametrize(("keys", "width", "told"), [({1: {"metric": "cosine"}}, 24, "metric"), ({}, 25, "fields")])
+def test_ranks_that_do_not_fit_together_are_told_so(keys: dict[int, Any], width: int, told: str) -> None:
+    messages = run_ranks(different, 2, keys, width)
+    assert all(told in message for message in messages)
+
+
+def late() -> str:
+    with Retriever(buffer_of(random(20)), section(), timeout_s=1.5) as retriever:
+        if dist.get_rank() == 1:
+            dist.barrier()
+            return ""
+        start = time.monotonic()
+        with pytest.raises(ExchangeTimeout) as caught:
+            retriever.search(random(2))
+        assert time.monotonic() - start < 20
+        with pytest.raises(ExchangeError, match="earlier search failed"):
+            retriever.search(random(2))
+        dist.barrier()
+        return str(caught.value)
+
+
+def test_a_rank_that_does_not_search_is_a_timeout_that_names_rank_and_search() -> None:
+    assert "rank 0 at search 0" in run_ranks(late, 2)[0]
+
+
+def test_a_closed_retriever_says_so() -> None:
+    retriever = Retriever(buffer_of(random(5)), section(), transport=LocalTransport())
+    retriever.close()
+    retriever.close()
+    with pytest.raises(ClosedError):
+        retriever.search(random(1))
+
+
+@pytest.mark.parametrize("queries", [np.zeros(24), np.zeros((2, 23)), np.full((1, 24), np.inf)])
+def test_queries_that_are_no_vectors_are_refused(queries: Any) -> None:
+    with Retriever(buffer_of(random(5)), section(), transport=LocalTransport()) as retriever:
+        with pytest.raises(BatchError, match="queries"):
+            retriever.search(queries)
+        with pytest.raises(BatchError, match="at least one"):
+            retriever.search(random(1), k=0)
+
+
+# --- beside training -------------------------------------------------------------------------------------------------
+
+
+def held_by_all(rehearsal: Rehearsal) -> tuple[Any, Any, Any]:
+    """Embeddings, ranks and slots of all rows of all ranks; between two steps."""
+    assert rehearsal.buffer is not None
+    rehearsal.drain()
+    parts: list[Any] = [None] * dist.get_world_size()
+    own = rehearsal.buffer.layout.field("embedding").view(rehearsal.buffer.state_dict()["rows"])
+    dist.all_gather_object(parts, own.numpy())
+    ranks = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return np.concatenate(parts), ranks, np.concatenate([np.arange(len(part)) for part in parts])
+
+
+def beside_training() -> int:
+    """Searches in the background while rows come and go; every answer is that of the moment when it was asked for."""
+    rank = dist.get_rank()
+    config = {"buffer": {"capacity": 60, "policy": "fifo"}, "representatives": 4, "retrieval": section()}
+    checked = 0
+    with Rehearsal(config) as rehearsal, Retriever(rehearsal) as retriever:
+        rehearsal.update(batch_of(random(16, seed=rank)))
+        for step in range(1, 12):
+            every, ranks, slots = held_by_all(rehearsal)
+            queries = random(7, seed=7000 + step + rank)
+            answer = retriever.submit(queries, 5)
+            if step < 3:  # there is room, and no row is replaced
+                rehearsal.update(batch_of(random(16, seed=100 * step + rank)))
+                found = answer.result(60)
+            else:
+                found = answer.result(60)
+                rehearsal.update(batch_of(random(16, seed=100 * step + rank)))
+            _, places = brute_force(queries, every, 5, "l2")
+            assert np.array_equal(found.rank, ranks[places])
+            assert np.array_equal(found.slot, slots[places])
+            assert np.array_equal(found.fields()["embedding"].numpy(), every[places])
+            checked += 1
+    return checked
+
+
+def test_searches_in_the_background_leave_training_alone() -> None:
+    assert run_ranks(beside_training, 2) == [11, 11]
+
+
+def racing() -> int:
+    """Rows are replaced while they are searched for; whatever comes back is whole, and was stored when it was asked."""
+    config = {"buffer": {"capacity": 200, "policy": "random_replace"}, "representatives": 8, "retrieval": section()}
+    later = 0
+    with Rehearsal(config) as rehearsal, Retriever(rehearsal) as retriever:
+        for step in range(0, 120, 2):
+            rehearsal.update(numbered(step))
+            answer = retriever.submit(signature(np.arange(4) + step), 20)
+            rehearsal.update(numbered(step + 1))
+            found = answer.result(60)
+            ids = found.fields()["id"].numpy()
+            assert np.array_equal(found.fields()["embedding"].numpy(), signature(ids))
+            assert (ids // 32 <= step).all()
+            assert len(np.unique(1000 * ids[0] + found.rank[0])) == 20, (
+                "both ranks see the same rows, and none comes twice"
+            )
+            later += int((ids // 32 % 2 == 1).sum())
+    return later
+
+
+def signature(ids: Any) -> Any:
+    return np.sin(ids[..., None] * np.arange(1, 25)).astype(np.float32)
+
+
+def numbered(step: int) -> dict[str, torch.Tensor]:
+    ids = np.arange(32) + 32 * step
+    return batch_of(signature(ids), first_id=32 * step)
+
+
+def test_rows_that_are_replaced_during_a_search_come_back_whole_or_not_at_all() -> None:
+    assert run_ranks(racing, 2)[0] > 0
+
+
+def test_a_gloo_transport_of_ones_own_may_be_given() -> None:
+    run_ranks(with_own_transport, 2)
+
+
+def with_own_transport() -> None:
+    transport = TorchDistributedTransport(timeout_s=20.0)
+    with Retriever(buffer_of(random(30), rank=transport.rank), section(), transport=transport) as retriever:
+        assert (retriever.search(random(2), 5).found == 5).all()
