@@ -45,8 +45,8 @@ PHASES = ("augmented_ms", "waited_ms", "written_ms", "drawn_ms", "exchanged_ms")
 """Of a step: the first two on the training thread, the others in the background."""
 
 WIDTH = 512
-SETTLED = 4
-"""Steps until rows are replayed, and a few more."""
+STORED, SETTLED = 60, 12
+"""Rows of a buffer, and steps until it is full. `fifo` keeps every candidate: nobody writes more."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def engine_of(passes: int, rows: int, launched: str | None) -> Any:
     if launched is not None:
         config["rehearsal"] = {
             "ratio": REPLAYED / (NEW + REPLAYED),
-            "buffer": {"capacity": "1GiB", "policy": "reservoir"},
+            "buffer": {"capacity": STORED, "policy": "fifo"},
             "exchange": {"launch": launched},
         }
     engine, *_ = deepspeed.initialize(model=Model(passes), config=config)
