@@ -42,19 +42,19 @@ BUFFER_GOALS = (
 )
 
 BUFFER_LIMITS = """\
-What is left beside the copy is Python: some 20 µs a write to look at the batch, to draw and to keep the index, and some
-10 µs a gather. Few rows of 16 KB are copied in as much, which is what keeps small calls behind raw numpy; with larger
-rows or more of them it vanishes. In the steady state neither call allocates memory for rows, which a test holds. Memory
+What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand each field to numpy.
+Few rows of 16 KB are copied in less time, which is what keeps small calls behind raw numpy; with larger rows or more of
+them it vanishes. `balanced` pays for its partitions, `score` for its tree of scores. In the steady state neither call allocates memory for rows, which a test holds. Memory
 beside the rows is 13 bytes a row, and up to 33 more with partitions.
 """
 
 OVERHEAD = """\
 Three DeepSpeed engines (ZeRO-1) with the same model take turns in one job of two ranks: *plain* without the block on
 batches of b + r = 6 + 2 rows; *thread* with the block on 6 rows to which 2 are replayed; *inline*, whose collectives
-are issued from the training thread. A turn ends when the background has, so that all of it is paid for within the turn.
-The buffers are full, and every candidate is stored. The ratio is that of the turns of one round, by the clock; the ratio of CPU time is that of all threads of a rank. Once
-with a rank on each of two cores, both busy; once with the training threads of both ranks on one core and those of the
-plugin on the other, which is free for them.
+are issued from the training thread. A turn ends when the background has, so that all of it is paid for within the
+turn. The buffers are full, and every candidate is stored. The ratio is that of the turns of one round, by the clock;
+the ratio of CPU time is that of all threads of a rank. Once with a rank on each of two cores, both busy; once with the
+training threads of both ranks on one core and those of the plugin on the other, which is free for them.
 """
 
 OVERHEAD_GOALS = (
