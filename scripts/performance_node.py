@@ -42,10 +42,11 @@ BUFFER_GOALS = (
 )
 
 BUFFER_LIMITS = """\
-What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand each field to numpy.
-Few rows of 16 KB are copied in less time, which is what keeps small calls behind raw numpy; with larger rows or more of
-them it vanishes. `balanced` pays for its partitions, `score` for its tree of scores. In the steady state neither call allocates memory for rows, which a test holds. Memory
-beside the rows is 13 bytes a row, and up to 33 more with partitions.
+What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand each field to
+numpy. Few rows of 16 KB are copied in less time, which is what keeps small calls behind raw numpy; with larger rows or
+more of them it vanishes. `balanced` pays for its partitions, `score` for its tree of scores. In the steady state
+neither call allocates memory for rows, which a test holds. Memory beside the rows is 13 bytes a row, and up to 33 more
+with partitions.
 """
 
 OVERHEAD = """\
