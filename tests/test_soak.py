@@ -9,6 +9,7 @@ import gc
 import os
 import resource
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -99,7 +100,8 @@ def test_memory_threads_and_files_are_flat(ranks: list[dict[str, Any]], record_p
         warm, late = rank["windows"][WINDOWS // 5 : WINDOWS // 2], rank["windows"][-WINDOWS // 4 :]
         assert max(one["threads"] for one in late) == max(one["threads"] for one in warm)
         assert max(one["files"] for one in late) == max(one["files"] for one in warm)
-        assert max(one["objects"] for one in late) - max(one["objects"] for one in warm) < 200
+        # Medians: a job that is under way when they are counted has some hundred objects of its own.
+        assert median(one["objects"] for one in late) - median(one["objects"] for one in warm) < 200
         grown = max(one["bytes"] for one in late) - max(one["bytes"] for one in warm)
         record_property("bytes_grown", grown)
         assert grown < 8 * MIB
