@@ -66,7 +66,8 @@ OVERHEAD_GOALS = (
 OVERHEAD_LIMITS = """\
 On the training thread a step pays for two copies, of its candidates out of the batch and of the replayed rows into it;
 in the background for a copy into the buffer, one out of it, and the exchange. On two busy cores all of that is time
-that the model does not get.
+that the model does not get. The figures are of a commit that took replayed rows where they had arrived; since then
+they are copied once more, to memory of their own (2 of 8 rows), so that strategies may hold on to them.
 
 On GPUs the copies run on a side stream and the exchange is NCCL's; none of this has been run there. A GPU run would
 have to show `ratio_free_core` at most 1.01 with
