@@ -48,6 +48,11 @@ class Census:
         self._least, self._pairs = pairs, first
         self._column: dict[int, int] = {}
 
+    @property
+    def words(self) -> int:
+        """Integers of the next header."""
+        return FIXED + 2 * self._pairs
+
     def header(
         self, step: int, request: int, keys: IntArray, sizes: IntArray, notes: Sequence[int] = (0,) * NOTES
     ) -> IntArray:
@@ -72,7 +77,7 @@ class Census:
         fits = len(changed) <= self._pairs
         # Whoever is left out is forgotten, and then has every count to tell.
         needed = len(changed) if fits else max(len(changed), int(np.count_nonzero(sizes)))
-        header = np.zeros(FIXED + 2 * self._pairs, dtype=np.int64)
+        header = np.zeros(self.words, dtype=np.int64)
         header[:FIXED] = self._fingerprint, step, request, needed, *notes
         if fits:
             header[FIXED : FIXED + 2 * needed] = np.stack((keys[changed], sizes[changed]), axis=1).ravel()

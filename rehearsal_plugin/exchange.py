@@ -20,12 +20,13 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.census import NOTES, Census
-from rehearsal_plugin.config import SamplingConfig
+from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.mixture import Mixture, Weights
+from rehearsal_plugin.neighbours import Neighbours
 from rehearsal_plugin.pool import RowPool
 from rehearsal_plugin.rng import Numbers, Purpose
-from rehearsal_plugin.sampling import Plan, draw, plan
+from rehearsal_plugin.sampling import Draws, Plan, draw, joined, plan
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.transport import Pending, Transport, wait
 
@@ -108,18 +109,19 @@ class Exchange:
     Args:
         buffer: This rank's rows.
         transport: The ranks.
-        sampling: Its weights: `uniform`: the same chance for every row. `balanced`: for every partition. `score`: in
-            proportion to a row's score; then a row can come several times in one draw. Or a weight by partition.
+        config: The `rehearsal` section. By its `sampling.weights`, rows are drawn with the same chance for every row
+            (`uniform`) or partition (`balanced`); in proportion to a row's score (`score`), so that a row can come
+            several times in one draw; in part because they are near to new rows (`retrieved`); or with a weight by
+            partition.
         turns: Independent draws of a step.
-        seed: Keys the draws; the same on all ranks.
-        stream: Keys the draws too; ranks that draw from themselves alone use different ones.
-        timeout_s: Deadline of each wait.
+        stream: Keys the draws; ranks that draw from themselves alone use different ones.
         metrics: Where bytes and times are counted.
         stopped: Asked while waiting; True gives up.
 
     Attributes:
         census: What all ranks hold.
         mixture: The share of each partition.
+        neighbours: Finds rows near to the new ones; None for other weights than `retrieved`.
         device: Where rows to be sent live.
     """
 
@@ -127,26 +129,27 @@ class Exchange:
         self,
         buffer: RehearsalBuffer,
         transport: Transport,
+        config: RehearsalConfig,
         *,
-        sampling: SamplingConfig,
         turns: int,
-        seed: int,
         stream: int,
-        timeout_s: float,
         metrics: Metrics,
         stopped: Callable[[], bool],
     ) -> None:
         self._buffer, self._transport, self._metrics = buffer, transport, metrics
-        self._turns, self._stream, self._numbers = turns, stream, Numbers(seed, Purpose.DRAW)
-        self._by_score = sampling.weights == "score"
-        self._by_partition = sampling.weights not in ("uniform", "score")
+        self._turns, self._stream, self._numbers = turns, stream, Numbers(config.seed, Purpose.DRAW)
+        sampling = config.sampling
+        self._by_score, self._by_partition = sampling.weights == "score", sampling.by_partition
         self.mixture = Mixture(sampling)
-        self._timeout_s, self._stopped = timeout_s, stopped
+        self.neighbours: Neighbours | None = None
+        if sampling.weights == "retrieved":
+            self.neighbours = Neighbours(buffer, config, transport.rank, transport.size, turns)
+        self._timeout_s, self._stopped = config.exchange.timeout_s, stopped
         self.device = transport.device
         layout = buffer.layout
         # Ranks with different seeds or weights would draw different plans.
-        weights = json.dumps(sampling.weights, sort_keys=True)
-        fingerprint = layout.fingerprint ^ seed ^ zlib.crc32(weights.encode())
+        weights = json.dumps(config.drawn_by, sort_keys=True)
+        fingerprint = layout.fingerprint ^ config.seed ^ zlib.crc32(weights.encode())
         self.census = Census(transport.rank, transport.size, fingerprint, pairs=64 if self._by_partition else 1)
         self._sending = RowPool(layout.row_bytes, buffer.device)
         self._receiving = RowPool(layout.row_bytes, transport.device)
@@ -156,6 +159,7 @@ class Exchange:
         step: int,
         request: int,
         outgoing: Outgoing | None,
+        staged: Tensor,
         refresh: Refresh | None = None,
         words: Sequence[int] = (0,) * (NOTES - 1),
         proposed: Weights | None = None,
@@ -166,6 +170,7 @@ class Exchange:
             step: Number of the exchange, the same on all ranks.
             request: Rows that this rank shall get in each turn, two exchanges later.
             outgoing: The rows drawn after the last exchange; None at first.
+            staged: `[n, row_bytes]` uint8, the new rows of this step.
             refresh: New state for rows that arrived earlier; None on all ranks or on none.
             words: What this rank tells the others beside it; see `Census.notes`.
             proposed: The weights by partition that this rank wants; see `Mixture`.
@@ -175,6 +180,8 @@ class Exchange:
         header = self.census.header(step, request, *self._counts(), (Mixture.digest(proposed), *words))
         if self._transport.size > 1:
             self._metrics.collectives += 1 + (rows is not None) + (back is not None)
+        if self.neighbours is not None:
+            header = np.concatenate((header, self.neighbours.tell(staged, request, step)))
         headers = self._transport.all_gather(torch.from_numpy(header))
         refreshed = None if refresh is None else refresh.source
         return Posted(step, headers, rows, outgoing, back, refreshed, proposed)
@@ -188,11 +195,7 @@ class Exchange:
         """
         headers = self._wait(posted.headers, posted.step, "headers")
         with self._metrics.timed("drawn_ms"):
-            requests = self.census.absorb(headers.numpy())
-            rng = self._numbers.at(posted.step, self._stream)
-            self.mixture.agree(self.census.notes[:, 0], posted.proposed)
-            draws = draw(self.census.counts, requests, rng, self._turns, self.mixture.weights(self.census.keys))
-            drawn = plan(draws, self._transport.rank, self._transport.size)
+            drawn = plan(self._draw(headers.numpy(), posted), self._transport.rank, self._transport.size)
             slots = self._slots(drawn)
             rows = self._sending.take(len(slots))
             self._buffer.read(slots, rows)
@@ -225,6 +228,18 @@ class Exchange:
         current = self._buffer.written(slots) == posted.refreshed.written
         packed = packed[torch.from_numpy(np.flatnonzero(current)).to(packed.device)]
         self._buffer.update_fields(slots[current], self._buffer.layout.state_of(packed))
+
+    def _draw(self, headers: IntArray, posted: Posted) -> Draws:
+        """The rows of all ranks that move in the next exchange, by what all ranks told."""
+        headers, told = np.split(headers, [self.census.words], axis=1)
+        requests = self.census.absorb(headers)
+        counts, rng = self.census.counts, self._numbers.at(posted.step, self._stream)
+        self.mixture.agree(self.census.notes[:, 0], posted.proposed)
+        if self.neighbours is None:
+            return draw(counts, requests, rng, self._turns, self.mixture.weights(self.census.keys))
+        near, requests = self.neighbours.hear(told, counts, requests, posted.step, rng)
+        self._metrics.rows_retrieved += int(np.count_nonzero(near.reader == self._transport.rank))
+        return joined(near, draw(counts, requests, rng, self._turns))
 
     def _counts(self) -> tuple[IntArray, IntArray]:
         if self._by_partition:

@@ -34,6 +34,7 @@ class Metrics:
         rows_stored: Rows stored now.
         rows_replayed: Rows added to batches.
         rows_displaced: Rows of the batch that made room for replayed ones (`mode: replace` at forward).
+        rows_retrieved: Rows drawn for this rank because they are near to new ones (`sampling.weights: retrieved`).
         rows_sent: Rows sent to other ranks.
         rows_received: Rows received from other ranks.
         bytes_sent: Bytes of those rows; headers and state on its way back are not counted.
@@ -59,6 +60,7 @@ class Metrics:
     rows_stored: int = 0
     rows_replayed: int = 0
     rows_displaced: int = 0
+    rows_retrieved: int = 0
     rows_sent: int = 0
     rows_received: int = 0
     bytes_sent: int = 0

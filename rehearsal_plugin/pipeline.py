@@ -83,11 +83,9 @@ class Pipeline:
         self._exchange = Exchange(
             self.buffer,
             LocalTransport() if local else transport,
-            sampling=config.sampling,
+            config,
             turns=turns,
-            seed=config.seed,
             stream=rank + 1 if local else 0,
-            timeout_s=config.exchange.timeout_s,
             metrics=metrics,
             stopped=self._stop.is_set,
         )
@@ -141,7 +139,9 @@ class Pipeline:
         self._count_admission(slots)
         self._stream.mark()
         # What is wanted now, not when the background comes to it: whoever posts changes nothing.
-        post = partial(self._exchange.post, step, request, self._outgoing, refresh, words, self.mixture.proposed)
+        post = partial(
+            self._exchange.post, step, request, self._outgoing, staged, refresh, words, self.mixture.proposed
+        )
         posted = _at_once(post) if self._inline else post
         self._job = self._worker.submit(lambda: self._run(posted, slots, staged))
         self.step += 1
@@ -179,6 +179,7 @@ class Pipeline:
         outcome = None if self._job is None else self._result(self._job)
         outgoing = self._outgoing if outcome is None else outcome.outgoing
         arrival = None if outcome is None else outcome.arrival
+        neighbours = self._exchange.neighbours
         return {
             "step": self.step,
             "in_flight": outcome is not None,
@@ -188,6 +189,7 @@ class Pipeline:
             "micro_batch": self._micro_batch,
             "census": self._exchange.census.state_dict(),
             "mixture": self.mixture.state_dict(),
+            "neighbours": None if neighbours is None else neighbours.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -199,6 +201,8 @@ class Pipeline:
         self.step, self._micro_batch = int(state["step"]), int(state["micro_batch"])
         self._exchange.census.load_state_dict(state["census"])
         self.mixture.load_state_dict(state["mixture"])
+        if self._exchange.neighbours is not None:
+            self._exchange.neighbours.load_state_dict(state["neighbours"])
         self._staging.reserve(len(state["staged"])).copy_(state["staged"])
         arrival = None if state["arrival"] is None else Arrival.load(state["arrival"], self.device)
         self._outgoing = None

@@ -130,7 +130,7 @@ def load_of(config: RehearsalConfig, row_bytes: int, batch: int, accumulation: i
         replayed = batch * (ratio if config.mode == "replace" else ratio / (1 - ratio))
     offered = min(batch, config.candidates or batch)
     collectives = 0 if config.sampling.scope == "local" else 3 if strategy.refreshes else 2
-    pairs = 1 if config.sampling.weights in ("uniform", "score") else FIRST_PAIRS
+    pairs = FIRST_PAIRS if config.sampling.by_partition else 1
     header_bytes = INTEGER * (FIXED + 2 * pairs)
     return Load(offered * accumulation, replayed * accumulation, row_bytes, header_bytes, collectives)
 

@@ -242,7 +242,7 @@ class Rehearsal:
         Raises:
             ConfigError: They are no weights, or rows are not drawn by partition.
         """
-        if self.config.sampling.weights in ("uniform", "score"):
+        if not self.config.sampling.by_partition:
             raise ConfigError(
                 f"rehearsal.sampling.weights is '{self.config.sampling.weights}', so ranks do not know each other's "
                 "partitions; start the job with 'balanced' or with weights by partition"

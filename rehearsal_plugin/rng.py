@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     RESHARD = 5
     CONTENT = 6
     SEEDING = 7
+    QUERIES = 8
 
 
 class Numbers:

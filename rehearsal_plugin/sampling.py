@@ -19,7 +19,7 @@ import numpy as np
 
 from rehearsal_plugin.shares import IntArray, WeightArray, fair_level, weighted_shares
 
-__all__ = ["Draws", "Plan", "choose", "choose_from", "draw", "plan"]
+__all__ = ["Draws", "Plan", "choose", "choose_from", "draw", "joined", "plan"]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ def draw(
 
     Args:
         counts: `[ranks, partitions]` int64, rows stored.
-        requests: `[ranks]` int64, rows asked for in each turn. Who asks for more than all ranks hold gets all.
+        requests: `[ranks]` int64, rows asked for in each turn, or `[ranks, turns]`. Who asks for more than all ranks
+            hold gets all.
         rng: The same state on every rank.
         turns: Independent draws for every rank.
         weights: `[partitions]` float64, the shares of the partitions in every draw, in proportion; None for equal ones.
@@ -113,7 +114,7 @@ def draw(
     totals = counts.sum(axis=0)
     if weights is not None:
         totals = np.where(weights > 0, totals, 0)
-    wanted = np.repeat(np.minimum(requests, totals.sum()), turns)
+    wanted = np.broadcast_to(requests.reshape(len(counts), -1), (len(counts), turns)).ravel().clip(max=totals.sum())
     parts = [_quotas(totals, weights, int(n), np.flatnonzero(wanted == n), rng) for n in np.unique(wanted) if n]
     if not parts:
         none = np.empty(0, dtype=np.int64)
@@ -122,6 +123,13 @@ def draw(
     segment, item = choose(totals[partition], quota, rng)
     reader, turn = (drawer, np.zeros_like(drawer)) if turns == 1 else np.divmod(drawer, turns)
     return Draws(reader[segment], turn[segment], partition[segment], item, counts)
+
+
+def joined(first: Draws, second: Draws) -> Draws:
+    """The rows of both, which were drawn from the same counts."""
+    names = ("reader", "turn", "partition", "item")
+    both = {name: np.concatenate((getattr(first, name), getattr(second, name))) for name in names}
+    return Draws(**both, counts=first.counts)
 
 
 def plan(draws: Draws, rank: int, size: int) -> Plan:

@@ -56,7 +56,13 @@ EVERY_KEY: dict[str, Any] = {
     "fields": ["inputs", "labels", "doubts"],
     "hidden": ["doubts"],
     "padding": {"length": 128, "values": {"inputs": 0}},
-    "sampling": {"scope": "global", "weights": "balanced", "weights_file": "mixture.json"},
+    "sampling": {
+        "scope": "global",
+        "weights": "balanced",
+        "retrieved_share": 0.75,
+        "queries": 4,
+        "weights_file": "mixture.json",
+    },
     "strategy": {
         "name": "topk",
         "loss_weight": 0.5,
@@ -129,7 +135,13 @@ def test_an_empty_section_takes_the_documented_defaults() -> None:
         "fields": None,
         "hidden": None,
         "padding": None,
-        "sampling": {"scope": "global", "weights": "uniform", "weights_file": None},
+        "sampling": {
+            "scope": "global",
+            "weights": "uniform",
+            "retrieved_share": 0.5,
+            "queries": 16,
+            "weights_file": None,
+        },
         "strategy": {
             "name": "er",
             "loss_weight": 1.0,

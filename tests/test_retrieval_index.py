@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 
 from rehearsal_plugin import BatchError, MissingDependencyError, RehearsalBuffer, RowLayout
 from rehearsal_plugin.config import BufferConfig, RetrievalConfig
+from rehearsal_plugin.nearest import index as row_index
+from rehearsal_plugin.nearest.index import FEW
+from rehearsal_plugin.nearest.scores import normalized
 from rehearsal_plugin.retrieval import RowIndex, Where
-from rehearsal_plugin.retrieval.scores import normalized
 from tests.retrieval_rows import batch_of, brute_force, buffer_of, clustered, of_few_values, random
 
 pytest.importorskip("faiss")
@@ -103,7 +106,7 @@ def test_embeddings_of_any_floating_point_type_can_be_searched(dtype: torch.dtyp
 
 
 @pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
-def test_filters_leave_only_rows_that_meet_all_conditions(kind: str) -> None:
+def test_filters_leave_only_rows_that_meet_all_conditions(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = [batch_of(random(60, seed=step), first_id=100 * step) for step in range(5)]
     buffer = RehearsalBuffer(BufferConfig(capacity=300, partition_by="label"), RowLayout.infer(batches[0]), rank=3)
     for batch in batches:
@@ -119,7 +122,8 @@ def test_filters_leave_only_rows_that_meet_all_conditions(kind: str) -> None:
         (Where(origins=[3]), np.ones(300, dtype=bool)),
         (Where(origins=[0, 1]), np.zeros(300, dtype=bool)),
     ]
-    for where, counted in conditions:
+    for (where, counted), few in itertools.product(conditions, (0, FEW)):
+        monkeypatch.setattr(row_index, "FEW", few)
         found = index.search(queries, 100, where, now=5)
         _, slots = brute_force(queries, embeddings(buffer), 100, "l2", counted)
         assert np.array_equal(np.sort(found.slots), np.sort(slots)) or kind != "flat", where

@@ -112,6 +112,9 @@ def _check_pipeline(pipeline: Mapping[str, Any], form: Form, stored: int, step: 
     _array(census["notes"], np.int64, (form.ranks, NOTES))
     for weights in (pipeline["mixture"]["weights"], pipeline["mixture"]["proposed"]):
         _check_weights(weights)
+    neighbours = pipeline.get("neighbours")
+    if neighbours is not None:
+        _check_neighbours(neighbours, form, stored)
     for name in ("pairs", "least"):
         pairs = _whole(census[name], 1, MOST_PAIRS)
         if pairs & (pairs - 1):
@@ -123,6 +126,16 @@ def _check_pipeline(pipeline: Mapping[str, Any], form: Form, stored: int, step: 
         _check_arrival(arrival, form, stored)
     if (arrival is not None or pipeline["in_flight"]) and (outgoing is None or not pipeline["in_flight"]):
         raise ValueError("an exchange on its way without what it brings")
+
+
+def _check_neighbours(neighbours: Mapping[str, Any], form: Form, stored: int) -> None:
+    _whole(neighbours["largest"])
+    wanted, answers = neighbours["wanted"], 0
+    if wanted is not None:
+        _array(wanted, np.int64, (form.ranks,), 0, MOST)
+        answers = sum(wanted.tolist())
+    _array(neighbours["own"], np.int64, (2, answers))
+    _array(neighbours["own"][1], np.int64, (answers,), -1, stored - 1)
 
 
 def _check_ready(ready: Mapping[str, Any], form: Form, stored: int) -> None:

@@ -230,7 +230,7 @@ def _job(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
         "partition_by": buffer.partition_by,
         "score_by": buffer.score_by,
         "deduplicate": buffer.deduplicate,
-        "weights": sampling.weights,
+        "weights": config.drawn_by,
         "scope": sampling.scope,
         "strategy": config.strategy.name,
         "outputs": config.strategy.outputs,

@@ -130,6 +130,18 @@ class RehearsalConfig(Section):
         with refusing(cls):
             return cls.model_validate(block)
 
+    @property
+    def drawn_by(self) -> Any:
+        """All that decides which stored rows are replayed, as JSON knows it."""
+        if self.sampling.weights != "retrieved" or self.retrieval is None:
+            return self.sampling.weights
+        return [
+            self.sampling.weights,
+            self.sampling.retrieved_share,
+            self.sampling.queries,
+            self.retrieval.model_dump(mode="json"),
+        ]
+
     @model_validator(mode="before")
     @classmethod
     def _default_ratio(cls, values: Any) -> Any:
@@ -151,6 +163,12 @@ class RehearsalConfig(Section):
             yield (
                 "rehearsal.buffer.score_by is missing: rehearsal.sampling.weights 'score' draws in proportion to "
                 "it, so name a floating-point batch field, or 'loss'"
+            )
+        if self.sampling.weights == "retrieved" and self.retrieval is None:
+            yield (
+                "rehearsal.retrieval is missing: rehearsal.sampling.weights 'retrieved' draws the rows whose "
+                "embeddings are nearest to those of the new rows, so say there which field is the embedding, or which "
+                "module gives it"
             )
         if self.sampling.weights == "score" and self.buffer.by_features:
             yield (
@@ -174,7 +192,7 @@ class RehearsalConfig(Section):
                     f"rehearsal.buffer.partition_by is missing: rehearsal.{option} has a weight for each partition, "
                     "so name the batch field that tells them apart"
                 )
-        if self.sampling.weights_file is not None and self.sampling.weights in ("uniform", "score"):
+        if self.sampling.weights_file is not None and not self.sampling.by_partition:
             yield (
                 "rehearsal.sampling.weights_file changes the weights of partitions; set rehearsal.sampling.weights to "
                 "'balanced' or to the weights at the start"

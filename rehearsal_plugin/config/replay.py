@@ -15,7 +15,8 @@ __all__ = ["GuardConfig", "PaddingConfig", "RatioSchedule", "SamplingConfig", "S
 
 
 Weights: TypeAlias = Annotated[
-    Annotated[Literal["uniform", "balanced", "score"], Tag("<name>")] | Annotated[PartitionWeights, Tag("<mixture>")],
+    Annotated[Literal["uniform", "balanced", "score", "retrieved"], Tag("<name>")]
+    | Annotated[PartitionWeights, Tag("<mixture>")],
     Discriminator(lambda weights: "<mixture>" if isinstance(weights, Mapping) else "<name>"),
 ]
 
@@ -31,15 +32,34 @@ class SamplingConfig(Section):
     weights: Weights = Field(
         default="uniform",
         description="The same chance for every stored row, for every partition, or in proportion to the row's "
-        "buffer.score_by; a row can then come several times in one draw. Or the share of each partition in what is "
-        'replayed, as {"0": 3, "1": 1}; partitions that are not named get none.',
+        "buffer.score_by; a row can then come several times in one draw. 'retrieved' draws the rows whose embeddings "
+        "(rehearsal.retrieval) are nearest to those of the new rows, mixed with uniform ones. Or the share of each "
+        'partition in what is replayed, as {"0": 3, "1": 1}; partitions that are not named get none.',
     )
-
+    retrieved_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Of the rows that the weights 'retrieved' draw, the share of the nearest ones; the others are "
+        "drawn uniformly, and a row can be among both.",
+    )
+    queries: int = Field(
+        default=16,
+        ge=1,
+        le=1 << 16,
+        description="New rows of a rank and step, at most, whose neighbours the weights 'retrieved' look for; drawn at "
+        "random where there are more candidates.",
+    )
     weights_file: Name | None = Field(
         default=None,
         description="A JSON or YAML file with weights by partition, looked at in every step; whoever changes it "
         "changes the mixture of the running job.",
     )
+
+    @property
+    def by_partition(self) -> bool:
+        """Whether rows are drawn partition by partition."""
+        return self.weights not in ("uniform", "score", "retrieved")
 
     @property
     def mixture(self) -> dict[int, float] | None:

@@ -19,11 +19,11 @@ from torch import Tensor
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RetrievalConfig
 from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError
+from rehearsal_plugin.nearest.filters import Where
+from rehearsal_plugin.nearest.index import Embed, RowIndex, columns_of
+from rehearsal_plugin.nearest.scores import normalized
 from rehearsal_plugin.rehearsal import Rehearsal
-from rehearsal_plugin.retrieval.filters import Where
-from rehearsal_plugin.retrieval.index import Embed, RowIndex, columns_of
 from rehearsal_plugin.retrieval.retrieved import Retrieved
-from rehearsal_plugin.retrieval.scores import normalized
 from rehearsal_plugin.retrieval.search import DistributedSearch
 from rehearsal_plugin.retrieval.stored import stored_rows
 from rehearsal_plugin.transport import LocalTransport, TorchDistributedTransport, Transport

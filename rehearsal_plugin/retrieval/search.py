@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.errors import ClosedError, ExchangeError
-from rehearsal_plugin.retrieval.filters import Where
-from rehearsal_plugin.retrieval.index import RowIndex
+from rehearsal_plugin.nearest.filters import Where
+from rehearsal_plugin.nearest.index import RowIndex
+from rehearsal_plugin.nearest.scores import Scores, rank_by
 from rehearsal_plugin.retrieval.retrieved import Retrieved
-from rehearsal_plugin.retrieval.scores import Scores, rank_by
 from rehearsal_plugin.retrieval.wire import Request, agreed, needed
 from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.shares import IntArray

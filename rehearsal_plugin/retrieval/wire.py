@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from rehearsal_plugin.errors import ExchangeError
-from rehearsal_plugin.retrieval.filters import Where
+from rehearsal_plugin.nearest.filters import Where
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RetrievalConfig
 from rehearsal_plugin.errors import BatchError
-from rehearsal_plugin.retrieval.approximate import Approximate
-from rehearsal_plugin.retrieval.exact import nearest
-from rehearsal_plugin.retrieval.filters import Mask, Where
-from rehearsal_plugin.retrieval.scores import Scores, normalized, rank_by, scores_of
+from rehearsal_plugin.nearest.approximate import Approximate
+from rehearsal_plugin.nearest.exact import nearest
+from rehearsal_plugin.nearest.filters import Mask, Where
+from rehearsal_plugin.nearest.scores import Scores, normalized, rank_by, scores_of
 from rehearsal_plugin.rows import Field, RowLayout
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray
@@ -30,6 +30,7 @@ Embed: TypeAlias = Callable[[Mapping[str, Tensor]], Tensor]
 
 READ_BYTES = 4 << 20
 MARGIN = 16  # rows that IVF and HNSW are asked for beyond the k-th
+FEW = 256  # excluded rows that an exact search passes over one by one
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,14 @@ class RowIndex:
             self.skipped = count - self.rows
             return len(changed)
 
+    def embeddings(self, rows: Tensor) -> FloatArray:
+        """The embeddings of packed rows `[n, row_bytes]`, `[n, width]` float32.
+
+        Raises:
+            BatchError: `embed` gave something else than a vector for each row.
+        """
+        return self._vectors_of(rows)
+
     def search(self, queries: FloatArray, k: int, where: Where, now: int) -> Found:
         """The nearest rows; of equally near ones, those at the lowest slots.
 
@@ -195,12 +204,18 @@ class RowIndex:
         return mask & usable
 
     def _exact(self, queries: FloatArray, k: int, allowed: Mask | None) -> Found:
-        slots = None if allowed is None else np.flatnonzero(allowed)
         vectors, lengths = self._vectors[: self._count], self._lengths[: self._count]
-        if slots is not None:
-            vectors, lengths = vectors[slots], lengths[slots]
-        scores, index = nearest(queries, vectors, lengths, k, squared_distance=self._l2)
-        return _filled(scores, index if slots is None else slots[index], k)
+        if allowed is None:
+            return _filled(*nearest(queries, vectors, lengths, k, squared_distance=self._l2), k)
+        slots = np.flatnonzero(allowed)
+        excluded = self._count - len(slots)
+        if excluded > FEW:
+            scores, index = nearest(queries, vectors[slots], lengths[slots], k, squared_distance=self._l2)
+            return _filled(scores, slots[index], k)
+        # Too few to copy all the others for: so many more are looked at.
+        scores, index = nearest(queries, vectors, lengths, k + excluded, squared_distance=self._l2)
+        order = np.argsort(~allowed[index], axis=1, kind="stable")[:, : min(k, len(slots))]
+        return _filled(np.take_along_axis(scores, order, 1), np.take_along_axis(index, order, 1), k)
 
     def _approximately(
         self, approximate: Approximate, queries: FloatArray, k: int, allowed: Mask | None, wanted: int

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from rehearsal_plugin.config import RetrievalConfig
-from rehearsal_plugin.retrieval.faiss_library import import_faiss
-from rehearsal_plugin.retrieval.filters import Mask
+from rehearsal_plugin.nearest.faiss_library import import_faiss
+from rehearsal_plugin.nearest.filters import Mask
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from rehearsal_plugin.retrieval.faiss_library import import_faiss
-from rehearsal_plugin.retrieval.scores import Scores, error_bound, rank_by, scores_of
+from rehearsal_plugin.nearest.faiss_library import import_faiss
+from rehearsal_plugin.nearest.scores import Scores, error_bound, rank_by, scores_of
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray
 
