@@ -319,7 +319,7 @@ def test_a_capacity_that_is_no_size_is_refused(capacity: object) -> None:
         ("buffer.score_by", 3, "string"),
         ("buffer.score_by", "", "at least 1 character"),
         ("sampling.scope", "node", "'global' or 'local'"),
-        ("sampling.weights", [1, 2], "'uniform', 'balanced' or 'score'"),
+        ("sampling.weights", [1, 2], "'uniform', 'balanced', 'score' or 'retrieved'"),
         ("sampling.weights", {"code": 1}, "partitions"),
         ("sampling.weights", {"1": 0}, "above 0"),
         ("strategy.partition_weights", {}, "above 0"),
@@ -414,7 +414,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one(block: Any, wrong:
 
 def test_an_unknown_key_like_no_other_is_refused_with_all_keys() -> None:
     assert refusal({"sampling": {"zzz": 1}}) == (
-        "rehearsal.sampling.zzz is not a key of the section; it has the keys scope, weights, weights_file"
+        "rehearsal.sampling.zzz is not a key of the section; it has the keys scope, weights, retrieved_share, queries, weights_file"
     )
 
 

