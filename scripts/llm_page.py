@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_plan import BASE, JOINT, LANGUAGES, SIZES, variants
+from llm_plan import BASE, JOINT, LANGUAGES, SIZES, VARIANT_RATIOS, variants
 from llm_plots import plot_llm
 from llm_results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
 from report import write_text
@@ -114,15 +114,26 @@ def scope(base: Sequence[Row], report: dict[str, Any]) -> str:
 def missing(rows: Sequence[Row]) -> list[str]:
     """What of the full recipe has not been run."""
     full, base = SIZES["full"], select(rows, variant=BASE)
-    ratios = {f"{ratio:g}" for ratio in full.ratios}
-    seeds = {arm: len(select(base, arm=arm, after="french")) for arm in (*ratios, JOINT)}
-    few = [arm for arm in sorted(ratios, key=float) if seeds[arm] < full.seeds]
-    parts = [f"{arm} % replay with {full.seeds - seeds[arm]} of {full.seeds} seeds" for arm in few]
-    if not select(base, after="german"):
-        parts.append("the phase in German")
-    undone = [name for name in variants(full.steps) if name != BASE and not select(rows, variant=name)]
-    parts += [f"the variant '{name}'" for name in undone]
+    parts = [part for after in LANGUAGES[1:] for part in missing_after(base, after)]
+    for name in variants(full.steps):
+        of_it = select(rows, variant=name)
+        few = [f"{ratio:g} %" for ratio in VARIANT_RATIOS if not select(of_it, arm=f"{ratio:g}")]
+        few += [] if select(of_it, arm=JOINT) else ["the union"]
+        if name != BASE and few:
+            parts.append(f"{', '.join(few) + ' of ' if of_it else ''}the variant '{name}'")
     return [f"Not run yet, and missing below: {'; '.join(parts)}.\n"] if parts else []
+
+
+def missing_after(base: Sequence[Row], after: str) -> list[str]:
+    """The arms of a phase that were not run with all seeds."""
+    full = SIZES["full"]
+    arms = {**{f"{ratio:g}": f"{ratio:g} % replay" for ratio in full.ratios}, JOINT: "the union"}
+    missed = {arm: full.seeds - len(select(base, arm=arm, after=after)) for arm in arms}
+    if not select(base, after=after):
+        return [f"the phase in {after.title()}"]
+    return [
+        f"{arms[arm]} with {count} of {full.seeds} seeds in {after.title()}" for arm, count in missed.items() if count
+    ]
 
 
 def results(rows: Sequence[Row], after: str) -> str:

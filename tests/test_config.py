@@ -414,7 +414,8 @@ def test_an_unknown_key_is_refused_with_the_nearest_right_one(block: Any, wrong:
 
 def test_an_unknown_key_like_no_other_is_refused_with_all_keys() -> None:
     assert refusal({"sampling": {"zzz": 1}}) == (
-        "rehearsal.sampling.zzz is not a key of the section; it has the keys scope, weights, retrieved_share, queries, weights_file"
+        "rehearsal.sampling.zzz is not a key of the section; it has the keys "
+        "scope, weights, retrieved_share, queries, weights_file"
     )
 
 
