@@ -74,6 +74,13 @@ def test_the_table_has_a_line_a_question_with_right_answers_in_bold() -> None:
     assert printed[-1] == "- exact_match_with: 1"
 
 
+def test_the_table_of_the_page_is_that_of_the_report() -> None:
+    report = json.loads((ROOT / "docs/results/rag_demo.json").read_text())
+    assert table(report) in PAGE
+    assert [report["summary"][f"exact_match_{name}"] for name in ("without", "with")] == [0, 7 / 20]
+    assert report["summary"]["fact_retrieved"] == 19 / 20
+
+
 def test_every_question_has_its_fact_and_page() -> None:
     assert len({question.text for question in QUESTIONS}) == 20
     assert not any(contains(question.text, question.fact) for question in QUESTIONS)
