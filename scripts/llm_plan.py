@@ -52,6 +52,7 @@ class Setting:
         buffer: Rows in the buffers of all ranks together, as a share of the English training rows; None for the
             config's capacity.
         made_up: Whether the rows to replay come out of the model of phase one, and not out of its data.
+        weight: What a replayed row counts for in the loss, against a new one.
     """
 
     steps: int
@@ -60,6 +61,7 @@ class Setting:
     rewarm: float = 1.0
     buffer: float | None = None
     made_up: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Run:
         buffer: As in `Setting`.
         after: The training whose model and buffer this one goes on with.
         made_up: As in `Setting`.
+        weight: As in `Setting`.
     """
 
     arm: str
@@ -89,6 +92,7 @@ class Run:
     buffer: float | None
     after: Run | None
     made_up: bool = False
+    weight: float = 1.0
 
     @property
     def name(self) -> str:
@@ -130,6 +134,7 @@ def variants(steps: int) -> dict[str, Setting]:
         "buffer of 10 % of English": replace(base, buffer=0.1),
         "buffer of 1 % of English": replace(base, buffer=0.01),
         "10 % of English, made up by the model": replace(base, buffer=0.1, made_up=True),
+        "replayed rows count threefold": replace(base, weight=3.0),
         "half the steps after English": replace(base, later=0.5),
         "half the steps": replace(base, steps=steps // 2),
         "half the width": replace(base, width=base.width // 2),
@@ -155,7 +160,8 @@ def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) 
         for number, language in enumerate(phases, 1):
             last = Run(f"{ratio:g}", seed, (language,), (), later, setting.rewarm, setting.width, None, last)
             if ratio:
-                last = replace(last, old=LANGUAGES[:number], buffer=setting.buffer, made_up=setting.made_up)
+                last = replace(last, old=LANGUAGES[:number], buffer=setting.buffer)
+                last = replace(last, made_up=setting.made_up, weight=setting.weight)
             runs.append(last)
     unions = (LANGUAGES[: number + 1] for number in range(1, len(phases) + 1))
     return runs + [replace(new, learns=union, steps=setting.steps + (len(union) - 1) * later) for union in unions]
@@ -169,6 +175,7 @@ def rows_of(share: float, english_rows: int) -> int:
 def key_of(run: Run, config: Mapping[str, Any], ranks: int) -> str:
     """Eight letters that are others as soon as anything is that changes the result."""
     described = asdict(replace(run, after=None)) | {"config": config_of(run, config, 1000, ranks, None), "ranks": ranks}
+    del described["weight"]  # the config has it
     before = None if run.after is None else key_of(run.after, config, ranks)
     text = json.dumps([described, before], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -195,6 +202,8 @@ def config_of(
             buffer["capacity"] = rows_of(run.buffer, english_rows) // ranks
         weights = {str(LANGUAGES.index(language)): 1 for language in run.old}
         block |= {"buffer": buffer, "sampling": {**block["sampling"], "weights": weights}}
+        if run.weight != 1:
+            block["strategy"] = {"loss_weight": run.weight}
     elif run.arm == ENGLISH:
         block["sampling"] = {**block["sampling"], "weights": "uniform"}  # there is no old language yet
     else:

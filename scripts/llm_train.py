@@ -23,6 +23,7 @@ import transformers
 from llm_data import LANGUAGES, LENGTH, VOCABULARY, Corpus, load
 from report import write_text
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import ConcatDataset, Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     quiet()
     corpora = load(arguments.cache, LENGTH, arguments.pages)
     recorder, rehearsal = Recorder(), RehearsalCallback()
-    trainer = make_trainer(arguments, corpora, [recorder, rehearsal])
+    trainer = make_trainer(arguments, corpora, recorder, rehearsal)
     trained = trainer.train()
     losses = {language: held_out_loss(trainer, corpus, language) for language, corpus in corpora.items()}
     trainer.save_model(str(arguments.out / "model"))
@@ -114,10 +115,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def make_trainer(
-    arguments: argparse.Namespace, corpora: Mapping[str, Corpus], callbacks: list[TrainerCallback]
+    arguments: argparse.Namespace, corpora: Mapping[str, Corpus], recorder: Recorder, rehearsal: RehearsalCallback
 ) -> Trainer:
     """A Trainer whose settings are those of the DeepSpeed config."""
     config, interval = json.loads(arguments.deepspeed.read_text()), max(1, arguments.steps // arguments.evaluations)
+    weighted = config["rehearsal"].get("strategy", {}).get("loss_weight", 1) != 1  # so the model's own loss will not do
     return Trainer(
         model=make_model(arguments),
         args=settings_of(
@@ -132,8 +134,14 @@ def make_trainer(
         ),
         train_dataset=ConcatDataset([Rows(corpora[language].train, language) for language in arguments.learn]),
         eval_dataset={language: quick(corpus, language) for language, corpus in corpora.items()},
-        callbacks=callbacks,
+        callbacks=[recorder, rehearsal],
+        compute_loss_func=rehearsal.loss(next_token_loss) if weighted else None,
     )
+
+
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The mean loss of a causal model, as it computes it itself."""
+    return cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
 
 
 def settings_of(config: dict[str, Any], out: Path, steps: int, **more: Any) -> TrainingArguments:
