@@ -77,6 +77,22 @@ def test_without_a_mask_all_are_tokens_and_vectors_stay_as_they_are() -> None:
     assert not pooled(hidden, torch.zeros(4, 6), "mean").any()
 
 
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_what_a_model_makes_of_padding_may_be_no_number(pool: Any) -> None:
+    hidden, mask = torch.randn(3, 4, 2), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
+    expected = pooled(hidden, mask, pool)
+    assert torch.equal(pooled(hidden.masked_fill(mask[:, :, None] == 0, torch.nan), mask, pool), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 4, 2)])
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_an_embedding_has_memory_of_its_own(pool: Any, shape: tuple[int, ...]) -> None:
+    hidden = torch.randn(shape)
+    found, expected = pooled(hidden, None, pool), pooled(hidden.clone(), None, pool)
+    hidden.zero_()
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(("hidden", "mask"), [((2, 3, 4, 5), None), ((2, 3, 4), (2, 5))])
 def test_shapes_that_do_not_fit_are_refused(hidden: tuple[int, ...], mask: tuple[int, ...] | None) -> None:
     with pytest.raises(BatchError, match="rows, tokens"):
@@ -96,6 +112,13 @@ def test_a_model_that_is_watched_tells_the_embeddings_of_what_it_saw_last() -> N
     listener.close()
     with pytest.raises(ConfigError, match="watch"):
         listener.take()
+
+
+def test_a_mask_is_found_whether_it_is_given_by_name_or_by_place() -> None:
+    model, listener, batch = Model(), HiddenStates("body"), tokens(1)
+    listener.watch(model)
+    model(batch["input_ids"], batch["attention_mask"])
+    torch.testing.assert_close(listener.take(), by_hand(model, batch, "mean"))
 
 
 # --- in training -----------------------------------------------------------------------------------------------------
