@@ -215,6 +215,15 @@ def test_what_is_missing_is_told() -> None:
             rehearsal.loss(cross_entropy, Model()(**batch), batch["labels"])
 
 
+def test_a_rehearsal_that_was_closed_listens_to_no_model() -> None:
+    model = Model()
+    with rehearsing() as rehearsal:
+        assert rehearsal.hidden_states is not None
+        rehearsal.hidden_states.watch(model)
+    hooks = (model._forward_hooks, model._forward_pre_hooks, model.body._forward_hooks)
+    assert not any(hooks)
+
+
 def on_two_ranks() -> bool:
     """Embeddings of replayed rows find their way back to their owners, and all rows can be asked for."""
     model, rank = Model(), dist.get_rank()
