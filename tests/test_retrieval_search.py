@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +21,7 @@ from rehearsal_plugin import (
     Rehearsal,
     TorchDistributedTransport,
 )
-from rehearsal_plugin.retrieval import Retrieved, Retriever, Where
+from rehearsal_plugin.retrieval import Retrieved, Retriever, RowIndex, Where
 from rehearsal_plugin.transport import LocalTransport, Transport
 from tests.horovod_ranks import perform, run_horovod
 from tests.ranks import run_ranks
@@ -293,6 +294,36 @@ def numbered(step: int) -> dict[str, torch.Tensor]:
 
 def test_rows_that_are_replaced_during_a_search_come_back_whole_or_not_at_all() -> None:
     assert run_ranks(racing, 2)[0] > 0
+
+
+def test_a_search_that_is_asked_for_meanwhile_does_not_change_what_an_earlier_one_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, reading, may_go_on = RowIndex.read, threading.Event(), threading.Event()
+
+    def read_late(index: RowIndex, slots: Any) -> Any:
+        reading.set()
+        may_go_on.wait(0.5)  # long enough for all that the training thread does meanwhile, if it does not wait
+        return read(index, slots)
+
+    monkeypatch.setattr(RowIndex, "read", read_late)
+    config = {"buffer": {"capacity": 20, "policy": "fifo"}, "retrieval": section()}
+    queries = random(1)
+    with (
+        Rehearsal(config, LocalTransport()) as rehearsal,
+        Retriever(rehearsal, transport=LocalTransport()) as retriever,
+    ):
+        rehearsal.update(batch_of(random(20)))
+        first = retriever.submit(queries, 3)
+        assert reading.wait(20)
+        rehearsal.update(batch_of(random(10, seed=1), first_id=100))
+        second = retriever.submit(queries, 3)
+        may_go_on.set()
+        for answer in (first.result(20), second.result(20)):
+            fields = answer.fields()
+            scores = -np.square(fields["embedding"][0].numpy().astype(np.float64) - queries).sum(axis=1)
+            np.testing.assert_allclose(answer.scores[0], scores, rtol=1e-6, err_msg="scores of other rows")
+        assert (first.result().fields()["id"] < 100).all(), "a row that came later was found"
 
 
 def test_a_gloo_transport_of_ones_own_may_be_given() -> None:

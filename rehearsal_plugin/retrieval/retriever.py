@@ -127,8 +127,6 @@ class Retriever:
             ExchangeTimeout: A rank did not come in time.
             ClosedError: `close` was called.
         """
-        if self._last is not None:
-            self._last.exception()  # its collectives come first on all ranks
         return self._ask(queries, k, where)()
 
     def submit(
@@ -184,8 +182,14 @@ class Retriever:
         return len(slots)
 
     def sync(self) -> RowIndex | None:
-        """Take over what changed in this rank's buffer; `search` and `submit` do it, too."""
+        """Take over what changed in this rank's buffer; `search` and `submit` do it, too.
+
+        Waits for a search in the background, which goes by what was stored when it was asked for.
+        """
         self._check_open()
+        if self._last is not None:
+            self._last.exception()  # its collectives come first on all ranks, too
+            self._last = None
         if isinstance(self._source, Rehearsal):
             self._source.drain()  # nothing is written from here to the next step
         buffer = self._source.buffer if isinstance(self._source, Rehearsal) else self._source
