@@ -326,6 +326,14 @@ def test_a_search_that_is_asked_for_meanwhile_does_not_change_what_an_earlier_on
         assert (first.result().fields()["id"] < 100).all(), "a row that came later was found"
 
 
+def test_a_search_in_the_background_cannot_be_cancelled_as_other_ranks_count_on_it() -> None:
+    with Retriever(buffer_of(random(20)), section(), transport=LocalTransport()) as retriever:
+        answers = [retriever.submit(random(1), 3) for _ in range(50)]
+        assert not any(answer.cancel() for answer in answers)
+        assert all((answer.result(20).found == 3).all() for answer in answers)
+        assert (retriever.search(random(1), 3).found == 3).all()
+
+
 def test_a_gloo_transport_of_ones_own_may_be_given() -> None:
     run_ranks(with_own_transport, 2)
 
