@@ -211,13 +211,44 @@ def test_a_closed_retriever_says_so() -> None:
         retriever.search(random(1))
 
 
-@pytest.mark.parametrize("queries", [np.zeros(24), np.zeros((2, 23)), np.full((1, 24), np.inf)])
+@pytest.mark.parametrize(
+    "queries", [np.zeros(24), np.zeros((2, 23)), np.full((1, 24), np.inf), [[1.0, 2.0], [3.0]], [["word"] * 24], {}]
+)
 def test_queries_that_are_no_vectors_are_refused(queries: Any) -> None:
     with Retriever(buffer_of(random(5)), section(), transport=LocalTransport()) as retriever:
         with pytest.raises(BatchError, match="queries"):
             retriever.search(queries)
         with pytest.raises(BatchError, match="at least one"):
             retriever.search(random(1), k=0)
+
+
+def test_whole_numbers_of_numpy_are_as_good_as_any() -> None:
+    numbers: Any = np.arange(8)
+    ages = Where(partitions=numbers[2:4], origins={numbers[0]}, min_age=numbers[0], max_age=numbers[7])
+    with Retriever(buffer_of(random(30)), section(), transport=LocalTransport()) as retriever:
+        found = retriever.search(random(2), numbers[4], ages)
+    assert found.slot.shape == (2, 4)
+    assert np.isin(found.partition, [2, 3]).all()
+
+
+@pytest.mark.parametrize("k", ["x", 1.5, None, 0, -1])
+def test_a_number_of_rows_is_a_whole_number_above_zero(k: Any) -> None:
+    with Retriever(buffer_of(random(5)), section(), transport=LocalTransport()) as retriever:
+        with pytest.raises(BatchError, match=r"at least one|whole number"):
+            retriever.search(random(1), k)
+        assert retriever.search(random(1), 1).found == 1
+
+
+@pytest.mark.parametrize("conditions", [{"partitions": ["x"]}, {"origins": 3}, {"min_age": 0.5}, {"max_age": "1"}])
+def test_a_filter_takes_whole_numbers(conditions: Any) -> None:
+    with pytest.raises(BatchError, match=f"{next(iter(conditions))} .* whole number"):
+        Where(**conditions)
+
+
+def test_queries_may_be_views_that_are_negated_when_they_are_read() -> None:
+    queries = torch.randn(3, 24, dtype=torch.complex64).conj().imag
+    with Retriever(buffer_of(random(30)), section(), transport=LocalTransport()) as retriever:
+        assert np.array_equal(retriever.search(queries, 5).slot, retriever.search(queries.clone(), 5).slot)
 
 
 # --- beside training -------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RetrievalConfig
 from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError
 from rehearsal_plugin.rehearsal import Rehearsal
-from rehearsal_plugin.retrieval.filters import Where
+from rehearsal_plugin.retrieval.filters import Where, whole
 from rehearsal_plugin.retrieval.index import Embed, RowIndex, columns_of
 from rehearsal_plugin.retrieval.retrieved import Retrieved
 from rehearsal_plugin.retrieval.scores import normalized
@@ -255,28 +255,24 @@ class Retriever:
         """A job that searches; what it depends on is taken now."""
         index, now = self.sync(), self._step
         try:
-            prepared, error = self._prepared(queries, k, index), None
+            count, prepared, error = _count(k), self._prepared(queries, index), None
         except BatchError as refused:
-            prepared, error = np.zeros((0, 0), dtype=np.float32), refused
+            count, prepared, error = 1, np.zeros((0, 0), dtype=np.float32), refused
 
         def job() -> Retrieved:
             told = {"metric": self.config.metric, "error": "" if error is None else str(error)}
             try:
-                return self._search(index, prepared, max(k, 1), where, now, **told)
+                return self._search(index, prepared, count, where, now, **told)
             finally:
                 if error is not None:
                     raise error
 
         return job
 
-    def _prepared(self, queries: ArrayLike | Tensor | None, k: int, index: RowIndex | None) -> FloatArray:
-        if k < 1:
-            raise BatchError(f"{k} rows were asked for; ask for at least one")
+    def _prepared(self, queries: ArrayLike | Tensor | None, index: RowIndex | None) -> FloatArray:
         if queries is None:
             return np.zeros((0, 0 if index is None else index.width), dtype=np.float32)
-        if isinstance(queries, Tensor):
-            queries = queries.detach().to("cpu", torch.float32).numpy()
-        vectors: FloatArray = np.ascontiguousarray(queries, dtype=np.float32)
+        vectors = _as_vectors(queries)
         width = 0 if index is None else index.width
         if vectors.ndim != 2 or (width and vectors.shape[1] != width):
             raise BatchError(f"queries have the shape {vectors.shape}; it has to be (queries, {width or 'width'})")
@@ -300,6 +296,22 @@ def _config_of(source: Rehearsal | RehearsalBuffer, config: ConfigLike) -> Retri
             "rehearsal.retrieval is missing: it says which field is the embedding; add it, or give config"
         )
     return found
+
+
+def _count(k: int) -> int:
+    count = whole(k, "k")
+    if count < 1:
+        raise BatchError(f"{k} rows were asked for; ask for at least one")
+    return count
+
+
+def _as_vectors(queries: ArrayLike | Tensor) -> FloatArray:
+    if isinstance(queries, Tensor):
+        queries = queries.to(torch.float32).numpy(force=True)
+    try:
+        return np.ascontiguousarray(queries, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise BatchError(f"queries are no vectors of numbers, all of one length: {error}") from error
 
 
 def _default_transport(timeout_s: float) -> Transport:
