@@ -78,6 +78,20 @@ def test_rows_that_differ_in_the_last_bit_are_told_apart_as_in_double_precision(
     np.testing.assert_allclose(found.scores, scores, rtol=1e-14)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("rows", [10, 500])
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e18, 1e19, 1e25, 1e37])
+def test_flat_search_is_brute_force_where_single_precision_ends(metric: str, rows: int, scale: float) -> None:
+    large, moderate = random(3, seed=1) * np.float32(scale), random(3, seed=2)
+    buffer, queries = buffer_of(random(rows) * np.float32(scale)), np.concatenate((large, moderate, 0 * moderate[:1]))
+    found = index_of(buffer, metric=metric).search(prepared(queries, metric), 6, Where(), now=1)
+    near = prepared(embeddings(buffer), metric)
+    scores, slots = brute_force(prepared(queries, metric), near, 6, "l2" if metric == "l2" else "inner_product")
+    assert np.array_equal(found.slots, slots)
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-12)
+
+
 def test_a_score_does_not_depend_on_what_else_is_searched() -> None:
     vectors, queries = random(3000, width=384), random(40, seed=1, width=384)
     together = index_of(buffer_of(vectors)).search(queries, 10, Where(), now=1)

@@ -18,7 +18,7 @@ from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.retrieval.approximate import Approximate
 from rehearsal_plugin.retrieval.exact import nearest
 from rehearsal_plugin.retrieval.filters import Mask, Where
-from rehearsal_plugin.retrieval.scores import Scores, normalized, rank_by, scores_of
+from rehearsal_plugin.retrieval.scores import Scores, lengths_of, normalized, rank_by, scores_of
 from rehearsal_plugin.rows import Field, RowLayout
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray
@@ -74,7 +74,7 @@ class RowIndex:
         self._l2 = config.metric == "l2"
         self._count, self.rows, self.skipped, self.drift = 0, 0, 0, 0.0
         self._vectors = np.empty((buffer.capacity, 0), dtype=np.float32)
-        self._lengths = np.zeros(buffer.capacity, dtype=np.float32)
+        self._lengths = np.zeros(buffer.capacity)
         self._usable = np.zeros(buffer.capacity, dtype=bool)
         self._keys, self._written, self._origin, self._embedded = (
             np.full(buffer.capacity, -1, dtype=np.int64) for _ in range(4)
@@ -239,7 +239,7 @@ class RowIndex:
             recorded = np.full(len(part), now) if self._field is None else np.where(known, now, written)
             self._embedded[part[changed]] = recorded[changed]
             self._vectors[part], self._usable[part], self._written[part] = vectors, usable, written
-            self._lengths[part] = np.sqrt(np.square(vectors).sum(axis=1))
+            self._lengths[part] = lengths_of(vectors)
             self._origin[part] = self.buffer.origin(part)
         drifted = np.concatenate(drifts)
         if len(drifted):

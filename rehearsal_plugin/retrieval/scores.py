@@ -12,18 +12,23 @@ from numpy.typing import NDArray
 
 from rehearsal_plugin.values import FloatArray
 
-__all__ = ["Scores", "error_bound", "normalized", "rank_by", "scores_of"]
+__all__ = ["Scores", "error_bound", "lengths_of", "normalized", "rank_by", "scores_of"]
 
 Scores = NDArray[np.float64]
 
 AT_ONCE = 1 << 20  # numbers in double precision
 
-EPSILON = float(np.finfo(np.float32).eps)
+SINGLE = np.finfo(np.float32)
+
+
+def lengths_of(vectors: FloatArray) -> Scores:
+    """The lengths of vectors `[n, d]` float32, `[n]` float64."""
+    return np.asarray(np.sqrt(np.square(vectors.astype(np.float64)).sum(axis=1)))
 
 
 def normalized(vectors: FloatArray) -> FloatArray:
     """Vectors `[n, d]` float32 of length 1; zeros stay zeros."""
-    lengths = np.sqrt(np.square(vectors.astype(np.float64)).sum(axis=1, keepdims=True))
+    lengths = lengths_of(vectors)[:, None]
     return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
@@ -50,14 +55,17 @@ def scores_of(queries: FloatArray, vectors: FloatArray, *, squared_distance: boo
 def error_bound(queries: FloatArray, longest: float, *, squared_distance: bool) -> Scores:
     """How far scores in single precision may be from `scores_of`, `[q]` float64, whatever the order of summation.
 
+    Infinitely far where numbers may become too large for it.
+
     Args:
         queries: `[q, d]` float32.
         longest: Length of the longest vector.
         squared_distance: As for `scores_of`.
     """
-    lengths = np.sqrt(np.square(queries.astype(np.float64)).sum(axis=1))
+    lengths = lengths_of(queries)
     size = (lengths + longest) ** 2 if squared_distance else lengths * longest
-    return np.asarray((queries.shape[1] + 8) * EPSILON * size + np.finfo(np.float32).tiny)
+    bound = (queries.shape[1] + 8) * float(SINGLE.eps) * size + float(SINGLE.tiny)
+    return np.where(size < float(SINGLE.max) / 2, bound, np.inf)
 
 
 def rank_by(scores: Scores, *ties: NDArray[np.int64]) -> NDArray[np.int64]:
