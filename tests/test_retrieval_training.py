@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rehearsal_plugin import BatchError, CheckpointError, ConfigError, Rehearsal
+from rehearsal_plugin import BatchError, CheckpointError, ConfigError, Rehearsal, RehearsalBuffer, RowLayout
+from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.retrieval import HiddenStates, Retriever, pooled
 from rehearsal_plugin.transport import LocalTransport
 from tests.ranks import run_ranks
@@ -324,3 +325,22 @@ def test_a_function_that_gives_no_embeddings_is_refused(wrong: Any) -> None:
     retriever = Retriever(buffer_of(random(3)), {"embedding": "embedding"})
     with retriever, pytest.raises(ConfigError, match="refresh"):
         retriever.refresh()
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 24), (0, 24), (3, 23), (3, 2, 24)])
+def test_what_is_no_embedding_is_not_stored(shape: tuple[int, ...]) -> None:
+    buffer = buffer_of(random(3))
+    with Retriever(buffer, {"embedding": "embedding"}, transport=LocalTransport()) as retriever:
+        before = retriever.search(random(1), 3).rows.clone()
+        with pytest.raises(BatchError, match="one vector a row"):
+            retriever.refresh(lambda _: torch.zeros(shape))
+        assert torch.equal(retriever.search(random(1), 3).rows, before)
+
+
+def test_an_embedding_may_have_several_dimensions() -> None:
+    batch = {"embedding": torch.arange(24.0).reshape(4, 2, 3)}
+    buffer = RehearsalBuffer(BufferConfig(capacity=4), RowLayout.infer(batch))
+    buffer.offer(batch)
+    with Retriever(buffer, {"embedding": "embedding", "metric": "l2"}, transport=LocalTransport()) as retriever:
+        assert retriever.refresh(lambda columns: -columns["embedding"]) == 4
+        assert retriever.search([[-6.0, -7, -8, -9, -10, -11]], 1).slot.tolist() == [[1]]

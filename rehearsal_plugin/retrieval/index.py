@@ -172,6 +172,7 @@ class RowIndex:
                 self._take_over(slots, now, self._checked(vectors, len(slots)))
                 self._keep_up(slots)
             else:
+                self._check(vectors.flatten(1) if vectors.ndim > 2 else vectors, len(slots))
                 shaped = vectors.to(self._field.dtype).reshape(len(vectors), *self._field.shape)
                 self.buffer.update_fields(slots, {self._field.name: shaped})
                 self.sync(now)
@@ -254,14 +255,17 @@ class RowIndex:
 
     def _checked(self, vectors: Tensor, rows: int) -> FloatArray:
         """What `embed` gave for so many rows."""
+        self._check(vectors, rows)
+        if not self.width:
+            self._widen(vectors.shape[1])
+        return _as_floats(vectors)
+
+    def _check(self, vectors: Tensor, rows: int) -> None:
         if vectors.ndim != 2 or len(vectors) != rows or (self.width and vectors.shape[1] != self.width):
             raise BatchError(
                 f"embed() gave a tensor of shape {tuple(vectors.shape)} for {rows} rows; "
                 "it has to give one vector a row, all of one length"
             )
-        if not self.width:
-            self._widen(vectors.shape[1])
-        return _as_floats(vectors)
 
     def _widen(self, width: int) -> None:
         self._vectors = np.empty((self.buffer.capacity, width), dtype=np.float32)
