@@ -125,6 +125,8 @@ def test_samples_written_field_by_field_are_the_rows_that_packing_them_gives(
         "conjugate": torch.randn(4, dtype=torch.complex64).conj(),
         "slice": torch.arange(8).reshape(4, 2)[:, 1],
         "alike": torch.tensor([True]).expand(4),
+        "eighth": torch.arange(4.0).to(torch.float8_e4m3fn),
+        "unsigned": torch.arange(8).reshape(4, 2).to(torch.uint16),
         "none": torch.zeros(4, 0),
     }
     batch["half"] = batch["half"].reshape(4, 2)
