@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -116,8 +117,9 @@ class FileStorage(HostStorage):
     def _fetch(self, slots: IntArray) -> None:
         starts = slots * self.row_bytes
         first = starts - starts % mmap.PAGESIZE
-        for start, length in zip(first.tolist(), (starts + self.row_bytes - first).tolist(), strict=True):
-            self._mapped.madvise(mmap.MADV_WILLNEED, start, length)
+        with suppress(OSError):  # it may be short of memory, and fetches them when they are touched
+            for start, length in zip(first.tolist(), (starts + self.row_bytes - first).tolist(), strict=True):
+                self._mapped.madvise(mmap.MADV_WILLNEED, start, length)
 
 
 class DeviceStorage:

@@ -298,6 +298,20 @@ def test_rows_that_are_not_in_memory_are_fetched_all_at_once_and_not_page_by_pag
     assert faults["at once"] < faults["page by page"] / 2
 
 
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM, errno.EIO])
+def test_a_kernel_that_will_not_fetch_ahead_fails_no_step(tmp_path: Path, code: int) -> None:
+    class Unwilling:
+        def madvise(self, *_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+    storage = open_storage(settings_of("mmap", tmp_path), CAPACITY, ROW_BYTES)
+    assert isinstance(storage, FileStorage)
+    storage._mapped = Unwilling()  # type: ignore[assignment]
+    rows = random_rows(CAPACITY, storage)
+    storage.write(np.arange(CAPACITY), rows)
+    assert torch.equal(read(storage, np.arange(CAPACITY)), rows)
+
+
 def evict(storage: FileStorage, path: Path) -> None:
     """Have none of the file in memory."""
     storage._mapped.flush()
