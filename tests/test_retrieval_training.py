@@ -298,6 +298,22 @@ def test_the_stalest_rows_are_refreshed_first_and_staleness_is_told() -> None:
         assert retriever.metrics()["staleness_max"] == 0, "computed anew, and the same"
 
 
+def test_rows_that_get_no_embedding_leave_their_turn_to_others() -> None:
+    vectors = random(30)
+    vectors[20:] = torch.nan
+    with Retriever(buffer_of(vectors), {"embedding": "embedding"}, transport=LocalTransport(), now=5) as retriever:
+        asked = []
+
+        def embed(columns: Any) -> Tensor:
+            asked.append(columns["id"].tolist())
+            return torch.where(columns["id"][:, None] < 25, torch.ones(1, 24), torch.nan)
+
+        for _ in range(3):
+            retriever.refresh(embed, rows=10)
+    assert asked == [list(range(20, 30)), list(range(10)), list(range(10, 20))], "those without one come first"
+    assert retriever.metrics()["rows_skipped"] == 5
+
+
 def test_embeddings_may_be_computed_from_rows_that_have_none() -> None:
     scale = 1.0
 

@@ -157,9 +157,8 @@ class RowIndex:
         return np.stack([column[slots] for column in columns], axis=1)
 
     def stalest(self, count: int) -> IntArray:
-        """The slots `[n]` of the `count` rows whose embeddings are oldest, those without one first."""
-        age = np.where(self._usable[: self._count], self._embedded[: self._count], -1)
-        return np.sort(np.argsort(age, kind="stable")[:count])
+        """The slots `[n]` of the `count` rows whose embeddings are oldest, those that never had one first."""
+        return np.sort(np.argsort(self._embedded[: self._count], kind="stable")[:count])
 
     def store(self, slots: IntArray, vectors: Tensor, now: int) -> None:
         """Take `vectors` `[n, width]` for the embeddings of the rows at `slots` `[n]`, computed at the step `now`.
@@ -238,7 +237,7 @@ class RowIndex:
             changed = ~known | (self._vectors[part] != vectors).any(axis=1)
             drifts.append(_drift(self._vectors[part[known & changed]], vectors[known & changed]))
             recorded = np.full(len(part), now) if self._field is None else np.where(known, now, written)
-            self._embedded[part[changed]] = recorded[changed]
+            self._embedded[part[changed]] = np.where(usable, recorded, -1)[changed]
             self._vectors[part], self._usable[part], self._written[part] = vectors, usable, written
             self._lengths[part] = lengths_of(vectors)
             self._origin[part] = self.buffer.origin(part)
