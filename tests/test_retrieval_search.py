@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +25,7 @@ from rehearsal_plugin import (
 )
 from rehearsal_plugin.retrieval import Retrieved, Retriever, RowIndex, Where
 from rehearsal_plugin.transport import LocalTransport, Transport
+from tests.exits import run_exits
 from tests.horovod_ranks import perform, run_horovod
 from tests.ranks import run_ranks
 from tests.retrieval_rows import batch_of, brute_force, buffer_of, of_few_values, random
@@ -363,6 +366,30 @@ def test_a_search_in_the_background_cannot_be_cancelled_as_other_ranks_count_on_
         assert not any(answer.cancel() for answer in answers)
         assert all((answer.result(20).found == 3).all() for answer in answers)
         assert (retriever.search(random(1), 3).found == 3).all()
+
+
+def end_in_a_search(rank: int) -> None:
+    retriever = Retriever(buffer_of(random(20)), section(), timeout_s=60.0)
+    if rank == 0:
+        retriever.submit(random(2), 3)
+    else:
+        time.sleep(2)  # there, and does not search
+
+
+def test_a_process_may_end_in_a_search_that_is_not_answered() -> None:
+    ends = run_exits([end_in_a_search])[end_in_a_search.__name__]
+    assert [(end["code"], end["stderr"]) for end in ends] == [(0, ""), (0, "")]
+    assert ends[0]["seconds"] < ends[1]["seconds"]
+
+
+def test_a_retriever_that_was_closed_is_kept_by_nobody() -> None:
+    retriever = Retriever(buffer_of(random(20)), section(), transport=LocalTransport())
+    retriever.submit(random(1), 3).result(20)
+    kept = weakref.ref(retriever)
+    retriever.close()
+    del retriever
+    gc.collect()
+    assert kept() is None
 
 
 def test_a_gloo_transport_of_ones_own_may_be_given() -> None:

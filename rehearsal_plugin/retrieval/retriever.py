@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -78,6 +79,7 @@ class Retriever:
         self._worker: Worker[Retrieved] | None = None
         self._last: Future[Retrieved] | None = None
         self._refreshed = 0
+        atexit.register(self.close)  # a search in the background would have the interpreter abort
 
     @classmethod
     def of_checkpoint(
@@ -228,6 +230,7 @@ class Retriever:
         if self._stop.is_set():
             return
         self._stop.set()
+        atexit.unregister(self.close)
         if self._worker is not None:
             self._worker.close(timeout_s=5.0)
         if self._index is not None:
