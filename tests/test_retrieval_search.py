@@ -396,6 +396,17 @@ def test_a_gloo_transport_of_ones_own_may_be_given() -> None:
     run_ranks(with_own_transport, 2)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_backend_is_the_one_that_the_rehearsal_was_told() -> None:
+    run_ranks(with_backend, 1)
+
+
+def with_backend() -> None:
+    config = {"exchange": {"backend": "nccl"}, "retrieval": section()}
+    with Rehearsal(config, LocalTransport()) as rehearsal, pytest.raises(ConfigError, match="'nccl'"):
+        Retriever(rehearsal)
+
+
 def with_own_transport() -> None:
     transport = TorchDistributedTransport(timeout_s=20.0)
     with Retriever(buffer_of(random(30), rank=transport.rank), section(), transport=transport) as retriever:

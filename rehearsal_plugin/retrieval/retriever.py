@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
-from rehearsal_plugin.config import RetrievalConfig
+from rehearsal_plugin.config import ExchangeConfig, RetrievalConfig
 from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.retrieval.filters import Where, whole
@@ -47,8 +47,8 @@ class Retriever:
     Args:
         source: A rehearsal, whose training may go on; or a buffer, to which nothing is written meanwhile.
         config: The section `rehearsal.retrieval`; None takes that of the rehearsal.
-        transport: The ranks; None takes all ranks of torch.distributed if that is initialised, else this process
-            alone. It is closed together with the retriever.
+        transport: The ranks; None takes all ranks of torch.distributed if that is initialised, over the rehearsal's
+            `exchange.backend`, else this process alone. It is closed together with the retriever.
         embed: Makes the embeddings of rows that have none as a field, whenever they are new.
         timeout_s: Seconds to wait for the other ranks; None takes the rehearsal's `exchange.timeout_s`, else 600.
         now: The present step, for a buffer that no rehearsal counts the steps of.
@@ -70,9 +70,9 @@ class Retriever:
     ) -> None:
         self._source, self._embed, self._now = source, embed, now
         self.config = _config_of(source, config)
-        if timeout_s is None:
-            timeout_s = source.config.exchange.timeout_s if isinstance(source, Rehearsal) else 600.0
-        self._transport = transport or _default_transport(timeout_s)
+        exchange = source.config.exchange if isinstance(source, Rehearsal) else ExchangeConfig()
+        timeout_s = exchange.timeout_s if timeout_s is None else timeout_s
+        self._transport = transport or _default_transport(timeout_s, exchange.backend)
         self._stop = threading.Event()
         self._search = DistributedSearch(self._transport, timeout_s, self._stop.is_set)
         self._index: RowIndex | None = None
@@ -317,7 +317,7 @@ def _as_vectors(queries: ArrayLike | Tensor) -> FloatArray:
         raise BatchError(f"queries are no vectors of numbers, all of one length: {error}") from error
 
 
-def _default_transport(timeout_s: float) -> Transport:
+def _default_transport(timeout_s: float, backend: str = "auto") -> Transport:
     if dist.is_available() and dist.is_initialized():
-        return TorchDistributedTransport(timeout_s=timeout_s)
+        return TorchDistributedTransport(backend=backend, timeout_s=timeout_s)
     return LocalTransport()
