@@ -343,6 +343,27 @@ def test_a_function_that_gives_no_embeddings_is_refused(wrong: Any) -> None:
         retriever.refresh()
 
 
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_rows_are_found_although_their_embeddings_could_not_be_made_at_first(kind: str) -> None:
+    failing = False
+
+    def embed(columns: Any) -> Tensor:
+        if failing:
+            raise RuntimeError("out of memory")
+        return torch.clone(columns["embedding"])
+
+    vectors, config = random(90), {"metric": "l2", "index": kind, "exact_below": 10}
+    buffer = buffer_of(vectors[:60], capacity=90)
+    with Retriever(buffer, config, embed=embed, transport=LocalTransport()) as retriever:
+        assert retriever.search(vectors[:60], 1).found.all()
+        failing = True
+        buffer.offer(batch_of(vectors[60:], first_id=60))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            retriever.search(vectors, 1)
+        failing = False
+        assert retriever.search(vectors, 1).fields()["id"][:, 0].tolist() == list(range(90))
+
+
 @pytest.mark.parametrize("shape", [(3,), (2, 24), (0, 24), (3, 23), (3, 2, 24)])
 def test_what_is_no_embedding_is_not_stored(shape: tuple[int, ...]) -> None:
     buffer = buffer_of(random(3))

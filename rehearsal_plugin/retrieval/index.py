@@ -108,8 +108,12 @@ class RowIndex:
             self._count = count
             changed = self._changes.take(count)
             if len(changed):
-                self._take_over(changed, now)
-                self._keep_up(changed)
+                try:
+                    self._take_over(changed, now)
+                    self._keep_up(changed)
+                except BaseException:
+                    self._changes.note(changed)  # they are taken over the next time
+                    raise
             self.rows = int(np.count_nonzero(self._usable[:count]))
             self.skipped = count - self.rows
             return len(changed)
