@@ -172,6 +172,29 @@ def test_queries_that_one_rank_cannot_search_are_an_error_on_all_and_the_next_se
     assert second
 
 
+def without_embeddings_on_one() -> tuple[str, str]:
+    rank = dist.get_rank()
+    width = 3 if rank == 0 else 24
+
+    def embed(columns: Any) -> torch.Tensor:
+        return torch.flatten(columns["embedding"][:, :width], 0 if width < 24 else 1).clone()
+
+    with Retriever(buffer_of(random(50), rank=rank), {"metric": "l2"}, embed=embed, timeout_s=20.0) as retriever:
+        with pytest.raises((BatchError, ExchangeError)) as caught:
+            retriever.search(random(3))
+        width = 24
+        assert (retriever.search(random(3)).found == 10).all()
+        return type(caught.value).__name__, str(caught.value)
+
+
+def test_embeddings_that_one_rank_cannot_make_are_an_error_on_all_and_the_next_search_works() -> None:
+    (own, message), (other, told) = run_ranks(without_embeddings_on_one, 2, timeout_s=60)
+    assert (own, other) == ("BatchError", "ExchangeError")
+    assert "one vector a row" in message
+    assert "rank 0" in told
+    assert "one vector a row" in told
+
+
 def different(rank_keys: dict[int, Any], width: int) -> str:
     rank = dist.get_rank()
     vectors = random(20, width=width if rank else 24)

@@ -124,7 +124,8 @@ class Retriever:
             where: Which rows count; every rank says so for its own queries.
 
         Raises:
-            BatchError: The queries are no such vectors; the other ranks get an `ExchangeError`.
+            BatchError: The queries, or the embeddings of rows, are no such vectors; the other ranks get an
+                `ExchangeError`.
             ExchangeError: A rank is gone, or has other rows or another metric.
             ExchangeTimeout: A rank did not come in time.
             ClosedError: `close` was called.
@@ -256,11 +257,13 @@ class Retriever:
 
     def _ask(self, queries: ArrayLike | Tensor | None, k: int, where: Where) -> Callable[[], Retrieved]:
         """A job that searches; what it depends on is taken now."""
-        index, now = self.sync(), self._step
+        index: RowIndex | None = None
         try:
+            index = self.sync()
             count, prepared, error = _count(k), self._prepared(queries, index), None
         except BatchError as refused:
             count, prepared, error = 1, np.zeros((0, 0), dtype=np.float32), refused
+        now = self._step
 
         def job() -> Retrieved:
             told = {"metric": self.config.metric, "error": "" if error is None else str(error)}
