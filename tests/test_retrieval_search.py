@@ -229,6 +229,18 @@ def test_a_rank_that_does_not_search_is_a_timeout_that_names_rank_and_search() -
     assert "rank 0 at search 0" in run_ranks(late, 2)[0]
 
 
+class Renumbered(LocalTransport):
+    """One of a job that has lost ranks since it was made."""
+
+    outdated = True
+
+
+def test_ranks_that_were_numbered_anew_are_told_to_make_another_retriever() -> None:
+    retriever = Retriever(buffer_of(random(5)), section(), transport=Renumbered())
+    with retriever, pytest.raises(ExchangeError, match="make a new one"):
+        retriever.search(random(1))
+
+
 def test_a_closed_retriever_says_so() -> None:
     retriever = Retriever(buffer_of(random(5)), section(), transport=LocalTransport())
     retriever.close()

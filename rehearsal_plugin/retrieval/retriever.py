@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import ExchangeConfig, RetrievalConfig
-from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError
+from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError, ExchangeError
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.retrieval.filters import Where, whole
 from rehearsal_plugin.retrieval.index import Embed, RowIndex, columns_of
@@ -126,7 +126,7 @@ class Retriever:
         Raises:
             BatchError: The queries, or the embeddings of rows, are no such vectors; the other ranks get an
                 `ExchangeError`.
-            ExchangeError: A rank is gone, or has other rows or another metric.
+            ExchangeError: A rank is gone, or has other rows or another metric; or an elastic job has other ranks.
             ExchangeTimeout: A rank did not come in time.
             ClosedError: `close` was called.
         """
@@ -289,6 +289,8 @@ class Retriever:
     def _check_open(self) -> None:
         if self._stop.is_set():
             raise ClosedError("the retriever was closed; make a new one to go on")
+        if self._transport.outdated:
+            raise ExchangeError("the ranks were numbered anew since the retriever was made; close it, make a new one")
 
 
 def _config_of(source: Rehearsal | RehearsalBuffer, config: ConfigLike) -> RetrievalConfig:
