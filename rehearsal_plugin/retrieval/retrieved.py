@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.retrieval.index import columns_of
+from rehearsal_plugin.retrieval.known import columns_of
 from rehearsal_plugin.retrieval.scores import Scores
 from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.shares import IntArray

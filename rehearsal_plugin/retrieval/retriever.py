@@ -22,7 +22,8 @@ from rehearsal_plugin.config import ExchangeConfig, RetrievalConfig
 from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError, ExchangeError
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.retrieval.filters import Where, whole
-from rehearsal_plugin.retrieval.index import Embed, RowIndex, columns_of
+from rehearsal_plugin.retrieval.index import RowIndex
+from rehearsal_plugin.retrieval.known import Embed, columns_of
 from rehearsal_plugin.retrieval.retrieved import Retrieved
 from rehearsal_plugin.retrieval.scores import normalized
 from rehearsal_plugin.retrieval.search import DistributedSearch
