@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,19 @@ def test_flat_search_is_brute_force_where_single_precision_ends(metric: str, row
     scores, slots = brute_force(prepared(queries, metric), near, 6, "l2" if metric == "l2" else "inner_product")
     assert np.array_equal(found.slots, slots)
     np.testing.assert_allclose(found.scores, scores, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_memory_does_not_grow_with_all_that_is_compared(kind: str) -> None:
+    queries, width, k = 400, 256, 200
+    index = index_of(buffer_of(random(3000, width=width)), index=kind, exact_below=100, probes=10_000)
+    asked = random(queries, seed=1, width=width)
+    tracemalloc.start()
+    found = index.search(asked, k, Where(), now=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.slots.shape == (queries, k)
+    assert peak < queries * k * width * 4 / 2, "less than half of the vectors of all rows found"
 
 
 def test_a_score_does_not_depend_on_what_else_is_searched() -> None:

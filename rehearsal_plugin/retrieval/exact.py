@@ -44,7 +44,7 @@ def nearest(
     faiss = import_faiss()
     metric = faiss.METRIC_L2 if squared_distance else faiss.METRIC_INNER_PRODUCT
     rough, found = faiss.knn(queries, vectors, min(k + MARGIN, len(vectors)), metric=metric)
-    exact = scores_of(queries, vectors[found], squared_distance=squared_distance)
+    exact = scores_of(queries, vectors, found, squared_distance=squared_distance)
     order = rank_by(exact, found)[:, :k]
     scores, index = np.take_along_axis(exact, order, 1), np.take_along_axis(found, order, 1)
     bound = error_bound(queries, float(lengths.max()), squared_distance=squared_distance)
@@ -69,7 +69,7 @@ def _settled(
             rough = 2 * rough - np.einsum("nd,nd->n", vectors, vectors) - query @ query
         near = np.flatnonzero(rough.astype(np.float64) >= least)
     parts = [near[start : start + AT_ONCE] for start in range(0, len(near), AT_ONCE)]
-    scored = [scores_of(query[None], vectors[part][None], squared_distance=squared_distance)[0] for part in parts]
+    scored = [scores_of(query[None], vectors, part[None], squared_distance=squared_distance)[0] for part in parts]
     exact = np.concatenate(scored)
     order = rank_by(exact, near)[:k]
     return exact[order], near[order]

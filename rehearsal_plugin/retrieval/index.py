@@ -189,7 +189,7 @@ class RowIndex:
             mask = np.zeros(self.buffer.capacity, dtype=bool)
             mask[: self._known.count] = allowed
         slots = approximate.search(queries, k + MARGIN, mask)
-        scores = scores_of(queries, self._known.vectors[slots], squared_distance=self._l2)
+        scores = scores_of(queries, self._known.vectors, slots, squared_distance=self._l2)
         scores[slots < 0] = -np.inf
         order = rank_by(scores, slots)[:, :k]
         scores, slots = np.take_along_axis(scores, order, 1), np.take_along_axis(slots, order, 1)

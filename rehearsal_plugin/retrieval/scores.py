@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray
 
 __all__ = ["Scores", "error_bound", "lengths_of", "normalized", "rank_by", "scores_of"]
@@ -32,22 +33,23 @@ def normalized(vectors: FloatArray) -> FloatArray:
     return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
-def scores_of(queries: FloatArray, vectors: FloatArray, *, squared_distance: bool) -> Scores:
-    """The score of every query with each of its own vectors; the higher, the nearer.
+def scores_of(queries: FloatArray, vectors: FloatArray, chosen: IntArray, *, squared_distance: bool) -> Scores:
+    """The score of every query with the vectors that are chosen for it; the higher, the nearer.
 
     Args:
         queries: `[q, d]` float32.
-        vectors: `[q, c, d]` float32.
+        vectors: `[n, d]` float32.
+        chosen: `[q, c]` int64, which of them.
         squared_distance: Whether the score is the negative squared distance; otherwise the inner product.
 
     Returns:
         `[q, c]` float64.
     """
-    scores = np.empty(vectors.shape[:2])
-    step = max(1, AT_ONCE // max(1, vectors[0].size)) if len(vectors) else 1
+    scores = np.empty(chosen.shape)
+    step = max(1, AT_ONCE // max(1, chosen.shape[1] * queries.shape[1]))
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
-        query, some = queries[part, None].astype(np.float64), vectors[part].astype(np.float64)
+        query, some = queries[part, None].astype(np.float64), vectors[chosen[part]].astype(np.float64)
         scores[part] = -np.square(some - query).sum(axis=2) if squared_distance else (some * query).sum(axis=2)
     return scores
 
