@@ -166,6 +166,24 @@ def test_a_row_carries_the_hidden_states_of_the_forward_in_which_it_was_new(stra
         torch.testing.assert_close(embeddings, torch.cat(expected))
 
 
+@pytest.mark.parametrize("strategy", ["er", "der", "der++"])
+def test_new_rows_get_theirs_where_the_model_computes_its_loss_itself(strategy: str) -> None:
+    model = Model()
+    with rehearsing(strategy=strategy) as rehearsal:
+        assert rehearsal.hidden_states is not None
+        rehearsal.hidden_states.watch(model)
+        expected = []
+        for step in range(5):
+            expected.append(by_hand(model, tokens(step), "mean"))
+            batch = rehearsal.augment(tokens(step))
+            logits = model(**batch)
+            own = cross_entropy(logits, batch["labels"])
+            loss = rehearsal.complete({"loss": own, "logits": logits})["loss"]
+            assert strategy != "er" or torch.equal(loss, own), "nothing is added"
+            rehearsal.step()
+        torch.testing.assert_close(stored(rehearsal)[1], torch.cat(expected))
+
+
 @pytest.mark.parametrize("strategy", ["er", "der", "der++", "x-der"])
 def test_rows_that_are_replayed_get_the_embedding_of_the_model_as_it_is(strategy: str) -> None:
     model = Model()
