@@ -21,7 +21,7 @@ from torch import Tensor
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.nesting import leaves_of, map_leaves
 
-__all__ = ["ROW_LOSS", "Field", "Packed", "RowLayout"]
+__all__ = ["ALIGNMENT", "ROW_LOSS", "Field", "Packed", "RowLayout"]
 
 ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
 

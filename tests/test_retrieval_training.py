@@ -316,6 +316,22 @@ def test_the_stalest_rows_are_refreshed_first_and_staleness_is_told() -> None:
         assert retriever.metrics()["staleness_max"] == 0, "computed anew, and the same"
 
 
+def test_an_embedding_that_was_computed_anew_is_not_replaced_by_the_one_before() -> None:
+    """Rows that are replayed meanwhile bring their state back as they took it along."""
+    model = Model()
+    with rehearsing() as rehearsal, Retriever(rehearsal, transport=LocalTransport()) as retriever:
+        assert rehearsal.hidden_states is not None
+        rehearsal.hidden_states.watch(model)
+        for step in range(12):
+            batch = rehearsal.augment(tokens(step))
+            logits = model(**batch)
+            rehearsal.complete({"loss": cross_entropy(logits, batch["labels"]), "logits": logits})
+            if step == 6:
+                retriever.refresh(lambda columns: torch.full((len(columns["labels"]), 8), 7.0), rows=1000)
+            rehearsal.step()
+        assert (stored(rehearsal)[1][:36] == 7).all()
+
+
 def test_rows_that_get_no_embedding_leave_their_turn_to_others() -> None:
     vectors = random(30)
     vectors[20:] = torch.nan
