@@ -84,7 +84,8 @@ class HiddenStates:
         if self._module not in modules:
             known = ", ".join(list(modules)[1:9])
             raise ConfigError(f"the model has no module '{self._module}'; it has {known} ...: see named_modules()")
-        self._arguments = list(inspect.signature(model.forward).parameters)
+        written = getattr(model, "_orig_mod", model)  # what `torch.compile` returns takes anything
+        self._arguments = list(inspect.signature(written.forward).parameters)
         self._hooks = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
             modules[self._module].register_forward_hook(self._keep),

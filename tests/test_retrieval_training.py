@@ -115,10 +115,13 @@ def test_a_model_that_is_watched_tells_the_embeddings_of_what_it_saw_last() -> N
         listener.take()
 
 
-def test_a_mask_is_found_whether_it_is_given_by_name_or_by_place() -> None:
-    model, listener, batch = Model(), HiddenStates("body"), tokens(1)
-    listener.watch(model)
-    model(batch["input_ids"], batch["attention_mask"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_mask_is_found_whether_it_is_given_by_name_or_by_place(compiled: bool) -> None:
+    model, batch = Model(), tokens(1)
+    called: Any = torch.compile(model, backend="eager") if compiled else model
+    listener = HiddenStates("_orig_mod.body" if compiled else "body")
+    listener.watch(called)
+    called(batch["input_ids"], batch["attention_mask"])
     torch.testing.assert_close(listener.take(), by_hand(model, batch, "mean"))
 
 
