@@ -269,6 +269,14 @@ def test_a_field_that_is_no_embedding_is_refused(name: str, told: str) -> None:
         RowIndex(buffer_of(random(3)), RetrievalConfig(embedding=name))
 
 
+def test_a_name_that_the_batch_and_what_is_recorded_share_is_refused() -> None:
+    batch = batch_of(random(3))
+    layout = RowLayout.infer(batch).with_state({"embedding": torch.zeros(3, 24)})
+    buffer = RehearsalBuffer(BufferConfig(capacity=3), layout)
+    with pytest.raises(BatchError, match=r"'embedding'.* both .* another name"):
+        RowIndex(buffer, RetrievalConfig(embedding="embedding"))
+
+
 def test_without_faiss_the_error_tells_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(MissingDependencyError, match=r"rehearsal_plugin\[retrieval\]"):

@@ -182,6 +182,11 @@ def _embedding_field(layout: RowLayout, name: str) -> Field:
             f"rehearsal.retrieval.embedding names '{name}', and rows have {sorted(known)}; name the field that holds "
             "an embedding, or give a function that makes embeddings of rows"
         )
+    if all(name in {field.name for field in some} for some in (layout.state, layout.fields)):
+        raise BatchError(
+            f"rehearsal.retrieval.embedding names '{name}', which is both a field of the batch and recorded beside it; "
+            "give what is recorded, or the field, another name"
+        )
     field = known[name]
     if not field.dtype.is_floating_point or not field.nbytes:
         raise BatchError(
