@@ -277,9 +277,10 @@ class RehearsalBuffer:
         """Offer all samples of a batch; returns how many were kept.
 
         Raises:
-            BatchError: The batch does not fit the layout.
+            BatchError: The batch does not fit the layout, as where rows have state beside it.
         """
         columns = self.layout.columns(batch)
+        columns += self.layout.state_columns({}, len(columns[0]))
         if self._contents is None:
             return self._offer(columns)
         rows = self._rows(len(columns[0]))

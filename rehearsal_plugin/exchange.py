@@ -84,7 +84,13 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Refresh:
-    """New state `[received, state_bytes]` uint8 for the rows of an arrival, on its way back to their owners."""
+    """State of the rows of an arrival, on its way back to their owners.
+
+    Attributes:
+        packed: `[received, state_bytes + ALIGNMENT]` uint8; the last byte is 0 where nothing is new, for what was taken
+            along may be older than what the owner has by now.
+        source: What was sent in the exchange that brought the rows.
+    """
 
     packed: Tensor
     source: Outgoing
@@ -225,7 +231,7 @@ class Exchange:
             return
         packed = self._wait(posted.refresh, posted.step, "state").to(self._buffer.device)
         slots = posted.refreshed.slots
-        current = self._buffer.written(slots) == posted.refreshed.written
+        current = (self._buffer.written(slots) == posted.refreshed.written) & packed[:, -1].bool().cpu().numpy()
         packed = packed[torch.from_numpy(np.flatnonzero(current)).to(packed.device)]
         self._buffer.update_fields(slots[current], self._buffer.layout.state_of(packed))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -28,21 +29,23 @@ def pooled(hidden: Tensor, mask: Tensor | None, pool: Literal["mean", "last"]) -
     Raises:
         BatchError: The shapes do not fit.
     """
-    hidden = hidden.detach().float()
+    hidden = hidden.detach()
     if hidden.ndim == 2:
-        return hidden
+        return hidden.to(torch.float32, copy=True)  # the model may go on with it in place
     if hidden.ndim != 3 or (mask is not None and mask.shape != hidden.shape[:2]):
         told = "" if mask is None else f" and a mask of shape {tuple(mask.shape)}"
         raise BatchError(
             f"hidden states of shape {tuple(hidden.shape)}{told} cannot be made embeddings; they are [rows, tokens, "
             "width] with a mask [rows, tokens], or [rows, width]; name another module or mask"
         )
-    kept = hidden.new_ones(hidden.shape[:2]) if mask is None else (mask.to(hidden.device) != 0).float()
+    kept = torch.ones(hidden.shape[:2], dtype=torch.bool) if mask is None else mask != 0
+    kept = kept.to(hidden.device)
     if pool == "last":
-        places = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)
-        last = (kept * places).argmax(1)
-        kept = torch.zeros_like(kept).scatter_(1, last[:, None], 1) * kept
-    return torch.einsum("btw,bt->bw", hidden, kept) / kept.sum(1, keepdim=True).clamp(min=1)
+        last = (kept * torch.arange(1, hidden.shape[1] + 1, device=hidden.device)).argmax(1)
+        vectors = hidden[torch.arange(len(hidden), device=hidden.device), last].float()
+        return vectors.masked_fill(~kept.any(1, keepdim=True), 0)
+    # Not times 0: attention without a single token gives NaN where there is padding.
+    return hidden.float().masked_fill(~kept[:, :, None], 0).sum(1) / kept.sum(1, keepdim=True).clamp(min=1)
 
 
 class HiddenStates:
@@ -64,6 +67,7 @@ class HiddenStates:
         training_only: bool = False,
     ) -> None:
         self._module, self._pool, self._mask, self._training_only = module, pool, mask, training_only
+        self._arguments: list[str] = []  # of the model's forward, in their order
         self._inside = False  # the model's forward; a module may be called alone, too
         self._tokens: Tensor | None = None
         self._seen: Tensor | None = None
@@ -80,6 +84,8 @@ class HiddenStates:
         if self._module not in modules:
             known = ", ".join(list(modules)[1:9])
             raise ConfigError(f"the model has no module '{self._module}'; it has {known} ...: see named_modules()")
+        written = getattr(model, "_orig_mod", model)  # what `torch.compile` returns takes anything
+        self._arguments = list(inspect.signature(written.forward).parameters)
         self._hooks = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
             modules[self._module].register_forward_hook(self._keep),
@@ -109,7 +115,8 @@ class HiddenStates:
         self._inside = model.training or not self._training_only
         if not self._inside:
             return
-        given = [kwargs, *(value for value in args if isinstance(value, Mapping))]
+        named = dict(zip(self._arguments, args, strict=False))
+        given = [kwargs, named, *(value for value in args if isinstance(value, Mapping))]
         found = [leaves[self._mask] for leaves in map(leaves_of, given) if self._mask in leaves]
         self._tokens = found[0] if found and isinstance(found[0], Tensor) else None
 

@@ -389,6 +389,8 @@ class Rehearsal:
             return
         self._closed = True
         atexit.unregister(self.close)
+        if self.hidden_states is not None:
+            self.hidden_states.close()
         try:
             self._supply.close(self.config.exchange.timeout_s if drain_s is None else drain_s)
         finally:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rehearsal_plugin.exchange import Arrival, Refresh
-from rehearsal_plugin.rows import RowLayout
+from rehearsal_plugin.rows import ALIGNMENT, RowLayout
 from rehearsal_plugin.shares import IntArray
 
 __all__ = ["Representatives", "Share"]
@@ -99,9 +100,10 @@ class Representatives:
             view[index] = state[name].to(view.device)
 
     def refresh(self) -> Refresh:
-        """The state of all rows of the arrival, to be sent back to their owners; unchanged where nothing is new."""
-        state = self._packed_state() if self._state is None else self._state
-        return Refresh(state.contiguous(), self._arrival.source)
+        """The state of all rows of the arrival, to be sent back to their owners, and whether any of it is new."""
+        state, new = (self._packed_state(), 0) if self._state is None else (self._state, 1)
+        packed = functional.pad(state, (0, ALIGNMENT), value=new)  # by as much as keeps fields aligned
+        return Refresh(packed, self._arrival.source)
 
     def _packed_state(self) -> Tensor:
         return self._arrival.rows[:, self._layout.row_bytes - self._layout.state_bytes :]

@@ -21,7 +21,7 @@ from torch import Tensor
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.nesting import leaves_of, map_leaves
 
-__all__ = ["ROW_LOSS", "Field", "Packed", "RowLayout"]
+__all__ = ["ALIGNMENT", "ROW_LOSS", "Field", "Packed", "RowLayout"]
 
 ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
 
@@ -71,6 +71,7 @@ class Field:
                 f"batch field '{self.name}' must have shape {(batch_size, *self.shape)}, as in the first batch, "
                 f"and has {tuple(tensor.shape)}; pad or crop every sample to one shape"
             )
+        _check_dense(self.name, tensor)
         return tensor
 
 
@@ -272,11 +273,15 @@ def _choose(leaves: dict[str, Any], only: Collection[str] | None) -> dict[str, T
     size = len(leaves[names[0]])
     chosen = {name: leaves[name] for name in names if only is not None or _is_batched(leaves[name], size)}
     for name, tensor in chosen.items():
-        if tensor.layout != torch.strided:
-            raise BatchError(f"batch field '{name}' is sparse ({tensor.layout}); make it dense with .to_dense()")
+        _check_dense(name, tensor)
         if len(tensor) != size:
             raise BatchError(f"batch field '{name}' has {len(tensor)} samples and '{names[0]}' has {size}")
     return chosen
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.layout != torch.strided:
+        raise BatchError(f"batch field '{name}' is sparse ({tensor.layout}); make it dense with .to_dense()")
 
 
 def _is_batched(leaf: object, size: int) -> bool:

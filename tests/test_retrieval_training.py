@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rehearsal_plugin import BatchError, CheckpointError, ConfigError, Rehearsal
+from rehearsal_plugin import BatchError, CheckpointError, ConfigError, Rehearsal, RehearsalBuffer, RowLayout
+from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.retrieval import HiddenStates, Retriever, pooled
 from rehearsal_plugin.transport import LocalTransport
 from tests.ranks import run_ranks
@@ -77,6 +78,22 @@ def test_without_a_mask_all_are_tokens_and_vectors_stay_as_they_are() -> None:
     assert not pooled(hidden, torch.zeros(4, 6), "mean").any()
 
 
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_what_a_model_makes_of_padding_may_be_no_number(pool: Any) -> None:
+    hidden, mask = torch.randn(3, 4, 2), torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0]])
+    expected = pooled(hidden, mask, pool)
+    assert torch.equal(pooled(hidden.masked_fill(mask[:, :, None] == 0, torch.nan), mask, pool), expected)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (3, 4, 2)])
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_an_embedding_has_memory_of_its_own(pool: Any, shape: tuple[int, ...]) -> None:
+    hidden = torch.randn(shape)
+    found, expected = pooled(hidden, None, pool), pooled(hidden.clone(), None, pool)
+    hidden.zero_()
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(("hidden", "mask"), [((2, 3, 4, 5), None), ((2, 3, 4), (2, 5))])
 def test_shapes_that_do_not_fit_are_refused(hidden: tuple[int, ...], mask: tuple[int, ...] | None) -> None:
     with pytest.raises(BatchError, match="rows, tokens"):
@@ -96,6 +113,16 @@ def test_a_model_that_is_watched_tells_the_embeddings_of_what_it_saw_last() -> N
     listener.close()
     with pytest.raises(ConfigError, match="watch"):
         listener.take()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_mask_is_found_whether_it_is_given_by_name_or_by_place(compiled: bool) -> None:
+    model, batch = Model(), tokens(1)
+    called: Any = torch.compile(model, backend="eager") if compiled else model
+    listener = HiddenStates("_orig_mod.body" if compiled else "body")
+    listener.watch(called)
+    called(batch["input_ids"], batch["attention_mask"])
+    torch.testing.assert_close(listener.take(), by_hand(model, batch, "mean"))
 
 
 # --- in training -----------------------------------------------------------------------------------------------------
@@ -140,6 +167,24 @@ def test_a_row_carries_the_hidden_states_of_the_forward_in_which_it_was_new(stra
         columns, embeddings = stored(rehearsal)
         assert torch.equal(columns["input_ids"], torch.cat([tokens(step)["input_ids"] for step in range(4)]))
         torch.testing.assert_close(embeddings, torch.cat(expected))
+
+
+@pytest.mark.parametrize("strategy", ["er", "der", "der++"])
+def test_new_rows_get_theirs_where_the_model_computes_its_loss_itself(strategy: str) -> None:
+    model = Model()
+    with rehearsing(strategy=strategy) as rehearsal:
+        assert rehearsal.hidden_states is not None
+        rehearsal.hidden_states.watch(model)
+        expected = []
+        for step in range(5):
+            expected.append(by_hand(model, tokens(step), "mean"))
+            batch = rehearsal.augment(tokens(step))
+            logits = model(**batch)
+            own = cross_entropy(logits, batch["labels"])
+            loss = rehearsal.complete({"loss": own, "logits": logits})["loss"]
+            assert strategy != "er" or torch.equal(loss, own), "nothing is added"
+            rehearsal.step()
+        torch.testing.assert_close(stored(rehearsal)[1], torch.cat(expected))
 
 
 @pytest.mark.parametrize("strategy", ["er", "der", "der++", "x-der"])
@@ -190,6 +235,15 @@ def test_what_is_missing_is_told() -> None:
         batch = rehearsal.augment(tokens(0))
         with pytest.raises(ConfigError, match="watch"):
             rehearsal.loss(cross_entropy, Model()(**batch), batch["labels"])
+
+
+def test_a_rehearsal_that_was_closed_listens_to_no_model() -> None:
+    model = Model()
+    with rehearsing() as rehearsal:
+        assert rehearsal.hidden_states is not None
+        rehearsal.hidden_states.watch(model)
+    hooks = (model._forward_hooks, model._forward_pre_hooks, model.body._forward_hooks)
+    assert not any(hooks)
 
 
 def on_two_ranks() -> bool:
@@ -265,6 +319,38 @@ def test_the_stalest_rows_are_refreshed_first_and_staleness_is_told() -> None:
         assert retriever.metrics()["staleness_max"] == 0, "computed anew, and the same"
 
 
+def test_an_embedding_that_was_computed_anew_is_not_replaced_by_the_one_before() -> None:
+    """Rows that are replayed meanwhile bring their state back as they took it along."""
+    model = Model()
+    with rehearsing() as rehearsal, Retriever(rehearsal, transport=LocalTransport()) as retriever:
+        assert rehearsal.hidden_states is not None
+        rehearsal.hidden_states.watch(model)
+        for step in range(12):
+            batch = rehearsal.augment(tokens(step))
+            logits = model(**batch)
+            rehearsal.complete({"loss": cross_entropy(logits, batch["labels"]), "logits": logits})
+            if step == 6:
+                retriever.refresh(lambda columns: torch.full((len(columns["labels"]), 8), 7.0), rows=1000)
+            rehearsal.step()
+        assert (stored(rehearsal)[1][:36] == 7).all()
+
+
+def test_rows_that_get_no_embedding_leave_their_turn_to_others() -> None:
+    vectors = random(30)
+    vectors[20:] = torch.nan
+    with Retriever(buffer_of(vectors), {"embedding": "embedding"}, transport=LocalTransport(), now=5) as retriever:
+        asked = []
+
+        def embed(columns: Any) -> Tensor:
+            asked.append(columns["id"].tolist())
+            return torch.where(columns["id"][:, None] < 25, torch.ones(1, 24), torch.nan)
+
+        for _ in range(3):
+            retriever.refresh(embed, rows=10)
+    assert asked == [list(range(20, 30)), list(range(10)), list(range(10, 20))], "those without one come first"
+    assert retriever.metrics()["rows_skipped"] == 5
+
+
 def test_embeddings_may_be_computed_from_rows_that_have_none() -> None:
     scale = 1.0
 
@@ -292,3 +378,43 @@ def test_a_function_that_gives_no_embeddings_is_refused(wrong: Any) -> None:
     retriever = Retriever(buffer_of(random(3)), {"embedding": "embedding"})
     with retriever, pytest.raises(ConfigError, match="refresh"):
         retriever.refresh()
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_rows_are_found_although_their_embeddings_could_not_be_made_at_first(kind: str) -> None:
+    failing = False
+
+    def embed(columns: Any) -> Tensor:
+        if failing:
+            raise RuntimeError("out of memory")
+        return torch.clone(columns["embedding"])
+
+    vectors, config = random(90), {"metric": "l2", "index": kind, "exact_below": 10}
+    buffer = buffer_of(vectors[:60], capacity=90)
+    with Retriever(buffer, config, embed=embed, transport=LocalTransport()) as retriever:
+        assert retriever.search(vectors[:60], 1).found.all()
+        failing = True
+        buffer.offer(batch_of(vectors[60:], first_id=60))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            retriever.search(vectors, 1)
+        failing = False
+        assert retriever.search(vectors, 1).fields()["id"][:, 0].tolist() == list(range(90))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 24), (0, 24), (3, 23), (3, 2, 24)])
+def test_what_is_no_embedding_is_not_stored(shape: tuple[int, ...]) -> None:
+    buffer = buffer_of(random(3))
+    with Retriever(buffer, {"embedding": "embedding"}, transport=LocalTransport()) as retriever:
+        before = retriever.search(random(1), 3).rows.clone()
+        with pytest.raises(BatchError, match="one vector a row"):
+            retriever.refresh(lambda _: torch.zeros(shape))
+        assert torch.equal(retriever.search(random(1), 3).rows, before)
+
+
+def test_an_embedding_may_have_several_dimensions() -> None:
+    batch = {"embedding": torch.arange(24.0).reshape(4, 2, 3)}
+    buffer = RehearsalBuffer(BufferConfig(capacity=4), RowLayout.infer(batch))
+    buffer.offer(batch)
+    with Retriever(buffer, {"embedding": "embedding", "metric": "l2"}, transport=LocalTransport()) as retriever:
+        assert retriever.refresh(lambda columns: -columns["embedding"]) == 4
+        assert retriever.search([[-6.0, -7, -8, -9, -10, -11]], 1).slot.tolist() == [[1]]

@@ -268,6 +268,7 @@ REFUSED = {
     "no dimension": ({"x": torch.zeros(4, 3), "y": torch.tensor(1.0)}, r"()"),
     "missing": ({"x": torch.zeros(4, 3)}, "missing"),
     "no tensor": ({"x": torch.zeros(4, 3), "y": [1.0] * 4}, "missing"),
+    "sparse": ({"x": torch.zeros(4, 3), "y": torch.zeros(4).to_sparse()}, "to_dense()"),
     "a number": ({"x": torch.zeros(4, 3), "y": 1.0}, "float"),
 }
 

@@ -125,6 +125,8 @@ def test_samples_written_field_by_field_are_the_rows_that_packing_them_gives(
         "conjugate": torch.randn(4, dtype=torch.complex64).conj(),
         "slice": torch.arange(8).reshape(4, 2)[:, 1],
         "alike": torch.tensor([True]).expand(4),
+        "eighth": torch.arange(4.0).to(torch.float8_e4m3fn),
+        "unsigned": torch.arange(8).reshape(4, 2).to(torch.uint16),
         "none": torch.zeros(4, 0),
     }
     batch["half"] = batch["half"].reshape(4, 2)
@@ -294,6 +296,20 @@ def test_rows_that_are_not_in_memory_are_fetched_all_at_once_and_not_page_by_pag
     if not faults["page by page"]:
         pytest.skip("this file system keeps its files in memory")
     assert faults["at once"] < faults["page by page"] / 2
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM, errno.EIO])
+def test_a_kernel_that_will_not_fetch_ahead_fails_no_step(tmp_path: Path, code: int) -> None:
+    class Unwilling:
+        def madvise(self, *_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+    storage = open_storage(settings_of("mmap", tmp_path), CAPACITY, ROW_BYTES)
+    assert isinstance(storage, FileStorage)
+    storage._mapped = Unwilling()  # type: ignore[assignment]
+    rows = random_rows(CAPACITY, storage)
+    storage.write(np.arange(CAPACITY), rows)
+    assert torch.equal(read(storage, np.arange(CAPACITY)), rows)
 
 
 def evict(storage: FileStorage, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -69,7 +70,7 @@ def retrieve(
     embed = None if field is not None else lambda columns: embedder(texts(columns))
     where = Where(partition or None, origin or None, max_age=max_age)
     with Retriever(buffer, config, transport=LocalTransport(), embed=embed, now=step) as retriever:
-        found = retriever.search(embedder([query]), k, where)
+        found = retriever.search(_asked(embedder([query]), buffer.layout, field), k, where)
     _print(_listed(found, texts), as_json)
 
 
@@ -95,6 +96,21 @@ def _texts(layout: RowLayout, names: Sequence[str], name: str | None, tokenizer:
         return read
 
     return decoded
+
+
+def _asked(query: Tensor, layout: RowLayout, field: str | None) -> Tensor:
+    """The embedding `[1, width]` of a query.
+
+    Raises:
+        DataError: It has another length than those in the field, and so is that of another model.
+    """
+    width = query.shape[1] if field is None else math.prod(layout.field(field).shape)
+    if query.shape[1] != width:
+        raise DataError(
+            f"field '{field}' holds embeddings of {width} numbers, and the model makes some of {query.shape[1]}; name "
+            "the one that made those of the rows with --model, or with --embedding another field"
+        )
+    return query
 
 
 def _listed(found: Retrieved, texts: Texts) -> list[dict[str, Any]]:

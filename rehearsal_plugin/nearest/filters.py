@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.shares import IntArray
 
-__all__ = ["Mask", "Where"]
+__all__ = ["Mask", "Where", "whole"]
 
 Mask = NDArray[np.bool_]
 
@@ -25,12 +27,21 @@ class Where:
         origins: Ranks on which they were admitted.
         min_age: Steps since they were admitted, at least.
         max_age: The same, at most.
+
+    Raises:
+        BatchError: They are no whole numbers.
     """
 
     partitions: Collection[int] | None = None
     origins: Collection[int] | None = None
     min_age: int | None = None
     max_age: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None:  # as plain numbers, which can be told to other ranks
+                several = name in ("partitions", "origins")
+                object.__setattr__(self, name, _wholes(value, name) if several else whole(value, name))
 
     def mask(self, keys: IntArray, origin: IntArray, written: IntArray, now: int) -> Mask | None:
         """Which rows `[n]` are meant; None for all.
@@ -54,11 +65,28 @@ class Where:
 
     def to_json(self) -> dict[str, Any]:
         """The same as JSON knows it."""
-        sets = {name: getattr(self, name) for name in ("partitions", "origins")}
-        lists = {name: None if some is None else sorted(int(key) for key in some) for name, some in sets.items()}
-        return {**lists, "min_age": self.min_age, "max_age": self.max_age}
+        return dict(vars(self))
 
     @classmethod
     def from_json(cls, given: Mapping[str, Any]) -> Where:
         """What `to_json` gave."""
         return cls(**given)
+
+
+def whole(value: Any, name: str) -> int:
+    """A whole number of any type as a plain one.
+
+    Raises:
+        BatchError: It is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise BatchError(f"{name} is {value!r}, which is no whole number; give one") from error
+
+
+def _wholes(values: Any, name: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({whole(value, name) for value in values}))
+    except TypeError as error:
+        raise BatchError(f"{name} is {values!r}; give a list of whole numbers") from error

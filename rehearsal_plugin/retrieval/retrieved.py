@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.nearest.index import columns_of
+from rehearsal_plugin.nearest.known import columns_of
 from rehearsal_plugin.nearest.scores import Scores
 from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.shares import IntArray

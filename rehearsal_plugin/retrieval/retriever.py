@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -17,10 +18,11 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
-from rehearsal_plugin.config import RetrievalConfig
-from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError
-from rehearsal_plugin.nearest.filters import Where
-from rehearsal_plugin.nearest.index import Embed, RowIndex, columns_of
+from rehearsal_plugin.config import ExchangeConfig, RetrievalConfig
+from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError, ExchangeError
+from rehearsal_plugin.nearest.filters import Where, whole
+from rehearsal_plugin.nearest.index import RowIndex
+from rehearsal_plugin.nearest.known import Embed, columns_of
 from rehearsal_plugin.nearest.scores import normalized
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.retrieval.retrieved import Retrieved
@@ -46,8 +48,8 @@ class Retriever:
     Args:
         source: A rehearsal, whose training may go on; or a buffer, to which nothing is written meanwhile.
         config: The section `rehearsal.retrieval`; None takes that of the rehearsal.
-        transport: The ranks; None takes all ranks of torch.distributed if that is initialised, else this process
-            alone. It is closed together with the retriever.
+        transport: The ranks; None takes all ranks of torch.distributed if that is initialised, over the rehearsal's
+            `exchange.backend`, else this process alone. It is closed together with the retriever.
         embed: Makes the embeddings of rows that have none as a field, whenever they are new.
         timeout_s: Seconds to wait for the other ranks; None takes the rehearsal's `exchange.timeout_s`, else 600.
         now: The present step, for a buffer that no rehearsal counts the steps of.
@@ -69,15 +71,16 @@ class Retriever:
     ) -> None:
         self._source, self._embed, self._now = source, embed, now
         self.config = _config_of(source, config)
-        if timeout_s is None:
-            timeout_s = source.config.exchange.timeout_s if isinstance(source, Rehearsal) else 600.0
-        self._transport = transport or _default_transport(timeout_s)
+        exchange = source.config.exchange if isinstance(source, Rehearsal) else ExchangeConfig()
+        timeout_s = exchange.timeout_s if timeout_s is None else timeout_s
+        self._transport = transport or _default_transport(timeout_s, exchange.backend)
         self._stop = threading.Event()
         self._search = DistributedSearch(self._transport, timeout_s, self._stop.is_set)
         self._index: RowIndex | None = None
         self._worker: Worker[Retrieved] | None = None
         self._last: Future[Retrieved] | None = None
         self._refreshed = 0
+        atexit.register(self.close)  # a search in the background would have the interpreter abort
 
     @classmethod
     def of_checkpoint(
@@ -122,13 +125,12 @@ class Retriever:
             where: Which rows count; every rank says so for its own queries.
 
         Raises:
-            BatchError: The queries are no such vectors; the other ranks get an `ExchangeError`.
-            ExchangeError: A rank is gone, or has other rows or another metric.
+            BatchError: The queries, or the embeddings of rows, are no such vectors; the other ranks get an
+                `ExchangeError`.
+            ExchangeError: A rank is gone, or has other rows or another metric; or an elastic job has other ranks.
             ExchangeTimeout: A rank did not come in time.
             ClosedError: `close` was called.
         """
-        if self._last is not None:
-            self._last.exception()  # its collectives come first on all ranks
         return self._ask(queries, k, where)()
 
     def submit(
@@ -184,8 +186,14 @@ class Retriever:
         return len(slots)
 
     def sync(self) -> RowIndex | None:
-        """Take over what changed in this rank's buffer; `search` and `submit` do it, too."""
+        """Take over what changed in this rank's buffer; `search` and `submit` do it, too.
+
+        Waits for a search in the background, which goes by what was stored when it was asked for.
+        """
         self._check_open()
+        if self._last is not None:
+            self._last.exception()  # its collectives come first on all ranks, too
+            self._last = None
         if isinstance(self._source, Rehearsal):
             self._source.drain()  # nothing is written from here to the next step
         buffer = self._source.buffer if isinstance(self._source, Rehearsal) else self._source
@@ -224,6 +232,7 @@ class Retriever:
         if self._stop.is_set():
             return
         self._stop.set()
+        atexit.unregister(self.close)
         if self._worker is not None:
             self._worker.close(timeout_s=5.0)
         if self._index is not None:
@@ -249,30 +258,28 @@ class Retriever:
 
     def _ask(self, queries: ArrayLike | Tensor | None, k: int, where: Where) -> Callable[[], Retrieved]:
         """A job that searches; what it depends on is taken now."""
-        index, now = self.sync(), self._step
+        index: RowIndex | None = None
         try:
-            prepared, error = self._prepared(queries, k, index), None
+            index = self.sync()
+            count, prepared, error = _count(k), self._prepared(queries, index), None
         except BatchError as refused:
-            prepared, error = np.zeros((0, 0), dtype=np.float32), refused
+            count, prepared, error = 1, np.zeros((0, 0), dtype=np.float32), refused
+        now = self._step
 
         def job() -> Retrieved:
             told = {"metric": self.config.metric, "error": "" if error is None else str(error)}
             try:
-                return self._search(index, prepared, max(k, 1), where, now, **told)
+                return self._search(index, prepared, count, where, now, **told)
             finally:
                 if error is not None:
                     raise error
 
         return job
 
-    def _prepared(self, queries: ArrayLike | Tensor | None, k: int, index: RowIndex | None) -> FloatArray:
-        if k < 1:
-            raise BatchError(f"{k} rows were asked for; ask for at least one")
+    def _prepared(self, queries: ArrayLike | Tensor | None, index: RowIndex | None) -> FloatArray:
         if queries is None:
             return np.zeros((0, 0 if index is None else index.width), dtype=np.float32)
-        if isinstance(queries, Tensor):
-            queries = queries.detach().to("cpu", torch.float32).numpy()
-        vectors: FloatArray = np.ascontiguousarray(queries, dtype=np.float32)
+        vectors = _as_vectors(queries)
         width = 0 if index is None else index.width
         if vectors.ndim != 2 or (width and vectors.shape[1] != width):
             raise BatchError(f"queries have the shape {vectors.shape}; it has to be (queries, {width or 'width'})")
@@ -283,6 +290,8 @@ class Retriever:
     def _check_open(self) -> None:
         if self._stop.is_set():
             raise ClosedError("the retriever was closed; make a new one to go on")
+        if self._transport.outdated:
+            raise ExchangeError("the ranks were numbered anew since the retriever was made; close it, make a new one")
 
 
 def _config_of(source: Rehearsal | RehearsalBuffer, config: ConfigLike) -> RetrievalConfig:
@@ -298,7 +307,23 @@ def _config_of(source: Rehearsal | RehearsalBuffer, config: ConfigLike) -> Retri
     return found
 
 
-def _default_transport(timeout_s: float) -> Transport:
+def _count(k: int) -> int:
+    count = whole(k, "k")
+    if count < 1:
+        raise BatchError(f"{k} rows were asked for; ask for at least one")
+    return count
+
+
+def _as_vectors(queries: ArrayLike | Tensor) -> FloatArray:
+    if isinstance(queries, Tensor):
+        queries = queries.to(torch.float32).numpy(force=True)
+    try:
+        return np.ascontiguousarray(queries, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise BatchError(f"queries are no vectors of numbers, all of one length: {error}") from error
+
+
+def _default_transport(timeout_s: float, backend: str = "auto") -> Transport:
     if dist.is_available() and dist.is_initialized():
-        return TorchDistributedTransport(timeout_s=timeout_s)
+        return TorchDistributedTransport(backend=backend, timeout_s=timeout_s)
     return LocalTransport()

@@ -53,7 +53,8 @@ class TextEmbedder:
 
     Args:
         folder: Of model and tokenizer; None for `packaged_model`.
-        module: Whose hidden states are pooled; the last ones when left out.
+        module: Whose hidden states are pooled, named as in the model or in one that was trained with a head; the last
+            ones when left out.
         pool: See `hidden_states.pooled`.
         batch_size: Texts at a time.
 
@@ -73,12 +74,14 @@ class TextEmbedder:
         self._folder = packaged_model() if folder is None else folder
         self._pool, self._batch_size = pool, batch_size
         self._model, self._tokenizer = _loaded(self._folder)
-        self._hidden = None if module is None else HiddenStates(module, pool)
-        if self._hidden is not None:
+        self._hidden: HiddenStates | None = None
+        if module is not None:  # a model that trained has this one inside
+            self._hidden = HiddenStates(module.removeprefix(f"{self._model.base_model_prefix}."), pool)
             self._hidden.watch(self._model)
         self._unit = "Normalize" in _text_of(self._folder / "modules.json")
         told = json.loads(_text_of(self._folder / "sentence_bert_config.json") or "{}")
-        self._longest = min(told.get("max_seq_length") or LONGEST, self._tokenizer.model_max_length)
+        positions = getattr(self._model.config, "max_position_embeddings", LONGEST)
+        self._longest = min(told.get("max_seq_length") or LONGEST, self._tokenizer.model_max_length, positions)
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
@@ -118,6 +121,7 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
         raise DataError(f"{folder} holds no model that transformers can load: {error}") from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"  # on the left it would move the positions of shorter texts
     return model.eval(), tokenizer
 
 

@@ -71,6 +71,8 @@ class WithEmbedding(Strategy):
 
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
         """See `Strategy.regularizer`."""
+        if self._inner.plain and not self._inner.records:
+            return None  # the model's own loss is what it wants
         return self._inner.regularizer([self._without(part) for part in replayed])
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:

@@ -60,6 +60,11 @@ class Transport(ABC):
     device: torch.device = torch.device("cpu")
     main_thread: bool = False
 
+    @property
+    def outdated(self) -> bool:
+        """Whether the ranks have other numbers since, as in an elastic job; then it can no longer be used."""
+        return False
+
     @abstractmethod
     def all_gather(self, send: Tensor) -> Pending:
         """Gather a vector `[n]` int64 in host memory; the result is `[size, n]` int64 in host memory."""
