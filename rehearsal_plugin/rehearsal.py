@@ -21,7 +21,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from rehearsal_plugin.answers import Answers
@@ -35,7 +34,7 @@ from rehearsal_plugin.padding import Padding
 from rehearsal_plugin.strategies import ScoredByLoss, WithEmbedding, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
 from rehearsal_plugin.supply import Supply
-from rehearsal_plugin.transport import LocalTransport, TorchDistributedTransport, Transport
+from rehearsal_plugin.transport import Transport, default_transport
 
 __all__ = ["Rehearsal"]
 
@@ -75,7 +74,7 @@ class Rehearsal:
             self.hidden_states = HiddenStates(found.module, found.pool, found.mask, training_only=True)
             take = self.hidden_states.take
             self.strategy = WithEmbedding(self.strategy, found.embedding, take, refresh=found.refresh)
-        transport = transport or _default_transport(self.config)
+        transport = transport or default_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
         self._supply = Supply(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self._answers = Answers(self.config, self.strategy, self._supply)
         self._batches = Batches(
@@ -423,9 +422,3 @@ class Rehearsal:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the rehearsal was closed; make a new one to go on")
-
-
-def _default_transport(config: RehearsalConfig) -> Transport:
-    if dist.is_available() and dist.is_initialized():
-        return TorchDistributedTransport(backend=config.exchange.backend, timeout_s=config.exchange.timeout_s)
-    return LocalTransport()

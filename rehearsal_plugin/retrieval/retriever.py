@@ -12,24 +12,21 @@ from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import ExchangeConfig, RetrievalConfig
 from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError, ExchangeError
-from rehearsal_plugin.nearest.filters import Where, whole
+from rehearsal_plugin.nearest.filters import Where
 from rehearsal_plugin.nearest.index import RowIndex
 from rehearsal_plugin.nearest.known import Embed, columns_of
-from rehearsal_plugin.nearest.scores import normalized
 from rehearsal_plugin.rehearsal import Rehearsal
+from rehearsal_plugin.retrieval.queries import prepared, wanted
 from rehearsal_plugin.retrieval.retrieved import Retrieved
 from rehearsal_plugin.retrieval.search import DistributedSearch
 from rehearsal_plugin.retrieval.stored import stored_rows
-from rehearsal_plugin.transport import LocalTransport, TorchDistributedTransport, Transport
-from rehearsal_plugin.values import FloatArray
+from rehearsal_plugin.transport import Transport, default_transport
 from rehearsal_plugin.worker import Worker
 
 __all__ = ["Retriever"]
@@ -73,7 +70,7 @@ class Retriever:
         self.config = _config_of(source, config)
         exchange = source.config.exchange if isinstance(source, Rehearsal) else ExchangeConfig()
         timeout_s = exchange.timeout_s if timeout_s is None else timeout_s
-        self._transport = transport or _default_transport(timeout_s, exchange.backend)
+        self._transport = transport or default_transport(exchange.backend, timeout_s)
         self._stop = threading.Event()
         self._search = DistributedSearch(self._transport, timeout_s, self._stop.is_set)
         self._index: RowIndex | None = None
@@ -107,7 +104,7 @@ class Retriever:
         Raises:
             CheckpointError: There is no checkpoint or no row, or it cannot be read.
         """
-        transport = transport or _default_transport(timeout_s)
+        transport = transport or default_transport("auto", timeout_s)
         buffer, step = stored_rows(Path(folder), transport.rank, transport.size)
         return cls(buffer, config, transport=transport, embed=embed, timeout_s=timeout_s, now=step)
 
@@ -261,31 +258,21 @@ class Retriever:
         index: RowIndex | None = None
         try:
             index = self.sync()
-            count, prepared, error = _count(k), self._prepared(queries, index), None
+            width = 0 if index is None else index.width
+            count, vectors, error = wanted(k), prepared(queries, width, self.config.metric), None
         except BatchError as refused:
-            count, prepared, error = 1, np.zeros((0, 0), dtype=np.float32), refused
+            count, vectors, error = 1, np.zeros((0, 0), dtype=np.float32), refused
         now = self._step
 
         def job() -> Retrieved:
             told = {"metric": self.config.metric, "error": "" if error is None else str(error)}
             try:
-                return self._search(index, prepared, count, where, now, **told)
+                return self._search(index, vectors, count, where, now, **told)
             finally:
                 if error is not None:
                     raise error
 
         return job
-
-    def _prepared(self, queries: ArrayLike | Tensor | None, index: RowIndex | None) -> FloatArray:
-        if queries is None:
-            return np.zeros((0, 0 if index is None else index.width), dtype=np.float32)
-        vectors = _as_vectors(queries)
-        width = 0 if index is None else index.width
-        if vectors.ndim != 2 or (width and vectors.shape[1] != width):
-            raise BatchError(f"queries have the shape {vectors.shape}; it has to be (queries, {width or 'width'})")
-        if not np.isfinite(vectors).all():
-            raise BatchError("queries hold NaN or infinity, so nothing is near to them")
-        return normalized(vectors) if self.config.metric == "cosine" else vectors
 
     def _check_open(self) -> None:
         if self._stop.is_set():
@@ -305,25 +292,3 @@ def _config_of(source: Rehearsal | RehearsalBuffer, config: ConfigLike) -> Retri
             "rehearsal.retrieval is missing: it says which field is the embedding; add it, or give config"
         )
     return found
-
-
-def _count(k: int) -> int:
-    count = whole(k, "k")
-    if count < 1:
-        raise BatchError(f"{k} rows were asked for; ask for at least one")
-    return count
-
-
-def _as_vectors(queries: ArrayLike | Tensor) -> FloatArray:
-    if isinstance(queries, Tensor):
-        queries = queries.to(torch.float32).numpy(force=True)
-    try:
-        return np.ascontiguousarray(queries, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise BatchError(f"queries are no vectors of numbers, all of one length: {error}") from error
-
-
-def _default_transport(timeout_s: float, backend: str = "auto") -> Transport:
-    if dist.is_available() and dist.is_initialized():
-        return TorchDistributedTransport(backend=backend, timeout_s=timeout_s)
-    return LocalTransport()
