@@ -156,7 +156,7 @@ class RowLayout:
         """
         leaves = leaves_of(batch)
         first = leaves.get(self.fields[0].name)
-        size = len(first) if isinstance(first, Tensor) and first.ndim else 0
+        size = first.shape[0] if isinstance(first, Tensor) and first.ndim else 0
         for name in () if self.selected else leaves.keys() - self._names:
             if _is_batched(leaves[name], size):
                 raise BatchError(

@@ -17,6 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
+from rehearsal_plugin.rng import below
 from rehearsal_plugin.shares import IntArray, WeightArray, fair_level, weighted_shares
 
 __all__ = ["Draws", "Plan", "choose", "choose_from", "draw", "plan"]
@@ -165,10 +166,10 @@ def choose_from(size: int, wanted: int, rng: np.random.Generator) -> IntArray:
     """A uniform sample `[wanted]` int64 without replacement from the range 0 to `size - 1`, `wanted <= size`."""
     if 2 * wanted > size:
         return rng.permutation(size)[:wanted]
-    item = rng.integers(0, size, wanted)
-    while len(first := np.unique(item, return_index=True)[1]) < wanted:
-        again = np.delete(np.arange(wanted), first)
-        item[again] = rng.integers(0, size, len(again))
+    item = below(size, wanted, rng)
+    while len(set(item.tolist())) < wanted:
+        again = np.delete(np.arange(wanted), np.unique(item, return_index=True)[1])
+        item[again] = below(size, len(again), rng)
     return item
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.policies.base import Offer, last_writers, register
+from rehearsal_plugin.rng import below
 from rehearsal_plugin.shares import IntArray
 
 __all__ = ["random_replace"]
@@ -20,7 +21,7 @@ def random_replace(occupancy: Occupancy, offer: Offer, rng: np.random.Generator)
     shall be represented alike.
     """
     room = min(occupancy.capacity - occupancy.count, len(offer))
-    places = rng.integers(0, occupancy.capacity, len(offer) - room)
+    places = below(occupancy.capacity, len(offer) - room, rng)
     if room:
         places = np.concatenate((occupancy.count + np.arange(room), places))
     return last_writers(places)
