@@ -356,8 +356,7 @@ class RehearsalBuffer:
         partitions = self.occupancy.partitions
         owners = keys if partitions is None else partitions.number(keys)
         slots = self._policy(self.occupancy, Offer(owners, values), self._admissions.at(step, self._rank))
-        self.occupancy.record(slots, owners, values)
-        kept = _kept(slots)
+        kept = self.occupancy.record(slots, owners, values)
         self._written[kept] = step
         self._origin[kept] = self._rank
         return slots, kept
@@ -401,12 +400,13 @@ def _as_keys(count: int, column: Tensor | None) -> IntArray:
     """Partition keys `[count]` int64 as a column has them; zeros without one."""
     if column is None:
         return np.zeros(count, dtype=np.int64)
-    return column.reshape(count).to("cpu", torch.int64).numpy()
+    return column.to("cpu", torch.int64).numpy().reshape(count)
 
 
 def _as_values(column: Tensor) -> FloatArray:
     """What rows are judged by, `[n, width]` float32, as a column `[n, ...]` has it."""
-    return bounded(column.detach().reshape(len(column), math.prod(column.shape[1:])).to("cpu", torch.float32).numpy())
+    size, *shape = column.shape
+    return bounded(column.detach().to("cpu", torch.float32).numpy().reshape(size, math.prod(shape)))
 
 
 def _numbered(parts: Iterable[Tensor]) -> Iterator[tuple[IntArray, Tensor]]:

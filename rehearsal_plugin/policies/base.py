@@ -12,7 +12,7 @@ from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray
 
-__all__ = ["POLICIES", "Offer", "Policy", "earlier", "last_writers", "register", "vacant"]
+__all__ = ["POLICIES", "Offer", "Policy", "last_writers", "register", "vacant"]
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,6 @@ def last_writers(slots: IntArray) -> IntArray:
     result = np.full_like(slots, -1)
     result[kept[first]] = slots[kept[first]]
     return result
-
-
-def earlier(owners: IntArray) -> IntArray:
-    """How many rows of a batch before each row `[n]` have the same owner, `[n]` int64."""
-    order = np.argsort(owners, kind="stable")
-    ordered = owners[order]
-    number = np.arange(len(owners))
-    counts = np.empty_like(owners)
-    counts[order] = number - np.maximum.accumulate(np.where(np.diff(ordered, prepend=-1), number, 0))
-    return counts
 
 
 def vacant(freed: list[IntArray], count: int, needed: int) -> IntArray:
