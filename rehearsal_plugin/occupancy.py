@@ -196,28 +196,30 @@ class Partitions:
     def _append(self, slots: IntArray, owners: IntArray) -> None:
         """Put `slots` `[n]`, in their order, behind the lists of their `owners` `[n]`."""
         grown = self.sizes + np.bincount(owners, minlength=len(self))
-        for number in (grown > self._room).nonzero()[0].tolist():
-            self._enlarge(number, 3 * int(grown[number]) // 2 + 16)
+        self._make_room(grown)
         places = self.sizes[owners] + earlier(owners)
         self._lists[self._begin[owners] + places] = slots
         self._place[slots], self._owner[slots] = places, owners
         self.sizes[:] = grown
 
-    def _enlarge(self, number: int, room: int) -> None:
-        """Move a list to a block with this much room, behind the others."""
-        if self._end + room > len(self._lists):
-            self._tidy(room)
-        members, self._begin[number], self._room[number] = self.members(number), self._end, room
-        self._lists[self._end : self._end + len(members)] = members
-        self._end += room
+    def _make_room(self, sizes: IntArray) -> None:
+        """Give lists that shall have `sizes` `[partitions]` larger blocks where theirs are too small.
 
-    def _tidy(self, room: int) -> None:
-        """Lay all blocks end to end in a new array, with this much room behind them at least."""
-        begin, entries = self._room.cumsum() - self._room, _spread(self._begin, self.sizes)
-        self._end = int(self._room.sum())
-        lists = np.empty((self._end + room) * 5 // 4, dtype=np.int64)
-        lists[_spread(begin, self.sizes)] = self._lists[entries]
-        self._lists, self._begin = lists, begin
+        They move behind the others; where the array ends, all are laid out in a new one.
+        """
+        moving = (sizes > self._room).nonzero()[0]
+        if not len(moving):
+            return
+        rooms = 3 * sizes // 2 + 16
+        lists, end = self._lists, self._end
+        if end + int(rooms[moving].sum()) > len(lists):
+            moving, lists, end = np.arange(len(sizes)), np.empty(5 * int(rooms.sum()) // 4, dtype=np.int64), 0
+        rooms = rooms[moving]
+        begin = end + rooms.cumsum() - rooms
+        held = self.sizes[moving]
+        lists[_spread(begin, held)] = self._lists[_spread(self._begin[moving], held)]
+        self._begin[moving], self._room[moving] = begin, rooms
+        self._lists, self._end = lists, end + int(rooms.sum())
 
 
 def earlier(owners: IntArray) -> IntArray:
