@@ -252,7 +252,7 @@ class Pipeline:
         # State, headers and rows have a deadline each.
         patience = 3 * self._config.exchange.timeout_s + GRACE_S
         # Not `result(patience)`: a job may fail with a TimeoutError of its own, as of a disk far away.
-        if not concurrent.futures.wait([job], patience).done:
+        if not job.done() and not concurrent.futures.wait([job], patience).done:
             raise ExchangeTimeout(f"{self._where} did not end within {patience:.0f} s; see the other ranks' logs")
         try:
             return job.result()

@@ -228,6 +228,8 @@ def _quotas(
     totals: IntArray, weights: WeightArray | None, wanted: int, readers: IntArray, rng: np.random.Generator
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Share `wanted` rows between partitions, for each of `readers`: (reader, partition, quota) entries."""
+    if len(totals) == 1:  # nothing to share out
+        return readers, np.zeros_like(readers), np.full_like(readers, wanted)
     if wanted == totals.sum():
         base, (reader, picked) = totals, 2 * (np.empty(0, dtype=np.int64),)
     elif weights is None:
