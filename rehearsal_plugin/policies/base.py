@@ -40,6 +40,9 @@ taken in order from `occupancy.count`. A policy changes nothing: the buffer reco
 
 POLICIES: dict[str, Policy] = {}
 
+FEW = 64
+"""Slots of which a set is made faster than an order."""
+
 
 def register(policy: Policy) -> Policy:
     """Make a policy available by its function's name as `rehearsal.buffer.policy`."""
@@ -49,8 +52,13 @@ def register(policy: Policy) -> Policy:
 
 def last_writers(slots: IntArray) -> IntArray:
     """Where several rows go to one slot, keep the last, as if they had been written one by one."""
-    listed = slots.tolist()  # of few slots a set is made faster than an order
-    if len(set(listed)) + max(0, listed.count(-1) - 1) == len(listed):
+    if len(slots) <= FEW:
+        listed = slots.tolist()
+        different = len(set(listed)) + max(0, listed.count(-1) - 1) == len(listed)
+    else:
+        ordered = np.sort(slots)
+        different = not np.count_nonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0))
+    if different:
         return slots
     kept = np.flatnonzero(slots >= 0)[::-1]
     _, first = np.unique(slots[kept], return_index=True)

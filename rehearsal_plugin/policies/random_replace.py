@@ -20,8 +20,9 @@ def random_replace(occupancy: Occupancy, offer: Offer, rng: np.random.Generator)
     Bouvier et al. (arXiv 2406.03285). Old rows decay geometrically; use `reservoir` where the whole past
     shall be represented alike.
     """
-    room = min(occupancy.capacity - occupancy.count, len(offer))
-    places = below(occupancy.capacity, len(offer) - room, rng)
+    offered = len(offer)
+    room = min(occupancy.capacity - occupancy.count, offered)
+    places = below(occupancy.capacity, offered - room, rng)
     if room:
         places = np.concatenate((occupancy.count + np.arange(room), places))
     return last_writers(places)
