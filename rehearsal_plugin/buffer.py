@@ -135,20 +135,21 @@ class RehearsalBuffer:
         """
         self._settle()
         if self._contents is None:
-            return self._decide(self.keys(rows), self.values(rows), step)
+            return self._decide(self.keys(rows), self.values(rows), step)[0]
         hashes = self._contents.hashes(rows)
         new = np.flatnonzero(~self._contents.duplicates(rows, hashes, self._at))
         slots = np.full(len(rows), DUPLICATE, dtype=np.int64)
         fresh = rows if len(new) == len(rows) else _pick(rows, new)
-        slots[new] = self._decide(self.keys(fresh), self.values(fresh), step)
+        slots[new] = self._decide(self.keys(fresh), self.values(fresh), step)[0]
         self._contents.put(slots[slots >= 0], hashes[slots >= 0])
         return slots
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
         """Copy the rows `[n, row_bytes]` that `admit` kept to their `slots` `[n]`."""
-        slots, (rows,) = self._kept(slots, [rows])
-        if len(slots):
-            self._storage.write(slots, rows.to(self.device))
+        kept = _kept(slots)
+        if len(kept):
+            self._note(kept)
+            self._storage.write(kept, _those(slots, kept, rows).to(self.device))
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """Copy the rows at `slots` `[n]` into `out` `[n, row_bytes]` uint8 on `device`, contiguous."""
@@ -341,32 +342,30 @@ class RehearsalBuffer:
         """Offer rows of which nothing but a key and a value has to be looked at: they are copied once."""
         self._settle()
         fields = self.layout.fields
-        key, value = (None if field is None else columns[fields.index(field)] for field in (self._key, self._value))
-        keys, values = _as_keys(len(columns[0]), key), None if value is None else _as_values(value)
-        slots, columns = self._kept(self._decide(keys, values, self._next()), columns)
-        if len(slots):
-            self._storage.write_fields(slots, fields, columns)
-        return len(slots)
+        keys = _as_keys(columns[0].shape[0], None if self._key is None else columns[fields.index(self._key)])
+        values = None if self._value is None else _as_values(columns[fields.index(self._value)])
+        slots, kept = self._decide(keys, values, self._next())
+        if len(kept):
+            self._note(kept)
+            if kept is not slots:
+                columns = [_those(slots, kept, column) for column in columns]
+            self._storage.write_fields(kept, fields, columns)
+        return len(kept)
 
-    def _decide(self, keys: IntArray, values: FloatArray | None, step: int) -> IntArray:
-        """The slots `[n]` of new rows by partition key `[n]` and value `[n, width]`, -1 for those not kept."""
+    def _decide(self, keys: IntArray, values: FloatArray | None, step: int) -> tuple[IntArray, IntArray]:
+        """The slots `[n]` of rows by partition key `[n]` and value `[n, width]`, -1 for none; and those without -1."""
         partitions = self.occupancy.partitions
         owners = keys if partitions is None else partitions.number(keys)
         slots = self._policy(self.occupancy, Offer(owners, values), self._admissions.at(step, self._rank))
-        self.occupancy.record(slots, owners, values)
-        kept = slots[slots >= 0]
+        kept = self.occupancy.record(slots, owners, values)
         self._written[kept] = step
         self._origin[kept] = self._rank
-        return slots
+        return slots, kept
 
-    def _kept(self, slots: IntArray, columns: list[Tensor]) -> tuple[IntArray, list[Tensor]]:
-        """The slots that are to be written, noted in the journal, and what goes there of columns `[n, ...]`."""
-        kept = np.flatnonzero(slots >= 0)
-        if len(kept) < len(slots):
-            slots, columns = slots[kept], [_pick(column, kept) for column in columns]
-        if self._journal is not None and len(kept):
+    def _note(self, slots: IntArray) -> None:
+        """Have the journal keep what is about to be overwritten."""
+        if self._journal is not None:
             self._journal.note(slots)
-        return slots, columns
 
     def _settle(self) -> None:
         """Let new scores count; not in the middle of a step, whose draw goes by what this rank told the others."""
@@ -383,6 +382,17 @@ class RehearsalBuffer:
         return self._calls
 
 
+def _kept(slots: IntArray) -> IntArray:
+    """Those of `slots` `[n]` that rows go to; the same array where all rows are kept."""
+    kept = slots >= 0
+    return slots if np.count_nonzero(kept) == len(slots) else slots[kept]
+
+
+def _those(slots: IntArray, kept: IntArray, column: Tensor) -> Tensor:
+    """Those of a column `[n, ...]` that go to slots; itself where all do, so that nothing is copied."""
+    return column if kept is slots else _pick(column, np.flatnonzero(slots >= 0))
+
+
 def _pick(rows: Tensor, index: IntArray) -> Tensor:
     return rows[torch.from_numpy(index).to(rows.device)]
 
@@ -391,12 +401,13 @@ def _as_keys(count: int, column: Tensor | None) -> IntArray:
     """Partition keys `[count]` int64 as a column has them; zeros without one."""
     if column is None:
         return np.zeros(count, dtype=np.int64)
-    return column.reshape(count).to("cpu", torch.int64).numpy()
+    return column.to("cpu", torch.int64).numpy().reshape(count)
 
 
 def _as_values(column: Tensor) -> FloatArray:
     """What rows are judged by, `[n, width]` float32, as a column `[n, ...]` has it."""
-    return bounded(column.detach().reshape(len(column), math.prod(column.shape[1:])).to("cpu", torch.float32).numpy())
+    size, *shape = column.shape
+    return bounded(column.detach().to("cpu", torch.float32).numpy().reshape(size, math.prod(shape)))
 
 
 def _numbered(parts: Iterable[Tensor]) -> Iterator[tuple[IntArray, Tensor]]:

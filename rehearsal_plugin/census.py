@@ -134,13 +134,13 @@ class Census:
 
     def _columns(self, keys: IntArray) -> IntArray:
         """Columns `[n]` of keys `[n]`; new keys get new columns, in the same order on every rank."""
-        distinct, inverse = np.unique(keys, return_inverse=True)
-        fresh = [key for key in distinct.tolist() if key not in self._column]
+        listed = keys.tolist()
+        fresh = sorted(set(listed).difference(self._column))
         if fresh:
-            self._column.update({key: len(self._column) + i for i, key in enumerate(fresh)})
+            self._column |= {key: column for column, key in enumerate(fresh, len(self._column))}
             self.keys = np.concatenate((self.keys, np.array(fresh, dtype=np.int64)))
             self.counts = np.pad(self.counts, ((0, 0), (0, len(fresh))))
-        return np.array([self._column[key] for key in distinct.tolist()], dtype=np.int64)[inverse]
+        return np.fromiter(map(self._column.__getitem__, listed), np.int64, len(listed))
 
     def _check(self, headers: IntArray) -> None:
         mine = headers[self._rank]

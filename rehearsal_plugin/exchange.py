@@ -158,7 +158,6 @@ class Exchange:
         fingerprint = layout.fingerprint ^ config.seed ^ zlib.crc32(weights.encode())
         self.census = Census(transport.rank, transport.size, fingerprint, pairs=64 if self._by_partition else 1)
         self._sending = RowPool(layout.row_bytes, buffer.device)
-        self._receiving = RowPool(layout.row_bytes, transport.device)
 
     def post(
         self,
@@ -262,8 +261,9 @@ class Exchange:
 
     def _send(self, outgoing: Outgoing) -> Pending:
         drawn, rank = outgoing.plan, self._transport.rank
-        received = self._receiving.take(sum(drawn.recv_counts))
         rows = outgoing.rows
+        # Memory of their own, as whoever gets them may hold on to them.
+        received = rows.new_empty((sum(drawn.recv_counts), rows.shape[1]))
         sent, got = len(rows) - drawn.send_counts[rank], len(received) - drawn.recv_counts[rank]
         metrics, row_bytes = self._metrics, self._buffer.layout.row_bytes
         metrics.rows_sent += sent

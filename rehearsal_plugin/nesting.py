@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping, MutableMapping
 from typing import Any
+
+from torch import Tensor
 
 from rehearsal_plugin.errors import BatchError
 
@@ -40,17 +42,13 @@ def leaves_of(tree: Any) -> dict[str, Any]:
 
 
 def _collect(tree: Any, path: str, leaves: dict[str, Any]) -> None:
-    items: Iterable[tuple[Any, Any]]
-    if isinstance(tree, (dict, Mapping)):
-        items = tree.items()
-    elif isinstance(tree, (list, tuple)):
-        items = enumerate(tree)
-    elif path in leaves:
-        raise BatchError(f"the batch has two leaves called '{path}'; rename one (keys are joined by dots)")
-    else:
+    # Tensors first: to find out that one is no mapping takes longest.
+    if isinstance(tree, Tensor) or not isinstance(tree, (dict, Mapping, list, tuple)):
+        if path in leaves:
+            raise BatchError(f"the batch has two leaves called '{path}'; rename one (keys are joined by dots)")
         leaves[path] = tree
         return
-    for key, value in items:
+    for key, value in enumerate(tree) if isinstance(tree, (list, tuple)) else tree.items():
         _collect(value, f"{path}.{key}" if path else f"{key}", leaves)
 
 

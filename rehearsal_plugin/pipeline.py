@@ -168,6 +168,8 @@ class Pipeline:
         with self._metrics.timed("waited_ms"):
             outcome = self._result(self._job)
         self._job, self._outgoing = None, outcome.outgoing
+        if outcome.arrival is not None:
+            self._stream.hand_over(outcome.arrival.rows)
         return outcome.arrival
 
     def state_dict(self) -> dict[str, Any]:
@@ -256,7 +258,7 @@ class Pipeline:
         # State, headers and rows have a deadline each.
         patience = 3 * self._config.exchange.timeout_s + GRACE_S
         # Not `result(patience)`: a job may fail with a TimeoutError of its own, as of a disk far away.
-        if not concurrent.futures.wait([job], patience).done:
+        if not job.done() and not concurrent.futures.wait([job], patience).done:
             raise ExchangeTimeout(f"{self._where} did not end within {patience:.0f} s; see the other ranks' logs")
         try:
             return job.result()

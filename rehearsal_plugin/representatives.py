@@ -87,10 +87,18 @@ class Representatives:
         share = self._shares.popleft() if self._shares else 0
         if most is not None:
             share = min(share, most // len(self._orders))
+        if len(self._orders) == 1 and share >= len(self._orders[0]) == len(self._arrival.rows):
+            return self._take_all()
         chosen = [order[:share] for order in self._orders]
         self._orders = [order[share:] for order in self._orders]
         index = torch.from_numpy(np.concatenate(chosen)).to(self._arrival.rows.device)
         return Share(self._arrival.rows.index_select(0, index), [len(part) for part in chosen], index)
+
+    def _take_all(self) -> Share:
+        """All rows of the only draw, where they lie: one micro-batch gets them, so their order does not matter."""
+        self._orders = [self._orders[0][:0]]
+        rows = self._arrival.rows
+        return Share(rows, [len(rows)], torch.arange(len(rows), device=rows.device))
 
     def update(self, index: Tensor, state: Mapping[str, Tensor]) -> None:
         """Give rows of the arrival at `index` `[n]` new state, values `[n, ...]` by name."""

@@ -49,10 +49,10 @@ class Field:
 
     def view(self, rows: Tensor) -> Tensor:
         """The field of packed rows `[n, row_bytes]` uint8 as a view `[n, *shape]` of its dtype."""
+        shape = (rows.shape[0], *self.shape)
         if not self.nbytes:
-            return rows.new_empty((len(rows), *self.shape), dtype=self.dtype)
-        column = rows[:, self.offset : self.offset + self.nbytes]
-        return column.view(self.dtype).view(len(rows), *self.shape)
+            return rows.new_empty(shape, dtype=self.dtype)
+        return rows.narrow(1, self.offset, self.nbytes).view(self.dtype).view(shape)
 
     def check(self, tensor: object, batch_size: int) -> Tensor:
         """Return `tensor` if it can fill this field, else raise `BatchError`."""
@@ -157,7 +157,7 @@ class RowLayout:
         """
         leaves = leaves_of(batch)
         first = leaves.get(self.fields[0].name)
-        size = len(first) if isinstance(first, Tensor) and first.ndim else 0
+        size = first.shape[0] if isinstance(first, Tensor) and first.ndim else 0
         for name in () if self.selected else leaves.keys() - self._names:
             if _is_batched(leaves[name], size):
                 raise BatchError(

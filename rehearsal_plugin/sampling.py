@@ -17,6 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
+from rehearsal_plugin.rng import below
 from rehearsal_plugin.shares import IntArray, WeightArray, fair_level, weighted_shares
 
 __all__ = ["Draws", "Plan", "choose", "choose_from", "draw", "joined", "plan"]
@@ -173,10 +174,10 @@ def choose_from(size: int, wanted: int, rng: np.random.Generator) -> IntArray:
     """A uniform sample `[wanted]` int64 without replacement from the range 0 to `size - 1`, `wanted <= size`."""
     if 2 * wanted > size:
         return rng.permutation(size)[:wanted]
-    item = rng.integers(0, size, wanted)
-    while len(first := np.unique(item, return_index=True)[1]) < wanted:
-        again = np.delete(np.arange(wanted), first)
-        item[again] = rng.integers(0, size, len(again))
+    item = below(size, wanted, rng)
+    while len(set(item.tolist())) < wanted:
+        again = np.delete(np.arange(wanted), np.unique(item, return_index=True)[1])
+        item[again] = below(size, len(again), rng)
     return item
 
 
@@ -235,6 +236,8 @@ def _quotas(
     totals: IntArray, weights: WeightArray | None, wanted: int, readers: IntArray, rng: np.random.Generator
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Share `wanted` rows between partitions, for each of `readers`: (reader, partition, quota) entries."""
+    if len(totals) == 1:  # nothing to share out
+        return readers, np.zeros_like(readers), np.full_like(readers, wanted)
     if wanted == totals.sum():
         base, (reader, picked) = totals, 2 * (np.empty(0, dtype=np.int64),)
     elif weights is None:

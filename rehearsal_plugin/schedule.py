@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -40,6 +41,7 @@ class Schedule:
         self._rows = self._tokens = 0  # what a row has: of new rows until the first one is replayed
         self._known = False
         self._carry = Fraction(0)
+        self._ratio = math.nan
         self.go_by(0)
 
     @property
@@ -49,7 +51,10 @@ class Schedule:
 
     def go_by(self, step: int) -> None:
         """Take the ratio of an optimizer step."""
-        self._ratio = self._ratio_at(step)
+        ratio = self._ratio_at(step)
+        if ratio == self._ratio:
+            return
+        self._ratio = ratio
         unchanged = self._ratio == self._config.ratio
         share = Fraction(str(self._ratio)) if unchanged else Fraction(round(self._ratio * UNIT), UNIT)
         per_unit = share if self._config.mode == "replace" else share / (1 - share)

@@ -60,7 +60,7 @@ class HostStorage:
 
     def __init__(self, array: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> None:
         self._array = array
-        self._cells: dict[Field, Cells] = {}
+        self._cells: dict[int, Cells] = {}  # by offset
         self.row_bytes = array.shape[1]
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
@@ -71,17 +71,17 @@ class HostStorage:
         """See `RowStorage.write_fields`."""
         for field, column in zip(fields, columns, strict=True):
             if field.nbytes:
-                cells = self._cells.get(field)
+                cells = self._cells.get(field.offset)
                 if cells is None:
                     end = field.offset + field.nbytes
-                    cells = self._cells[field] = self._array[:, field.offset : end].view(f"V{field.nbytes}")[:, 0]
-                # As opaque cells, which numpy copies at once.
-                cells[slots] = _bytes_of(column).numpy(force=True).view(cells.dtype)
+                    cells = self._array[:, field.offset : end].view(f"V{field.nbytes}")[:, 0]
+                    self._cells[field.offset] = cells
+                cells[slots] = _as_array(column).ravel().view(cells.dtype)  # opaque cells are copied at once
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
         # mode="clip" writes straight into `out`; the default mode gathers into a temporary first.
-        np.take(self._array, slots, axis=0, out=out.numpy(), mode="clip")
+        self._array.take(slots, axis=0, out=out.numpy(), mode="clip")
 
     def first(self, count: int) -> Tensor:
         """See `RowStorage.first`."""
@@ -152,15 +152,14 @@ class DeviceStorage:
 
 
 class Changes:
-    """Which slots were written lately, for one who wants to know.
+    """Which slots were written lately, for one who wants to know; all, at first.
 
     Args:
         capacity: Slots.
-        changed: Whether all count as written at first.
     """
 
-    def __init__(self, capacity: int, *, changed: bool) -> None:
-        self._changed = np.full(capacity, changed)
+    def __init__(self, capacity: int) -> None:
+        self._changed = np.ones(capacity, dtype=bool)
 
     def note(self, slots: IntArray) -> None:
         """Count `slots` `[n]` as written."""
@@ -185,8 +184,8 @@ class TrackedStorage:
         self._storage, self._capacity = storage, capacity
         self.device, self.row_bytes = storage.device, storage.row_bytes
         self.read, self.first = storage.read, storage.first
-        self._own = Changes(capacity, changed=False)
-        self._followers: tuple[Changes, ...] = (self._own,)  # replaced as a whole: another thread may be writing
+        self._own: Changes | None = None  # until somebody asks
+        self._followers: tuple[Changes, ...] = ()  # replaced as a whole: another thread may be writing
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
         """See `RowStorage.write`."""
@@ -204,22 +203,18 @@ class TrackedStorage:
 
     def take_changed(self, count: int) -> IntArray:
         """Which of the first `count` slots were written since the last call, `[n]` int64 in ascending order."""
+        self._own = self._own or self.follow()
         return self._own.take(count)
 
     def follow(self) -> Changes:
         """An account of what is written from now on; until the first `take`, all slots count as written."""
-        changes = Changes(self._capacity, changed=True)
+        changes = Changes(self._capacity)
         self._followers = (*self._followers, changes)
         return changes
 
     def unfollow(self, changes: Changes) -> None:
         """Keep this account no longer."""
         self._followers = tuple(kept for kept in self._followers if kept is not changes)
-
-
-def _bytes_of(column: Tensor) -> Tensor:
-    """The bytes of a column, `[n]` uint8: neither numpy nor every kernel of torch knows all dtypes."""
-    return column.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
 
 
 def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int = 0) -> RowStorage:
@@ -250,6 +245,19 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
             f"({capacity * row_bytes / 2**30:.2f} GiB) on rank {rank}: {error}; lower rehearsal.buffer.capacity "
             "or choose another storage"
         ) from error
+
+
+def _bytes_of(column: Tensor) -> Tensor:
+    """The bytes of a column, `[n]` uint8: neither numpy nor every kernel of torch knows all dtypes."""
+    return column.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _as_array(column: Tensor) -> np.ndarray[Any, Any]:
+    """The bytes of a tensor in host memory: a view wherever that is possible."""
+    try:
+        return column.numpy()
+    except (RuntimeError, TypeError):  # it lies elsewhere, has a history or a lazy sign, or numpy lacks its dtype
+        return _bytes_of(column).numpy(force=True)
 
 
 def _map_file(folder: Path, shape: tuple[int, int], rank: int) -> mmap.mmap:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 __all__ = ["SideStream"]
 
@@ -27,6 +28,15 @@ class SideStream:
         """Called on the training thread: the background must see all that was queued so far."""
         if self._stream is not None:
             self._marker = torch.cuda.current_stream(self._stream.device).record_event()
+
+    def hand_over(self, tensor: Tensor) -> None:
+        """Called on the training thread, for what the background has made: the memory is not used again too early.
+
+        The allocator would give freed memory back to the side stream, though kernels of the training thread that read
+        it may still be queued.
+        """
+        if self._stream is not None and tensor.is_cuda:
+            tensor.record_stream(torch.cuda.current_stream(self._stream.device))
 
     @contextmanager
     def background(self) -> Iterator[None]:

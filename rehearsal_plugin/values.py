@@ -21,39 +21,48 @@ TICKETS_PER_UNIT, MOST_TICKETS = 1 << 10, 1 << 20
 """A score of 1 weighs 1024 tickets. With at most 2^20 a row, 2^20 rows on each of 2^10 ranks stay within an int64."""
 
 
+CHILDREN = 64
+
+
 class SumTree:
     """Integer weights of slots: their sum, and the slot at any point of it.
 
-    A binary tree in which every node holds the sum of its two children. Both operations take log2(capacity) array
-    operations, whatever the number of slots.
+    A tree in which every node holds the sums of its 64 children, so that 2^18 slots have two levels above them: wide,
+    because a look at all children of a node is one array operation, as a look at one is.
     """
 
     def __init__(self, capacity: int) -> None:
-        self._levels = (capacity - 1).bit_length()
-        self._sums = np.zeros(2 << self._levels, dtype=np.int64)  # the root at 1, the leaves at the end
+        self._levels: list[IntArray] = []  # the slots first, the root last
+        nodes = capacity
+        while not self._levels or nodes > 1:
+            nodes = -(-nodes // CHILDREN)
+            self._levels.append(np.zeros(nodes * CHILDREN, dtype=np.int64))
 
     @property
     def total(self) -> int:
         """The sum of all weights."""
-        return int(self._sums[1])
+        return int(self._levels[-1].sum())
 
     def set(self, slots: IntArray, weights: IntArray) -> None:
         """Give `slots` `[n]` int64, all different, the `weights` `[n]` int64."""
-        nodes = slots + (1 << self._levels)
-        self._sums[nodes] = weights
-        for _ in range(self._levels):
-            nodes = nodes >> 1
-            self._sums[nodes] = self._sums[2 * nodes] + self._sums[2 * nodes + 1]
+        leaves, *above = self._levels
+        more, nodes = weights - leaves[slots], slots
+        leaves[slots] = weights
+        for level in above:
+            nodes = nodes // CHILDREN
+            np.add.at(level, nodes, more)
 
     def find(self, points: IntArray) -> IntArray:
         """The slots `[n]` at `points` `[n]` int64 from 0 to `total - 1`, weights being laid end to end."""
-        nodes, left = np.ones(len(points), dtype=np.int64), points
-        for _ in range(self._levels):
-            nodes = 2 * nodes
-            beyond = left >= self._sums[nodes]
-            left = np.where(beyond, left - self._sums[nodes], left)
-            nodes += beyond
-        return nodes - (1 << self._levels)
+        number = np.arange(len(points))
+        nodes, left = np.zeros_like(number), points
+        for level in reversed(self._levels):
+            sums = level.reshape(-1, CHILDREN)[nodes]
+            ends = sums.cumsum(axis=1)
+            child = np.count_nonzero(ends <= left[:, None], axis=1)
+            left = left - (ends - sums)[number, child]
+            nodes = CHILDREN * nodes + child
+        return nodes
 
 
 class Values:
@@ -83,13 +92,13 @@ class Values:
 
     def count_offers(self, owners: IntArray, values: FloatArray) -> None:
         """Add offered rows, values `[n, width]` of owners `[n]`, to the owners' means."""
-        if len(owners) == 0:
-            return
-        missing = max(0, int(owners.max()) + 1 - len(self._seen))
-        self._sums = np.pad(self._sums, ((0, missing), (0, 0)))
-        self._seen = np.pad(self._seen, (0, missing))
+        offered = np.bincount(owners, minlength=len(self._seen))
+        missing = len(offered) - len(self._seen)
+        if missing:
+            self._sums = np.pad(self._sums, ((0, missing), (0, 0)))
+            self._seen = np.pad(self._seen, (0, missing))
         np.add.at(self._sums, owners, values)
-        np.add.at(self._seen, owners, 1)
+        self._seen += offered
 
     def state_dict(self, count: int) -> dict[str, Any]:
         """What the first `count` rows are judged by, and what the means need."""
@@ -99,7 +108,7 @@ class Values:
         """Take over what `state_dict` gave."""
         stored = state["stored"]
         self.set(np.arange(len(stored)), stored)
-        self._sums, self._seen = state["sums"], state["seen"]
+        self._sums, self._seen = state["sums"].copy(), state["seen"].copy()
 
     def centre(self, owner: int, offered: FloatArray) -> NDArray[np.float64]:
         """The mean `[width]` of all values of an owner, those just `offered` `[n, width]` with them."""
@@ -111,4 +120,4 @@ class Values:
 
 def bounded(values: FloatArray) -> FloatArray:
     """Values that can be compared: what is no number becomes 0, what is infinite the largest one."""
-    return np.nan_to_num(values).clip(-LARGEST, LARGEST)
+    return np.where(np.isnan(values), np.float32(0), values.clip(-LARGEST, LARGEST))

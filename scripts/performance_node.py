@@ -45,8 +45,8 @@ BUFFER_LIMITS = """\
 What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand each field to
 numpy. Few rows of 16 KB are copied in less time, which is what keeps small calls behind raw numpy; with larger rows or
 more of them it vanishes. `balanced` pays for its partitions, `score` for its tree of scores. In the steady state
-neither call allocates memory for rows, which a test holds. Memory beside the rows is 13 bytes a row, and up to 33 more
-with partitions.
+neither call allocates memory for rows, and neither calls more functions for more rows, which tests hold. Memory beside
+the rows is 12 bytes a row, one more where changes are asked for, and up to 27 more with partitions.
 """
 
 OVERHEAD = """\
@@ -66,8 +66,8 @@ OVERHEAD_GOALS = (
 OVERHEAD_LIMITS = """\
 On the training thread a step pays for two copies, of its candidates out of the batch and of the replayed rows into it;
 in the background for a copy into the buffer, one out of it, and the exchange. On two busy cores all of that is time
-that the model does not get. The figures are of a commit that took replayed rows where they had arrived; since then
-they are copied once more, to memory of their own (2 of 8 rows), so that strategies may hold on to them.
+that the model does not get. Replayed rows arrive in memory of their own, and are taken where they lie unless several
+micro-batches share them.
 
 On GPUs the copies run on a side stream and the exchange is NCCL's; none of this has been run there. A GPU run would
 have to show `ratio_free_core` at most 1.01 with

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,68 @@ def test_capacity_below_one_row_is_refused_with_the_cure() -> None:
 def test_more_rows_than_memory_is_an_error_of_storage() -> None:
     with pytest.raises(StorageError, match=r"rehearsal\.buffer\.capacity"):
         make(2**60)
+
+
+# Work
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """How many functions are called, in Python and in C."""
+    calls = 0
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("partition_by", [None, "domain"])
+@pytest.mark.parametrize("policy", sorted(set(ALL) - {"herding", "closest_to_centre"}))
+def test_the_work_in_python_does_not_grow_with_the_rows_of_an_offer(policy: str, partition_by: str | None) -> None:
+    if policy == "balanced" and partition_by is None:
+        pytest.skip("needs partitions")
+    buffer = make(2000, policy=policy, partition_by=partition_by)
+    few, many = labelled(range(300)), labelled(range(1500))
+    for _ in range(6):
+        buffer.offer(many)
+    calls = [calls_of(lambda batch=batch: buffer.offer(batch)) for batch in (few, many)]  # type: ignore[misc]
+    assert calls[1] <= calls[0] + 100, "a row more is no call more"
+
+
+def test_the_work_in_python_does_not_grow_with_the_rows_of_a_sample() -> None:
+    buffer = filled(5000, capacity=5000)
+    rooms = [buffer.room(count) for count in (500, 2000)]
+    calls = [calls_of(lambda room=room: buffer.sample(len(room.rows), out=room)) for room in rooms]  # type: ignore[misc]
+    assert calls[1] <= calls[0] + 300, "rows that were drawn twice are drawn again a few times, all at once"
+
+
+@pytest.mark.parametrize("policy", sorted(set(ALL) - {"herding", "closest_to_centre"}))
+def test_a_decision_takes_no_memory_that_grows_with_the_rows_stored(policy: str) -> None:
+    buffer, few = make(20_000, policy=policy), labelled(range(14))
+    buffer.offer(labelled(range(20_000)))
+    rows = torch.zeros((14, buffer.layout.row_bytes), dtype=torch.uint8)
+    buffer.layout.pack(buffer.layout.columns(few), rows)
+    buffer.admit(rows, 100)
+    tracemalloc.start()
+    for step in range(101, 120):
+        buffer.admit(rows, step)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000
+
+
+def test_a_first_account_of_changes_has_all_rows_and_each_later_one_those_written_since() -> None:
+    buffer = filled(10, capacity=20, policy="fifo")
+    assert buffer.take_changed().tolist() == list(range(10))
+    assert buffer.take_changed().tolist() == []
+    buffer.offer(labelled(range(3)))
+    assert buffer.take_changed().tolist() == [10, 11, 12]
 
 
 # Sampling

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,3 +114,69 @@ def test_thousands_of_partitions_of_one_row_each() -> None:
     keys = np.arange(5000) * 1_000_003 - 2**40
     occupancy.record(np.arange(5000), occupancy.partitions.number(keys))
     assert (occupancy.partitions.sizes == 1).all()
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_batches_of_hundreds_of_rows_leave_every_slot_with_its_last_owner(seed: int) -> None:
+    """Lists of several partitions grow, shrink and move at once."""
+    rng = np.random.default_rng(seed)
+    occupancy, owner = Occupancy(600, partitioned=True), np.full(600, -1)
+    assert occupancy.partitions is not None
+    for _ in range(30):
+        size = int(rng.integers(1, 400))
+        first = rng.integers(0, 40)
+        keys = rng.integers(first, first + rng.integers(1, 12), size)
+        fresh = min(size, 600 - occupancy.count)
+        old = rng.permutation(occupancy.count)[: min(size - fresh, occupancy.count)]
+        slots = np.full(size, -1)
+        slots[: fresh + len(old)] = np.concatenate((np.arange(occupancy.count, occupancy.count + fresh), old))
+        slots = rng.permutation(slots)  # new ones in any order
+        occupancy.record(slots, occupancy.partitions.number(keys))
+        owner[slots[slots >= 0]] = keys[slots >= 0]
+        stored = owner[: occupancy.count]
+        expected = {key: set(np.flatnonzero(stored == key).tolist()) for key in set(stored.tolist())}
+        assert members_by_key(occupancy.partitions) == expected
+
+
+def grown(batches: list[list[int]], capacity: int) -> tuple[Partitions, int]:
+    """Partitions that rows by key were appended to, and how often their lists were laid out anew."""
+    partitions, arrays, count = Partitions(capacity), set[int](), 0
+    kept = []
+    for keys in batches:
+        slots = np.arange(count, count + len(keys))
+        partitions.record(slots, partitions.number(ints(keys)), np.zeros(len(keys), dtype=bool))
+        count += len(keys)
+        if id(partitions._lists) not in arrays:
+            kept.append(partitions._lists)  # so that no other gets its number
+            arrays.add(id(partitions._lists))
+    return partitions, len(arrays)
+
+
+GROWING = {
+    "one after the other": [[key] * 10 for key in range(10) for _ in range(100)],
+    "in turn": [list(range(10)) for _ in range(1000)],
+    "one": [[0] * 10 for _ in range(1000)],
+}
+
+
+@pytest.mark.parametrize("batches", GROWING.values(), ids=list(GROWING))
+def test_lists_that_grow_row_by_row_are_laid_out_anew_a_few_times_only(batches: list[list[int]]) -> None:
+    partitions, arrays = grown(batches, 10_000)
+    assert partitions.sizes.sum() == 10_000
+    assert arrays <= 60
+
+
+@pytest.mark.parametrize("batches", GROWING.values(), ids=list(GROWING))
+def test_lists_take_twice_what_they_hold_at_most(batches: list[list[int]]) -> None:
+    partitions, _ = grown(batches, 10_000)
+    assert len(partitions._lists) <= 2 * 10_000 + 64 * len(partitions)
+
+
+def test_lists_give_back_what_they_needed_when_they_were_longer() -> None:
+    """Every partition once owns all slots."""
+    partitions, slots = Partitions(1000), np.arange(1000)
+    for key in range(100):
+        partitions.record(slots, partitions.number(np.full(1000, key)), np.full(1000, key > 0))
+    assert partitions.sizes.tolist() == [0] * 99 + [1000]
+    assert sorted(partitions.members(99).tolist()) == slots.tolist()
+    assert len(partitions._lists) <= 2 * 1000 + 64 * 100

@@ -17,6 +17,7 @@ from scipy.stats import binomtest, chisquare
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.policies import POLICIES, Offer, balanced
+from rehearsal_plugin.policies.base import last_writers
 from rehearsal_plugin.shares import IntArray
 from tests.chance import SIGNIFICANCE, equally_included, equally_likely
 
@@ -135,6 +136,15 @@ def test_an_empty_batch_changes_nothing(policy: str) -> None:
 @pytest.mark.parametrize("policy", sorted(set(ALL) - {"balanced"}))
 def test_policies_without_shares_need_no_partitions(policy: str) -> None:
     assert len(Simulation(policy, 4, partitioned=False).run([[0] * 3, [0] * 7]).rows) == 4
+
+
+@pytest.mark.parametrize("rows", [0, 1, 14, 64, 65, 300])
+@pytest.mark.parametrize("places", [3, 50, 10_000])
+def test_of_rows_that_go_to_one_slot_the_last_one_stays(rows: int, places: int) -> None:
+    slots = np.random.default_rng(rows).integers(-1, places, rows)
+    last = {slot: row for row, slot in enumerate(slots.tolist())}
+    expected = [slot if last[slot] == row else -1 for row, slot in enumerate(slots.tolist())]
+    assert last_writers(slots).tolist() == expected
 
 
 # Reservoir

@@ -268,3 +268,43 @@ def test_an_idle_rehearsal_keeps_no_batch_alive() -> None:
             rehearsal.update(batch)
             del batch
             assert not any(field() is not None for field in fields)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_replayed_rows_that_somebody_holds_on_to_stay_as_they_are(micro_batches: int) -> None:
+    held: list[tuple[Batch, Batch]] = []
+
+    def hold(replayed: Batch) -> Batch:
+        held.append((replayed, {name: field.clone() for name, field in replayed.items()}))
+        return replayed
+
+    with Rehearsal({"buffer": {"capacity": 64}, "representatives": 4}, LocalTransport(), transform=hold) as rehearsal:
+        for step in range(20):
+            for micro in range(micro_batches):
+                rehearsal.augment(new_batch(0, micro_batches * step + micro, SIZE))
+            rehearsal.step()
+    assert len(held) == 17 * micro_batches
+    assert all(same(replayed, before) for replayed, before in held)
+
+
+def test_batches_that_somebody_holds_on_to_stay_as_they_are() -> None:
+    with alone() as rehearsal:
+        seen = [rehearsal.update(new_batch(0, step, SIZE)) for step in range(20)]
+        before = [{name: field.clone() for name, field in batch.items()} for batch in seen]
+        for step in range(20, 40):
+            rehearsal.update(new_batch(0, step, SIZE))
+    assert all(map(same, seen, before))
+
+
+def test_a_step_allocates_no_memory_but_for_the_batch_that_it_gives() -> None:
+    row = torch.zeros(SIZE, 1 << 14, dtype=torch.uint8)
+    with alone(exchange={"launch": "inline"}) as rehearsal:
+        for step in range(10):
+            rehearsal.update({"x": row, "id": torch.arange(SIZE) + SIZE * step})
+        rehearsal.drain()
+        rehearsal.step()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            seen = rehearsal.augment({"x": row, "id": torch.arange(SIZE)})
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+    assert len(seen["x"]) == SIZE + 4
+    assert allocated < sum(field.nbytes for field in seen.values()) + row[0].nbytes

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from rehearsal_plugin.rng import Purpose, generator
+from rehearsal_plugin.rng import Purpose, below, generator
 from tests.chance import SIGNIFICANCE, equally_likely
 
 LARGEST = 2**63 - 1
@@ -45,3 +48,29 @@ def test_neighbouring_addresses_are_independent(neighbour: str) -> None:
 
     pairs = [(first(0, i), first(1, i)) for i in range(5000)]
     assert equally_likely(pairs, 25) > SIGNIFICANCE
+
+
+def test_integers_below_a_bound_are_equally_likely() -> None:
+    numbers = below(7, 7000, generator(0, Purpose.DRAW, 0))
+    assert numbers.dtype == np.int64
+    assert equally_likely(numbers.tolist(), 7) > SIGNIFICANCE
+
+
+def test_every_integer_may_have_a_bound_of_its_own() -> None:
+    bounds = np.tile([1, 2, 5], 3000)
+    numbers = below(bounds, len(bounds), generator(0, Purpose.DRAW, 1))
+    assert not numbers[bounds == 1].any()
+    for bound in (2, 5):
+        assert equally_likely(numbers[bounds == bound].tolist(), bound) > SIGNIFICANCE
+
+
+class Highest:
+    """Draws the largest number below 1 that a generator gives."""
+
+    def random(self, size: int) -> NDArray[np.float64]:
+        return np.full(size, 1 - 2.0**-53)
+
+
+@pytest.mark.parametrize("bound", [1, 3, 2**20, 2**31 - 1, 2**40 + 1, 2**52 - 1, 2**53 - 1])
+def test_no_integer_reaches_its_bound(bound: int) -> None:
+    assert below(bound, 1, cast("np.random.Generator", Highest())).tolist() == [bound - 1]

@@ -124,6 +124,8 @@ def test_samples_written_field_by_field_are_the_rows_that_packing_them_gives(
         "half": torch.arange(8, dtype=torch.bfloat16, requires_grad=True),
         "conjugate": torch.randn(4, dtype=torch.complex64).conj(),
         "slice": torch.arange(8).reshape(4, 2)[:, 1],
+        "every other": torch.arange(24).reshape(4, 6)[:, ::2],
+        "transposed": torch.arange(24.0).reshape(3, 2, 4).permute(2, 0, 1),
         "alike": torch.tensor([True]).expand(4),
         "eighth": torch.arange(4.0).to(torch.float8_e4m3fn),
         "unsigned": torch.arange(8).reshape(4, 2).to(torch.uint16),

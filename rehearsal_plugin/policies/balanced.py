@@ -12,8 +12,8 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_plugin.errors import ConfigError
-from rehearsal_plugin.occupancy import Occupancy, Partitions
-from rehearsal_plugin.policies.base import Offer, earlier, last_writers, register, vacant
+from rehearsal_plugin.occupancy import Occupancy, Partitions, earlier
+from rehearsal_plugin.policies.base import Offer, last_writers, register, vacant
 from rehearsal_plugin.policies.reservoir import places
 from rehearsal_plugin.shares import IntArray, fair_shares
 
@@ -29,16 +29,18 @@ def balanced(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> In
     targets = _targets(partitions, owners, occupancy.capacity)
     stays = np.minimum(partitions.sizes, targets)
     place = _places(partitions, owners, targets, rng)
-    replacing, appended = (place >= 0) & (place < stays[owners]), place >= stays[owners]
+    appended = place >= stays[owners]
+    replacing = (place >= 0) & ~appended
     slots = np.full(len(owners), -1, dtype=np.int64)
-    shrinking = np.flatnonzero(targets < partitions.sizes)
+    shrinking = (targets < partitions.sizes).nonzero()[0]
     freed = [
         _leave(partitions, number, int(stays[number]), slots, replacing & (owners == number), rng)
         for number in shrinking.tolist()
     ]
     whole = replacing & (slots < 0)  # whose partition stays as it is: any place in it is as good as another
     slots[whole] = partitions.slots(owners[whole], place[whole])
-    slots[appended] = vacant(freed, occupancy.count, int(appended.sum()))
+    if np.count_nonzero(appended):
+        slots[appended] = vacant(freed, occupancy.count, int(appended.sum()))
     return slots
 
 
@@ -46,8 +48,10 @@ def _places(partitions: Partitions, owners: IntArray, targets: IntArray, rng: np
     """The place of each row `[n]` in the reservoir of its partition, -1 where it has none."""
     order = partitions.seen[owners] + earlier(owners)
     place = places(order, targets[owners], rng)
-    begin = np.cumsum(targets) - targets  # reservoirs laid end to end, so that one look finds rows of one place
-    return np.where(last_writers(np.where(place < 0, -1, begin[owners] + place)) < 0, -1, place)
+    begin = targets.cumsum() - targets  # reservoirs laid end to end, so that one look finds rows of one place
+    laid = np.where(place < 0, -1, begin[owners] + place)
+    last = last_writers(laid)
+    return place if last is laid else np.where(last < 0, -1, place)
 
 
 def _leave(

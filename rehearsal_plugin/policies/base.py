@@ -12,7 +12,7 @@ from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray
 
-__all__ = ["POLICIES", "Offer", "Policy", "earlier", "last_writers", "register", "vacant"]
+__all__ = ["POLICIES", "Offer", "Policy", "last_writers", "register", "vacant"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ taken in order from `occupancy.count`. A policy changes nothing: the buffer reco
 
 POLICIES: dict[str, Policy] = {}
 
+FEW = 64
+"""Slots of which a set is made faster than an order."""
+
 
 def register(policy: Policy) -> Policy:
     """Make a policy available by its function's name as `rehearsal.buffer.policy`."""
@@ -49,24 +52,19 @@ def register(policy: Policy) -> Policy:
 
 def last_writers(slots: IntArray) -> IntArray:
     """Where several rows go to one slot, keep the last, as if they had been written one by one."""
-    ordered = np.sort(slots)
-    if not np.count_nonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)):
+    if len(slots) <= FEW:
+        listed = slots.tolist()
+        different = len(set(listed)) + max(0, listed.count(-1) - 1) == len(listed)
+    else:
+        ordered = np.sort(slots)
+        different = not np.count_nonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0))
+    if different:
         return slots
     kept = np.flatnonzero(slots >= 0)[::-1]
     _, first = np.unique(slots[kept], return_index=True)
     result = np.full_like(slots, -1)
     result[kept[first]] = slots[kept[first]]
     return result
-
-
-def earlier(owners: IntArray) -> IntArray:
-    """How many rows of a batch before each row `[n]` have the same owner, `[n]` int64."""
-    order = np.argsort(owners, kind="stable")
-    ordered = owners[order]
-    number = np.arange(len(owners))
-    counts = np.empty_like(owners)
-    counts[order] = number - np.maximum.accumulate(np.where(np.diff(ordered, prepend=-1), number, 0))
-    return counts
 
 
 def vacant(freed: list[IntArray], count: int, needed: int) -> IntArray:

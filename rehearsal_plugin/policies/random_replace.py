@@ -6,6 +6,7 @@ import numpy as np
 
 from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.policies.base import Offer, last_writers, register
+from rehearsal_plugin.rng import below
 from rehearsal_plugin.shares import IntArray
 
 __all__ = ["random_replace"]
@@ -19,8 +20,9 @@ def random_replace(occupancy: Occupancy, offer: Offer, rng: np.random.Generator)
     Bouvier et al. (arXiv 2406.03285). Old rows decay geometrically; use `reservoir` where the whole past
     shall be represented alike.
     """
-    room = min(occupancy.capacity - occupancy.count, len(offer))
-    places = rng.integers(0, occupancy.capacity, len(offer) - room)
+    offered = len(offer)
+    room = min(occupancy.capacity - occupancy.count, offered)
+    places = below(occupancy.capacity, offered - room, rng)
     if room:
         places = np.concatenate((occupancy.count + np.arange(room), places))
     return last_writers(places)

@@ -6,6 +6,7 @@ import numpy as np
 
 from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.policies.base import Offer, last_writers, register
+from rehearsal_plugin.rng import below
 from rehearsal_plugin.shares import IntArray
 
 __all__ = ["algorithm_r", "places", "reservoir", "thinned"]
@@ -35,7 +36,7 @@ def places(order: IntArray, capacity: int | IntArray, rng: np.random.Generator) 
         capacity: Places of the reservoir, or `[n]` int64 of that of each row.
         rng: Source of random numbers.
     """
-    place = rng.integers(0, order + 1)
+    place = below(order + 1, len(order), rng)
     place = np.where(order < capacity, order, place)
     place[place >= capacity] = -1
     return place

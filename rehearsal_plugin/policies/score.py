@@ -7,6 +7,7 @@ import numpy as np
 from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.policies.base import Offer, register
 from rehearsal_plugin.policies.reservoir import thinned
+from rehearsal_plugin.rng import below
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray
 
@@ -25,11 +26,11 @@ def score(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntAr
     as any other can go. A step that replaces rows looks for the highest and the lowest score of all.
     """
     slots = thinned(occupancy.seen, occupancy.count, len(offer), occupancy.capacity, rng)
-    replacing = (slots >= 0) & (slots < occupancy.count)
-    if replacing.any():
+    replacing = ((slots >= 0) & (slots < occupancy.count)).nonzero()[0]
+    if len(replacing):
         assert occupancy.values is not None  # the config asks for a score
         scores = occupancy.values.stored[: occupancy.count, 0]
-        slots[replacing] = _leaving(scores, int(np.count_nonzero(replacing)), rng)
+        slots[replacing] = _leaving(scores, len(replacing), rng)
     return slots
 
 
@@ -41,13 +42,14 @@ def _leaving(scores: FloatArray, count: int, rng: np.random.Generator) -> IntArr
     (Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006), which looks at all rows.
     """
     highest, lowest = scores.max(), scores.min()
-    leaving = np.empty(0, dtype=np.int64)
+    found: dict[int, None] = {}  # each once, in the order of their acceptance
     for _ in range(ROUNDS):
-        proposed = rng.integers(0, len(scores), PROPOSALS * count)
+        proposed = below(len(scores), PROPOSALS * count, rng)
         accepted = proposed[rng.random(len(proposed)) * (highest - lowest) < highest - scores[proposed]]
-        leaving = np.array(list(dict.fromkeys([*leaving.tolist(), *accepted.tolist()])), dtype=np.int64)
-        if len(leaving) >= count:
-            return leaving[:count]
+        found.update(dict.fromkeys(accepted.tolist()))
+        if len(found) >= count:
+            return np.fromiter(found, np.int64, count)
+    leaving = np.fromiter(found, np.int64, len(found))
     chances = highest - scores.astype(np.float64)
     clocks = rng.exponential(size=len(scores)) / np.maximum(chances, np.finfo(np.float64).tiny ** 0.5)
     clocks[leaving] = np.inf
