@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import bench_buffer
@@ -54,3 +56,21 @@ def test_in_the_steady_state_the_buffer_allocates_no_memory_for_rows(what: str) 
         tracemalloc.stop()
     allocated = sum(max(0, event.self_device_memory_usage + event.self_cpu_memory_usage) for event in profile.events())
     assert peak + allocated < form.row_bytes
+
+
+@pytest.mark.parametrize("what", bench_buffer.WHAT)
+def test_in_the_steady_state_no_page_is_faulted_in_and_no_call_waits_for_the_kernel(what: str) -> None:
+    form = FORMS[TOKENS]
+    store, given = Ours(256, form.batch(128)), form.batch(WRITTEN)
+    call = bench_buffer.operation(store, what, given)
+    turns = [entries_to_the_kernel(call) for _ in range(10)]
+    assert (0, 0, 0) in turns, turns  # others may come from whatever else the machine does
+
+
+def entries_to_the_kernel(call: Callable[[], object], calls: int = 100) -> tuple[int, int, int]:
+    """Page faults without and with a disk, and system calls that gave up the core, of this thread."""
+    before = resource.getrusage(resource.RUSAGE_THREAD)
+    for _ in range(calls):
+        call()
+    after = resource.getrusage(resource.RUSAGE_THREAD)
+    return tuple(getattr(after, name) - getattr(before, name) for name in ("ru_minflt", "ru_majflt", "ru_nvcsw"))
