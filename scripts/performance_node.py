@@ -44,9 +44,11 @@ BUFFER_GOALS = (
 BUFFER_LIMITS = """\
 What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand each field to
 numpy. Few rows of 16 KB are copied in less time, which is what keeps small calls behind raw numpy; with larger rows or
-more of them it vanishes. `balanced` pays for its partitions, `score` for its tree of scores. In the steady state
-neither call allocates memory for rows, and neither calls more functions for more rows, which tests hold. Memory beside
-the rows is 12 bytes a row, one more where changes are asked for, and up to 27 more with partitions.
+more of them it vanishes. `balanced` pays for its partitions, `score` for its tree of scores; both together, `score`
+with `partition_by`, are not in the table. Nor are `herding` and `closest_to_centre`, which look at all features of the
+partitions that a batch touches and are meant for small buffers. In the steady state neither call allocates memory for
+rows, faults in a page or waits for the kernel, and neither calls more functions for more rows, which tests hold. Memory
+beside the rows is 12 bytes a row, one more where changes are asked for, and up to 27 more with partitions.
 """
 
 OVERHEAD = """\
