@@ -1,4 +1,4 @@
-"""One search over the rows of all ranks: three collectives, and a row travels once.
+"""One search over the rows of all ranks: three collectives, and rows travel straight from owner to asker.
 
 Every rank gathers the queries of all, finds the nearest of its own rows, and gathers what the others found: scores and
 slots. As scores are computed alike everywhere (see `scores`), all ranks merge them to the same answer without another
