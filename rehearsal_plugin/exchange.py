@@ -234,6 +234,11 @@ class Exchange:
         packed = packed[torch.from_numpy(np.flatnonzero(current)).to(packed.device)]
         self._buffer.update_fields(slots[current], self._buffer.layout.state_of(packed))
 
+    def close(self) -> None:
+        """Leave the buffer alone from now on, when nothing is under way any more."""
+        if self.neighbours is not None:
+            self.neighbours.close()
+
     def _draw(self, headers: IntArray, posted: Posted) -> Draws:
         """The rows of all ranks that move in the next exchange, by what all ranks told."""
         headers, told = np.split(headers, [self.census.words], axis=1)

@@ -123,6 +123,10 @@ class Neighbours:
         near = Draws(reader, turn, np.zeros_like(reader), before[owner] + slot, counts)
         return near, requests[:, None] - given.reshape(self._size, self._turns)
 
+    def close(self) -> None:
+        """Stop following the buffer."""
+        self._index.close()
+
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on, as arrays and numbers."""
         return {"wanted": self._wanted, "own": self._own, "largest": self._largest}

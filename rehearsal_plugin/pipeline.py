@@ -240,6 +240,7 @@ class Pipeline:
         finally:  # whoever is impatient presses Ctrl-C here
             self._stop.set()
             self._worker.close(GRACE_S)
+            self._exchange.close()
 
     def _run(self, post: Callable[[], Posted], slots: IntArray, staged: Tensor) -> Outcome:
         """The background job of a step; rows that the index counts are written, whatever becomes of the exchange."""

@@ -220,9 +220,9 @@ def engine_of(passes: int, rows: int, launched: str | None) -> Any:
 
 
 def calibrate(case: Case) -> int:
-    """How often the model has to compute for a step of the wanted length, the same on all ranks."""
+    """How often the model has to compute for a step of the wanted length on a core of its own, alike on all ranks."""
     model, (x, label) = Model(8), batch_of(NEW + REPLAYED, case.row_bytes)
-    seconds = measure({"step": lambda: model(x, label).backward()}, 5)["step"].median_s
+    seconds = measure({"step": lambda: model(x, label).backward()}, 5)["step"].cpu_median_s
     passes = torch.tensor([max(1.0, 8e-3 * case.step_ms / seconds)])
     dist.all_reduce(passes)
     return max(1, round(float(passes) / dist.get_world_size()))

@@ -55,9 +55,10 @@ OVERHEAD = """\
 Three DeepSpeed engines (ZeRO-1) with the same model take turns in one job of two ranks: *plain* without the block on
 batches of b + r = 6 + 2 rows; *thread* with the block on 6 rows to which 2 are replayed; *inline*, whose collectives
 are issued from the training thread. A turn ends when the background has, so that all of it is paid for within the
-turn. The buffers are full, and every candidate is stored. The ratio is that of the turns of one round, by the clock;
-the ratio of CPU time is that of all threads of a rank. Once with a rank on each of two cores, both busy; once with the
-training threads of both ranks on one core and those of the plugin on the other, which is free for them.
+turn. The model computes for 200 ms a step; the buffers are full, and every candidate is stored. The ratio is that of
+the turns of one round, by the clock; the ratio of CPU time is that of all threads of a rank. Once with a rank on each
+of two cores, both busy; once with the training threads of both ranks on one core, so that a step takes twice as long,
+and those of the plugin on the other, which is free for them.
 """
 
 OVERHEAD_GOALS = (

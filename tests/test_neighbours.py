@@ -242,6 +242,20 @@ def test_an_engine_of_deepspeed_gets_them_and_not_the_embeddings() -> None:
     assert [result["job"] for result in found] == [STEPS - DELAY - 4] * 2
 
 
+def test_an_exchange_that_begins_anew_follows_the_buffer_once() -> None:
+    with Rehearsal(section(), LocalTransport()) as rehearsal:
+        replayed(rehearsal, 0, 6)
+        assert rehearsal.buffer is not None
+        before = list(rehearsal.buffer._storage._followers)
+        rehearsal.restart(rehearsal.steps)
+        assert len(rehearsal.buffer._storage._followers) == len(before) == 1
+        rehearsal.commit()
+        replayed(rehearsal, 0, 6)
+        rehearsal.rollback()
+        assert any(replayed(rehearsal, 0, 8)[-2:])
+    assert rehearsal.metrics()["rows_retrieved"] > 0
+
+
 def resumes(folder: str, launch: str) -> list[str]:
     place = Path(folder) / str(dist.get_rank()) if dist.is_initialized() else Path(folder)
     sampling = {"weights": "retrieved", "retrieved_share": 0.4, "queries": 5}

@@ -74,6 +74,16 @@ def test_the_table_has_a_line_a_question_with_right_answers_in_bold() -> None:
     assert printed[-1] == "- exact_match_with: 1"
 
 
+def test_the_figures_of_the_page_are_those_of_the_report() -> None:
+    summary = json.loads((ROOT / "docs/results/bench_retrieval.json").read_text())["summary"]
+    low, middle, high = (summary[f"time_vs_faiss{end}"] for end in ("_low", "", "_high"))
+    assert f"took {middle:.2f} times as long as faiss\nalone" in PAGE
+    assert f"quartiles {low:.2f} to {high:.2f}" in PAGE
+    assert f"| {summary['recall_ivf']:.3f} |" in PAGE
+    assert [summary["exact_agreement"], summary["recall_hnsw"]] == [1, 1]
+    assert middle <= 1.5
+
+
 def test_the_table_of_the_page_is_that_of_the_report() -> None:
     report = json.loads((ROOT / "docs/results/rag_demo.json").read_text())
     assert table(report) in PAGE
