@@ -17,11 +17,12 @@ import numpy as np
 from rehearsal_plugin.errors import ExchangeError
 from rehearsal_plugin.shares import IntArray
 
-__all__ = ["NOTES", "Census"]
+__all__ = ["FIXED", "LEAST_PAIRS", "NOTES", "Census"]
 
 NOTES = 4  # integers that layers above may use as they like
 FIXED = 4 + NOTES  # integers of a header before its pairs
 FIRST_PAIRS = 64  # of the first header: as wide on a rank with another config, so that it can say so
+LEAST_PAIRS = 8  # of later ones where rows are drawn by partition, unless more of these change in a step
 
 
 class Census:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
-from rehearsal_plugin.census import NOTES, Census
+from rehearsal_plugin.census import LEAST_PAIRS, NOTES, Census
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.mixture import Mixture, Weights
@@ -156,7 +156,9 @@ class Exchange:
         # Ranks with different seeds or weights would draw different plans.
         weights = json.dumps(config.drawn_by, sort_keys=True)
         fingerprint = layout.fingerprint ^ config.seed ^ zlib.crc32(weights.encode())
-        self.census = Census(transport.rank, transport.size, fingerprint, pairs=64 if self._by_partition else 1)
+        self.census = Census(
+            transport.rank, transport.size, fingerprint, pairs=LEAST_PAIRS if self._by_partition else 1
+        )
         self._sending = RowPool(layout.row_bytes, buffer.device)
 
     def post(

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from rehearsal_plugin.census import FIRST_PAIRS, FIXED
+from rehearsal_plugin.census import FIXED, LEAST_PAIRS
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.strategies import make_strategy
 
@@ -20,7 +20,7 @@ __all__ = ["COPY_GB_S", "DRAW_NS", "LINKS", "Links", "Load", "Times", "busiest_r
 
 INTEGER = 8  # bytes of a number in a header
 
-DRAW_NS = 200.0
+DRAW_NS = 40.0
 """Nanoseconds of the draw for each row that any rank asks for, as `scripts/bench_exchange.py` measures it."""
 
 COPY_GB_S = 10.0
@@ -130,7 +130,7 @@ def load_of(config: RehearsalConfig, row_bytes: int, batch: int, accumulation: i
         replayed = batch * (ratio if config.mode == "replace" else ratio / (1 - ratio))
     offered = min(batch, config.candidates or batch)
     collectives = 0 if config.sampling.scope == "local" else 3 if strategy.refreshes else 2
-    pairs = FIRST_PAIRS if config.sampling.by_partition else 1
+    pairs = LEAST_PAIRS if config.sampling.by_partition else 1
     header_bytes = INTEGER * (FIXED + 2 * pairs)
     return Load(offered * accumulation, replayed * accumulation, row_bytes, header_bytes, collectives)
 

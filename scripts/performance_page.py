@@ -74,9 +74,9 @@ uniformly, each asking for 8 rows, together with the rank's own plan: the same w
 
 EXCHANGE_LIMITS = """\
 The bytes of rows are flat: 8 rows, less those that a rank draws from itself. What comes on top of them is not: a
-header of 80 bytes goes round to every rank (1,088 bytes when rows are drawn by partition), and gloo frames every
-message, also to ranks that get no row. That is what the ratio of small rows on many ranks shows, and why the bound
-holds for the rows and ranks that it names and not for all.
+header of 80 bytes goes round to every rank (192 bytes when rows are drawn by partition, more where over 8 partitions
+change in a step), and gloo frames every message, also to ranks that get no row. That is what the ratio of small rows on
+many ranks shows, and why the bound holds for the rows and ranks that it names and not for all.
 """
 
 SCALE = """\

@@ -191,7 +191,7 @@ def test_the_load_follows_the_schedule_and_the_strategy() -> None:
     assert load(representatives=4).replayed == 12
     assert load(representatives=4, strategy={"name": "der++"}).replayed == 24
     assert load(strategy={"name": "x-der"}, buffer={"partition_by": "label"}).collectives == 3
-    assert load(buffer={"partition_by": "label"}, sampling={"weights": "balanced"}).header_bytes == 8 * (8 + 128)
+    assert load(buffer={"partition_by": "label"}, sampling={"weights": "balanced"}).header_bytes == 8 * (8 + 16)
     assert load(candidates=4).offered == 12
 
 

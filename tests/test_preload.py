@@ -161,7 +161,7 @@ def test_rows_count_as_offered_with_all_those_that_they_were_drawn_from(tmp_path
 
 
 def test_rows_that_stand_for_themselves_make_way_as_others_do(tmp_path: Path) -> None:
-    with job(seeded(tmp_path), {"capacity": AMOUNT}) as rehearsal:
+    with job(seeded(tmp_path), {"capacity": AMOUNT}, seed=1) as rehearsal:
         run(rehearsal, range(50))
         assert 0 < len(old_rows(rehearsal)) <= 15, "of 340 rows 40 are theirs"
 
