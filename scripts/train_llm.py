@@ -134,7 +134,7 @@ class Recipe:
         assert run.buffer is not None  # as this
         rows = rows_of(run.buffer, len(self._corpora[LANGUAGES[0]].train))
         options = {"from-model": self.folder(run.after) / "model", "length": LENGTH, "rows": rows, "seed": run.seed}
-        options |= {"fields": "input_ids,labels,domain", "partition": "domain=0", "seen": self._rows(run.after)}
+        options |= {"fields": "input_ids,labels", "partition": "domain=0", "seen": self._rows(run.after)}
         options |= {"out": self._preload(run), "ranks": self._arguments.ranks, "device": "cpu"}
         subprocess.run([sys.executable, "-m", "rehearsal_plugin.cli", "seed", *flags(options)], check=True)
 

@@ -19,6 +19,8 @@ from study import Spread
 
 from rehearsal_plugin import RehearsalConfig
 
+MADE_UP = "10 % of English, made up by the model"
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = json.loads((ROOT / "configs/llm_en_fr_de.json").read_text())
 PAGE = """<html><head><title>menu</title></head><body><div>menu</div><div id="DisplayArea"><h1>Save
@@ -201,6 +203,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     arguments = train_llm.parse(options)
     recipe = train_llm.Recipe(arguments)
     wanted = [one for one in train_llm.wanted_runs(arguments) if one[1].arm in ("english", "25")]
+    made_up = variants(arguments.steps)[MADE_UP]
+    wanted += [(MADE_UP, run) for run in plan(made_up, 0, (25.0,), german=False) if run.made_up]
     for _, run in wanted:
         recipe.train(run)
     train_llm.publish(recipe, wanted, arguments)
@@ -209,7 +213,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_a_phase_replays_its_share_and_only_the_language_before_it(results: dict[str, Any]) -> None:
-    english, french = results["rows"]
+    english, french, _ = results["rows"]
 
     assert english["rehearsal"]["rows_replayed"] == 0
     # A quarter of four rows in each of eight steps; the first rows need some steps to come.
@@ -218,7 +222,7 @@ def test_a_phase_replays_its_share_and_only_the_language_before_it(results: dict
 
 
 def test_the_buffer_of_a_phase_is_where_the_next_one_begins(results: dict[str, Any]) -> None:
-    english, french = results["rows"]
+    english, french, _ = results["rows"]
 
     assert french["rehearsal"]["rows_stored/0"] == english["rehearsal"]["rows_stored/0"] == 32
     assert french["rehearsal"]["rows_stored/1"] > 0
@@ -226,7 +230,18 @@ def test_the_buffer_of_a_phase_is_where_the_next_one_begins(results: dict[str, A
 
 def test_the_report_has_the_losses_of_all_languages(results: dict[str, Any]) -> None:
     assert all(0 < line[language] < 20 for line in results["rows"] for language in LANGUAGES)
-    assert [line["arm"] for line in results["rows"]] == ["english", "25"]
+    assert [(line["variant"], line["arm"]) for line in results["rows"]] == [
+        ("base", "english"),
+        ("base", "25"),
+        (MADE_UP, "25"),
+    ]
+
+
+def test_a_phase_may_replay_what_the_model_before_it_says(results: dict[str, Any]) -> None:
+    counts = results["rows"][2]["rehearsal"]
+
+    assert counts["rows_stored/0"] > 0
+    assert 5 <= counts["rows_replayed/0"] == counts["rows_replayed"] <= 8
 
 
 def test_a_job_that_fails_ends_the_recipe_and_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
