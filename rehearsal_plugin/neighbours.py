@@ -24,7 +24,7 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.nearest.faiss_library import import_faiss
 from rehearsal_plugin.nearest.filters import Where
 from rehearsal_plugin.nearest.index import RowIndex
-from rehearsal_plugin.nearest.scores import normalized
+from rehearsal_plugin.nearest.scores import Scores, normalized
 from rehearsal_plugin.rng import Numbers, Purpose
 from rehearsal_plugin.sampling import Draws
 from rehearsal_plugin.shares import IntArray
@@ -190,9 +190,7 @@ class Neighbours:
         return own
 
 
-def _distinct(
-    reader: IntArray, slots: IntArray, scores: np.ndarray[Any, np.dtype[np.float64]]
-) -> tuple[IntArray, IntArray, np.ndarray[Any, np.dtype[np.float64]]]:
+def _distinct(reader: IntArray, slots: IntArray, scores: Scores) -> tuple[IntArray, IntArray, Scores]:
     """Rows found for any query of a reader, each once and with its best score: reader by reader, the nearest first.
 
     Args:
