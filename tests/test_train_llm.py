@@ -185,7 +185,7 @@ def test_the_page_is_built_from_the_report_alone(tmp_path: Path) -> None:
     page = llm_page.build(tmp_path / "docs").read_text()
 
     assert "| 5 % | 4.000 ± 0.000 | 3.030 ± 0.000 | 7.000 ± 0.000 | 66.7 ± 0.0 % | 1.0 ± 0.0 % | 2 |" in page
-    assert "| half the steps | 3.000 | 6.000 | 3.000 | 33.3 % | 90.0 % | 1.0 % |" in page
+    assert "| half the steps | 3.000 | 6.000 | 3.000 | 33.3 % | 90.0 % | 1.0 % | 3.030 |" in page
     assert "missing below: 0 % replay with 1 of 3 seeds in French; 1 % replay with 3 of 3 seeds in French;" in page
     assert "the phase in German; the variant 'learning rate re-warmed to a third';" in page
     assert "variant 'half the steps'" not in page
