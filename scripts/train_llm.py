@@ -1,6 +1,6 @@
 """Continual pre-training of a language model: English, then French, then German, with and without replay.
 
-    python scripts/train_llm.py --size small       # 15 minutes on two cores: one seed, 0, 5 and 25 % replay
+    python scripts/train_llm.py --size small       # nine minutes on two cores: one seed, 0, 5 and 25 % replay
     python scripts/train_llm.py --size full        # all ratios, German, three seeds, variants; hours
 
 Every phase is a job of the Hugging Face Trainer on two ranks under the DeepSpeed launcher (`scripts/llm_train.py`).
