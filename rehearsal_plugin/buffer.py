@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rehearsal_plugin.config import BufferConfig
@@ -19,14 +16,19 @@ from rehearsal_plugin.journal import Journal
 from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.policies import POLICIES, Offer
 from rehearsal_plugin.policies.base import last_writers
+from rehearsal_plugin.provenance import Provenance, RankArray
 from rehearsal_plugin.rng import Numbers, Purpose
-from rehearsal_plugin.rows import ROW_LOSS, Field, Packed, RowLayout
+from rehearsal_plugin.rows import Packed, RowLayout
 from rehearsal_plugin.sampling import choose_from
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.storage import Changes, TrackedStorage, open_storage
-from rehearsal_plugin.values import FloatArray, bounded
+from rehearsal_plugin.traits import Traits, as_values
+from rehearsal_plugin.values import FloatArray
 
 __all__ = ["RehearsalBuffer"]
+
+Known: TypeAlias = tuple[Occupancy, Provenance, Contents | None]
+"""What is known of the rows, beside the rows themselves."""
 
 CHUNK_BYTES = 4 << 20
 """Of rows that are copied at a time when a buffer is filled."""
@@ -58,22 +60,15 @@ class RehearsalBuffer:
     def __init__(self, config: BufferConfig, layout: RowLayout, *, rank: int = 0, seed: int = 0) -> None:
         self.layout = layout
         self.capacity = config.rows(layout.row_bytes)
-        self._key = None if config.partition_by is None else _key_field(layout, config.partition_by)
-        self._value = None if config.score_by is None else _value_field(layout, config)
-        self._width = 0 if self._value is None else math.prod(self._value.shape)
+        self._traits = Traits(layout, config)
         self._policy = POLICIES[config.policy]
         self._storage = TrackedStorage(open_storage(config, self.capacity, layout.row_bytes, rank), self.capacity)
-        self.occupancy = self._empty()
-        self._contents = self._no_contents(config.deduplicate)
+        self._rank, self._deduplicates = rank, config.deduplicate
+        self.occupancy, self._provenance, self._contents = self._empty()
         self._rescored: list[tuple[IntArray, FloatArray]] = []
-        self._rank = rank
         self._admissions, self._draws = (Numbers(seed, purpose) for purpose in (Purpose.ADMISSION, Purpose.DRAW))
         self._calls = 0
-        self._journal: Journal | None = None
-        # When each row was written: whoever wants to update a row must not hit the one that took its place.
-        self._written = np.full(self.capacity, -1, dtype=np.int64)
-        self._origin = np.full(self.capacity, rank, dtype=np.int32)
-        self._noted = self._written, self._origin, self._contents  # at the last commit
+        self._journal: Journal[Known] | None = None
 
     def __len__(self) -> int:
         return self.occupancy.count
@@ -85,11 +80,7 @@ class RehearsalBuffer:
 
     def keys(self, rows: Tensor) -> IntArray:
         """The partition keys `[n]` int64 of packed rows `[n, row_bytes]`; zeros without partitions."""
-        return _as_keys(len(rows), None if self._key is None else self._key.view(rows))
-
-    def values(self, rows: Tensor) -> FloatArray | None:
-        """What packed rows `[n, row_bytes]` are judged by, `[n, width]` float32; None where they are not."""
-        return None if self._value is None else _as_values(self._value.view(rows))
+        return self._traits.keys(rows)
 
     def counts(self) -> tuple[IntArray, IntArray]:
         """Partition keys and rows stored of each, two arrays `[partitions]` int64; empty without partitions."""
@@ -135,12 +126,12 @@ class RehearsalBuffer:
         """
         self._settle()
         if self._contents is None:
-            return self._decide(self.keys(rows), self.values(rows), step)[0]
+            return self._decide(*self._traits.of_rows(rows), step)[0]
         hashes = self._contents.hashes(rows)
         new = np.flatnonzero(~self._contents.duplicates(rows, hashes, self._at))
         slots = np.full(len(rows), DUPLICATE, dtype=np.int64)
         fresh = rows if len(new) == len(rows) else _pick(rows, new)
-        slots[new] = self._decide(self.keys(fresh), self.values(fresh), step)[0]
+        slots[new] = self._decide(*self._traits.of_rows(fresh), step)[0]
         self._contents.put(slots[slots >= 0], hashes[slots >= 0])
         return slots
 
@@ -157,12 +148,15 @@ class RehearsalBuffer:
             self._storage.read(slots, out)
 
     def written(self, slots: IntArray) -> IntArray:
-        """The step in which each row at `slots` `[n]` was admitted, `[n]` int64."""
-        return self._written[slots]
+        """The step in which each row at `slots` `[n]` was admitted, `[n]` int64.
 
-    def origin(self, slots: IntArray) -> NDArray[np.int32]:
+        Whoever wants to update a row tells by it whether another one has taken its place.
+        """
+        return self._provenance.steps(slots)
+
+    def origin(self, slots: IntArray) -> RankArray:
         """The rank on which each row at `slots` `[n]` was admitted, `[n]` int32."""
-        return self._origin[slots]
+        return self._provenance.ranks(slots)
 
     def update_fields(self, slots: IntArray, fields: Mapping[str, Tensor]) -> None:
         """Rewrite fields of stored rows in place.
@@ -187,26 +181,20 @@ class RehearsalBuffer:
         self.write(slots[last], rows)
         if self._contents is not None and any(field.name in fields for field in self.layout.fields):
             self._contents.put(slots[last], self._contents.hashes(rows))
-        if self._value is not None and self._value.name in fields:
-            judged = self.values(rows)
-            assert judged is not None
-            self._rescored.append((slots[last], judged))
+        judged = self._traits.value
+        if judged is not None and judged.name in fields:
+            self._rescored.append((slots[last], as_values(judged.view(rows))))
 
     def commit(self) -> None:
         """Make the present state the one that `rollback` returns to, until the next commit."""
         self._settle()
-        self._journal = Journal(self._storage, self.occupancy)
-        self._noted = self._written.copy(), self._origin.copy(), copy.deepcopy(self._contents)
+        self._journal = Journal(self._storage, len(self), (self.occupancy, self._provenance, self._contents))
 
     def rollback(self) -> None:
         """Return to the state of the last `commit`, row by row; a buffer without one becomes empty."""
         self._rescored.clear()
-        written, origin, contents = self._noted
-        self._written, self._origin = written.copy(), origin.copy()
-        if self._journal is None:
-            self.occupancy, self._contents = self._empty(), self._no_contents(self._contents is not None)
-        else:
-            self.occupancy, self._contents = self._journal.undo(), copy.deepcopy(contents)
+        known = self._empty() if self._journal is None else self._journal.undo()
+        self.occupancy, self._provenance, self._contents = known
 
     def state_dict(self) -> dict[str, Any]:
         """All rows and the index, as tensors, arrays and numbers; views where that is possible."""
@@ -214,8 +202,8 @@ class RehearsalBuffer:
         count = self.occupancy.count
         return {
             "rows": self._storage.first(count),
-            "written": self._written[:count],
-            "origin": self._origin[:count],
+            "written": self._provenance.steps(slice(count)),
+            "origin": self._provenance.ranks(slice(count)),
             "calls": self._calls,
             "index": self.occupancy.state_dict(),
         }
@@ -247,9 +235,7 @@ class RehearsalBuffer:
         self._describe(state["written"], state["origin"])
         self._calls = int(state["calls"])
 
-    def adopt(
-        self, parts: Iterable[Tensor], written: IntArray, origin: NDArray[np.int32], seen: Mapping[int, int]
-    ) -> None:
+    def adopt(self, parts: Iterable[Tensor], written: IntArray, origin: RankArray, seen: Mapping[int, int]) -> None:
         """Fill an empty buffer with rows of others.
 
         Args:
@@ -264,9 +250,9 @@ class RehearsalBuffer:
         """
         partitions = self.occupancy.partitions
         for slots, rows in _numbered(parts):
-            keys = self.keys(rows)
+            keys, values = self._traits.of_rows(rows)
             owners = keys if partitions is None else partitions.number(keys)
-            self.occupancy.record(slots, owners, self.values(rows))
+            self.occupancy.record(slots, owners, values)
             self._place(slots, rows)
         self.occupancy.seen = max(len(self), sum(seen.values()))
         if partitions is not None:
@@ -319,18 +305,20 @@ class RehearsalBuffer:
             self._contents.put(slots, self._contents.hashes(rows))
         self.write(slots, rows)
 
-    def _describe(self, written: IntArray, origin: NDArray[np.int32]) -> None:
+    def _describe(self, written: IntArray, origin: RankArray) -> None:
         """Note of all rows when and where they were admitted."""
-        count = len(self)
-        if not len(written) == len(origin) == count:
-            raise ValueError(f"{len(written)} steps and {len(origin)} ranks of {count} rows")
-        self._written[:count], self._origin[:count] = written, origin
+        if len(written) != len(self):
+            raise ValueError(f"{len(written)} steps of {len(self)} rows")
+        self._provenance.take_over(written, origin)
 
-    def _empty(self) -> Occupancy:
-        return Occupancy(self.capacity, partitioned=self._key is not None, width=self._width)
-
-    def _no_contents(self, wanted: bool) -> Contents | None:
-        return Contents(self.capacity, self.layout.row_bytes - self.layout.state_bytes) if wanted else None
+    def _empty(self) -> Known:
+        """What is known of the rows while there are none."""
+        content_bytes = self.layout.row_bytes - self.layout.state_bytes
+        return (
+            Occupancy(self.capacity, partitioned=self._traits.key is not None, width=self._traits.width),
+            Provenance(self.capacity, self._rank),
+            Contents(self.capacity, content_bytes) if self._deduplicates else None,
+        )
 
     def _at(self, slots: IntArray) -> Tensor:
         """The rows `[n, row_bytes]` at `slots` `[n]`."""
@@ -341,15 +329,12 @@ class RehearsalBuffer:
     def _offer(self, columns: list[Tensor]) -> int:
         """Offer rows of which nothing but a key and a value has to be looked at: they are copied once."""
         self._settle()
-        fields = self.layout.fields
-        keys = _as_keys(columns[0].shape[0], None if self._key is None else columns[fields.index(self._key)])
-        values = None if self._value is None else _as_values(columns[fields.index(self._value)])
-        slots, kept = self._decide(keys, values, self._next())
+        slots, kept = self._decide(*self._traits.of_columns(columns), self._next())
         if len(kept):
             self._note(kept)
             if kept is not slots:
                 columns = [_those(slots, kept, column) for column in columns]
-            self._storage.write_fields(kept, fields, columns)
+            self._storage.write_fields(kept, self.layout.fields, columns)
         return len(kept)
 
     def _decide(self, keys: IntArray, values: FloatArray | None, step: int) -> tuple[IntArray, IntArray]:
@@ -358,8 +343,7 @@ class RehearsalBuffer:
         owners = keys if partitions is None else partitions.number(keys)
         slots = self._policy(self.occupancy, Offer(owners, values), self._admissions.at(step, self._rank))
         kept = self.occupancy.record(slots, owners, values)
-        self._written[kept] = step
-        self._origin[kept] = self._rank
+        self._provenance.note(kept, step)
         return slots, kept
 
     def _note(self, slots: IntArray) -> None:
@@ -397,47 +381,9 @@ def _pick(rows: Tensor, index: IntArray) -> Tensor:
     return rows[torch.from_numpy(index).to(rows.device)]
 
 
-def _as_keys(count: int, column: Tensor | None) -> IntArray:
-    """Partition keys `[count]` int64 as a column has them; zeros without one."""
-    if column is None:
-        return np.zeros(count, dtype=np.int64)
-    return column.to("cpu", torch.int64).numpy().reshape(count)
-
-
-def _as_values(column: Tensor) -> FloatArray:
-    """What rows are judged by, `[n, width]` float32, as a column `[n, ...]` has it."""
-    size, *shape = column.shape
-    return bounded(column.detach().to("cpu", torch.float32).numpy().reshape(size, math.prod(shape)))
-
-
 def _numbered(parts: Iterable[Tensor]) -> Iterator[tuple[IntArray, Tensor]]:
     """Rows that are laid end to end, with the slots that they get."""
     start = 0
     for part in parts:
         yield np.arange(start, start + len(part)), part
         start += len(part)
-
-
-def _key_field(layout: RowLayout, name: str) -> Field:
-    field = layout.field(name)
-    if field.dtype.is_floating_point or field.dtype.is_complex or field.nbytes != field.dtype.itemsize:
-        raise BatchError(
-            f"rehearsal.buffer.partition_by names '{name}', which has {field.dtype} of shape {field.shape} a sample; "
-            "a partition key is one integer a sample"
-        )
-    return field
-
-
-def _value_field(layout: RowLayout, config: BufferConfig) -> Field:
-    name = config.score_by or ""
-    field = layout.field(ROW_LOSS if config.by_loss else name)
-    if not field.dtype.is_floating_point or not field.nbytes:
-        raise BatchError(
-            f"rehearsal.buffer.score_by names '{name}', which has {field.dtype} of shape {field.shape} a sample; "
-            "rows are judged by floating-point numbers"
-        )
-    if not config.by_features and math.prod(field.shape) != 1:
-        raise BatchError(
-            f"rehearsal.buffer.score_by names '{name}' of shape {field.shape} a sample; a score is one number a sample"
-        )
-    return field

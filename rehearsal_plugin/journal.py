@@ -3,32 +3,36 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.occupancy import Occupancy
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.storage import RowStorage
 
 __all__ = ["Journal"]
 
 
-class Journal:
+T = TypeVar("T")
+
+
+class Journal(Generic[T]):
     """Takes a buffer back to the moment when the journal was begun.
 
     Memory grows with the rows that are overwritten until the next commit, not with the rows stored.
 
     Args:
         storage: The rows.
-        occupancy: The index; copied.
+        count: How many there are, from slot 0 on.
+        known: What is known of them; copied.
     """
 
-    def __init__(self, storage: RowStorage, occupancy: Occupancy) -> None:
+    def __init__(self, storage: RowStorage, count: int, known: T) -> None:
         self._storage = storage
-        self._occupancy = copy.deepcopy(occupancy)
-        self._saved = np.zeros(occupancy.count, dtype=bool)
+        self._known = copy.deepcopy(known)
+        self._saved = np.zeros(count, dtype=bool)
         self._entries: list[tuple[IntArray, Tensor]] = []
 
     def note(self, slots: IntArray) -> None:
@@ -41,10 +45,10 @@ class Journal:
             self._saved[old] = True
             self._entries.append((old, rows))
 
-    def undo(self) -> Occupancy:
-        """Write all saved rows back; returns the index as it was."""
+    def undo(self) -> T:
+        """Write all saved rows back; returns what was known of them."""
         for slots, rows in self._entries:
             self._storage.write(slots, rows)
         self._entries.clear()
         self._saved[:] = False
-        return copy.deepcopy(self._occupancy)
+        return copy.deepcopy(self._known)

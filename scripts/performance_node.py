@@ -48,7 +48,8 @@ more of them it vanishes. `balanced` pays for its partitions, `score` for its tr
 with `partition_by`, are not in the table. Nor are `herding` and `closest_to_centre`, which look at all features of the
 partitions that a batch touches and are meant for small buffers. In the steady state neither call allocates memory for
 rows, faults in a page or waits for the kernel, and neither calls more functions for more rows, which tests hold. Memory
-beside the rows is 12 bytes a row, one more where changes are asked for, and up to 27 more with partitions.
+beside the rows is 8 bytes a row, 4 more once rows of other ranks were loaded, one more where changes are asked for,
+and up to 27 more with partitions.
 """
 
 OVERHEAD = """\

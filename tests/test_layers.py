@@ -33,6 +33,8 @@ LAYERS = [
     "mixture",
     "journal",
     "duplicates",
+    "traits",
+    "provenance",
     "buffer",
     "nearest",
     "census",

@@ -195,6 +195,28 @@ def test_embeddings_that_one_rank_cannot_make_are_an_error_on_all_and_the_next_s
     assert "one vector a row" in told
 
 
+def failing_on_one() -> tuple[str, str]:
+    broken = dist.get_rank() == 0
+
+    def embed(columns: Any) -> torch.Tensor:
+        if broken:
+            raise KeyError("attention_mask")
+        return torch.as_tensor(columns["embedding"]).clone()
+
+    with Retriever(buffer_of(random(50)), {"metric": "l2"}, embed=embed, timeout_s=20.0) as retriever:
+        with pytest.raises((KeyError, ExchangeError)) as caught:
+            retriever.search(random(3))
+        broken = False
+        assert (retriever.search(random(3)).found == 10).all()
+        return type(caught.value).__name__, str(caught.value)
+
+
+def test_a_model_that_fails_on_one_rank_is_an_error_on_all_and_the_next_search_works() -> None:
+    (own, _), (other, told) = run_ranks(failing_on_one, 2, timeout_s=60)
+    assert (own, other) == ("KeyError", "ExchangeError")
+    assert "rank 0 could not take part: KeyError('attention_mask')" in told
+
+
 def different(rank_keys: dict[int, Any], width: int) -> str:
     rank = dist.get_rank()
     vectors = random(20, width=width if rank else 24)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import ExchangeConfig, RetrievalConfig
-from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError, ExchangeError
+from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError, RehearsalError
 from rehearsal_plugin.nearest.filters import Where
 from rehearsal_plugin.nearest.index import RowIndex
 from rehearsal_plugin.nearest.known import Embed, columns_of
@@ -123,7 +123,7 @@ class Retriever:
 
         Raises:
             BatchError: The queries, or the embeddings of rows, are no such vectors; the other ranks get an
-                `ExchangeError`.
+                `ExchangeError`, as where `embed` raises anything else.
             ExchangeError: A rank is gone, or has other rows or another metric; or an elastic job has other ranks.
             ExchangeTimeout: A rank did not come in time.
             ClosedError: `close` was called.
@@ -255,17 +255,19 @@ class Retriever:
 
     def _ask(self, queries: ArrayLike | Tensor | None, k: int, where: Where) -> Callable[[], Retrieved]:
         """A job that searches; what it depends on is taken now."""
+        self._check_open()
         index: RowIndex | None = None
+        count, vectors, error = 1, np.zeros((0, 0), dtype=np.float32), None
         try:
             index = self.sync()
             width = 0 if index is None else index.width
-            count, vectors, error = wanted(k), prepared(queries, width, self.config.metric), None
-        except BatchError as refused:
-            count, vectors, error = 1, np.zeros((0, 0), dtype=np.float32), refused
+            count, vectors = wanted(k), prepared(queries, width, self.config.metric)
+        except Exception as failure:  # of any kind, as `embed` is the user's: the other ranks wait for this one
+            error = failure
         now = self._step
 
         def job() -> Retrieved:
-            told = {"metric": self.config.metric, "error": "" if error is None else str(error)}
+            told = {"metric": self.config.metric, "error": "" if error is None else _described(error)}
             try:
                 return self._search(index, vectors, count, where, now, **told)
             finally:
@@ -279,6 +281,10 @@ class Retriever:
             raise ClosedError("the retriever was closed; make a new one to go on")
         if self._transport.outdated:
             raise ExchangeError("the ranks were numbered anew since the retriever was made; close it, make a new one")
+
+
+def _described(error: Exception) -> str:
+    return str(error) if isinstance(error, RehearsalError) else repr(error)
 
 
 def _config_of(source: Rehearsal | RehearsalBuffer, config: ConfigLike) -> RetrievalConfig:

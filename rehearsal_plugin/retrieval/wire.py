@@ -101,9 +101,7 @@ def agreed(gathered: Tensor, rank: int, number: int) -> list[Request]:
     requests = unpacked(gathered)
     for other, request in enumerate(requests):
         if request.error:
-            raise ExchangeError(
-                f"{where} was given up, as rank {other} was given what cannot be searched: {request.error}"
-            )
+            raise ExchangeError(f"{where} was given up, as rank {other} could not take part: {request.error}")
     _alike(where, "rows with other fields", [request.layout for request in requests])
     _alike(where, "embeddings of other lengths", [request.width for request in requests if request.width])
     _alike(where, "another metric", [request.metric for request in requests])

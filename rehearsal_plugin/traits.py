@@ -1,0 +1,96 @@
+"""What a buffer goes by when it sorts and judges rows: one integer, and one number or more."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.config import BufferConfig
+from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.rows import ROW_LOSS, Field, RowLayout
+from rehearsal_plugin.shares import IntArray
+from rehearsal_plugin.values import FloatArray, bounded
+
+__all__ = ["Traits", "as_values"]
+
+
+class Traits:
+    """Finds the partition key of a row, and the values that it is judged by.
+
+    Args:
+        layout: Of the rows.
+        config: `partition_by` names the field of the key, `score_by` that of the values.
+
+    Attributes:
+        key: The field of the key; None where rows are not partitioned.
+        value: That of the values; None where rows are not judged.
+        width: Values a row; 0 where rows are not judged.
+
+    Raises:
+        BatchError: `partition_by` names no field that can be a key, or `score_by` none that can be a score.
+    """
+
+    def __init__(self, layout: RowLayout, config: BufferConfig) -> None:
+        self.key = None if config.partition_by is None else _key_field(layout, config.partition_by)
+        self.value = None if config.score_by is None else _value_field(layout, config)
+        self.width = 0 if self.value is None else math.prod(self.value.shape)
+        self._fields = layout.fields
+
+    def of_rows(self, rows: Tensor) -> tuple[IntArray, FloatArray | None]:
+        """Keys and values of packed rows `[n, row_bytes]`; see `keys` and `values`."""
+        return self.keys(rows), self.values(rows)
+
+    def of_columns(self, columns: list[Tensor]) -> tuple[IntArray, FloatArray | None]:
+        """The same of samples whose fields lie in `columns`, `[n, *shape]` each."""
+        keys = None if self.key is None else columns[self._fields.index(self.key)]
+        values = None if self.value is None else as_values(columns[self._fields.index(self.value)])
+        return _as_keys(len(columns[0]), keys), values
+
+    def keys(self, rows: Tensor) -> IntArray:
+        """The partition keys `[n]` int64 of packed rows `[n, row_bytes]`; zeros without partitions."""
+        return _as_keys(len(rows), None if self.key is None else self.key.view(rows))
+
+    def values(self, rows: Tensor) -> FloatArray | None:
+        """What packed rows `[n, row_bytes]` are judged by, `[n, width]` float32; None where they are not."""
+        return None if self.value is None else as_values(self.value.view(rows))
+
+
+def _as_keys(count: int, column: Tensor | None) -> IntArray:
+    """Partition keys `[count]` int64 as a column has them; zeros without one."""
+    if column is None:
+        return np.zeros(count, dtype=np.int64)
+    return column.to("cpu", torch.int64).numpy().reshape(count)
+
+
+def as_values(column: Tensor) -> FloatArray:
+    """What rows are judged by, `[n, width]` float32, as a column `[n, ...]` has it."""
+    size, *shape = column.shape
+    return bounded(column.detach().to("cpu", torch.float32).numpy().reshape(size, math.prod(shape)))
+
+
+def _key_field(layout: RowLayout, name: str) -> Field:
+    field = layout.field(name)
+    if field.dtype.is_floating_point or field.dtype.is_complex or field.nbytes != field.dtype.itemsize:
+        raise BatchError(
+            f"rehearsal.buffer.partition_by names '{name}', which has {field.dtype} of shape {field.shape} a sample; "
+            "a partition key is one integer a sample"
+        )
+    return field
+
+
+def _value_field(layout: RowLayout, config: BufferConfig) -> Field:
+    name = config.score_by or ""
+    field = layout.field(ROW_LOSS if config.by_loss else name)
+    if not field.dtype.is_floating_point or not field.nbytes:
+        raise BatchError(
+            f"rehearsal.buffer.score_by names '{name}', which has {field.dtype} of shape {field.shape} a sample; "
+            "rows are judged by floating-point numbers"
+        )
+    if not config.by_features and math.prod(field.shape) != 1:
+        raise BatchError(
+            f"rehearsal.buffer.score_by names '{name}' of shape {field.shape} a sample; a score is one number a sample"
+        )
+    return field
