@@ -182,8 +182,7 @@ def held_back(rows: Sequence[Row]) -> list[str]:
     lines = [line for name in [BASE, *names] if (line := variant_line(name, select(rows, variant=name, seed=0)))]
     if len(lines) < 2:
         return []
-    shares = ["gap closed, 5 %", "gap closed, 25 %", "cost on French, 5 %"]
-    heads = ["change", "English before", "0 %", "union", *shares, "French, 5 %"]
+    heads = ["change", "English before", "0 %", "union", "gap closed, 5 %", "cost on French, 5 %", "French, 5 %"]
     return [
         "## What holds the rest back",
         "One change at a time, seed 0, after French; losses on English, and in the last column on French:\n",
@@ -219,7 +218,7 @@ def variant_line(name: str, rows: Sequence[Row]) -> list[str]:
     """One variant; empty where an arm of it is missing."""
     before = losses(rows, "english", "english", "english")
     ends = [losses(rows, arm, "french", "english") for arm in ("0", JOINT)]
-    shares = [gap_closed(rows, "5"), gap_closed(rows, "25"), cost_on_new(rows, "5")]
+    shares = [gap_closed(rows, "5"), cost_on_new(rows, "5")]
     if shares[0] is None:
         return []
     new = losses(rows, "5", "french", "french")

@@ -45,8 +45,7 @@ class Setting:
     """What trainings of one variant have in common.
 
     Attributes:
-        steps: Optimizer steps of phase one.
-        later: Optimizer steps of each later phase, as a multiple of that.
+        steps: Optimizer steps of a phase.
         width: Of the model.
         rewarm: Peak of the learning rate in later phases, as a share of that in phase one.
         buffer: Rows in the buffers of all ranks together, as a share of the English training rows; None for the
@@ -56,7 +55,6 @@ class Setting:
     """
 
     steps: int
-    later: float = 1.0
     width: int = 128
     rewarm: float = 1.0
     buffer: float | None = None
@@ -111,7 +109,7 @@ class Size:
     """How much of the recipe is run.
 
     Attributes:
-        steps: Of phase one.
+        steps: Of a phase.
         seeds: How many.
         ratios: In percent.
         german: Whether German follows French.
@@ -132,10 +130,8 @@ def variants(steps: int) -> dict[str, Setting]:
         BASE: base,
         "learning rate re-warmed to a third": replace(base, rewarm=1 / 3),
         "buffer of 10 % of English": replace(base, buffer=0.1),
-        "buffer of 1 % of English": replace(base, buffer=0.01),
         "10 % of English, made up by the model": replace(base, buffer=0.1, made_up=True),
         "replayed rows count threefold": replace(base, weight=3.0),
-        "half the steps after English": replace(base, later=0.5),
         "half the steps": replace(base, steps=steps // 2),
         "half the width": replace(base, width=base.width // 2),
     }
@@ -145,12 +141,11 @@ SIZES = {
     "small": Size(steps=800, seeds=1, ratios=(0, 5, 25), german=False, variants=False),
     "full": Size(steps=3000, seeds=3, ratios=(0, 1, 5, 25, 50), german=True, variants=True),
 }
-VARIANT_RATIOS = (0.0, 5.0, 25.0)
+VARIANT_RATIOS = (0.0, 5.0)
 
 
 def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) -> list[Run]:
     """All trainings of one variant and seed, each behind the one that it goes on from."""
-    later = round(setting.steps * setting.later)
     new = Run(JOINT, seed, (ENGLISH,), (), setting.steps, 1.0, setting.width, None, None)
     english = replace(new, arm=ENGLISH)
     phases = LANGUAGES[1:] if german else LANGUAGES[1:2]
@@ -158,13 +153,13 @@ def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) 
     for ratio in ratios:
         last = english
         for number, language in enumerate(phases, 1):
-            last = Run(f"{ratio:g}", seed, (language,), (), later, setting.rewarm, setting.width, None, last)
+            last = Run(f"{ratio:g}", seed, (language,), (), setting.steps, setting.rewarm, setting.width, None, last)
             if ratio:
                 last = replace(last, old=LANGUAGES[:number], buffer=setting.buffer)
                 last = replace(last, made_up=setting.made_up, weight=setting.weight)
             runs.append(last)
     unions = (LANGUAGES[: number + 1] for number in range(1, len(phases) + 1))
-    return runs + [replace(new, learns=union, steps=setting.steps + (len(union) - 1) * later) for union in unions]
+    return runs + [replace(new, learns=union, steps=len(union) * setting.steps) for union in unions]
 
 
 def rows_of(share: float, english_rows: int) -> int:

@@ -52,7 +52,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Continual pre-training: English, then French, then German.")
     parser.add_argument("--size", choices=SIZES, default="small", help="how much of the recipe (default: %(default)s)")
     parser.add_argument("--ranks", type=positive, default=2, help="processes on this machine (default: %(default)s)")
-    parser.add_argument("--steps", type=positive, help="optimizer steps of phase one")
+    parser.add_argument("--steps", type=positive, help="optimizer steps of a phase")
     parser.add_argument("--seeds", type=positive, help="how many; the first is 0")
     parser.add_argument("--ratios", type=float, nargs="+", metavar="PERCENT", help="0 is always among them")
     parser.add_argument("--german", action=argparse.BooleanOptionalAction, help="whether German follows French")
