@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rehearsal_plugin.answers import Answers
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.errors import CheckpointError
+from rehearsal_plugin.errors import CheckpointError, ConfigError
 from rehearsal_plugin.losses import token_counts
 from rehearsal_plugin.micro_batch import MicroBatch
 from rehearsal_plugin.nesting import leaves_of, without
@@ -93,7 +93,10 @@ class Batches:
     def _first_layout(self, batch: Any) -> RowLayout:
         """The layout of the first batch; that of rows from a checkpoint gets its nesting."""
         layout = RowLayout.infer(batch, self._config.fields)
-        self._fill(layout.columns(batch)[0].device)
+        first = layout.columns(batch)[0]
+        if self._config.mode == "replace":
+            check_room(self._config.representatives, self._strategy.draws, len(first))
+        self._fill(first.device)
         if self._supply.pipeline is None:
             return layout
         buffer = self._supply.pipeline.buffer
@@ -155,6 +158,24 @@ class Batches:
         metrics.rows_displaced += displaced
         if keys is not None:
             metrics.count_replayed(keys[new:])
+
+
+def check_room(representatives: int | None, draws: int, size: int) -> None:
+    """Refuse to replace all rows of a batch.
+
+    Args:
+        representatives: Rows of each draw; None where a ratio tells them, which is below 1.
+        draws: How many.
+        size: Rows of a batch.
+
+    Raises:
+        ConfigError: No new row would be left.
+    """
+    if representatives is not None and representatives * draws >= size:
+        raise ConfigError(
+            f"rehearsal.representatives is {representatives} and a batch has {size} rows, so with rehearsal.mode "
+            f"'replace' and {draws} draw(s) a step no new row would ever be seen; lower it"
+        )
 
 
 def _labels(batch: Any) -> Tensor | None:

@@ -140,7 +140,10 @@ class RehearsalBuffer:
         kept = _kept(slots)
         if len(kept):
             self._note(kept)
-            self._storage.write(kept, _those(slots, kept, rows).to(self.device))
+            places = _places(slots, kept)
+            if rows.device != self.device:  # only what is kept has to travel
+                rows, places = (rows if places is None else _pick(rows, places)).to(self.device), None
+            self._storage.write(kept, rows, places)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """Copy the rows at `slots` `[n]` into `out` `[n, row_bytes]` uint8 on `device`, contiguous."""
@@ -332,9 +335,7 @@ class RehearsalBuffer:
         slots, kept = self._decide(*self._traits.of_columns(columns), self._next())
         if len(kept):
             self._note(kept)
-            if kept is not slots:
-                columns = [_those(slots, kept, column) for column in columns]
-            self._storage.write_fields(kept, self.layout.fields, columns)
+            self._storage.write_fields(kept, self.layout.fields, columns, _places(slots, kept))
         return len(kept)
 
     def _decide(self, keys: IntArray, values: FloatArray | None, step: int) -> tuple[IntArray, IntArray]:
@@ -372,9 +373,9 @@ def _kept(slots: IntArray) -> IntArray:
     return slots if np.count_nonzero(kept) == len(slots) else slots[kept]
 
 
-def _those(slots: IntArray, kept: IntArray, column: Tensor) -> Tensor:
-    """Those of a column `[n, ...]` that go to slots; itself where all do, so that nothing is copied."""
-    return column if kept is slots else _pick(column, np.flatnonzero(slots >= 0))
+def _places(slots: IntArray, kept: IntArray) -> IntArray | None:
+    """Which of `slots` `[n]` are the `kept` ones; None where all are."""
+    return None if kept is slots else np.flatnonzero(slots >= 0)
 
 
 def _pick(rows: Tensor, index: IntArray) -> Tensor:

@@ -34,10 +34,11 @@ class Guard:
         self._best: float | None = None
         self._exceeded = False
         self._good = good
+        self._pending: list[tuple[int, str]] = []  # checkpoints that no measurement has confirmed yet
 
     @property
     def good(self) -> str | None:
-        """The last checkpoint from before the loss went past the bound; None for none."""
+        """The last checkpoint whose model was measured to be within the bound; None for none."""
         return self._good
 
     def hear(self, loss: float, step: int, schedule: Schedule) -> None:
@@ -45,7 +46,7 @@ class Guard:
 
         Args:
             loss: Mean over the replayed rows of all ranks.
-            step: Of which.
+            step: Number of the next exchange: it was measured in the step before, on the model as that step found it.
             schedule: Whose ratio may be raised.
 
         Raises:
@@ -59,22 +60,30 @@ class Guard:
         before, rise = self._exceeded, (self._config.bound - 1) * abs(self._best)  # a loss may be below 0
         self._exceeded = mean - self._best > rise
         if self._exceeded:
+            self._pending.clear()
             self._act(mean, step, schedule, again=before)
+            return
+        confirmed = [one for one in self._pending if one[0] < step]
+        if confirmed:
+            self._good = confirmed[-1][1]
+            self._pending = self._pending[len(confirmed) :]
 
     def saved(self, folder: str, step: int) -> None:
-        """Note a checkpoint of a step, saved or loaded; it is a good one unless the loss is past the bound."""
+        """Note a checkpoint, saved or loaded between two steps; the loss of the next one tells whether it is good."""
         if not self._exceeded:
-            self._good = f"{folder}, step {step}"
+            self._pending.append((step, f"{folder}, step {step}"))
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers."""
-        window = list(self._window)
-        return {"window": window, "best": self._best, "exceeded": self._exceeded, "good": self._good}
+        window, pending = list(self._window), [list(one) for one in self._pending]
+        found = {"window": window, "best": self._best, "exceeded": self._exceeded, "good": self._good}
+        return {**found, "pending": pending}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self._window = deque(state["window"], maxlen=self._config.window)
         self._best, self._exceeded, self._good = state["best"], state["exceeded"], state["good"]
+        self._pending = [(int(step), str(name)) for step, name in state.get("pending", [])]
 
     def _act(self, mean: float, step: int, schedule: Schedule, *, again: bool) -> None:
         """Do what the config says; what was done already is not said twice."""

@@ -109,7 +109,11 @@ class Pipeline:
             index = self._sound(columns, index)
         self._micro_batch += 1
         rows = self._staging.reserve(size if index is None else len(index))
-        self.buffer.layout.pack(columns, rows, index)
+        try:
+            self.buffer.layout.pack(columns, rows, index)
+        except BaseException:
+            self._staging.give_back(len(rows))
+            raise
 
     def _sound(self, columns: list[Tensor], index: Tensor | None) -> Tensor:
         """Those of the candidates at `index` `[n]`, or of all, that hold finite numbers only."""
@@ -232,15 +236,24 @@ class Pipeline:
             return 0
         return self._exchange.census.digest ^ Mixture.digest(self.mixture.in_force)
 
-    def close(self, drain_s: float) -> None:
-        """Let the job in flight end for up to `drain_s` seconds, then stop the worker."""
+    def close(self, drain_s: float, grace_s: float = GRACE_S) -> bool:
+        """Let the job in flight end for up to `drain_s` seconds, then stop the worker.
+
+        Args:
+            drain_s: Seconds.
+            grace_s: Seconds that the worker has to end then: it waits for no rank any more, but may be writing.
+
+        Returns:
+            Whether it ended; if not, it may still write to the buffer.
+        """
         try:
             if self._job is not None:
                 concurrent.futures.wait([self._job], timeout=drain_s)
         finally:  # whoever is impatient presses Ctrl-C here
             self._stop.set()
-            self._worker.close(GRACE_S)
+            ended = self._worker.close(grace_s)
             self._exchange.close()
+        return ended
 
     def _run(self, post: Callable[[], Posted], slots: IntArray, staged: Tensor) -> Outcome:
         """The background job of a step; rows that the index counts are written, whatever becomes of the exchange."""
@@ -293,6 +306,8 @@ def _at_once(post: Callable[[], Posted]) -> Callable[[], Posted]:
 
 def finite(column: Tensor) -> Tensor:
     """Which rows of a column `[n, ...]` hold finite numbers only, `[n]` bool."""
+    if column.dtype.is_floating_point and column.dtype.itemsize == 1:
+        column = column.float()  # torch has no `isfinite` of most of these dtypes
     return (
         torch.isfinite(column).reshape(len(column), -1).all(1)
         if column.numel()

@@ -16,12 +16,25 @@ from rehearsal_plugin.census import FIXED, LEAST_PAIRS
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.strategies import make_strategy
 
-__all__ = ["COPY_GB_S", "DRAW_NS", "LINKS", "Links", "Load", "Times", "busiest_rows", "coverage", "load_of", "times"]
+__all__ = [
+    "COPY_GB_S",
+    "DRAW_BY_PARTITION_NS",
+    "DRAW_NS",
+    "LINKS",
+    "Links",
+    "Load",
+    "Times",
+    "busiest_rows",
+    "coverage",
+    "load_of",
+    "times",
+]
 
 INTEGER = 8  # bytes of a number in a header
 
-DRAW_NS = 40.0
-"""Nanoseconds of the draw for each row that any rank asks for, as `scripts/bench_exchange.py` measures it."""
+DRAW_NS, DRAW_BY_PARTITION_NS = 40.0, 170.0
+"""Nanoseconds of the draw for each row that any rank asks for: uniform, as `scripts/bench_exchange.py` measures it; and
+by ten partitions, their counts taken in, as timed once at 16,384 ranks."""
 
 COPY_GB_S = 10.0
 """GB/s at which one core gathers rows of 16 KiB, as `scripts/bench_scale.py` measures it."""
@@ -85,7 +98,7 @@ class Load:
 
     Attributes:
         offered: Rows offered to the buffer, as a mean.
-        replayed: Rows asked for, as a mean.
+        replayed: Rows asked for, as a mean, where a schedule asks for most.
         row_bytes: Bytes of a row, with all that is recorded beside it.
         header_bytes: Bytes of a rank's header.
         collectives: 0 where ranks draw from themselves alone.
@@ -126,7 +139,8 @@ def load_of(config: RehearsalConfig, row_bytes: int, batch: int, accumulation: i
     if config.representatives is not None:
         replayed = float(config.representatives * strategy.draws)
     else:
-        ratio = config.ratio or 0.0
+        schedule = config.ratio_schedule
+        ratio = max(config.ratio or 0.0, 0.0 if schedule is None else schedule.to)
         replayed = batch * (ratio if config.mode == "replace" else ratio / (1 - ratio))
     offered = min(batch, config.candidates or batch)
     collectives = 0 if config.sampling.scope == "local" else 3 if strategy.refreshes else 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +18,8 @@ class RowPool:
     """
 
     def __init__(self, row_bytes: int, device: torch.device) -> None:
-        # Zeros: the padding between fields, never written, is sent to other ranks and saved.
-        self._buffers = [torch.zeros((0, row_bytes), dtype=torch.uint8, device=device) for _ in range(2)]
+        self._device = device
+        self._buffers = [_zeros(0, row_bytes, device) for _ in range(2)]
         self._turn = 0
 
     def take(self, rows: int) -> Tensor:
@@ -30,7 +31,7 @@ class RowPool:
         """The current buffer with room for `rows`, its first `keep` rows kept."""
         buffer = self._buffers[self._turn]
         if len(buffer) < rows:
-            larger = buffer.new_zeros((1 << (rows - 1).bit_length(), buffer.shape[1]))
+            larger = _zeros(1 << (rows - 1).bit_length(), buffer.shape[1], self._device)
             larger[:keep] = buffer[:keep]
             self._buffers[self._turn] = buffer = larger
         return buffer[:rows]
@@ -45,8 +46,14 @@ class Staging:
 
     def reserve(self, rows: int) -> Tensor:
         """`[rows, row_bytes]` uint8 behind what is staged already, to be filled."""
-        start, self._count = self._count, self._count + rows
-        return self._pool.grow(self._count, keep=start)[start:]
+        start = self._count
+        reserved = self._pool.grow(start + rows, keep=start)[start:]
+        self._count += rows
+        return reserved
+
+    def give_back(self, rows: int) -> None:
+        """Take back the last `rows` that were reserved, as they could not be filled."""
+        self._count -= rows
 
     def staged(self) -> Tensor:
         """All rows staged so far, `[n, row_bytes]`."""
@@ -58,3 +65,10 @@ class Staging:
         self._pool.take(0)
         self._count = 0
         return staged
+
+
+def _zeros(rows: int, row_bytes: int, device: torch.device) -> Tensor:
+    """`[rows, row_bytes]` zeros: the padding between fields, never written, is sent to other ranks and saved."""
+    if device.type == "cpu" and rows:  # zeroed by the kernel, where torch would have several threads go over it
+        return torch.from_numpy(np.zeros((rows, row_bytes), dtype=np.uint8))
+    return torch.zeros((rows, row_bytes), dtype=torch.uint8, device=device)

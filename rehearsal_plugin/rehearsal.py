@@ -14,7 +14,9 @@ A row offered in one `update` can be replayed two updates later at the earliest,
 from __future__ import annotations
 
 import atexit
+import functools
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -82,7 +84,8 @@ class Rehearsal:
         )
         self._saver = Saver(self.config.checkpoint.write_timeout_s)
         self._preloaded = self._commits = self._closed = False
-        atexit.register(self.close, drain_s=1.0)
+        self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
+        atexit.register(self._at_exit)
 
     @property
     def buffer(self) -> RehearsalBuffer | None:
@@ -280,12 +283,20 @@ class Rehearsal:
 
         Raises:
             ExchangeError: The exchange in flight failed.
+            ClosedError: `close` was called.
         """
+        self._check_open()
         self._commits = True
         self._supply.commit()
 
     def rollback(self) -> None:
-        """Return the buffer to the last `commit`, or to empty; what was in flight or staged is dropped."""
+        """Return the buffer to the last `commit`, or to empty; what was in flight or staged is dropped.
+
+        Raises:
+            StorageError: The background does not end writing within `exchange.timeout_s`.
+            ClosedError: `close` was called.
+        """
+        self._check_open()
         self._answers.clear()
         self._supply.rollback()
 
@@ -295,7 +306,12 @@ class Rehearsal:
         Args:
             step: Number of the next exchange, the same on all ranks.
             connect: Makes the transport to go on with, after the present one was closed; None keeps that.
+
+        Raises:
+            StorageError: As for `rollback`.
+            ClosedError: `close` was called.
         """
+        self._check_open()
         self._answers.clear()
         self._supply.restart(step, connect)
         if self._preloaded and step == 0:  # together with the ranks that had no part in it
@@ -387,7 +403,7 @@ class Rehearsal:
         if self._closed:
             return
         self._closed = True
-        atexit.unregister(self.close)
+        atexit.unregister(self._at_exit)
         if self.hidden_states is not None:
             self.hidden_states.close()
         try:
@@ -422,3 +438,10 @@ class Rehearsal:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("the rehearsal was closed; make a new one to go on")
+
+
+def _close_at_exit(rehearsal: weakref.ref[Rehearsal]) -> None:
+    """Let the exchange in flight end shortly; one that nobody has any more is gone already."""
+    found = rehearsal()
+    if found is not None:
+        found.close(drain_s=1.0)

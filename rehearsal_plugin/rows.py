@@ -69,7 +69,8 @@ class Field:
         if tensor.shape != (batch_size, *self.shape):
             raise BatchError(
                 f"batch field '{self.name}' must have shape {(batch_size, *self.shape)}, as in the first batch, "
-                f"and has {tuple(tensor.shape)}; pad or crop every sample to one shape"
+                f"and has {tuple(tensor.shape)}; pad or crop every sample to one shape, or have that done by naming it "
+                "in rehearsal.padding.values"
             )
         _check_dense(self.name, tensor)
         return tensor
@@ -181,7 +182,7 @@ class RowLayout:
         with torch.no_grad():
             for field, tensor in zip((*self.fields, *self.state), columns, strict=True):
                 if field.nbytes:
-                    field.view(out).copy_(tensor if index is None else tensor[index.to(tensor.device)])
+                    _copy(tensor, field.view(out), index)
 
     def state_columns(self, state: Mapping[str, Tensor], size: int) -> list[Tensor]:
         """The state of `size` rows in the order of `self.state`, checked as a batch is.
@@ -258,6 +259,16 @@ def _lay_out(tensors: Mapping[str, Tensor], offset: int) -> tuple[tuple[Field, .
         fields.append(Field(name, tensor.dtype, tuple(tensor.shape[1:]), offset, nbytes))
         offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
     return tuple(fields), offset
+
+
+def _copy(source: Tensor, out: Tensor, index: Tensor | None) -> None:
+    """Copy rows of `source`, those at `index` or all; in one go where they are on one device."""
+    if index is None:
+        out.copy_(source)
+    elif source.device == out.device:
+        torch.index_select(source.resolve_conj().resolve_neg(), 0, index.to(source.device), out=out)
+    else:
+        out.copy_(source[index.to(source.device)])
 
 
 def _choose(leaves: dict[str, Any], only: Collection[str] | None) -> dict[str, Tensor]:

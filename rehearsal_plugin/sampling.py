@@ -14,13 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rehearsal_plugin.rng import below
 from rehearsal_plugin.shares import IntArray, WeightArray, fair_level, weighted_shares
 
 __all__ = ["Draws", "Plan", "choose", "choose_from", "draw", "joined", "plan"]
+
+Mask: TypeAlias = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,10 @@ class Draws:
         return received, self._owners(self.partition[received], self.item[received])
 
     def _owners(self, partition: IntArray, item: IntArray) -> IntArray:
-        ends = np.cumsum(self.counts.T)  # one cell for every partition and rank, rank by rank
+        some, number = np.unique(partition, return_inverse=True)
+        ends = np.cumsum(self.counts[:, some].T)  # one cell for each of these partitions and rank, rank by rank
         starts = np.concatenate(([0], ends))[:: len(self.counts)]
-        cell = np.searchsorted(ends, starts[partition] + item, side="right")
+        cell = np.searchsorted(ends, starts[number] + item, side="right")
         return np.asarray(cell % len(self.counts))
 
 
@@ -198,12 +203,18 @@ def _choose_few(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> 
 
 
 def _choose_many(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-    """Shuffle whole ranges and take the first of each."""
+    """Shuffle whole ranges and take the first of each.
+
+    An item is sorted as one number, its segment before a random one before itself: of all ways to sort, that gives
+    the same on every processor, and takes least.
+    """
     segment = np.repeat(np.arange(len(sizes)), sizes)
-    start = (np.cumsum(sizes) - sizes)[segment]
-    shuffled = np.lexsort((rng.random(len(segment)), segment))
-    first = np.arange(len(segment)) - start < wanted[segment]
-    return segment[first], (shuffled - start)[first]
+    place = np.arange(len(segment)) - (np.cumsum(sizes) - sizes)[segment]
+    low = int(sizes.max()).bit_length()
+    middle = 63 - low - len(sizes).bit_length()
+    shuffled = np.sort((segment << (middle + low)) + (rng.integers(1 << middle, size=len(segment)) << low) + place)
+    first = place < wanted[segment]
+    return segment[first], shuffled[first] & ((1 << low) - 1)
 
 
 def _integers(high: IntArray, rng: np.random.Generator) -> IntArray:
@@ -221,15 +232,25 @@ def _repeats(segment: IntArray, item: IntArray, wanted: IntArray) -> IntArray:
         item: `[n]` int64.
         wanted: `[segments]` int64, items of each.
     """
-    doubtful = np.arange(len(item))
-    if len(wanted) and len(item) == len(wanted) * wanted[0] and (wanted == wanted[0]).all():
-        ordered = np.sort(item.reshape(len(wanted), wanted[0]), axis=1)
-        broken = (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
-        doubtful = np.flatnonzero(broken[segment]) if broken.any() else doubtful[:0]
+    doubtful = np.flatnonzero(_with_repeats(segment, item, wanted)[segment])
     order = np.lexsort((item[doubtful], segment[doubtful]))
     ordered, owner = item[doubtful][order], segment[doubtful][order]
     repeats: IntArray = doubtful[order[1:]][(ordered[1:] == ordered[:-1]) & (owner[1:] == owner[:-1])]
     return repeats
+
+
+def _with_repeats(segment: IntArray, item: IntArray, wanted: IntArray) -> Mask:
+    """Which segments may have an item twice, `[segments]` bool; arguments as of `_repeats`."""
+    if len(item) and len(item) == len(wanted) * wanted[0] and (wanted == wanted[0]).all():
+        ordered = np.sort(item.reshape(len(wanted), wanted[0]), axis=1)
+        return np.asarray((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
+    span = int(item.max(initial=0)) + 1
+    if len(wanted) * span >= 1 << 63:
+        return np.ones(len(wanted), dtype=bool)
+    keys = np.sort(segment * span + item)
+    found = np.zeros(len(wanted), dtype=bool)
+    found[keys[1:][keys[1:] == keys[:-1]] // span] = True
+    return found
 
 
 def _quotas(

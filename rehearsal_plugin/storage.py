@@ -25,6 +25,9 @@ from rehearsal_plugin.shares import IntArray
 __all__ = ["Changes", "DeviceStorage", "FileStorage", "HostStorage", "RowStorage", "TrackedStorage", "open_storage"]
 
 
+PICKED_BYTES = 1 << 18
+"""Of rows that are picked out of a batch at a time: they are still in the cache when they are stored."""
+
 Cells: TypeAlias = np.ndarray[tuple[int], np.dtype[Any]]
 """`[capacity]` items of `nbytes` bytes each: one field of all rows."""
 
@@ -40,11 +43,16 @@ class RowStorage(Protocol):
     device: torch.device
     row_bytes: int
 
-    def write(self, slots: IntArray, rows: Tensor) -> None:
-        """Store rows `[n, row_bytes]` uint8 at `slots` `[n]` int64, all different."""
+    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
+        """Store rows `[m, row_bytes]` uint8 at `slots` `[n]` int64, all different.
 
-    def write_fields(self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor]) -> None:
-        """Store samples whose `fields` lie in `columns`, `[n, *shape]` each, at `slots` `[n]` int64, all different."""
+        `places` `[n]` int64 tells which of the rows; None where it is all, in their order.
+        """
+
+    def write_fields(
+        self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
+    ) -> None:
+        """The same of samples whose `fields` lie in `columns`, `[m, *shape]` each."""
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """Copy the rows at `slots` `[n]` int64 into `out` `[n, row_bytes]` uint8, contiguous."""
@@ -60,23 +68,43 @@ class HostStorage:
 
     def __init__(self, array: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> None:
         self._array = array
-        self._cells: dict[int, Cells] = {}  # by offset
+        self._cells: dict[tuple[int, int], Cells] = {}  # by offset and bytes
+        self._picked: dict[int, Cells] = {}  # by bytes of a cell; used again
         self.row_bytes = array.shape[1]
 
-    def write(self, slots: IntArray, rows: Tensor) -> None:
+    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
-        self._array[slots] = rows.numpy()
+        if places is None:
+            self._array[slots] = rows.numpy()
+        else:
+            self._write_cells(0, self.row_bytes, slots, rows.numpy(), places)
 
-    def write_fields(self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor]) -> None:
+    def write_fields(
+        self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
+    ) -> None:
         """See `RowStorage.write_fields`."""
         for field, column in zip(fields, columns, strict=True):
             if field.nbytes:
-                cells = self._cells.get(field.offset)
-                if cells is None:
-                    end = field.offset + field.nbytes
-                    cells = self._array[:, field.offset : end].view(f"V{field.nbytes}")[:, 0]
-                    self._cells[field.offset] = cells
-                cells[slots] = _as_array(column).ravel().view(cells.dtype)  # opaque cells are copied at once
+                self._write_cells(field.offset, field.nbytes, slots, _as_array(column), places)
+
+    def _write_cells(
+        self, offset: int, nbytes: int, slots: IntArray, given: np.ndarray[Any, Any], places: IntArray | None
+    ) -> None:
+        """Copy what is `given` to the bytes from `offset` on; opaque cells are copied at once."""
+        cells = self._cells.get((offset, nbytes))
+        if cells is None:
+            cells = self._array[:, offset : offset + nbytes].view(f"V{nbytes}")[:, 0]
+            self._cells[offset, nbytes] = cells
+        new = given.ravel().view(cells.dtype)
+        if places is None:
+            cells[slots] = new
+            return
+        picked = self._picked.get(nbytes)
+        if picked is None:
+            picked = self._picked[nbytes] = np.empty(max(1, PICKED_BYTES // nbytes), dtype=cells.dtype)
+        for start in range(0, len(places), len(picked)):
+            chosen = places[start : start + len(picked)]
+            cells[slots[start : start + len(picked)]] = new.take(chosen, out=picked[: len(chosen)], mode="clip")
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -99,15 +127,17 @@ class FileStorage(HostStorage):
         super().__init__(np.frombuffer(mapped, dtype=np.uint8).reshape(shape))
         self._mapped = mapped
 
-    def write(self, slots: IntArray, rows: Tensor) -> None:
+    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
         self._fetch(slots)
-        super().write(slots, rows)
+        super().write(slots, rows, places)
 
-    def write_fields(self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor]) -> None:
+    def write_fields(
+        self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
+    ) -> None:
         """See `RowStorage.write_fields`."""
         self._fetch(slots)
-        super().write_fields(slots, fields, columns)
+        super().write_fields(slots, fields, columns, places)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -130,17 +160,20 @@ class DeviceStorage:
         self.device = rows.device
         self.row_bytes = rows.shape[1]
 
-    def write(self, slots: IntArray, rows: Tensor) -> None:
+    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
-        self._rows.index_copy_(0, torch.from_numpy(slots).to(self.device), rows)
+        self._rows.index_copy_(0, torch.from_numpy(slots).to(self.device), _picked(rows, places))
 
-    def write_fields(self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor]) -> None:
+    def write_fields(
+        self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
+    ) -> None:
         """See `RowStorage.write_fields`."""
         index = torch.from_numpy(slots).to(self.device)
         for field, column in zip(fields, columns, strict=True):
             if field.nbytes:
                 cells = self._rows[:, field.offset : field.offset + field.nbytes]
-                cells.index_copy_(0, index, _bytes_of(column).view(len(slots), field.nbytes).to(self.device))
+                given = _bytes_of(column).view(-1, field.nbytes)
+                cells.index_copy_(0, index, _picked(given, places).to(self.device))
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -187,14 +220,16 @@ class TrackedStorage:
         self._own: Changes | None = None  # until somebody asks
         self._followers: tuple[Changes, ...] = ()  # replaced as a whole: another thread may be writing
 
-    def write(self, slots: IntArray, rows: Tensor) -> None:
+    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
-        self._storage.write(slots, rows)
+        self._storage.write(slots, rows, places)
         self._note(slots)
 
-    def write_fields(self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor]) -> None:
+    def write_fields(
+        self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
+    ) -> None:
         """See `RowStorage.write_fields`."""
-        self._storage.write_fields(slots, fields, columns)
+        self._storage.write_fields(slots, fields, columns, places)
         self._note(slots)
 
     def _note(self, slots: IntArray) -> None:
@@ -245,6 +280,11 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
             f"({capacity * row_bytes / 2**30:.2f} GiB) on rank {rank}: {error}; lower rehearsal.buffer.capacity "
             "or choose another storage"
         ) from error
+
+
+def _picked(rows: Tensor, places: IntArray | None) -> Tensor:
+    """The rows at `places` `[n]`, or all."""
+    return rows if places is None else rows[torch.from_numpy(places).to(rows.device)]
 
 
 def _bytes_of(column: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.census import NOTES
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.errors import ExchangeError
+from rehearsal_plugin.errors import ExchangeError, StorageError
 from rehearsal_plugin.guard import Guard
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.pipeline import Pipeline
@@ -193,8 +193,12 @@ class Supply:
     def restart(self, step: int, connect: Callable[[], Transport] | None = None) -> None:
         """See `Rehearsal.restart`."""
         old, self._first_step = self.pipeline, step
-        if old is not None:
-            old.close(drain_s=0.0)
+        patience = self._config.exchange.timeout_s
+        if old is not None and not old.close(drain_s=0.0, grace_s=patience):
+            raise StorageError(
+                f"the background of rank {self.rank} has been writing to the buffer for {patience:g} s "
+                "(rehearsal.exchange.timeout_s), so it cannot be used anew; see whether its disk still answers"
+            )
         if connect is not None:
             self._transport.close()
             self._transport = connect()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 __all__ = ["Worker"]
 
 T = TypeVar("T")
+Jobs: TypeAlias = "SimpleQueue[tuple[Callable[[], T], Future[T]] | None]"
 
 
 class Worker(Generic[T]):
@@ -20,9 +22,10 @@ class Worker(Generic[T]):
     """
 
     def __init__(self, name: str) -> None:
-        self._jobs: SimpleQueue[tuple[Callable[[], T], Future[T]] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._jobs: Jobs[T] = SimpleQueue()
+        self._thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
         self._thread.start()
+        weakref.finalize(self, self._jobs.put, None)  # the thread of a worker that nobody has any more ends
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Run `job` on the thread; its result or exception arrives in the future, which cannot be cancelled."""
@@ -37,11 +40,12 @@ class Worker(Generic[T]):
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def _run(self) -> None:
-        while (item := self._jobs.get()) is not None:
-            job, future = item
-            try:
-                future.set_result(job())
-            except BaseException as error:  # reaches the training thread through the future
-                future.set_exception(error)
-            del item, job, future  # an idle thread must not keep a batch alive
+
+def _work(jobs: Jobs[T]) -> None:
+    while (item := jobs.get()) is not None:
+        job, future = item
+        try:
+            future.set_result(job())
+        except BaseException as error:  # reaches the training thread through the future
+            future.set_exception(error)
+        del item, job, future  # an idle thread must not keep a batch alive

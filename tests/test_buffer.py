@@ -359,7 +359,7 @@ def test_memory_of_another_size_is_left_alone() -> None:
 
 @pytest.mark.parametrize("row_bytes", [3072, 16384])
 def test_a_stored_row_takes_two_percent_more_than_itself_at_most_and_nothing_grows_with_steps(row_bytes: int) -> None:
-    capacity, rows = 2000, torch.zeros(100, row_bytes - 16, dtype=torch.uint8)
+    capacity, rows = 20_000, torch.zeros(100, row_bytes - 16, dtype=torch.uint8)
     batches = [{"x": rows, "y": (torch.arange(100) + shift) % 10} for shift in range(2)]
     layout = RowLayout.infer(batches[0])
     tracemalloc.start()
@@ -367,7 +367,7 @@ def test_a_stored_row_takes_two_percent_more_than_itself_at_most_and_nothing_gro
     held = []
     for step in range(400):
         buffer.offer(batches[step % 2])
-        if step in (100, 399):
+        if step in (250, 399):
             held.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     assert layout.row_bytes == row_bytes

@@ -161,6 +161,15 @@ def test_rows_with_nan_can_be_refused() -> None:
         stored("refuse")
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2fnuz])
+def test_rows_with_nan_in_eight_bits_can_be_left_out(dtype: torch.dtype) -> None:
+    rows = torch.ones(4, 2)
+    rows[1, 0] = float("nan")
+    with Rehearsal({"ratio": 0.0, "non_finite": "skip"}, LocalTransport()) as rehearsal:
+        rehearsal.update({"x": rows.to(dtype)})
+        assert rehearsal.metrics()["rows_offered"] == 3
+
+
 def test_candidates_are_drawn_before_rows_are_left_out() -> None:
     section = {"buffer": {"capacity": 100}, "ratio": 0.0, "candidates": 4}
     kept = []

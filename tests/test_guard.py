@@ -138,6 +138,19 @@ def test_the_step_is_named_where_one_folder_has_all_checkpoints(tmp_path: Path) 
     assert told.endswith(f"from before: {tmp_path}, step 12")
 
 
+@pytest.mark.parametrize("every", [1, 10])
+def test_a_checkpoint_from_between_the_damage_and_its_measurement_is_no_good_one(every: int, tmp_path: Path) -> None:
+    keys = {**section(window=1), "losses_every": every}
+    with Rehearsal(keys, LocalTransport()) as rehearsal:
+        told = None
+        for step in range(60):
+            # The update of step 30 spoils the model, as the step after it finds it.
+            told = told or train(rehearsal, step, step + 1, loss=lambda step: 1.0 if step <= 30 else 10.0)
+            rehearsal.save(tmp_path / f"after{step}")
+    assert told is not None
+    assert told.endswith(f"from before: {tmp_path / 'after29'}, step 30")
+
+
 def test_a_checkpoint_from_after_the_rise_is_no_good_one(tmp_path: Path) -> None:
     with Rehearsal(section(action="warn"), LocalTransport()) as rehearsal:
         train(rehearsal, 0, 10)

@@ -90,7 +90,7 @@ def test_the_page_that_is_shipped_names_files_that_exist() -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-@pytest.mark.parametrize("name", ["exchange", "scale"])
+@pytest.mark.parametrize("name", ["buffer", "exchange", "overhead", "scale"])
 def test_the_results_that_are_shipped_are_those_on_the_page(name: str) -> None:
     report = json.loads((ROOT / f"docs/results/bench_{name}.json").read_text())
     assert report["environment"]["commit"][:12] in (ROOT / "docs/performance.md").read_text()

@@ -67,6 +67,14 @@ def test_a_bare_section_takes_the_micro_batch_as_an_option(tmp_path: Path) -> No
     assert (found["offered_rows"], found["replayed_rows"]) == (16, 4)
 
 
+def test_what_the_model_leaves_out_is_said(tmp_path: Path) -> None:
+    section = {"ratio": 0.25, "retrieval": {"embedding": "vector"}, "sampling": {"weights": "retrieved"}}
+    path = written(tmp_path, section)
+    options = ["--ranks", "2", "--row-bytes", "64", "--step-ms", "1", "--batch", "8"]
+    assert "queries and answers" in planned(path, *options)["left_out"]
+    assert "Left out: the queries and answers" in call(path, *options, code=0)
+
+
 def test_the_past_that_the_buffers_cover_is_told_in_rows_or_tokens(tmp_path: Path) -> None:
     path = written(tmp_path, {"buffer": {"capacity": 100}})
     common = (path, "--ranks", 5, "--row-bytes", 64, "--step-ms", 1, "--batch", 8)
@@ -188,6 +196,8 @@ def test_the_load_follows_the_schedule_and_the_strategy() -> None:
 
     assert load(ratio=0.5).replayed == 30
     assert load(ratio=0.5, mode="replace").replayed == 15
+    assert load(ratio=0.05, ratio_schedule={"to": 0.5, "steps": 100}).replayed == 30
+    assert load(ratio=0.5, ratio_schedule={"to": 0.05, "steps": 100}).replayed == 30
     assert load(representatives=4).replayed == 12
     assert load(representatives=4, strategy={"name": "der++"}).replayed == 24
     assert load(strategy={"name": "x-der"}, buffer={"partition_by": "label"}).collectives == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -81,3 +82,12 @@ def test_staged_rows_lie_on_16_byte_boundaries_so_that_every_dtype_can_be_viewed
     staging = Staging(ROW_BYTES, CPU)
     staging.reserve(3)
     assert staging.reserve(2).data_ptr() % 16 == 0
+
+
+def test_rows_that_cannot_be_had_leave_what_is_staged_as_it_was() -> None:
+    staging = Staging(16, torch.device("cpu"))
+    fill(staging.reserve(2), 7)
+    with pytest.raises(MemoryError):
+        staging.reserve(1 << 50)
+    staging.give_back(len(staging.reserve(3)))
+    assert staging.flush().tolist() == [[7] * 16] * 2

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import subprocess
+import sys
 import threading
+import tracemalloc
 import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,9 +17,12 @@ from typing import Any
 import pytest
 import torch
 
-from rehearsal_plugin import Rehearsal
-from rehearsal_plugin.errors import BatchError, ClosedError, RehearsalError
+from rehearsal_plugin import Rehearsal, pipeline
+from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError, RehearsalError, StorageError
+from rehearsal_plugin.rows import RowLayout
+from rehearsal_plugin.storage import HostStorage
 from rehearsal_plugin.transport import LocalTransport
+from rehearsal_plugin.worker import Worker
 from tests.samples import Batch, ids_of, intact, new_batch, same, step_of
 
 SIZE = 8
@@ -296,15 +305,143 @@ def test_batches_that_somebody_holds_on_to_stay_as_they_are() -> None:
     assert all(map(same, seen, before))
 
 
-def test_a_step_allocates_no_memory_but_for_the_batch_that_it_gives() -> None:
-    row = torch.zeros(SIZE, 1 << 14, dtype=torch.uint8)
-    with alone(exchange={"launch": "inline"}) as rehearsal:
-        for step in range(10):
+def at_once(worker: Worker[Any], job: Callable[[], Any]) -> Future[Any]:
+    """Do the work of the background on the caller, where a profiler sees it."""
+    future: Future[Any] = Future()
+    future.set_result(job())
+    return future
+
+
+@pytest.mark.parametrize("more", [{}, {"candidates": 4}], ids=["all offered", "some offered"])
+@pytest.mark.parametrize("policy", ["fifo", "random_replace", "reservoir"])
+def test_a_step_allocates_no_memory_but_for_the_batch_that_it_gives_and_the_rows_that_come(
+    policy: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Worker, "submit", at_once)
+    row, steps = torch.zeros(SIZE, 1 << 16, dtype=torch.uint8), 10
+    with alone(buffer={"capacity": 40, "policy": policy}, **more) as rehearsal:
+        for step in range(40):
             rehearsal.update({"x": row, "id": torch.arange(SIZE) + SIZE * step})
-        rehearsal.drain()
-        rehearsal.step()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            seen = rehearsal.augment({"x": row, "id": torch.arange(SIZE)})
-    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.events())
+            tracemalloc.start()
+            for _ in range(steps):
+                seen = rehearsal.update({"x": row, "id": torch.arange(SIZE)})
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+    allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.events()) / steps
     assert len(seen["x"]) == SIZE + 4
-    assert allocated < sum(field.nbytes for field in seen.values()) + row[0].nbytes
+    given, come = sum(field.nbytes for field in seen.values()), 4 * (row[0].nbytes + 16)
+    assert allocated < given + come + row[0].nbytes / 2
+    assert peak < 2 * row[0].nbytes, "nor does numpy"
+
+
+THREADS = """
+import os
+import sys
+import torch
+from rehearsal_plugin import Rehearsal
+from rehearsal_plugin.transport import LocalTransport
+
+torch.set_num_threads(2)
+torch.ones(1 << 22).add_(1)  # the training thread has its team
+section = {"representatives": 4, "buffer": {"capacity": 12, "policy": sys.argv[1]}}
+with Rehearsal(section, LocalTransport()) as rehearsal:
+    before = len(os.listdir("/proc/self/task"))
+    for _ in range(8):
+        rehearsal.update({"x": torch.ones(8, 1 << 18, dtype=torch.uint8), "id": torch.arange(8)})
+    rehearsal.drain()
+    print(len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.parametrize("policy", ["fifo", "random_replace", "reservoir"])
+def test_the_background_copies_on_its_own_thread_alone(policy: str) -> None:
+    command = [sys.executable, "-c", THREADS, policy]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert told.split()[-1] == "1"
+
+
+@pytest.mark.parametrize("keys", [{"representatives": SIZE}, {"representatives": 4, "strategy": {"name": "der++"}}])
+def test_rows_that_would_replace_all_new_ones_are_refused(keys: dict[str, Any]) -> None:
+    told = r"representatives is \d and a batch has 8 rows.*no new row"
+    with alone(mode="replace", **keys) as rehearsal, pytest.raises(ConfigError, match=told):
+        rehearsal.augment(new_batch(0, 0, SIZE))
+
+
+def test_a_rollback_waits_for_rows_that_are_being_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "GRACE_S", 0.05)
+    stall, written, write = threading.Event(), threading.Event(), HostStorage.write
+
+    def stalled(storage: HostStorage, *arguments: Any) -> None:
+        stall.wait(60)
+        write(storage, *arguments)
+        written.set()
+
+    with alone(buffer={"capacity": 4, "policy": "fifo"}) as rehearsal:
+        rehearsal.update({"id": torch.arange(4)})
+        rehearsal.commit()
+        monkeypatch.setattr(HostStorage, "write", stalled)
+        rehearsal.update({"id": torch.arange(4) + 100})
+        threading.Timer(0.5, stall.set).start()
+        rehearsal.rollback()
+        assert written.is_set()
+        assert rehearsal.buffer is not None
+        assert sorted(rehearsal.buffer.sample(4)["id"].tolist()) == [0, 1, 2, 3]
+
+
+def test_a_rollback_gives_up_on_a_disk_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    stall, write = threading.Event(), HostStorage.write
+
+    def stalled(storage: HostStorage, *arguments: Any) -> None:
+        stall.wait(60)
+        write(storage, *arguments)
+
+    with alone(exchange={"timeout_s": 0.2}) as rehearsal:
+        rehearsal.update(new_batch(0, 0, SIZE))
+        rehearsal.drain()
+        monkeypatch.setattr(HostStorage, "write", stalled)
+        rehearsal.update(new_batch(0, 1, SIZE))
+        with pytest.raises(StorageError, match=r"rank 0 has been writing .* 0\.2 s"):
+            rehearsal.rollback()
+        stall.set()
+
+
+def test_a_rehearsal_that_is_closed_does_not_begin_anew() -> None:
+    rehearsal = alone()
+    rehearsal.update(new_batch(0, 0, SIZE))
+    rehearsal.close()
+    threads = threading.active_count()
+    for call in (rehearsal.commit, rehearsal.rollback, lambda: rehearsal.restart(0)):
+        with pytest.raises(ClosedError):
+            call()
+    assert threading.active_count() == threads
+
+
+def test_a_rehearsal_that_nobody_has_any_more_is_gone_with_its_thread() -> None:
+    before = set(threading.enumerate())
+    rehearsal = alone()
+    for step in range(5):
+        rehearsal.update(new_batch(0, step, SIZE))
+    rehearsal.drain()
+    (thread,) = set(threading.enumerate()) - before
+    held = weakref.ref(rehearsal)
+    del rehearsal
+    gc.collect()
+    thread.join(10)
+    assert held() is None
+    assert not thread.is_alive()
+
+
+def test_a_batch_that_cannot_be_copied_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise MemoryError
+
+    with alone() as rehearsal:
+        rehearsal.update(new_batch(0, 0, SIZE))
+        with monkeypatch.context() as patched:
+            patched.setattr(RowLayout, "pack", broken)
+            with pytest.raises(MemoryError):
+                rehearsal.augment(new_batch(0, 1, SIZE))
+        rehearsal.step()
+        rehearsal.drain()
+        assert rehearsal.metrics()["rows_offered"] == SIZE

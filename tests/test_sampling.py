@@ -228,6 +228,15 @@ SKEWED = [[1, 500, 20], [0, 500, 0], [0, 0, 80]]
 """Rows of three ranks in three partitions: 1, 1000 and 100."""
 
 
+@pytest.mark.parametrize("size", [40, 1 << 50])
+def test_no_item_stands_twice_in_a_segment_however_large_the_numbers(size: int) -> None:
+    wanted = np.random.default_rng(0).integers(3, 20, 1 << 14)
+    segment, item = choose(np.full(len(wanted), size), wanted, np.random.default_rng(1))
+    assert np.array_equal(np.bincount(segment), wanted)
+    assert len(np.unique(np.stack((segment, item)), axis=1)[0]) == wanted.sum()
+    assert 0 <= item.min() <= item.max() < size
+
+
 def test_equal_numbers_from_partitions_of_very_different_size() -> None:
     draws = one([[10, 500, 20], [2, 500, 80]], [30, 0])
     assert np.bincount(draws.partition).tolist() == [10, 10, 10]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from transformers import BatchEncoding, EarlyStoppingCallback, Trainer, default_data_collator
+from transformers import BatchEncoding, EarlyStoppingCallback, Trainer, TrainerCallback, default_data_collator
 
 from rehearsal_plugin import RehearsalCallback
+from rehearsal_plugin.checkpoint import saver
 from rehearsal_plugin.errors import BatchError, ConfigError
 from tests.ranks import run_ranks
 from tests.trainer_jobs import IGNORED, LENGTH, Row, Rows, digest, losses, row, trainer, whole
@@ -336,3 +338,100 @@ def test_importance_is_scaled_as_the_trainer_scales_its_loss(tmp_path: Path) -> 
     plain, alike, other = runs
     assert alike[-4:] == pytest.approx(plain[-4:], rel=0.02), "shares are equal but for the first rows"
     assert max(abs(a - b) for a, b in zip(other[-4:], plain[-4:], strict=True)) > 1e-3
+
+
+def test_an_older_checkpoint_is_removed_when_it_is_written(tmp_path: Path) -> None:
+    section = {"buffer": {"capacity": 400}, "ratio": 0.5, "checkpoint": {"asynchronous": True}}
+    callback = RehearsalCallback(section)
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": 1, "max_steps": 12}
+    job, _ = trainer(tmp_path, callbacks=[callback], **settings)
+    removed = []
+
+    def slowly(*arguments: Any, write: Any = saver._write) -> Any:
+        folder = arguments[0].folder
+        time.sleep(0.2)  # the Trainer removes it within that time if it does not wait
+        removed.append(not folder.is_dir())
+        return write(*arguments)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(saver, "_write", slowly)
+        job.train()
+    callback.close()
+    assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-12"]
+    assert list(tmp_path.glob("checkpoint-12/rehearsal-*"))
+    assert not any(removed)
+
+
+def test_a_trial_of_a_search_has_its_buffer_beside_its_model(tmp_path: Path) -> None:
+    callback = RehearsalCallback({"ratio": 0.5})
+    job, _ = trainer(tmp_path, callbacks=[callback], save_strategy="steps", save_steps=4)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(type(job), "_get_output_dir", lambda *_, **__: str(tmp_path / "run-0"))
+        job.train()
+    callback.close()
+    written = sorted(path.parent.name for path in tmp_path.glob("run-0/*/rehearsal-*"))
+    assert written == ["checkpoint-4", "checkpoint-8"]
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("more", [{}, {"losses_every": 1}, {"strategy": {"name": "der", "alpha": 0.5}}])
+def test_a_compiled_model_is_not_compiled_anew_from_step_to_step(more: dict[str, Any], tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    callback = RehearsalCallback({"buffer": {"capacity": 100}, "representatives": 2, **more})
+    graphs = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    compiled: dict[str, Any] = {"torch_compile": True, "torch_compile_backend": "eager", "max_steps": 16}
+    job, _ = trainer(tmp_path, callbacks=[callback, Count()], **compiled)
+    job.train()
+    callback.close()
+    assert graphs[0] > 0
+    assert len(set(graphs[8:])) == 1, graphs
+
+
+def test_label_smoothing_beside_losses_apart_is_refused_with_the_cure(tmp_path: Path) -> None:
+    job, _ = trainer(
+        tmp_path, callbacks=[RehearsalCallback({"ratio": 0.5, "losses_every": 1})], label_smoothing_factor=0.1
+    )
+    with pytest.raises(ConfigError, match=r"label_smoothing_factor .*compute_loss_func"):
+        job.train()
+
+
+def test_a_loss_that_was_never_asked_for_is_told_with_the_cure(tmp_path: Path) -> None:
+    class Own(Trainer):
+        def compute_loss(self, model: Any, inputs: Any, *_: Any, **__: Any) -> Any:
+            labels = inputs.pop("labels")
+            return torch.nn.functional.cross_entropy(model(**inputs).logits.flatten(0, 1), labels.flatten())
+
+    job, _ = trainer(tmp_path, callbacks=[RehearsalCallback({"ratio": 0.5, "losses_every": 1})], kind=Own)
+    with pytest.raises(BatchError, match=r"compute_loss calls the model without labels.*compute_loss_func"):
+        job.train()
+
+
+def test_two_callbacks_are_refused(tmp_path: Path) -> None:
+    job, _ = trainer(tmp_path, callbacks=[RehearsalCallback({"ratio": 0.5}), RehearsalCallback({"ratio": 0.5})])
+    with pytest.raises(ConfigError, match="more than one RehearsalCallback"):
+        job.train()
+
+
+def test_batches_that_tell_the_ends_of_their_documents_are_refused(tmp_path: Path) -> None:
+    job, _ = trainer(tmp_path, callbacks=[RehearsalCallback({"ratio": 0.5})])
+    job.data_collator = lambda rows: {
+        **{name: torch.stack([row[name] for row in rows]) for name in rows[0]},
+        "cu_seq_lens_q": torch.tensor([0, 5, 12]),
+    }
+    with pytest.raises(BatchError, match=r"\['cu_seq_lens_q'\] where its documents begin"):
+        job.train()
+
+
+def test_hidden_states_are_watched_without_a_call(tmp_path: Path) -> None:
+    section = {"ratio": 0.5, "retrieval": {"module": "transformer"}}
+    callback = RehearsalCallback(section)
+    job, _ = trainer(tmp_path, callbacks=[callback])
+    job.train()
+    assert callback.rehearsal is not None
+    assert callback.rehearsal.metrics()["rows_replayed"] > 0
+    callback.close()

@@ -17,7 +17,18 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.config.size import parse_size
 from rehearsal_plugin.config.source import read
 from rehearsal_plugin.errors import ConfigError
-from rehearsal_plugin.planning import COPY_GB_S, DRAW_NS, LINKS, Links, Load, busiest_rows, coverage, load_of, times
+from rehearsal_plugin.planning import (
+    COPY_GB_S,
+    DRAW_BY_PARTITION_NS,
+    DRAW_NS,
+    LINKS,
+    Links,
+    Load,
+    busiest_rows,
+    coverage,
+    load_of,
+    times,
+)
 
 __all__ = ["plan"]
 
@@ -44,7 +55,7 @@ def plan(
     message_us: Figure = None,
     gb_s: Figure = None,
     net_gb_s: Figure = None,
-    draw_ns: Annotated[float, Option(min=0, help="Of the draw, for each row that any rank asks for.")] = DRAW_NS,
+    draw_ns: Annotated[float | None, Option(min=0, help="Of the draw, for each row that any rank asks for.")] = None,
     copy_gb_s: Annotated[float, Option(help="GB/s at which one core copies rows, above 0.")] = COPY_GB_S,
     as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -61,12 +72,16 @@ def plan(
     micro_batch, micro_batches = _batch(read(config), ranks, batch, accumulation)
     load = load_of(section, size, micro_batch, micro_batches)
     offered = load.offered / (micro_batch * micro_batches)
+    if draw_ns is None:
+        draw_ns = DRAW_BY_PARTITION_NS if section.sampling.by_partition else DRAW_NS
     found = {
         **_memory(section, load, ranks),
         **_traffic(load, ranks),
         **_time(load, ranks, _links(links, given), step_ms, draw_ns, copy_gb_s),
         **_past(section.buffer.rows(size), ranks, _seen(rows, tokens, row_tokens), offered),
     }
+    if section.sampling.weights == "retrieved":
+        found["left_out"] = "the queries and answers of sampling.weights 'retrieved', which travel in the headers"
     if as_json:
         print(json.dumps(found, indent=2))
     else:
@@ -179,6 +194,8 @@ def _show(found: Mapping[str, Any]) -> None:
     console = Console(markup=False, emoji=False, highlight=False)
     console.print(table)
     console.print(f"A model, not a measurement. Links: {found['links']}.", soft_wrap=True)
+    if "left_out" in found:
+        console.print(f"Left out: {found['left_out']}.", soft_wrap=True)
 
 
 def _size(count: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
+from rehearsal_plugin.batches import check_room
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.rows import RowLayout
@@ -94,10 +95,5 @@ class RehearsalLoader:
             yield self._augment(rest if padding is None else padding.narrow(rest))
 
     def _room(self, size: int) -> int:
-        fixed, draws = self._rehearsal.config.representatives, self._rehearsal.strategy.draws
-        if fixed is not None and fixed * draws >= size:
-            raise ConfigError(
-                f"rehearsal.representatives is {fixed} and a batch has {size} rows, so with rehearsal.mode 'replace' "
-                f"and {draws} draw(s) a step no new row would ever be seen; lower it"
-            )
+        check_room(self._rehearsal.config.representatives, self._rehearsal.strategy.draws, size)
         return max(0, size - self._rehearsal.due()) if self._live else size

@@ -99,6 +99,7 @@ def hook(rehearsal: Rehearsal, model: nn.Module, scale: Callable[[], float]) -> 
     if not needs_outputs(rehearsal):
         return []
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would be compiled anew whenever a number changes
     def answered(module: nn.Module, _: Any, outputs: Any) -> Any:
         live = module.training and torch.is_grad_enabled() and not rehearsal.closed
         return finish(rehearsal, outputs, scale()) if live else outputs

@@ -24,6 +24,7 @@ from torch import Tensor
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig
 from rehearsal_plugin.errors import BatchError, ConfigError, MissingDependencyError
 from rehearsal_plugin.integrations.deepspeed import left_alone
+from rehearsal_plugin.integrations.forward import needs_outputs
 from rehearsal_plugin.integrations.handle import Handle
 from rehearsal_plugin.integrations.trainer import (
     Visible,
@@ -69,6 +70,7 @@ class RehearsalCallback(TrainerCallback):
         self._handle = Handle(None)
         self._trainer: Callable[[], Any] = lambda: None
         self._resumes_from: str | None = None
+        self._folder: str | None = None  # of checkpoints, which is another one for every trial of a search
         self._hooks: list[Any] = []
         self._scale = 1.0
         _wrap_trainer()
@@ -104,6 +106,8 @@ class RehearsalCallback(TrainerCallback):
             resume_from_checkpoint = get_last_checkpoint(trainer.args.output_dir)  # type: ignore[no-untyped-call]
         self._resumes_from = resume_from_checkpoint or None
         callbacks = trainer.callback_handler.callbacks
+        if sum(isinstance(one, RehearsalCallback) for one in callbacks) > 1:
+            raise ConfigError("the trainer has more than one RehearsalCallback; give it one")
         callbacks.remove(self)
         callbacks.insert(0, self)  # what it adds to the log is there when others report it
 
@@ -118,6 +122,14 @@ class RehearsalCallback(TrainerCallback):
     def counted(self, trainer: Any, batches: list[Any], items: Any) -> None:
         """Note by how much the trainer will scale the loss of each of `batches`, `items` tokens together."""
         self._scale = scale_of(trainer, len(batches), items)
+
+    def saving(self, trainer: Any, trial: Any) -> None:
+        """Called before a checkpoint is written, which may remove an older one."""
+        self._folder = trainer._get_output_dir(trial=trial)
+        rehearsal = self.rehearsal
+        if rehearsal is not None and rehearsal.config.checkpoint.asynchronous:
+            rehearsal.flush()
+            trainer.accelerator.wait_for_everyone()  # rank 0 removes the files of all
 
     def visible(self, trainer: Any, loader: Any) -> Any:
         """The loader of an evaluation, without the fields that the section hides."""
@@ -135,7 +147,14 @@ class RehearsalCallback(TrainerCallback):
         rehearsal = self.rehearsal
         if rehearsal is None or rehearsal.closed:
             return
+        if needs_outputs(rehearsal) and trainer.label_smoother is not None and trainer.compute_loss_func is None:
+            raise ConfigError(
+                "with label_smoothing_factor the Trainer computes the loss, and the rehearsal needs that of the rows "
+                "apart; give Trainer compute_loss_func=callback.loss(criterion) with a criterion that smooths labels"
+            )
         self._hooks = hook(rehearsal, trainer.model, lambda: self._scale)
+        if rehearsal.hidden_states is not None:
+            rehearsal.hidden_states.watch(trainer.model)
         resumed = self._resumes_from if rehearsal.config.checkpoint.enabled else None
         if resumed is not None and not self._handle.load(resumed, missing_ok=True):
             LOG.warning("%s has no rehearsal checkpoint; the buffer stays as it is", resumed)
@@ -150,7 +169,13 @@ class RehearsalCallback(TrainerCallback):
                 "the trainer made a step without reading a batch through Trainer.get_batch_samples; a subclass that "
                 "overrides it must call super().get_batch_samples(...)"
             )
-        rehearsal.step()
+        try:
+            rehearsal.step()
+        except BatchError as error:
+            raise BatchError(
+                f"{error} (for a Trainer whose compute_loss calls the model without labels: give it "
+                "compute_loss_func=callback.loss(criterion) instead)"
+            ) from error
         self._handle.check_peers()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -169,7 +194,7 @@ class RehearsalCallback(TrainerCallback):
         """See `TrainerCallback`."""
         rehearsal = self.rehearsal
         if rehearsal is not None and rehearsal.config.checkpoint.enabled and not args.save_only_model:
-            self._handle.save(Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+            self._handle.save(Path(self._folder or args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
@@ -217,6 +242,7 @@ def _wrap_trainer() -> None:
     if hasattr(trainers.get_batch_samples, "rehearsal_original"):
         return
     get_batch_samples, train, evaluation_loop = trainers.get_batch_samples, trainers.train, trainers.evaluation_loop
+    save_checkpoint = trainers._save_checkpoint
 
     @functools.wraps(get_batch_samples)
     def reading(trainer: Any, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
@@ -243,8 +269,16 @@ def _wrap_trainer() -> None:
         with left_alone():
             return evaluation_loop(trainer, callback.visible(trainer, dataloader), *args, **kwargs)
 
+    @functools.wraps(save_checkpoint)
+    def saving(trainer: Any, model: Any, trial: Any, *args: Any, **kwargs: Any) -> Any:
+        callback = _callback_of(trainer)
+        if callback is not None:
+            callback.saving(trainer, trial)
+        return save_checkpoint(trainer, model, trial, *args, **kwargs)
+
     reading.rehearsal_original = get_batch_samples  # type: ignore[attr-defined]
     trainers.get_batch_samples, trainers.train, trainers.evaluation_loop = reading, training, evaluating
+    trainers._save_checkpoint = saving
 
 
 def _callback_of(trainer: Any) -> RehearsalCallback | None:
@@ -260,5 +294,11 @@ def _augmented(trainer: Any, rehearsal: Rehearsal, batch: Any) -> Any:
         raise BatchError(
             f"rehearsal.buffer.partition_by names '{key}', which the batch has not: the Trainer drops columns that "
             "the model does not take; set remove_unused_columns=False, and name it in rehearsal.hidden"
+        )
+    spans = sorted(name for name in batch if str(name).startswith(("cu_seq_lens", "max_length")))
+    if spans:
+        raise BatchError(
+            f"the batch tells by {spans} where its documents begin, which replayed rows would make wrong; leave them "
+            "out (DataCollatorWithFlattening without return_flash_attn_kwargs), or pack rows of one length"
         )
     return rehearsal.augment(batch, ahead=True)

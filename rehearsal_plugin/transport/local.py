@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,6 +43,9 @@ class LocalTransport(Transport):
         self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
     ) -> Pending:
         """See `Transport.all_to_all`."""
+        if recv.device.type == "cpu":
+            np.copyto(recv.numpy(), send.numpy())  # on this thread alone, unlike torch
+            return Finished(recv)
         return Finished(recv.copy_(send))
 
     def close(self) -> None:
