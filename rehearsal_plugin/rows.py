@@ -25,6 +25,9 @@ __all__ = ["ALIGNMENT", "ROW_LOSS", "Field", "Packed", "RowLayout"]
 
 ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
 
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""Dtypes of the same size as those that torch does not gather."""
+
 ROW_LOSS = "rehearsal.loss"
 """The state that holds the task's loss of a row alone."""
 
@@ -266,7 +269,9 @@ def _copy(source: Tensor, out: Tensor, index: Tensor | None) -> None:
     if index is None:
         out.copy_(source)
     elif source.device == out.device:
-        torch.index_select(source.resolve_conj().resolve_neg(), 0, index.to(source.device), out=out)
+        dtype = SIGNED.get(source.dtype, source.dtype)
+        given = source.resolve_conj().resolve_neg().view(dtype)
+        torch.index_select(given, 0, index.to(source.device), out=out.view(dtype))
     else:
         out.copy_(source[index.to(source.device)])
 
