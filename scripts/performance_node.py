@@ -51,6 +51,10 @@ rows, faults in a page or waits for the kernel, and neither calls more functions
 buffers in memory without `deduplicate`, which looks at each row that it turns away or replaces; a buffer in a file asks
 the kernel for each row beforehand. Rows that a policy picks out of a batch are copied by way of 256 KiB that stay.
 
+How far the copy outweighs the rest depends on the machine: on one with AMD processors, at commit 58f5af3c0b8d, writes
+were 3.9 times as fast as torchrl's and 0.49 times as fast as raw numpy, gathers 2.8 and 0.86 times, and `score` took
+45 µs.
+
 Memory beside the rows is 8 bytes a row, 4 more once rows of other ranks were loaded, one more where changes are asked
 for, up to 27 more with partitions, some 10 with scores and up to 21 with `deduplicate`: 2 % of a row of 3 KB with
 partitions, and more of smaller ones. A `commit` keeps a copy of these numbers.
