@@ -56,7 +56,7 @@ were 3.9 times as fast as torchrl's and 0.49 times as fast as raw numpy, gathers
 45 µs.
 
 Memory beside the rows is 8 bytes a row, 4 more once rows of other ranks were loaded, one more where changes are asked
-for, up to 27 more with partitions, some 10 with scores and up to 21 with `deduplicate`: 2 % of a row of 3 KB with
+for, up to 27 more with partitions, 12 with scores and up to 21 with `deduplicate`: 2 % of a row of 3 KB with
 partitions, and more of smaller ones. A `commit` keeps a copy of these numbers.
 """
 

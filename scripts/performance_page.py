@@ -70,8 +70,7 @@ under way, so headers and all that gloo adds are in them. The *ratio* is that of
 that went to another rank. *Messages* are ranks that rows are sent to, counted at the transport; *segments* are TCP
 segments with data. Numbers are means over 40 steps and over the ranks. The draw is that of one rank for all ranks,
 uniformly, each asking for 8 rows, together with the rank's own plan: the same work on every rank. A draw by partition
-takes more: with 10 partitions 0.6 and 14 ms, and taking in their counts another 0.5 and 8 ms, as timed once at 1,024
-and at 16,384 ranks.
+takes several times as long; `rehearsal plan` reckons with that.
 """
 
 EXCHANGE_LIMITS = """\
