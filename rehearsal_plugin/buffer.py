@@ -13,7 +13,7 @@ from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.duplicates import DUPLICATE, Contents
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.journal import Journal
-from rehearsal_plugin.occupancy import Occupancy
+from rehearsal_plugin.occupancy import Occupancy, kept_places
 from rehearsal_plugin.policies import POLICIES, Offer
 from rehearsal_plugin.policies.base import last_writers
 from rehearsal_plugin.provenance import Provenance, RankArray
@@ -137,10 +137,10 @@ class RehearsalBuffer:
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
         """Copy the rows `[n, row_bytes]` that `admit` kept to their `slots` `[n]`."""
-        kept = _kept(slots)
+        places = kept_places(slots)
+        kept = slots if places is None else slots[places]
         if len(kept):
             self._note(kept)
-            places = _places(slots, kept)
             if rows.device != self.device:  # only what is kept has to travel
                 rows, places = (rows if places is None else _pick(rows, places)).to(self.device), None
             self._storage.write(kept, rows, places)
@@ -270,10 +270,11 @@ class RehearsalBuffer:
             BatchError: The batch does not fit the layout, as where rows have state beside it.
         """
         columns = self.layout.columns(batch)
-        columns += self.layout.state_columns({}, len(columns[0]))
+        size = columns[0].shape[0]
+        columns += self.layout.state_columns({}, size)
         if self._contents is None:
             return self._offer(columns)
-        rows = self._rows(len(columns[0]))
+        rows = self._rows(size)
         self.layout.pack(columns, rows)
         slots = self.admit(rows, self._next())
         self.write(slots, rows)
@@ -335,7 +336,7 @@ class RehearsalBuffer:
         slots, kept = self._decide(*self._traits.of_columns(columns), self._next())
         if len(kept):
             self._note(kept)
-            self._storage.write_fields(kept, self.layout.fields, columns, _places(slots, kept))
+            self._storage.write_fields(kept, self.layout.fields, columns, None if kept is slots else kept_places(slots))
         return len(kept)
 
     def _decide(self, keys: IntArray, values: FloatArray | None, step: int) -> tuple[IntArray, IntArray]:
@@ -365,17 +366,6 @@ class RehearsalBuffer:
     def _next(self) -> int:
         self._calls += 1
         return self._calls
-
-
-def _kept(slots: IntArray) -> IntArray:
-    """Those of `slots` `[n]` that rows go to; the same array where all rows are kept."""
-    kept = slots >= 0
-    return slots if np.count_nonzero(kept) == len(slots) else slots[kept]
-
-
-def _places(slots: IntArray, kept: IntArray) -> IntArray | None:
-    """Which of `slots` `[n]` are the `kept` ones; None where all are."""
-    return None if kept is slots else np.flatnonzero(slots >= 0)
 
 
 def _pick(rows: Tensor, index: IntArray) -> Tensor:

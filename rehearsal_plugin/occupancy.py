@@ -10,7 +10,7 @@ import numpy as np
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray, Values
 
-__all__ = ["Occupancy", "Partitions", "earlier"]
+__all__ = ["Occupancy", "Partitions", "earlier", "kept_places"]
 
 
 class Occupancy:
@@ -52,8 +52,8 @@ class Occupancy:
             The slots of the rows that are kept; the same array where all are.
         """
         kept, own, judged = slots, owners, values
-        if np.count_nonzero(slots >= 0) < len(slots):
-            places = (slots >= 0).nonzero()[0]
+        places = kept_places(slots)
+        if places is not None:
             kept, own, judged = slots[places], owners[places], None if values is None else values[places]
         if self.values is not None and values is not None and judged is not None:
             self.values.set(kept, judged)
@@ -220,6 +220,13 @@ class Partitions:
         lists[_spread(begin, held)] = self._lists[_spread(self._begin[moving], held)]
         self._begin[moving], self._room[moving] = begin, rooms
         self._lists, self._end = lists, end + int(rooms.sum())
+
+
+def kept_places(slots: IntArray) -> IntArray | None:
+    """Which rows are kept that were given `slots` `[n]`, -1 for none: `[kept]` int64; None where all are."""
+    if not len(slots) or slots[slots.argmin()] >= 0:  # several times faster than to compare them all
+        return None
+    return np.flatnonzero(slots >= 0)
 
 
 def earlier(owners: IntArray) -> IntArray:

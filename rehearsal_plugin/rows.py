@@ -59,24 +59,34 @@ class Field:
 
     def check(self, tensor: object, batch_size: int) -> Tensor:
         """Return `tensor` if it can fill this field, else raise `BatchError`."""
+        if (
+            isinstance(tensor, Tensor)
+            and tensor.dtype == self.dtype
+            and tensor.shape == (batch_size, *self.shape)
+            and tensor.layout == torch.strided
+        ):
+            return tensor
+        raise BatchError(self._misfit(tensor, batch_size))
+
+    def _misfit(self, tensor: object, batch_size: int) -> str:
+        """Why `tensor` cannot fill this field."""
         if not isinstance(tensor, Tensor):
-            raise BatchError(
+            return (
                 f"batch field '{self.name}' was a tensor in the first batch and is now "
                 f"{'missing' if tensor is None else type(tensor).__name__}; every batch needs the same fields"
             )
         if tensor.dtype != self.dtype:
-            raise BatchError(
+            return (
                 f"batch field '{self.name}' was {self.dtype} in the first batch and is now {tensor.dtype}; "
                 "cast it to one dtype"
             )
         if tensor.shape != (batch_size, *self.shape):
-            raise BatchError(
+            return (
                 f"batch field '{self.name}' must have shape {(batch_size, *self.shape)}, as in the first batch, "
                 f"and has {tuple(tensor.shape)}; pad or crop every sample to one shape, or have that done by naming it "
                 "in rehearsal.padding.values"
             )
-        _check_dense(self.name, tensor)
-        return tensor
+        return _sparse(self.name, tensor)
 
 
 @dataclass(frozen=True)
@@ -289,15 +299,15 @@ def _choose(leaves: dict[str, Any], only: Collection[str] | None) -> dict[str, T
     size = len(leaves[names[0]])
     chosen = {name: leaves[name] for name in names if only is not None or _is_batched(leaves[name], size)}
     for name, tensor in chosen.items():
-        _check_dense(name, tensor)
+        if tensor.layout != torch.strided:
+            raise BatchError(_sparse(name, tensor))
         if len(tensor) != size:
             raise BatchError(f"batch field '{name}' has {len(tensor)} samples and '{names[0]}' has {size}")
     return chosen
 
 
-def _check_dense(name: str, tensor: Tensor) -> None:
-    if tensor.layout != torch.strided:
-        raise BatchError(f"batch field '{name}' is sparse ({tensor.layout}); make it dense with .to_dense()")
+def _sparse(name: str, tensor: Tensor) -> str:
+    return f"batch field '{name}' is sparse ({tensor.layout}); make it dense with .to_dense()"
 
 
 def _is_batched(leaf: object, size: int) -> bool:

@@ -1,7 +1,7 @@
 """Rows at fixed slots: in memory, pinned memory, device memory or a file.
 
-Copies go through numpy where the rows are in host memory: one call for all rows, single-threaded, with the
-GIL released, and at the speed of a contiguous copy for rows of a few kilobytes and more.
+Where the rows are in host memory, a copy is one call for all rows, on one thread, and without the GIL if it takes a
+while.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rehearsal_plugin.config import BufferConfig
+from rehearsal_plugin.copies import gather, scatter
 from rehearsal_plugin.errors import StorageError
 from rehearsal_plugin.rows import Field
 from rehearsal_plugin.shares import IntArray
@@ -25,11 +27,7 @@ from rehearsal_plugin.shares import IntArray
 __all__ = ["Changes", "DeviceStorage", "FileStorage", "HostStorage", "RowStorage", "TrackedStorage", "open_storage"]
 
 
-PICKED_BYTES = 1 << 18
-"""Of rows that are picked out of a batch at a time: they are still in the cache when they are stored."""
-
-Cells: TypeAlias = np.ndarray[tuple[int], np.dtype[Any]]
-"""`[capacity]` items of `nbytes` bytes each: one field of all rows."""
+Bytes: TypeAlias = NDArray[np.uint8]
 
 
 class RowStorage(Protocol):
@@ -66,18 +64,14 @@ class HostStorage:
 
     device = torch.device("cpu")
 
-    def __init__(self, array: np.ndarray[tuple[int, int], np.dtype[np.uint8]]) -> None:
+    def __init__(self, array: Bytes) -> None:
         self._array = array
-        self._cells: dict[tuple[int, int], Cells] = {}  # by offset and bytes
-        self._picked: dict[int, Cells] = {}  # by bytes of a cell; used again
+        self._cells: dict[tuple[int, int], Bytes] = {}  # of one field of all rows, by offset and bytes
         self.row_bytes = array.shape[1]
 
     def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
-        if places is None:
-            self._array[slots] = rows.numpy()
-        else:
-            self._write_cells(0, self.row_bytes, slots, rows.numpy(), places)
+        scatter(self._array, slots, _as_array(rows), places)
 
     def write_fields(
         self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
@@ -85,31 +79,17 @@ class HostStorage:
         """See `RowStorage.write_fields`."""
         for field, column in zip(fields, columns, strict=True):
             if field.nbytes:
-                self._write_cells(field.offset, field.nbytes, slots, _as_array(column), places)
+                scatter(self._cells_of(field.offset, field.nbytes), slots, _as_array(column), places)
 
-    def _write_cells(
-        self, offset: int, nbytes: int, slots: IntArray, given: np.ndarray[Any, Any], places: IntArray | None
-    ) -> None:
-        """Copy what is `given` to the bytes from `offset` on; opaque cells are copied at once."""
+    def _cells_of(self, offset: int, nbytes: int) -> Bytes:
         cells = self._cells.get((offset, nbytes))
         if cells is None:
-            cells = self._array[:, offset : offset + nbytes].view(f"V{nbytes}")[:, 0]
-            self._cells[offset, nbytes] = cells
-        new = given.ravel().view(cells.dtype)
-        if places is None:
-            cells[slots] = new
-            return
-        picked = self._picked.get(nbytes)
-        if picked is None:
-            picked = self._picked[nbytes] = np.empty(max(1, PICKED_BYTES // nbytes), dtype=cells.dtype)
-        for start in range(0, len(places), len(picked)):
-            chosen = places[start : start + len(picked)]
-            cells[slots[start : start + len(picked)]] = new.take(chosen, out=picked[: len(chosen)], mode="clip")
+            cells = self._cells[offset, nbytes] = self._array[:, offset : offset + nbytes]
+        return cells
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
-        # mode="clip" writes straight into `out`; the default mode gathers into a temporary first.
-        self._array.take(slots, axis=0, out=out.numpy(), mode="clip")
+        gather(self._array, slots, out.numpy())
 
     def first(self, count: int) -> Tensor:
         """See `RowStorage.first`."""
@@ -293,9 +273,9 @@ def _bytes_of(column: Tensor) -> Tensor:
 
 
 def _as_array(column: Tensor) -> np.ndarray[Any, Any]:
-    """The bytes of a tensor in host memory: a view wherever that is possible."""
+    """The bytes of a tensor in host memory, contiguous: a view wherever that is possible."""
     try:
-        return column.numpy()
+        return np.ascontiguousarray(column.numpy())
     except (RuntimeError, TypeError):  # it lies elsewhere, has a history or a lazy sign, or numpy lacks its dtype
         return _bytes_of(column).numpy(force=True)
 

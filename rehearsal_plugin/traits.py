@@ -47,7 +47,7 @@ class Traits:
         """The same of samples whose fields lie in `columns`, `[n, *shape]` each."""
         keys = None if self.key is None else columns[self._fields.index(self.key)]
         values = None if self.value is None else as_values(columns[self._fields.index(self.value)])
-        return _as_keys(len(columns[0]), keys), values
+        return _as_keys(columns[0].shape[0], keys), values
 
     def keys(self, rows: Tensor) -> IntArray:
         """The partition keys `[n]` int64 of packed rows `[n, row_bytes]`; zeros without partitions."""

@@ -12,7 +12,7 @@ VENV=${VENV:-$ROOT/.venv}
 EXTRAS=$(printf '%s\n' "$@" | tr ', ' '\n\n' | sed '/^$/d' | sort -u | paste -sd, -)
 
 # The stamps of one state of the project lie in one folder, so that another state makes all of them invalid.
-STATE=$( (echo "$ROOT"; cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt") | sha256sum | cut -d' ' -f1)
+STATE=$( (echo "$ROOT"; cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" "$ROOT/rehearsal_plugin/"*.c) | sha256sum | cut -d' ' -f1)
 STAMP=$VENV/.setup/$STATE/${EXTRAS:-none}
 if [ -x "$VENV/bin/python" ] && [ -e "$STAMP" ]; then exit 0; fi
 if [ ! -d "$VENV/.setup/$STATE" ]; then rm -rf "$VENV/.setup"; fi
@@ -25,6 +25,10 @@ if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
     fail "python3 is $(python3 -V 2>&1); install Python 3.10 or newer, or put it first in PATH"
   python3 -m venv "$VENV" || fail "python3 cannot make $VENV; install its venv module (Debian, Ubuntu: python3-venv)"
 fi
+
+command -v "${CC:-cc}" >/dev/null || fail "no C compiler; install one (Debian, Ubuntu: gcc), or name it in CC"
+"$VENV/bin/python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+  fail "no headers of $(python3 -V); install them (Debian, Ubuntu: python3-dev)"
 
 echo "setup: installing${EXTRAS:+ $EXTRAS} into $VENV; this can take some minutes"
 # torch first and by its exact pin: left to the others' ranges, pip may choose another build of several gigabytes.

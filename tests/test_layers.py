@@ -19,6 +19,7 @@ LAYERS = [
     "config",
     "rng",
     "shares",
+    "copies",
     "losses",
     "values",
     "nesting",
@@ -71,7 +72,7 @@ OPTIONAL = ["accelerate", "deepspeed", "faiss", "horovod", "matplotlib", "scipy"
 REQUIRED = {"torch", "numpy", "pydantic", "safetensors", "yaml"}
 PARTS_OF_PYDANTIC = {"annotated_types", "pydantic_core"}
 
-MODULES = sorted(FOLDER.rglob("*.py"))
+MODULES = sorted((*FOLDER.rglob("*.py"), *FOLDER.rglob("*.pyi")))
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -95,7 +96,7 @@ def absolute(node: ast.ImportFrom, path: Path) -> str:
 def layer_of(name: str) -> str:
     """The layer of a dotted name within the package: its first part, or `__init__` for what the package exports."""
     part = name.split(".")[1] if "." in name else "__init__"
-    return part if (FOLDER / part).is_dir() or (FOLDER / f"{part}.py").is_file() else "__init__"
+    return part if (FOLDER / part).is_dir() or any(FOLDER.glob(f"{part}.py*")) else "__init__"
 
 
 def own_layer(path: Path) -> str:

@@ -88,6 +88,12 @@ def test_other_slots_are_left_alone(storage: RowStorage) -> None:
     assert torch.equal(read(storage, np.arange(CAPACITY)), rows)
 
 
+def test_rows_and_slots_may_lie_apart(storage: RowStorage) -> None:
+    rows = random_rows(8, storage)
+    storage.write(np.arange(8)[::2], rows[::2])
+    assert torch.equal(read(storage, np.arange(8)[::2]), rows[::2])
+
+
 def test_rows_are_copied_in(storage: RowStorage) -> None:
     rows = random_rows(2, storage)
     storage.write(np.array([0, 1]), rows)

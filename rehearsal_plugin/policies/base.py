@@ -54,7 +54,8 @@ def last_writers(slots: IntArray) -> IntArray:
     """Where several rows go to one slot, keep the last, as if they had been written one by one."""
     if len(slots) <= FEW:
         listed = slots.tolist()
-        different = len(set(listed)) + max(0, listed.count(-1) - 1) == len(listed)
+        missing = len(listed) - len(set(listed))
+        different = not missing or missing == listed.count(-1) - 1
     else:
         ordered = np.sort(slots)
         different = not np.count_nonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0))
