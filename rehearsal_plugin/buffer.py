@@ -22,7 +22,7 @@ from rehearsal_plugin.rows import Packed, RowLayout
 from rehearsal_plugin.sampling import choose_from
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.storage import Changes, TrackedStorage, open_storage
-from rehearsal_plugin.traits import Traits, as_values
+from rehearsal_plugin.traits import Traits
 from rehearsal_plugin.values import FloatArray
 
 __all__ = ["RehearsalBuffer"]
@@ -100,7 +100,7 @@ class RehearsalBuffer:
     def tickets(self) -> int:
         """The scores of all stored rows together, as a whole number; see `holders`."""
         values = self.occupancy.values
-        return 0 if values is None or values.tickets is None else values.tickets.total
+        return 0 if values is None else values.tickets(self.occupancy.count).total
 
     def holders(self, tickets: IntArray) -> IntArray:
         """The slots `[n]` that hold `tickets` `[n]` int64, numbered from 0 to those of all rows.
@@ -109,9 +109,8 @@ class RehearsalBuffer:
         score. New scores count from the next `admit` on.
         """
         values = self.occupancy.values
-        assert values is not None
-        assert values.tickets is not None  # the config asks for a score
-        return values.tickets.find(tickets)
+        assert values is not None  # the config asks for a score
+        return values.tickets(self.occupancy.count).find(tickets)
 
     def admit(self, rows: Tensor, step: int) -> IntArray:
         """Decide which rows stay, and where.
@@ -186,7 +185,9 @@ class RehearsalBuffer:
             self._contents.put(slots[last], self._contents.hashes(rows))
         judged = self._traits.value
         if judged is not None and judged.name in fields:
-            self._rescored.append((slots[last], as_values(judged.view(rows))))
+            new = self._traits.values(rows)
+            assert new is not None
+            self._rescored.append((slots[last], new))
 
     def commit(self) -> None:
         """Make the present state the one that `rollback` returns to, until the next commit."""

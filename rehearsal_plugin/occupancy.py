@@ -226,7 +226,7 @@ def kept_places(slots: IntArray) -> IntArray | None:
     """Which rows are kept that were given `slots` `[n]`, -1 for none: `[kept]` int64; None where all are."""
     if not len(slots) or slots[slots.argmin()] >= 0:  # several times faster than to compare them all
         return None
-    return np.flatnonzero(slots >= 0)
+    return (slots >= 0).nonzero()[0]
 
 
 def earlier(owners: IntArray) -> IntArray:

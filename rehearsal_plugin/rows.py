@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +57,14 @@ class Field:
         if not self.nbytes:
             return rows.new_empty(shape, dtype=self.dtype)
         return rows.narrow(1, self.offset, self.nbytes).view(self.dtype).view(shape)
+
+    @cached_property
+    def numpy_dtype(self) -> np.dtype[Any] | None:
+        """The dtype as numpy has it; None where it has none, as for bfloat16."""
+        try:
+            return torch.empty(0, dtype=self.dtype).numpy().dtype
+        except TypeError:
+            return None
 
     def check(self, tensor: object, batch_size: int) -> Tensor:
         """Return `tensor` if it can fill this field, else raise `BatchError`."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rehearsal_plugin.config import BufferConfig
@@ -14,7 +16,7 @@ from rehearsal_plugin.rows import ROW_LOSS, Field, RowLayout
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray, bounded
 
-__all__ = ["Traits", "as_values"]
+__all__ = ["Traits"]
 
 
 class Traits:
@@ -45,30 +47,42 @@ class Traits:
 
     def of_columns(self, columns: list[Tensor]) -> tuple[IntArray, FloatArray | None]:
         """The same of samples whose fields lie in `columns`, `[n, *shape]` each."""
-        keys = None if self.key is None else columns[self._fields.index(self.key)]
-        values = None if self.value is None else as_values(columns[self._fields.index(self.value)])
-        return _as_keys(columns[0].shape[0], keys), values
+        keys = None if self.key is None else _array(columns[self._fields.index(self.key)], torch.int64)
+        values = None if self.value is None else _array(columns[self._fields.index(self.value)], torch.float32)
+        count = columns[0].shape[0]
+        return _as_keys(keys, count), self._as_values(values, count)
 
     def keys(self, rows: Tensor) -> IntArray:
         """The partition keys `[n]` int64 of packed rows `[n, row_bytes]`; zeros without partitions."""
-        return _as_keys(len(rows), None if self.key is None else self.key.view(rows))
+        return _as_keys(None if self.key is None else _stored(self.key, rows, torch.int64), rows.shape[0])
 
     def values(self, rows: Tensor) -> FloatArray | None:
         """What packed rows `[n, row_bytes]` are judged by, `[n, width]` float32; None where they are not."""
-        return None if self.value is None else as_values(self.value.view(rows))
+        values = None if self.value is None else _stored(self.value, rows, torch.float32)
+        return self._as_values(values, rows.shape[0])
+
+    def _as_values(self, numbers: NDArray[Any] | None, count: int) -> FloatArray | None:
+        return None if numbers is None else bounded(numbers.astype(np.float32, copy=False).reshape(count, self.width))
 
 
-def _as_keys(count: int, column: Tensor | None) -> IntArray:
-    """Partition keys `[count]` int64 as a column has them; zeros without one."""
-    if column is None:
-        return np.zeros(count, dtype=np.int64)
-    return column.to("cpu", torch.int64).numpy().reshape(count)
+def _as_keys(numbers: NDArray[Any] | None, count: int) -> IntArray:
+    """Partition keys `[count]`; zeros without any."""
+    return np.zeros(count, np.int64) if numbers is None else numbers.astype(np.int64, copy=False).reshape(count)
 
 
-def as_values(column: Tensor) -> FloatArray:
-    """What rows are judged by, `[n, width]` float32, as a column `[n, ...]` has it."""
-    size, *shape = column.shape
-    return bounded(column.detach().to("cpu", torch.float32).numpy().reshape(size, math.prod(shape)))
+def _stored(field: Field, rows: Tensor, dtype: torch.dtype) -> NDArray[Any]:
+    """A field of packed rows `[n, row_bytes]`; see `_array`. All of numpy's calls take less time than one of torch."""
+    if field.numpy_dtype is None or not rows.is_cpu:
+        return _array(field.view(rows), dtype)
+    return rows.numpy()[:, field.offset : field.offset + field.nbytes].view(field.numpy_dtype)
+
+
+def _array(column: Tensor, dtype: torch.dtype) -> NDArray[Any]:
+    """A tensor in host memory; of `dtype` where numpy does not have its own."""
+    try:
+        return column.numpy()
+    except (RuntimeError, TypeError):  # it lies elsewhere, has a history, or numpy lacks its dtype
+        return column.detach().to("cpu", dtype).numpy()
 
 
 def _key_field(layout: RowLayout, name: str) -> Field:

@@ -74,21 +74,26 @@ class Values:
 
     Attributes:
         stored: `[capacity, width]` float32.
-        tickets: Scores as whole numbers, for draws in proportion to them; None for features.
     """
 
     def __init__(self, capacity: int, width: int) -> None:
         self.stored = np.zeros((capacity, width), dtype=np.float32)
-        self.tickets = SumTree(capacity) if width == 1 else None
+        self._tickets: SumTree | None = None  # until somebody draws by score
         self._sums = np.zeros((0, width))
         self._seen = np.zeros(0, dtype=np.int64)
 
     def set(self, slots: IntArray, values: FloatArray) -> None:
         """Give the rows at `slots` `[n]`, all different, the values `[n, width]`."""
         self.stored[slots] = values
-        if self.tickets is not None:
-            shares = values[:, 0] * np.float64(TICKETS_PER_UNIT)  # at least one, so that every row can be drawn
-            self.tickets.set(slots, shares.clip(1, MOST_TICKETS).astype(np.int64))
+        if self._tickets is not None:
+            self._tickets.set(slots, _tickets_of(values))
+
+    def tickets(self, count: int) -> SumTree:
+        """The scores of the first `count` rows, which are all, as whole numbers, for draws in proportion to them."""
+        if self._tickets is None:
+            self._tickets = SumTree(len(self.stored))
+            self._tickets.set(np.arange(count), _tickets_of(self.stored[:count]))
+        return self._tickets
 
     def count_offers(self, owners: IntArray, values: FloatArray) -> None:
         """Add offered rows, values `[n, width]` of owners `[n]`, to the owners' means."""
@@ -118,6 +123,17 @@ class Values:
         return np.asarray(sums / seen)
 
 
+def _tickets_of(scores: FloatArray) -> IntArray:
+    """Of rows with scores `[n, 1]`: `[n]`, at least one each, so that every row can be drawn."""
+    shares = scores[:, 0] * np.float64(TICKETS_PER_UNIT)
+    return np.minimum(np.maximum(shares, 1), MOST_TICKETS).astype(np.int64)
+
+
 def bounded(values: FloatArray) -> FloatArray:
-    """Values that can be compared: what is no number becomes 0, what is infinite the largest one."""
+    """Values that can be compared: what is no number becomes 0, what is infinite the largest one.
+
+    The array itself where they all can be.
+    """
+    if np.count_nonzero(np.abs(values) <= LARGEST) == values.size:
+        return values
     return np.where(np.isnan(values), np.float32(0), values.clip(-LARGEST, LARGEST))

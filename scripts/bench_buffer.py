@@ -8,6 +8,9 @@ buffer of this package is used through its public methods (`RehearsalBuffer.offe
 that every row is written, and `sample` into memory that is used again), from a batch of tensors to a batch of tensors.
 Raw numpy begins and ends with packed rows: it is the bare copy. The contiguous copy does not even look for places.
 
+A store is called in a loop while it is its turn, up to 100 times. With rows of tokens it is also called once a turn:
+all others have been since, so that nothing of it is in the cache, as in a job, which calls it once a step.
+
 Peers that are not installed are left out; `pip install torchrl tensordict cpprb` brings them.
 """
 
@@ -31,6 +34,8 @@ from rehearsal_plugin.rows import RowLayout
 OURS = "rehearsal_plugin"
 WRITTEN, GATHERED = 14, (7, 64)
 WHAT = (f"W{WRITTEN}", *(f"G{count}" for count in GATHERED))
+COLD = {what: f"{what}, a single call" for what in WHAT}
+TURN_BYTES = 16 << 20
 RIVALS = {"torchrl": "torchrl", "torchrl_storage": "torchrl, storage alone", "numpy": "raw numpy"}
 PARTITIONS = 10
 
@@ -116,12 +121,13 @@ def of_form(
     rows = max(2 * max(GATHERED), nbytes // form.row_bytes)
     built = {name: make(rows, form.batch(2 * max(GATHERED))) for name, make in stores.items()}
     given = form.batch(WRITTEN)
-    calls = max(1, min(10, (1 << 20) // (WRITTEN * form.row_bytes)))
     timings = {}
-    for what in WHAT:
+    for what, count in zip(WHAT, (WRITTEN, *GATHERED), strict=True):
         alternatives = {name: operation(store, what, given) for name, store in built.items()}
-        for name, timing in measure(alternatives, rounds, calls=calls, warmup=5).items():
-            timings[name, what] = timing
+        calls = max(1, min(100, TURN_BYTES // (count * form.row_bytes)))
+        for named, times in {what: calls, **({COLD[what]: 1} if form is FORMS[TOKENS] else {})}.items():
+            for name, timing in measure(alternatives, rounds, calls=times, warmup=5).items():
+                timings[name, named] = timing
     return timings
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bench_buffer import FORMS, OURS, WHAT
+from bench_buffer import ADMISSIONS, COLD, FORMS, OURS, TOKENS, WHAT
 from bench_overhead import PHASES
 from study_page import Goal, markdown
 
@@ -26,9 +26,9 @@ BUFFER = """\
 Each store holds about 1 GB of rows. W14 writes 14 rows to random places, G7 and G64 gather 7 and 64; drawing the places
 is part of all, and everything runs on one thread. Of this package it is the public way: `RehearsalBuffer.offer` of a
 batch of tensors with the policy `random_replace`, which keeps every row, and `sample` of a batch of tensors into memory
-that is used again. *raw numpy* is the bare copy of rows that are packed already and stay so. Of torchrl there are the
-replay buffer with its own methods, and the storage alone without writer, sampler and lock. `--peers` measures whatever
-is installed of them.
+that is used again. A store is called up to 100 times while it is its turn. *raw numpy* is the bare copy of rows that
+are packed already and stay so. Of torchrl there are the replay buffer with its own methods, and the storage alone
+without writer, sampler and lock. `--peers` measures whatever is installed of them.
 """
 
 BUFFER_GOALS = (
@@ -42,22 +42,23 @@ BUFFER_GOALS = (
 )
 
 BUFFER_LIMITS = """\
-What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand each field to
-numpy. Few rows of 16 KB are copied in less time, which is what keeps small calls behind raw numpy; with larger rows or
-more of them it vanishes. `balanced` pays for its partitions, `score` for its tree of scores; both together, `score`
-with `partition_by`, are not in the table. Nor are `herding` and `closest_to_centre`, which look at all features of the
+Rows are stored past the cache ("non-temporal"), so that nothing is fetched only to be overwritten and the training step
+keeps what it has in the cache; rows below 64 KiB are read four side by side. That is a file of C,
+`rehearsal_plugin/copies.c`, which stores past the cache on x86-64, and plainly elsewhere. It is why a batch can be
+stored, admission included, in about the time of numpy's bare copy.
+
+What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand over each field.
+Few rows of 16 KB are copied in less time, which is what limits small writes now; with larger rows or more of them it
+vanishes. `balanced` pays for its partitions, `score` for finding rows that may leave; both together, `score` with
+`partition_by`, are not in the table. Nor are `herding` and `closest_to_centre`, which look at all features of the
 partitions that a batch touches and are meant for small buffers. In the steady state neither call allocates memory for
 rows, faults in a page or waits for the kernel, and neither calls more functions for more rows, which tests hold: of
 buffers in memory without `deduplicate`, which looks at each row that it turns away or replaces; a buffer in a file asks
-the kernel for each row beforehand. Rows that a policy picks out of a batch are copied by way of 256 KiB that stay.
-
-How far the copy outweighs the rest depends on the machine: on one with AMD processors, at commit 58f5af3c0b8d, writes
-were 3.9 times as fast as torchrl's and 0.49 times as fast as raw numpy, gathers 2.8 and 0.86 times, and `score` took
-45 µs.
+the kernel for each row beforehand. Copies of up to 64 KiB keep the GIL, longer ones give it up once a field.
 
 Memory beside the rows is 8 bytes a row, 4 more once rows of other ranks were loaded, one more where changes are asked
-for, up to 27 more with partitions, 12 with scores and up to 21 with `deduplicate`: 2 % of a row of 3 KB with
-partitions, and more of smaller ones. A `commit` keeps a copy of these numbers.
+for, up to 27 more with partitions, 4 with scores, 8 more where rows are drawn by them, and up to 21 with `deduplicate`:
+2 % of a row of 3 KB with partitions, and more of smaller ones. A `commit` keeps a copy of these numbers.
 """
 
 OVERHEAD = """\
@@ -97,10 +98,14 @@ def buffer_tables(report: Report, docs: Path) -> list[str]:
     columns = [(rows, what) for rows in FORMS for what in WHAT if (OURS, rows, what) in timed]
     stores = dict.fromkeys(store for store, _, what in timed if what in WHAT)
     lines = [[store, *(f"{timed[(store, *column)]:,.1f}" for column in columns)] for store in stores]
-    policies = [[store, f"{us:.1f}"] for (store, _, what), us in timed.items() if what not in WHAT]
+    policies = [[store, f"{us:.1f}"] for (store, _, _), us in timed.items() if store in ADMISSIONS]
+    cold = [[store, *(f"{timed[store, TOKENS, what]:,.1f}" for what in COLD.values())] for store in stores]
     return [
         "Microseconds a call, medians:\n",
         markdown(["", *(f"{rows}: {what}" for rows, what in columns)], lines),
+        f"The same of {TOKENS}, where a store is called once and then all others are, so that nothing of it is in the "
+        "cache, as in a job, which calls it once a step:\n",
+        markdown(["", *WHAT], cold),
         "Microseconds to decide over 14 rows in a full buffer, by policy; the copy is not in them:\n",
         markdown(["policy", "µs"], policies),
     ]

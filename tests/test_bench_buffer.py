@@ -22,7 +22,7 @@ def test_its_report_has_the_figures_that_it_is_run_for(tmp_path: Path, capsys: p
     assert bench_buffer.main(["--rounds", "2", "--store-mb", "1", "--json", str(tmp_path / "report.json")]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"write_vs_numpy", "gather_vs_numpy", "admission_us_max"} <= set(report["summary"])
-    assert len(report["rows"]) == len(FORMS) * 3 * (1 + len(BASELINES)) + len(bench_buffer.ADMISSIONS)
+    assert len(report["rows"]) == (len(FORMS) + 1) * 3 * (1 + len(BASELINES)) + len(bench_buffer.ADMISSIONS)
     assert "write_vs_numpy" in capsys.readouterr().out
 
 

@@ -129,10 +129,9 @@ def test_a_full_buffer_of_the_highest_scores_stays_exact() -> None:
 )
 def test_a_row_holds_tickets_in_proportion_to_its_score_and_at_least_one(score: float, tickets: int) -> None:
     values = Values(3, width=1)
-    values.set(ints(1), column(score))
-    assert values.tickets is not None
-    assert drawn(values.tickets) == [1] * int(tickets)
-    assert values.stored[:, 0].tolist() == [0, np.float32(score), 0]
+    values.set(ints(0), column(score))
+    assert drawn(values.tickets(1)) == [0] * int(tickets)
+    assert values.stored[:, 0].tolist() == [np.float32(score), 0, 0]
 
 
 def test_a_score_that_is_given_anew_takes_the_place_of_the_last() -> None:
@@ -140,12 +139,15 @@ def test_a_score_that_is_given_anew_takes_the_place_of_the_last() -> None:
     values.set(ints(0, 1, 2), column(1, 2, 3))
     values.set(ints(2, 0), column(0, 4))
     assert values.stored[:, 0].tolist() == [4, 2, 0]
-    assert values.tickets is not None
-    assert values.tickets.total == 6 * TICKETS_PER_UNIT + 1
+    assert values.tickets(3).total == 6 * TICKETS_PER_UNIT + 1
 
 
-def test_features_have_no_tickets() -> None:
-    assert Values(3, width=2).tickets is None
+def test_tickets_follow_the_scores_from_their_first_use_on() -> None:
+    values = Values(3, width=1)
+    values.set(ints(0, 1), column(1, 2))
+    assert values.tickets(2).total == 3 * TICKETS_PER_UNIT
+    values.set(ints(1, 2), column(5, 1))
+    assert values.tickets(3).total == 7 * TICKETS_PER_UNIT
 
 
 # Means

@@ -37,7 +37,8 @@ def balanced(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> In
         _leave(partitions, number, int(stays[number]), slots, replacing & (owners == number), rng)
         for number in shrinking.tolist()
     ]
-    whole = replacing & (slots < 0)  # whose partition stays as it is: any place in it is as good as another
+    # In a partition that stays as it is, any place is as good as another.
+    whole = replacing & (slots < 0) if freed else replacing
     slots[whole] = partitions.slots(owners[whole], place[whole])
     if np.count_nonzero(appended):
         slots[appended] = vacant(freed, occupancy.count, int(appended.sum()))

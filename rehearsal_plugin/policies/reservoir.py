@@ -37,8 +37,8 @@ def places(order: IntArray, capacity: int | IntArray, rng: np.random.Generator) 
         rng: Source of random numbers.
     """
     place = below(order + 1, len(order), rng)
-    place = np.where(order < capacity, order, place)
-    place[place >= capacity] = -1
+    np.copyto(place, order, where=order < capacity)
+    np.copyto(place, -1, where=place >= capacity)
     return place
 
 

@@ -26,7 +26,8 @@ def score(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntAr
     as any other can go. A step that replaces rows looks for the highest and the lowest score of all.
     """
     slots = thinned(occupancy.seen, occupancy.count, len(offer), occupancy.capacity, rng)
-    replacing = ((slots >= 0) & (slots < occupancy.count)).nonzero()[0]
+    placed = slots >= 0
+    replacing = (placed if occupancy.count == occupancy.capacity else placed & (slots < occupancy.count)).nonzero()[0]
     if len(replacing):
         assert occupancy.values is not None  # the config asks for a score
         scores = occupancy.values.stored[: occupancy.count, 0]
