@@ -47,7 +47,7 @@ class Numbers:
 
         Leave `rank` at 0 for what all ranks must agree on.
         """
-        self._counter[2:] = rank, step
+        self._counter[2], self._counter[3] = rank, step
         self._bits.state = self._begin
         return self._generator
 

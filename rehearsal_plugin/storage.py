@@ -66,7 +66,7 @@ class HostStorage:
 
     def __init__(self, array: Bytes) -> None:
         self._array = array
-        self._cells: dict[tuple[int, int], Bytes] = {}  # of one field of all rows, by offset and bytes
+        self._cells: dict[int, Bytes] = {}  # of one field of all rows, by its offset
         self.row_bytes = array.shape[1]
 
     def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
@@ -79,12 +79,12 @@ class HostStorage:
         """See `RowStorage.write_fields`."""
         for field, column in zip(fields, columns, strict=True):
             if field.nbytes:
-                scatter(self._cells_of(field.offset, field.nbytes), slots, _as_array(column), places)
+                scatter(self._cells_of(field), slots, _as_array(column), places)
 
-    def _cells_of(self, offset: int, nbytes: int) -> Bytes:
-        cells = self._cells.get((offset, nbytes))
+    def _cells_of(self, field: Field) -> Bytes:
+        cells = self._cells.get(field.offset)
         if cells is None:
-            cells = self._cells[offset, nbytes] = self._array[:, offset : offset + nbytes]
+            cells = self._cells[field.offset] = self._array[:, field.offset : field.offset + field.nbytes]
         return cells
 
     def read(self, slots: IntArray, out: Tensor) -> None:

@@ -23,7 +23,8 @@ from rehearsal_plugin.sampling import Plan, draw, plan
 __all__ = ["counted", "main", "timed_draws"]
 
 RANKS = (2, 4, 8, 16)
-DRAW_RANKS = (1024, 16_384)
+DRAWS = ((1024, 1), (16_384, 1), (16_384, 10), (16_384, 100))
+"""Ranks and partitions of the draws that are timed."""
 REPRESENTATIVES = 8
 TOKENS = 2048 * 8
 REFERENCE = "2,048 tokens and labels"
@@ -51,10 +52,11 @@ def main(argv: Sequence[str]) -> int:
         "bytes_ratio_max": max(row["bytes_ratio"] for row in rows if row["rows"] == REFERENCE),
         "collectives_per_step": max(row["collectives"] for row in rows),
     }
-    for size, timing in timed_draws(DRAW_RANKS, arguments.rounds).items():
-        rows.append({"rows": "draw", "ranks": size, **timing.row()})
-        summary[f"draw_ms_{size}"] = 1e3 * timing.cpu_median_s
-        summary[f"draw_wall_ms_{size}"] = 1e3 * timing.median_s
+    for (size, partitions), timing in timed_draws(DRAWS, arguments.rounds).items():
+        rows.append({"rows": "draw", "ranks": size, "partitions": partitions, **timing.row()})
+        by_partition = f"_{partitions}_partitions" if partitions > 1 else ""
+        summary[f"draw_ms_{size}{by_partition}"] = 1e3 * timing.cpu_median_s
+        summary[f"draw_wall_ms_{size}{by_partition}"] = 1e3 * timing.median_s
     publish(arguments.json, summary, rows, ranks=max(ranks))
     return 0
 
@@ -72,14 +74,14 @@ def as_row(job: Job, found: Sequence[Steps]) -> dict[str, Any]:
     return {**size, **means, "bytes_ratio": means["wire_bytes"] / means["row_bytes"]}
 
 
-def timed_draws(sizes: Sequence[int], rounds: int) -> dict[int, Timing]:
-    """One rank's draw for all ranks, and its own part of the plan, by the number of ranks."""
-    return {size: measure({"draw": drawing(size)}, rounds, warmup=5)["draw"] for size in sizes}
+def timed_draws(draws: Sequence[tuple[int, int]], rounds: int) -> dict[tuple[int, int], Timing]:
+    """One rank's draw for all ranks, and its own part of the plan, by the numbers of ranks and of partitions."""
+    return {which: measure({"draw": drawing(*which)}, rounds, warmup=5)["draw"] for which in draws}
 
 
-def drawing(ranks: int) -> Callable[[], Plan]:
-    """A draw of 8 rows for each of `ranks` ranks, uniformly from 1,000 rows of each."""
-    counts, requests = np.full((ranks, 1), 1000), np.full(ranks, REPRESENTATIVES)
+def drawing(ranks: int, partitions: int = 1) -> Callable[[], Plan]:
+    """A draw of 8 rows for each of `ranks` ranks from 1,000 rows of each, as many from every partition."""
+    counts, requests = np.full((ranks, partitions), 1000 // partitions), np.full(ranks, REPRESENTATIVES)
     rng = np.random.default_rng(0)
     return lambda: plan(draw(counts, requests, rng), ranks // 2, ranks)
 

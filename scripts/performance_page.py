@@ -69,8 +69,8 @@ that the kernel counts on the TCP connections of the exchange's own group, betwe
 under way, so headers and all that gloo adds are in them. The *ratio* is that of these bytes to the rows among them
 that went to another rank. *Messages* are ranks that rows are sent to, counted at the transport; *segments* are TCP
 segments with data. Numbers are means over 40 steps and over the ranks. The draw is that of one rank for all ranks,
-uniformly, each asking for 8 rows, together with the rank's own plan: the same work on every rank. A draw by partition
-takes several times as long; `rehearsal plan` reckons with that.
+each asking for 8 rows, together with the rank's own plan: the same work on every rank. A draw by partition takes
+longer, which `rehearsal plan` reckons with.
 """
 
 EXCHANGE_LIMITS = """\
@@ -135,7 +135,8 @@ def exchange_tables(report: Report, docs: Path) -> list[str]:
     for row in report["rows"]:
         if row["rows"] == "draw":
             clock = f"{row['ms']:.3g} ({row['ms_low']:.3g} to {row['ms_high']:.3g})"
-            draws.append([f"{row['ranks']:,}", f"{row['cpu_ms']:.3g}", clock, str(row["rounds"])])
+            size = [f"{row['ranks']:,}", str(row["partitions"])]
+            draws.append([*size, f"{row['cpu_ms']:.3g}", clock, str(row["rounds"])])
             continue
         counts = [f"{row[name]:.1f}" for name in ("collectives", "messages", "segments")]
         sizes = [f"{row[name]:,.0f}" for name in ("row_bytes", "wire_bytes")]
@@ -152,7 +153,7 @@ def exchange_tables(report: Report, docs: Path) -> list[str]:
         "bytes sent",
         "ratio",
     ]
-    draw_heads = ["ranks", "CPU ms a draw", "by the clock (quartiles)", "calls"]
+    draw_heads = ["ranks", "partitions", "CPU ms a draw", "by the clock (quartiles)", "calls"]
     return ["Of one rank in a step:\n", markdown(heads, lines), "The draw:\n", markdown(draw_heads, draws)]
 
 
