@@ -80,7 +80,7 @@ class Model(nn.Module):
 def main(argv: Sequence[str]) -> int:
     """Starts a job for every case, and sums up."""
     description = (__doc__ or "").partition("\n")[0]
-    arguments = arguments_of(description, argv, rounds=11, steps=5, step_ms=200)
+    arguments = arguments_of(description, argv, rounds=31, steps=5, step_ms=200)
     cases = [
         Case(row_bytes, free, arguments.rounds, arguments.steps, arguments.step_ms)
         for free in ((False, True) if len(os.sched_getaffinity(0)) > 1 else (False,))
