@@ -16,7 +16,16 @@ PLACE = {"ranks": 2, "cores": 2, "versions": {"torch": "2.13"}, "commit": "0" * 
 COUNTS = {"collectives": 2.0, "messages": 1.0, "segments": 9.0, "row_bytes": 4000.0, "wire_bytes": 4400.0}
 EXCHANGE = [
     {"rows": "small", "ranks": 2, "bytes_a_row": 1000, **COUNTS, "bytes_ratio": 1.1},
-    {"rows": "draw", "ranks": 1024, "ms": 0.9, "ms_low": 0.8, "ms_high": 1.2, "cpu_ms": 0.7, "rounds": 11},
+    {
+        "rows": "draw",
+        "ranks": 1024,
+        "partitions": 10,
+        "ms": 0.9,
+        "ms_low": 0.8,
+        "ms_high": 1.2,
+        "cpu_ms": 0.7,
+        "rounds": 11,
+    },
 ]
 SCALE = [
     {"kind": "fit", "base_us": 100.0, "hop_us": 20.0, "gb_s": 0.5, "cores": 2},
@@ -30,6 +39,10 @@ SCALE = [
 
 BUFFER = [
     {"rows": "tokens, 16 KB", "store": "rehearsal_plugin", "what": "W14", "ms": 0.25},
+    *(
+        {"rows": "tokens, 16 KB", "store": "rehearsal_plugin", "what": f"{what}, a single call", "ms": 0.5}
+        for what in ("W14", "G7", "G64")
+    ),
     {"rows": "tokens, 16 KB", "store": "fifo", "what": "admission", "ms": 0.012},
 ]
 OVERHEAD = [
@@ -60,10 +73,11 @@ def test_every_section_is_built_from_its_report(tmp_path: Path) -> None:
     assert "| small | 1,000 | 2 | 2.0 | 1.0 | 9.0 | 4,000 | 4,400 | 1.100 |" in page
     assert "≤ 1.05 | 1.100 | short by 0.050 |" in page
     assert "≤ 1 | 0.700 | met |" in page
-    assert "| 1,024 | 0.7 | 0.9 (0.8 to 1.2) | 11 |" in page
+    assert "| 1,024 | 10 | 0.7 | 0.9 (0.8 to 1.2) | 11 |" in page
     assert "| 16 (foretold) | 1,024 | 10 | 12 | 1.2 |" in page
     assert "320 stored rows were replayed 20,480 times" in page
     assert "| rehearsal_plugin | 250.0 |" in page
+    assert "| rehearsal_plugin | 500.0 | 500.0 | 500.0 |" in page
     assert "| fifo | 12.0 |" in page
     assert "| 8 | no | thread | 201 | 1.020 (1.010 to 1.030) | 1.050 (1.040 to 1.060) |" in page
     assert "| 8 | no | thread | 1.00 | 2.00 | 3.00 | 4.00 | 5.00 |" in page
