@@ -272,7 +272,8 @@ class RehearsalBuffer:
         """
         columns = self.layout.columns(batch)
         size = columns[0].shape[0]
-        columns += self.layout.state_columns({}, size)
+        if self.layout.state:
+            columns += self.layout.state_columns({}, size)
         if self._contents is None:
             return self._offer(columns)
         rows = self._rows(size)

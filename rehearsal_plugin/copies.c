@@ -7,6 +7,8 @@
    - Rows that are read lie far from one another. A processor sees a stream of addresses, and fetches ahead of it, only
      some misses after its begin; so a few short rows are read side by side.
 
+   Both go line by line, and take a line at once where the processor has AVX-512.
+
    The GIL is given up for copies that take longer than a hand-off costs. All arguments are checked, so that no call
    touches memory that is not theirs. */
 
@@ -14,25 +16,47 @@
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __SSE2__
-#include <emmintrin.h>
+#if defined(__x86_64__) && defined(__GLIBC__) /* whose loader chooses between clones */
+#define STREAMS
+#define WIDE __attribute__((target_clones("avx512f", "default")))
+#include <immintrin.h>
+#else
+#define WIDE
 #endif
 
 #define LINE 64        /* bytes of a line of the cache */
-#define STREAMED 512   /* bytes from which on a cell is written past the cache */
+#define STREAMED 512   /* bytes from which on a field is written past the cache */
 #define ABREAST 4      /* rows that are read side by side */
 #define LONG (1 << 16) /* bytes from which on a row is read alone */
 #define HELD (1 << 16) /* bytes up to which a copy keeps the GIL: some 5 us */
 
+typedef char Line __attribute__((vector_size(LINE), aligned(1), may_alias));
+
+#ifdef STREAMS
+__attribute__((target("avx512f"))) static void stream_wide(char *to, const char *from, size_t lines)
+{
+    for (; lines--; to += LINE, from += LINE)
+        _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(from));
+}
+
+static void stream(char *to, const char *from, size_t lines)
+{
+    for (; lines--; to += LINE, from += LINE)
+        for (int part = 0; part < LINE; part += 16)
+            _mm_stream_si128((__m128i *)(to + part), _mm_loadu_si128((const __m128i *)(from + part)));
+}
+#endif
+
 static void write_past_cache(char *to, const char *from, size_t count)
 {
-#ifdef __SSE2__
+#ifdef STREAMS
     if (count >= STREAMED) {
-        size_t head = -(uintptr_t)to % LINE; /* of a line that is not written as a whole */
+        size_t head = -(uintptr_t)to % LINE, whole; /* of a line that is not written as a whole */
         memcpy(to, from, head);
-        for (to += head, from += head, count -= head; count >= LINE; to += LINE, from += LINE, count -= LINE)
-            for (int part = 0; part < LINE; part += 16)
-                _mm_stream_si128((__m128i *)(to + part), _mm_loadu_si128((const __m128i *)(from + part)));
+        to += head, from += head, count -= head;
+        whole = count / LINE * LINE;
+        (__builtin_cpu_supports("avx512f") ? stream_wide : stream)(to, from, whole / LINE);
+        to += whole, from += whole, count -= whole;
     }
 #endif
     memcpy(to, from, count);
@@ -45,18 +69,32 @@ static inline int64_t at(const Py_buffer *index, Py_ssize_t i)
     return number;
 }
 
-static void write_cells(const Py_buffer *cells, const Py_buffer *slots, const char *from, const Py_buffer *places)
+/* One field of the samples that are stored. */
+typedef struct {
+    Py_buffer samples;
+    Py_ssize_t offset, nbytes; /* in a row */
+} Column;
+
+static void write_column(const Py_buffer *rows, const Py_buffer *slots, const Column *column, const Py_buffer *places)
 {
-    Py_ssize_t nbytes = cells->shape[1];
+    char *cells = (char *)rows->buf + column->offset;
+    const char *from = column->samples.buf;
     for (Py_ssize_t i = 0; i < slots->shape[0]; i++)
-        write_past_cache((char *)cells->buf + at(slots, i) * cells->strides[0],
-                         from + (places->obj ? at(places, i) : i) * nbytes, nbytes);
-#ifdef __SSE2__
+        write_past_cache(cells + at(slots, i) * rows->shape[1], from + (places->obj ? at(places, i) : i) * column->nbytes,
+                         column->nbytes);
+}
+
+static void write_columns(const Py_buffer *rows, const Py_buffer *slots, const Column *columns, Py_ssize_t count,
+                          const Py_buffer *places)
+{
+    for (Py_ssize_t i = 0; i < count; i++)
+        write_column(rows, slots, &columns[i], places);
+#ifdef STREAMS
     _mm_sfence(); /* what went past the cache is seen by whoever sees what is written from now on */
 #endif
 }
 
-static inline void read_abreast(const char *rows, Py_ssize_t nbytes, const Py_buffer *slots, Py_ssize_t first,
+WIDE static void read_abreast(const char *rows, Py_ssize_t nbytes, const Py_buffer *slots, Py_ssize_t first,
                                 Py_ssize_t count, char *out)
 {
     const char *from[ABREAST];
@@ -66,7 +104,7 @@ static inline void read_abreast(const char *rows, Py_ssize_t nbytes, const Py_bu
     out += first * nbytes;
     for (Py_ssize_t done = 0; done < whole; done += LINE)
         for (Py_ssize_t i = 0; i < count; i++)
-            memcpy(out + i * nbytes + done, from[i] + done, LINE);
+            *(Line *)(out + i * nbytes + done) = *(const Line *)(from[i] + done);
     for (Py_ssize_t i = 0; i < count; i++)
         memcpy(out + i * nbytes + whole, from[i] + whole, nbytes - whole);
 }
@@ -84,14 +122,14 @@ static void read_rows(const char *rows, Py_ssize_t nbytes, const Py_buffer *slot
     read_abreast(rows, nbytes, slots, done, count - done, out);
 }
 
-/* Open a buffer `[n, nbytes]` of bytes whose rows are whole. */
+/* Open a contiguous buffer `[n, nbytes]` of bytes. */
 static int open_bytes(PyObject *object, const char *name, int flags, Py_buffer *bytes)
 {
-    if (PyObject_GetBuffer(object, bytes, flags) < 0)
+    if (PyObject_GetBuffer(object, bytes, PyBUF_ND | flags) < 0)
         return -1;
-    if (bytes->ndim == 2 && bytes->itemsize == 1 && (!bytes->strides || bytes->shape[1] < 2 || bytes->strides[1] == 1))
+    if (bytes->ndim == 2 && bytes->itemsize == 1)
         return 0;
-    PyErr_Format(PyExc_ValueError, "%s must be rows of bytes that lie side by side", name);
+    PyErr_Format(PyExc_ValueError, "%s must be rows of bytes", name);
     PyBuffer_Release(bytes);
     return -1;
 }
@@ -116,38 +154,92 @@ failed:
     return -1;
 }
 
+static void close_columns(Column *columns, Py_ssize_t count)
+{
+    while (count--)
+        PyBuffer_Release(&columns[count].samples);
+    PyMem_Free(columns);
+}
+
+/* Open a contiguous buffer `[samples, ...]` whose samples lie at `offset` in a row of `row_bytes`. */
+static int open_column(PyObject *object, PyObject *offset, Py_ssize_t row_bytes, Column *column)
+{
+    Py_buffer *samples = &column->samples;
+    column->offset = PyLong_AsSsize_t(offset);
+    if ((column->offset == -1 && PyErr_Occurred()) || PyObject_GetBuffer(object, samples, PyBUF_ND) < 0)
+        return -1;
+    column->nbytes = samples->ndim && samples->shape[0] ? samples->len / samples->shape[0] : 0;
+    if (samples->ndim && column->offset >= 0 && column->offset <= row_bytes - column->nbytes)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "a column of %zd bytes a sample does not fit at %zd in rows of %zd bytes",
+                 column->nbytes, column->offset, row_bytes);
+    PyBuffer_Release(samples);
+    return -1;
+}
+
+/* Open columns of as many samples each; returns how many there are, -1 after an error. */
+static Py_ssize_t open_columns(PyObject *given, PyObject *offsets, Py_ssize_t row_bytes, Column **columns)
+{
+    if (!PyList_Check(given) || !PyList_Check(offsets) || !PyList_GET_SIZE(given) ||
+        PyList_GET_SIZE(given) != PyList_GET_SIZE(offsets)) {
+        PyErr_SetString(PyExc_ValueError, "offsets and columns must be lists of one length, at least 1");
+        return -1;
+    }
+    Py_ssize_t opened = 0, count = PyList_GET_SIZE(given);
+    if (!(*columns = PyMem_New(Column, count))) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (; opened < count; opened++) {
+        Column *column = &(*columns)[opened];
+        if (open_column(PyList_GET_ITEM(given, opened), PyList_GET_ITEM(offsets, opened), row_bytes, column) < 0)
+            goto failed;
+        if (column->samples.shape[0] != (*columns)->samples.shape[0]) {
+            PyErr_SetString(PyExc_ValueError, "columns must have one number of samples");
+            opened++;
+            goto failed;
+        }
+    }
+    return count;
+failed:
+    close_columns(*columns, opened);
+    return -1;
+}
+
 static PyObject *scatter(PyObject *module, PyObject *arguments)
 {
-    PyObject *to, *at, *given, *which, *result = NULL;
-    Py_buffer cells, slots, column, places = {0};
-    if (!PyArg_ParseTuple(arguments, "OOOO", &to, &at, &given, &which) ||
-        open_bytes(to, "cells", PyBUF_STRIDES | PyBUF_WRITABLE, &cells) < 0)
+    PyObject *to, *at, *offsets, *given, *which, *result = NULL;
+    Py_buffer rows, slots, places = {0};
+    Column *columns;
+    if (!PyArg_ParseTuple(arguments, "OOOOO", &to, &at, &offsets, &given, &which) ||
+        open_bytes(to, "rows", PyBUF_WRITABLE, &rows) < 0)
         return NULL;
-    if (open_index(at, "slots", cells.shape[0], &slots) < 0)
-        goto close_cells;
-    if (PyObject_GetBuffer(given, &column, PyBUF_SIMPLE) < 0)
+    if (open_index(at, "slots", rows.shape[0], &slots) < 0)
+        goto close_rows;
+    Py_ssize_t count = open_columns(given, offsets, rows.shape[1], &columns);
+    if (count < 0)
         goto close_slots;
-    Py_ssize_t count = slots.shape[0], nbytes = cells.shape[1], samples = nbytes ? column.len / nbytes : 0;
+    Py_ssize_t samples = columns->samples.shape[0];
     if (which != Py_None && open_index(which, "places", samples, &places) < 0)
-        goto close_column;
-    if (samples * nbytes != column.len || count != (places.obj ? places.shape[0] : samples)) {
-        PyErr_Format(PyExc_ValueError, "%zd bytes are not what %zd cells of %zd bytes need", column.len, count, nbytes);
+        goto close_columns;
+    if (slots.shape[0] != (places.obj ? places.shape[0] : samples)) {
+        PyErr_Format(PyExc_ValueError, "%zd samples are not what %zd slots need", samples, slots.shape[0]);
         goto close_places;
     }
-    PyThreadState *others = count * nbytes > HELD ? PyEval_SaveThread() : NULL;
-    write_cells(&cells, &slots, column.buf, &places);
+    PyThreadState *others = slots.shape[0] * rows.shape[1] > HELD ? PyEval_SaveThread() : NULL;
+    write_columns(&rows, &slots, columns, count, &places);
     if (others)
         PyEval_RestoreThread(others);
     result = Py_NewRef(Py_None);
 close_places:
     if (places.obj)
         PyBuffer_Release(&places);
-close_column:
-    PyBuffer_Release(&column);
+close_columns:
+    close_columns(columns, count);
 close_slots:
     PyBuffer_Release(&slots);
-close_cells:
-    PyBuffer_Release(&cells);
+close_rows:
+    PyBuffer_Release(&rows);
     return result;
 }
 
@@ -155,11 +247,11 @@ static PyObject *gather(PyObject *module, PyObject *arguments)
 {
     PyObject *from, *at, *to, *result = NULL;
     Py_buffer rows, slots, out;
-    if (!PyArg_ParseTuple(arguments, "OOO", &from, &at, &to) || open_bytes(from, "rows", PyBUF_ND, &rows) < 0)
+    if (!PyArg_ParseTuple(arguments, "OOO", &from, &at, &to) || open_bytes(from, "rows", PyBUF_SIMPLE, &rows) < 0)
         return NULL;
     if (open_index(at, "slots", rows.shape[0], &slots) < 0)
         goto close_rows;
-    if (open_bytes(to, "out", PyBUF_ND | PyBUF_WRITABLE, &out) < 0)
+    if (open_bytes(to, "out", PyBUF_WRITABLE, &out) < 0)
         goto close_slots;
     if (out.shape[0] != slots.shape[0] || out.shape[1] != rows.shape[1]) {
         PyErr_Format(PyExc_ValueError, "out is [%zd, %zd] and %zd rows of %zd bytes are wanted", out.shape[0],
@@ -181,7 +273,7 @@ close_rows:
 }
 
 static PyMethodDef functions[] = {
-    {"scatter", scatter, METH_VARARGS, "scatter(cells, slots, column, places)\n--\n\nStore samples as rows."},
+    {"scatter", scatter, METH_VARARGS, "scatter(rows, slots, offsets, columns, places)\n--\n\nStore samples as rows."},
     {"gather", gather, METH_VARARGS, "gather(rows, slots, out)\n--\n\nRead rows."},
     {NULL, NULL, 0, NULL},
 };

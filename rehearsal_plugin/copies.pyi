@@ -7,13 +7,20 @@ from numpy.typing import NDArray
 
 from rehearsal_plugin.shares import IntArray
 
-def scatter(cells: NDArray[np.uint8], slots: IntArray, column: np.ndarray[Any, Any], places: IntArray | None) -> None:
+def scatter(
+    rows: NDArray[np.uint8],
+    slots: IntArray,
+    offsets: list[int],
+    columns: list[np.ndarray[Any, Any]],
+    places: IntArray | None,
+) -> None:
     """Store samples.
 
     Args:
-        cells: `[capacity, nbytes]`, one field of all rows; the rows may lie apart, the bytes of a cell may not.
+        rows: `[capacity, row_bytes]`, contiguous.
         slots: `[n]` int64, all different.
-        column: `[m, ...]` contiguous, `nbytes` a sample.
+        offsets: The byte in a row at which each column begins.
+        columns: `[m, ...]` each, contiguous; what they have of a sample makes up its row, or a part of it.
         places: `[n]` int64, which of the samples; None where it is all, in their order.
 
     Raises:

@@ -8,6 +8,7 @@ message and a resumed run repeats none.
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +40,11 @@ class Numbers:
     def __init__(self, seed: int, purpose: Purpose) -> None:
         self._bits = np.random.Philox(key=[seed, purpose], counter=[0, 0, 0, 0])
         self._generator = np.random.Generator(self._bits)
-        self._begin = self._bits.state
-        self._counter = self._begin["state"]["counter"]
+        self._counter = [0, 0, 0, 0]
+        begin: Any = self._bits.state  # lists instead of its arrays, as numpy goes through them item by item
+        begin["state"] = {"counter": self._counter, "key": begin["state"]["key"].tolist()}
+        begin["buffer"] = begin["buffer"].tolist()
+        self._begin = begin
 
     def at(self, step: int, rank: int = 0) -> np.random.Generator:
         """The generator at the begin of the numbers of a step and rank, until the next call.

@@ -181,13 +181,18 @@ class RowLayout:
         leaves = leaves_of(batch)
         first = leaves.get(self.fields[0].name)
         size = first.shape[0] if isinstance(first, Tensor) and first.ndim else 0
-        for name in () if self.selected else leaves.keys() - self._names:
+        if not (self.selected or leaves.keys() <= self._names):
+            self._refuse_new(leaves, size)
+        return [field.check(leaves.get(field.name), size) for field in self.fields]
+
+    def _refuse_new(self, leaves: Mapping[str, Any], size: int) -> None:
+        """Raise `BatchError` if the batch has a field that the first one did not have."""
+        for name in leaves.keys() - self._names:
             if _is_batched(leaves[name], size):
                 raise BatchError(
                     f"batch field '{name}' was not in the first batch; every batch needs the same fields "
                     "(or name the fields of a row in rehearsal.fields)"
                 )
-        return [field.check(leaves.get(field.name), size) for field in self.fields]
 
     def size(self, batch: Any) -> int:
         """Samples in a batch, checked as by `columns`."""

@@ -6,6 +6,7 @@ while.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ __all__ = ["Changes", "DeviceStorage", "FileStorage", "HostStorage", "RowStorage
 
 
 Bytes: TypeAlias = NDArray[np.uint8]
+
+LINE = 64  # bytes of a line of the cache
 
 
 class RowStorage(Protocol):
@@ -66,26 +69,18 @@ class HostStorage:
 
     def __init__(self, array: Bytes) -> None:
         self._array = array
-        self._cells: dict[int, Bytes] = {}  # of one field of all rows, by its offset
         self.row_bytes = array.shape[1]
 
     def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
-        scatter(self._array, slots, _as_array(rows), places)
+        scatter(self._array, slots, [0], [_as_array(rows)], places)
 
     def write_fields(
         self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
     ) -> None:
         """See `RowStorage.write_fields`."""
-        for field, column in zip(fields, columns, strict=True):
-            if field.nbytes:
-                scatter(self._cells_of(field), slots, _as_array(column), places)
-
-    def _cells_of(self, field: Field) -> Bytes:
-        cells = self._cells.get(field.offset)
-        if cells is None:
-            cells = self._cells[field.offset] = self._array[:, field.offset : field.offset + field.nbytes]
-        return cells
+        offsets = [field.offset for field in fields]
+        scatter(self._array, slots, offsets, [_as_array(column) for column in columns], places)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -152,8 +147,7 @@ class DeviceStorage:
         for field, column in zip(fields, columns, strict=True):
             if field.nbytes:
                 cells = self._rows[:, field.offset : field.offset + field.nbytes]
-                given = _bytes_of(column).view(-1, field.nbytes)
-                cells.index_copy_(0, index, _picked(given, places).to(self.device))
+                cells.index_copy_(0, index, _picked(_bytes_of(column), places).to(self.device))
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -253,7 +247,7 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
             return HostStorage(torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy())
         if config.storage == "mmap":
             return FileStorage(_map_file(Path(config.path or "."), shape, rank), shape)
-        return HostStorage(np.zeros(shape, dtype=np.uint8))
+        return HostStorage(_zeros(shape))
     except (MemoryError, RuntimeError, AssertionError, OSError, ValueError, OverflowError) as error:
         raise StorageError(
             f"rehearsal.buffer.storage '{config.storage}' cannot hold {capacity} rows of {row_bytes} bytes "
@@ -262,18 +256,26 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
         ) from error
 
 
+def _zeros(shape: tuple[int, int]) -> Bytes:
+    """Memory that begins with a line of the cache: of a row that straddles lines more has to be read than written."""
+    size = math.prod(shape)
+    memory = np.zeros(size + LINE, dtype=np.uint8)
+    start = -memory.ctypes.data % LINE
+    return memory[start : start + size].reshape(shape)
+
+
 def _picked(rows: Tensor, places: IntArray | None) -> Tensor:
     """The rows at `places` `[n]`, or all."""
     return rows if places is None else rows[torch.from_numpy(places).to(rows.device)]
 
 
 def _bytes_of(column: Tensor) -> Tensor:
-    """The bytes of a column, `[n]` uint8: neither numpy nor every kernel of torch knows all dtypes."""
-    return column.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    """The bytes `[n, nbytes]` uint8 of a column: neither numpy nor every kernel of torch knows all dtypes."""
+    return column.detach().resolve_conj().resolve_neg().contiguous().unsqueeze(-1).flatten(1).view(torch.uint8)
 
 
 def _as_array(column: Tensor) -> np.ndarray[Any, Any]:
-    """The bytes of a tensor in host memory, contiguous: a view wherever that is possible."""
+    """A tensor in host memory `[n, ...]`, contiguous, or its bytes: a view wherever that is possible."""
     try:
         return np.ascontiguousarray(column.numpy())
     except (RuntimeError, TypeError):  # it lies elsewhere, has a history or a lazy sign, or numpy lacks its dtype

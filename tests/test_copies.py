@@ -45,7 +45,7 @@ def test_samples_go_to_their_cells_and_to_nothing_beside_them(nbytes: int, befor
     samples = random_bytes(4, nbytes, seed)
     slots, expected = rng.permutation(CAPACITY)[:4], rows.copy()
     expected[slots, before : before + nbytes] = samples
-    scatter(rows[:, before : before + nbytes], slots, samples, None)
+    scatter(rows, slots, [before], [samples], None)
     np.testing.assert_array_equal(rows, expected)
 
 
@@ -55,13 +55,25 @@ def test_some_samples_can_be_chosen(nbytes: int, places: list[int]) -> None:
     slots, chosen = np.arange(CAPACITY)[::-1][: len(places)], np.array(places, dtype=np.int64)
     expected = rows.copy()
     expected[slots] = samples[chosen]
-    scatter(rows, slots, samples, chosen)
+    scatter(rows, slots, [0], [samples], chosen)
+    np.testing.assert_array_equal(rows, expected)
+
+
+@given(lengths=st.lists(st.one_of(st.just(0), LENGTHS), min_size=1, max_size=12), chosen=st.booleans())
+def test_columns_go_side_by_side(lengths: list[int], chosen: bool) -> None:
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    rows, columns = np.zeros((CAPACITY, offsets[-1]), dtype=np.uint8), [random_bytes(4, n, seed=n) for n in lengths]
+    slots, places = np.array([4, 1]), np.array([3, 0])
+    given = columns if chosen else [column[places] for column in columns]
+    scatter(rows, slots, offsets[:-1].tolist(), given, places if chosen else None)
+    expected = np.zeros_like(rows)
+    expected[slots] = np.concatenate(columns, axis=1)[places]
     np.testing.assert_array_equal(rows, expected)
 
 
 def test_samples_of_any_shape_and_dtype_are_bytes() -> None:
     rows, samples = np.zeros((3, 24), dtype=np.uint8), np.arange(12, dtype=np.complex64).reshape(4, 3)
-    scatter(rows, np.array([2, 0]), samples, np.array([3, 1]))
+    scatter(rows, np.array([2, 0]), [0], [samples], np.array([3, 1]))
     assert rows[2].view(np.complex64).tolist() == [9, 10, 11]
     assert rows[0].view(np.complex64).tolist() == [3, 4, 5]
 
@@ -86,7 +98,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_copied(misfit: str, copy: s
     rows, slots, other = ({**FIT, **change}[name] for name in ("rows", "slots", "other"))
     before = rows.copy(), other.copy()
     with pytest.raises(error):
-        gather(rows, slots, other) if copy == "gather" else scatter(rows, slots, other, None)
+        gather(rows, slots, other) if copy == "gather" else scatter(rows, slots, [0], [other], None)
     np.testing.assert_array_equal(rows, before[0])
     np.testing.assert_array_equal(other, before[1])
 
@@ -94,20 +106,30 @@ def test_what_does_not_fit_is_refused_and_nothing_is_copied(misfit: str, copy: s
 @pytest.mark.parametrize(
     ("error", "change"),
     [
-        (ValueError, {"column": random_bytes(2, 7)}),
-        (ValueError, {"column": random_bytes(3, 8)}),
-        (ValueError, {"column": random_bytes(4, 8)[::2]}),
+        (ValueError, {"columns": [random_bytes(2, 9)]}),
+        (ValueError, {"columns": [random_bytes(3, 8)]}),
+        (ValueError, {"columns": [random_bytes(4, 8)[::2]]}),
+        (ValueError, {"columns": [np.zeros((), dtype=np.uint8)]}),
+        (ValueError, {"columns": [random_bytes(2, 4), random_bytes(3, 4)], "offsets": [0, 4]}),
+        (ValueError, {"columns": [random_bytes(2, 4)], "offsets": [5]}),
+        (ValueError, {"columns": [random_bytes(2, 4)], "offsets": [-1]}),
+        (ValueError, {"columns": [random_bytes(2, 4)], "offsets": [0, 4]}),
+        (ValueError, {"columns": [], "offsets": []}),
+        (ValueError, {"columns": random_bytes(2, 8)}),
+        (ValueError, {"columns": (random_bytes(2, 8),)}),
+        (TypeError, {"columns": [random_bytes(2, 8)], "offsets": ["0"]}),
+        (OverflowError, {"columns": [random_bytes(2, 8)], "offsets": [1 << 70]}),
+        (TypeError, {"columns": [random_bytes(2, 4), [[0] * 4] * 2], "offsets": [0, 4]}),
         (IndexError, {"places": np.array([0, 2])}),
         (IndexError, {"places": np.array([-1, 0])}),
         (ValueError, {"places": np.array([0])}),
-        (TypeError, {"column": [[0] * 8, [0] * 8]}),
     ],
 )
 def test_samples_that_do_not_fit_are_refused(error: type[Exception], change: dict[str, Any]) -> None:
     rows = random_bytes(CAPACITY, 8)
-    before, arguments = rows.copy(), {"column": random_bytes(2, 8), "places": None, **change}
+    before, arguments = rows.copy(), {"offsets": [0], "columns": [random_bytes(2, 8)], "places": None, **change}
     with pytest.raises(error):
-        scatter(rows, np.arange(2), arguments["column"], arguments["places"])
+        scatter(rows, np.arange(2), arguments["offsets"], arguments["columns"], arguments["places"])
     np.testing.assert_array_equal(rows, before)
 
 
@@ -115,7 +137,7 @@ def test_memory_that_may_not_be_written_is_not() -> None:
     rows = random_bytes(CAPACITY, 8)
     rows.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
-        scatter(rows, np.arange(2), random_bytes(2, 8), None)
+        scatter(rows, np.arange(2), [0], [random_bytes(2, 8)], None)
     with pytest.raises(ValueError, match="read-only"):
         gather(rows, np.arange(2), rows[:2])
 
@@ -124,11 +146,13 @@ def test_no_buffer_stays_open() -> None:
     rows, slots, other, wrong = random_bytes(CAPACITY, 8), np.arange(2), random_bytes(2, 8), np.array([0, CAPACITY])
     counts = [sys.getrefcount(argument) for argument in (rows, slots, other, wrong)]
     gather(rows, slots, other)
-    scatter(rows, slots, other, slots)
+    scatter(rows, slots, [0, 0], [other, other], slots)
     with pytest.raises(IndexError):
         gather(rows, wrong, other)
     with pytest.raises(IndexError):
-        scatter(rows, slots, other, wrong)
+        scatter(rows, slots, [0, 0], [other, other], wrong)
+    with pytest.raises(ValueError, match="one number of samples"):
+        scatter(rows, slots, [0, 0], [other, rows], None)
     assert [sys.getrefcount(argument) for argument in (rows, slots, other, wrong)] == counts
 
 
@@ -155,7 +179,7 @@ def turns() -> Iterator[Callable[[], int]]:
 INDEX = np.arange(64)
 COPIES: dict[str, Callable[[NDArray[np.uint8], NDArray[np.uint8]], None]] = {
     "gather": lambda rows, other: gather(rows, INDEX, other),
-    "scatter": lambda rows, other: scatter(rows, INDEX, other, None),
+    "scatter": lambda rows, other: scatter(rows, INDEX, [0], [other], None),
 }
 
 

@@ -136,6 +136,7 @@ def test_samples_written_field_by_field_are_the_rows_that_packing_them_gives(
         "eighth": torch.arange(4.0).to(torch.float8_e4m3fn),
         "unsigned": torch.arange(8).reshape(4, 2).to(torch.uint16),
         "none": torch.zeros(4, 0),
+        "none of a half": torch.zeros(4, 0, dtype=torch.bfloat16),
     }
     batch["half"] = batch["half"].reshape(4, 2)
     layout = RowLayout.infer(batch)
@@ -150,6 +151,13 @@ def test_samples_written_field_by_field_are_the_rows_that_packing_them_gives(
 
 
 # Memory
+
+
+@pytest.mark.parametrize("row_bytes", [16, 48, 4096])
+def test_memory_begins_with_a_line_of_the_cache(row_bytes: int) -> None:
+    """So that rows of whole lines are written without reading what they overwrite."""
+    for capacity in range(1, 9):
+        assert open_storage(BufferConfig(), capacity, row_bytes).first(1).data_ptr() % 64 == 0
 
 
 def test_memory_is_not_touched_before_it_is_used() -> None:

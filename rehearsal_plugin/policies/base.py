@@ -15,7 +15,7 @@ from rehearsal_plugin.values import FloatArray
 __all__ = ["POLICIES", "Offer", "Policy", "last_writers", "register", "vacant"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Offer:
     """Rows that want to be stored, in the order of the stream.
 
