@@ -13,6 +13,7 @@ from rehearsal_plugin.answers import Answers
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import CheckpointError, ConfigError
 from rehearsal_plugin.losses import token_counts
+from rehearsal_plugin.memory import Recycled
 from rehearsal_plugin.micro_batch import MicroBatch
 from rehearsal_plugin.nesting import leaves_of, without
 from rehearsal_plugin.padding import Padding
@@ -56,6 +57,7 @@ class Batches:
         self._transform, self._fill = transform or _unchanged, fill
         self.padding = None if config.padding is None else Padding(config.padding)
         self._layout: RowLayout | None = None
+        self._memory = Recycled()
 
     @property
     def fed(self) -> bool:
@@ -120,7 +122,7 @@ class Batches:
             replayed = layout.unpack(share.rows)
             if self.padding is not None:
                 batch, replayed = self.padding.alike(batch, replayed)
-            batch = layout.join(batch, replayed if everything else self._transform(replayed), displaced)
+            batch = layout.join(batch, replayed if everything else self._transform(replayed), self._memory, displaced)
         return self._transform(batch) if everything else batch
 
     def _weigh(self, batch: Any, new: int, share: Share | None) -> None:

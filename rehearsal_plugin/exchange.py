@@ -21,6 +21,7 @@ from torch import Tensor
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.census import LEAST_PAIRS, NOTES, Census
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.memory import Recycled
 from rehearsal_plugin.metrics import Metrics
 from rehearsal_plugin.mixture import Mixture, Weights
 from rehearsal_plugin.neighbours import Neighbours
@@ -143,6 +144,7 @@ class Exchange:
         stopped: Callable[[], bool],
     ) -> None:
         self._buffer, self._transport, self._metrics = buffer, transport, metrics
+        self._memory = Recycled()
         self._turns, self._stream, self._numbers = turns, stream, Numbers(config.seed, Purpose.DRAW)
         sampling = config.sampling
         self._by_score, self._by_partition = sampling.weights == "score", sampling.by_partition
@@ -269,8 +271,7 @@ class Exchange:
     def _send(self, outgoing: Outgoing) -> Pending:
         drawn, rank = outgoing.plan, self._transport.rank
         rows = outgoing.rows
-        # Memory of their own, as whoever gets them may hold on to them.
-        received = rows.new_empty((sum(drawn.recv_counts), rows.shape[1]))
+        received = self._memory.rows(rows, sum(drawn.recv_counts))  # whoever gets them may hold on to them
         sent, got = len(rows) - drawn.send_counts[rank], len(received) - drawn.recv_counts[rank]
         metrics, row_bytes = self._metrics, self._buffer.layout.row_bytes
         metrics.rows_sent += sent

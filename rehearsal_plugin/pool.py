@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from rehearsal_plugin.memory import zeros
 
 __all__ = ["RowPool", "Staging"]
 
@@ -70,5 +71,5 @@ class Staging:
 def _zeros(rows: int, row_bytes: int, device: torch.device) -> Tensor:
     """`[rows, row_bytes]` zeros: the padding between fields, never written, is sent to other ranks and saved."""
     if device.type == "cpu" and rows:  # zeroed by the kernel, where torch would have several threads go over it
-        return torch.from_numpy(np.zeros((rows, row_bytes), dtype=np.uint8))
+        return torch.from_numpy(zeros(rows * row_bytes)).view(rows, row_bytes)
     return torch.zeros((rows, row_bytes), dtype=torch.uint8, device=device)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rehearsal_plugin.exchange import Arrival, Refresh
-from rehearsal_plugin.rows import ALIGNMENT, RowLayout
+from rehearsal_plugin.fields import ALIGNMENT
+from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.shares import IntArray
 
 __all__ = ["Representatives", "Share"]

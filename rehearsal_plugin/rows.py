@@ -9,7 +9,6 @@ step then costs one gather, one exchange and one scatter, and reading a row back
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,82 +19,17 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.fields import ALIGNMENT, Field, lay_out, put, sparse_field
+from rehearsal_plugin.memory import Recycled
 from rehearsal_plugin.nesting import leaves_of, map_leaves
 
-__all__ = ["ALIGNMENT", "ROW_LOSS", "Field", "Packed", "RowLayout"]
-
-ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
+__all__ = ["ROW_LOSS", "Packed", "RowLayout"]
 
 SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 """Dtypes of the same size as those that torch does not gather."""
 
 ROW_LOSS = "rehearsal.loss"
 """The state that holds the task's loss of a row alone."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """Where one field of a sample lies in its row.
-
-    Attributes:
-        name: Dotted path in the batch, such as `"labels"` or `"0.input_ids"`.
-        dtype: The tensor's dtype.
-        shape: The tensor's shape without the batch dimension.
-        offset: First byte in the row; a multiple of 16.
-        nbytes: Bytes of one sample.
-    """
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
-    nbytes: int
-
-    def view(self, rows: Tensor) -> Tensor:
-        """The field of packed rows `[n, row_bytes]` uint8 as a view `[n, *shape]` of its dtype."""
-        shape = (rows.shape[0], *self.shape)
-        if not self.nbytes:
-            return rows.new_empty(shape, dtype=self.dtype)
-        return rows.narrow(1, self.offset, self.nbytes).view(self.dtype).view(shape)
-
-    @cached_property
-    def numpy_dtype(self) -> np.dtype[Any] | None:
-        """The dtype as numpy has it; None where it has none, as for bfloat16."""
-        try:
-            return torch.empty(0, dtype=self.dtype).numpy().dtype
-        except TypeError:
-            return None
-
-    def check(self, tensor: object, batch_size: int) -> Tensor:
-        """Return `tensor` if it can fill this field, else raise `BatchError`."""
-        if (
-            isinstance(tensor, Tensor)
-            and tensor.dtype == self.dtype
-            and tensor.shape == (batch_size, *self.shape)
-            and tensor.layout == torch.strided
-        ):
-            return tensor
-        raise BatchError(self._misfit(tensor, batch_size))
-
-    def _misfit(self, tensor: object, batch_size: int) -> str:
-        """Why `tensor` cannot fill this field."""
-        if not isinstance(tensor, Tensor):
-            return (
-                f"batch field '{self.name}' was a tensor in the first batch and is now "
-                f"{'missing' if tensor is None else type(tensor).__name__}; every batch needs the same fields"
-            )
-        if tensor.dtype != self.dtype:
-            return (
-                f"batch field '{self.name}' was {self.dtype} in the first batch and is now {tensor.dtype}; "
-                "cast it to one dtype"
-            )
-        if tensor.shape != (batch_size, *self.shape):
-            return (
-                f"batch field '{self.name}' must have shape {(batch_size, *self.shape)}, as in the first batch, "
-                f"and has {tuple(tensor.shape)}; pad or crop every sample to one shape, or have that done by naming it "
-                "in rehearsal.padding.values"
-            )
-        return _sparse(self.name, tensor)
 
 
 @dataclass(frozen=True)
@@ -146,13 +80,13 @@ class RowLayout:
         """
         leaves, skeleton = leaves_of(batch), map_leaves(batch, lambda name, _: name)
         chosen = _choose(leaves, only)
-        fields, row_bytes = _lay_out(chosen, 0)
+        fields, row_bytes = lay_out(chosen, 0)
         others = frozenset(leaves) - frozenset(chosen)
         return cls(fields, max(row_bytes, ALIGNMENT), others, skeleton, selected=only is not None)
 
     def with_state(self, state: Mapping[str, Tensor]) -> RowLayout:
         """This layout with fields for state `[n, ...]` by name behind those of the batch."""
-        fields, row_bytes = _lay_out(state, self.row_bytes)
+        fields, row_bytes = lay_out(state, self.row_bytes)
         return replace(self, state=fields, row_bytes=row_bytes)
 
     @property
@@ -204,12 +138,16 @@ class RowLayout:
         Args:
             columns: The result of `columns`, followed by that of `state_columns` if rows have state.
             out: `[n, row_bytes]` uint8, overwritten.
-            index: `[n]` int64, which samples; None takes all, and then n is the batch size.
+            index: `[n]` int64 in host memory, which samples; None takes all, and then n is the batch size.
         """
+        fields = (*self.fields, *self.state)
+        if out.is_cpu and all(column.is_cpu for column in columns):
+            put(out.numpy(), np.arange(len(out)), fields, columns, None if index is None else index.numpy())
+            return
         with torch.no_grad():
-            for field, tensor in zip((*self.fields, *self.state), columns, strict=True):
+            for field, column in zip(fields, columns, strict=True):
                 if field.nbytes:
-                    _copy(tensor, field.view(out), index)
+                    _copy(column, field.view(out), index)
 
     def state_columns(self, state: Mapping[str, Tensor], size: int) -> list[Tensor]:
         """The state of `size` rows in the order of `self.state`, checked as a batch is.
@@ -242,12 +180,13 @@ class RowLayout:
         """Rows `[n, row_bytes]` with the batch that lies in them."""
         return Packed(rows, self.unpack(rows))
 
-    def join(self, batch: Any, replayed: Any, displaced: int = 0) -> Any:
+    def join(self, batch: Any, replayed: Any, memory: Recycled, displaced: int = 0) -> Any:
         """The batch with replayed samples behind it.
 
         Args:
             batch: A batch of b samples.
             replayed: A batch of r samples in the same nesting, on any device.
+            memory: Where the result goes, if it is large.
             displaced: How many of the batch's last samples make room.
 
         Returns:
@@ -259,7 +198,7 @@ class RowLayout:
         def append(name: str, leaf: Any) -> Any:
             if name not in names:
                 return leaf
-            return torch.cat((leaf[: len(leaf) - displaced], columns[name].to(leaf.device, non_blocking=True)))
+            return memory.cat(leaf[: len(leaf) - displaced], columns[name].to(leaf.device, non_blocking=True))
 
         return map_leaves(batch, append)
 
@@ -276,16 +215,6 @@ class RowLayout:
     @cached_property
     def _names(self) -> frozenset[str]:
         return self.others.union(field.name for field in self.fields)
-
-
-def _lay_out(tensors: Mapping[str, Tensor], offset: int) -> tuple[tuple[Field, ...], int]:
-    """Fields for one sample of each tensor from `offset` on, and the bytes up to the end of the last."""
-    fields = []
-    for name, tensor in tensors.items():
-        nbytes = tensor.dtype.itemsize * math.prod(tensor.shape[1:])
-        fields.append(Field(name, tensor.dtype, tuple(tensor.shape[1:]), offset, nbytes))
-        offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
-    return tuple(fields), offset
 
 
 def _copy(source: Tensor, out: Tensor, index: Tensor | None) -> None:
@@ -314,14 +243,10 @@ def _choose(leaves: dict[str, Any], only: Collection[str] | None) -> dict[str, T
     chosen = {name: leaves[name] for name in names if only is not None or _is_batched(leaves[name], size)}
     for name, tensor in chosen.items():
         if tensor.layout != torch.strided:
-            raise BatchError(_sparse(name, tensor))
+            raise BatchError(sparse_field(name, tensor))
         if len(tensor) != size:
             raise BatchError(f"batch field '{name}' has {len(tensor)} samples and '{names[0]}' has {size}")
     return chosen
-
-
-def _sparse(name: str, tensor: Tensor) -> str:
-    return f"batch field '{name}' is sparse ({tensor.layout}); make it dense with .to_dense()"
 
 
 def _is_batched(leaf: object, size: int) -> bool:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -22,15 +22,14 @@ from torch import Tensor
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.copies import gather, scatter
 from rehearsal_plugin.errors import StorageError
-from rehearsal_plugin.rows import Field
+from rehearsal_plugin.fields import Field, as_array, bytes_of, put
+from rehearsal_plugin.memory import zeros
 from rehearsal_plugin.shares import IntArray
 
 __all__ = ["Changes", "DeviceStorage", "FileStorage", "HostStorage", "RowStorage", "TrackedStorage", "open_storage"]
 
 
 Bytes: TypeAlias = NDArray[np.uint8]
-
-LINE = 64  # bytes of a line of the cache
 
 
 class RowStorage(Protocol):
@@ -73,14 +72,13 @@ class HostStorage:
 
     def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
-        scatter(self._array, slots, [0], [_as_array(rows)], places)
+        scatter(self._array, slots, [0], [as_array(rows)], places)
 
     def write_fields(
         self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
     ) -> None:
         """See `RowStorage.write_fields`."""
-        offsets = [field.offset for field in fields]
-        scatter(self._array, slots, offsets, [_as_array(column) for column in columns], places)
+        put(self._array, slots, fields, columns, places)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -147,7 +145,7 @@ class DeviceStorage:
         for field, column in zip(fields, columns, strict=True):
             if field.nbytes:
                 cells = self._rows[:, field.offset : field.offset + field.nbytes]
-                cells.index_copy_(0, index, _picked(_bytes_of(column), places).to(self.device))
+                cells.index_copy_(0, index, _picked(bytes_of(column), places).to(self.device))
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -247,7 +245,7 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
             return HostStorage(torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy())
         if config.storage == "mmap":
             return FileStorage(_map_file(Path(config.path or "."), shape, rank), shape)
-        return HostStorage(_zeros(shape))
+        return HostStorage(zeros(math.prod(shape)).reshape(shape))
     except (MemoryError, RuntimeError, AssertionError, OSError, ValueError, OverflowError) as error:
         raise StorageError(
             f"rehearsal.buffer.storage '{config.storage}' cannot hold {capacity} rows of {row_bytes} bytes "
@@ -256,30 +254,9 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
         ) from error
 
 
-def _zeros(shape: tuple[int, int]) -> Bytes:
-    """Memory that begins with a line of the cache: of a row that straddles lines more has to be read than written."""
-    size = math.prod(shape)
-    memory = np.zeros(size + LINE, dtype=np.uint8)
-    start = -memory.ctypes.data % LINE
-    return memory[start : start + size].reshape(shape)
-
-
 def _picked(rows: Tensor, places: IntArray | None) -> Tensor:
     """The rows at `places` `[n]`, or all."""
     return rows if places is None else rows[torch.from_numpy(places).to(rows.device)]
-
-
-def _bytes_of(column: Tensor) -> Tensor:
-    """The bytes `[n, nbytes]` uint8 of a column: neither numpy nor every kernel of torch knows all dtypes."""
-    return column.detach().resolve_conj().resolve_neg().contiguous().unsqueeze(-1).flatten(1).view(torch.uint8)
-
-
-def _as_array(column: Tensor) -> np.ndarray[Any, Any]:
-    """A tensor in host memory `[n, ...]`, contiguous, or its bytes: a view wherever that is possible."""
-    try:
-        return np.ascontiguousarray(column.numpy())
-    except (RuntimeError, TypeError):  # it lies elsewhere, has a history or a lazy sign, or numpy lacks its dtype
-        return _bytes_of(column).numpy(force=True)
 
 
 def _map_file(folder: Path, shape: tuple[int, int], rank: int) -> mmap.mmap:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.errors import BatchError
-from rehearsal_plugin.rows import ROW_LOSS, Field, RowLayout
+from rehearsal_plugin.fields import Field
+from rehearsal_plugin.rows import ROW_LOSS, RowLayout
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray, bounded
 

@@ -24,6 +24,8 @@ LAYERS = [
     "values",
     "nesting",
     "hidden_states",
+    "fields",
+    "memory",
     "rows",
     "padding",
     "strategies",

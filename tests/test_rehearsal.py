@@ -314,14 +314,14 @@ def at_once(worker: Worker[Any], job: Callable[[], Any]) -> Future[Any]:
 
 @pytest.mark.parametrize("more", [{}, {"candidates": 4}], ids=["all offered", "some offered"])
 @pytest.mark.parametrize("policy", ["fifo", "random_replace", "reservoir"])
-def test_a_step_allocates_no_memory_but_for_the_batch_that_it_gives_and_the_rows_that_come(
+def test_a_step_allocates_no_memory_for_rows(
     policy: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Worker, "submit", at_once)
     row, steps = torch.zeros(SIZE, 1 << 16, dtype=torch.uint8), 10
     with alone(buffer={"capacity": 40, "policy": policy}, **more) as rehearsal:
         for step in range(40):
-            rehearsal.update({"x": row, "id": torch.arange(SIZE) + SIZE * step})
+            seen = rehearsal.update({"x": row, "id": torch.arange(SIZE) + SIZE * step})
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             tracemalloc.start()
             for _ in range(steps):
@@ -330,9 +330,8 @@ def test_a_step_allocates_no_memory_but_for_the_batch_that_it_gives_and_the_rows
             tracemalloc.stop()
     allocated = sum(max(0, event.self_cpu_memory_usage) for event in profile.events()) / steps
     assert len(seen["x"]) == SIZE + 4
-    given, come = sum(field.nbytes for field in seen.values()), 4 * (row[0].nbytes + 16)
-    assert allocated < given + come + row[0].nbytes / 2
-    assert peak < 2 * row[0].nbytes, "nor does numpy"
+    assert allocated < row[0].nbytes / 2, "torch"
+    assert peak < row[0].nbytes, "numpy, and objects"
 
 
 THREADS = """

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.memory import Recycled
 from rehearsal_plugin.nesting import map_leaves
 from rehearsal_plugin.rows import RowLayout
 
@@ -55,7 +56,7 @@ def packed(layout: RowLayout, batch: Any, index: Tensor | None = None) -> Tensor
 
 
 def extended(layout: RowLayout, batch: Any, rows: Tensor, displaced: int = 0) -> Any:
-    return layout.join(batch, layout.unpack(rows), displaced)
+    return layout.join(batch, layout.unpack(rows), Recycled(), displaced)
 
 
 def round_trip(batch: Any) -> Any:

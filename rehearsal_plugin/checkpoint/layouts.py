@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.rows import Field, RowLayout
+from rehearsal_plugin.fields import Field
+from rehearsal_plugin.rows import RowLayout
 
 __all__ = ["describe", "restore"]
 

@@ -13,9 +13,10 @@ from torch import Tensor
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.config import RetrievalConfig
 from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.fields import Field
 from rehearsal_plugin.nearest.filters import Mask, Where
 from rehearsal_plugin.nearest.scores import Scores, lengths_of, normalized
-from rehearsal_plugin.rows import Field, RowLayout
+from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.shares import IntArray
 from rehearsal_plugin.values import FloatArray
 
