@@ -2,10 +2,12 @@
 
     python scripts/bench_overhead.py --json out/bench_overhead
 
-Three DeepSpeed engines with the same model take turns in one job: one without a `rehearsal` block, on batches of
-b + r rows; one with the block, on b rows to which r are replayed; and one whose collectives are issued from the
+Four DeepSpeed engines with the same model take turns in one job: one without a `rehearsal` block, on batches of
+b + r rows; another such one, the control, whose ratio to the first tells what the machine alone makes of two engines
+that do the same; one with the block, on b rows to which r are replayed; and one whose collectives are issued from the
 training thread (`exchange.launch: inline`). A turn is a few steps, and ends when the background has: so all that
-rehearsal does is paid for within its own turn. Ratios are those of the turns of one round.
+rehearsal does is paid for within its own turn. Ratios are those of the turns of one round. Where the memory of an
+engine lies can cost it more than rehearsal, for as long as the job lives; so several jobs are asked.
 
 Once with two busy cores, a rank on each; and once with the training threads of both ranks on one core, and all
 threads of the plugin on the other: a core is free for the background then. The second needs two cores.
@@ -15,13 +17,14 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import deepspeed
 import torch
@@ -38,11 +41,17 @@ RANKS = 2
 NEW, REPLAYED = 6, 2
 """Rows of a batch on a rank, b and r."""
 
-PLAIN, THREAD, INLINE = ENGINES = ("plain", "thread", "inline")
+PLAIN, CONTROL, THREAD, INLINE = ENGINES = ("plain", "control", "thread", "inline")
 ROW_BYTES = (16 << 10, 128 << 10, 1 << 20)
 COUNTS = ("collectives", "rows_replayed")
 PHASES = ("augmented_ms", "waited_ms", "written_ms", "drawn_ms", "exchanged_ms")
 """Of a step: the first two on the training thread, the others in the background."""
+
+CLOCKS = ("wall_s", "cpu_s")
+"""Seconds of every turn: by the clock, and of all threads of rank 0 together."""
+
+Measured: TypeAlias = dict[str, dict[str, Any]]
+"""What a job tells of each engine: its turns by both clocks, phases and counts."""
 
 WIDTH = 512
 STORED, SETTLED = 60, 12
@@ -80,31 +89,31 @@ class Model(nn.Module):
 def main(argv: Sequence[str]) -> int:
     """Starts a job for every case, and sums up."""
     description = (__doc__ or "").partition("\n")[0]
-    arguments = arguments_of(description, argv, rounds=31, steps=5, step_ms=200)
+    arguments = arguments_of(description, argv, jobs=3, rounds=9, steps=5, step_ms=200)
     cases = [
         Case(row_bytes, free, arguments.rounds, arguments.steps, arguments.step_ms)
         for free in ((False, True) if len(os.sched_getaffinity(0)) > 1 else (False,))
         for row_bytes in ROW_BYTES
     ]
-    rows = [row for case in cases for row in run(case)]
+    rows = [row for case in cases for row in lines(case, [run(case) for _ in range(arguments.jobs)])]
     print_table("A step on rank 0", *table(rows))
     publish(arguments.json, summarise(rows), rows, ranks=RANKS)
     return 0
 
 
-def run(case: Case) -> list[dict[str, Any]]:
-    """The lines of one case, from a job of its own.
+def run(case: Case) -> Measured:
+    """What a job of its own measures.
 
     Raises:
         SystemExit: The job failed; what it printed is above.
     """
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.json"
+        path = Path(folder) / "measured.json"
         status = launch(Path(__file__), RANKS, [json.dumps(asdict(case)), str(path)])
         if status:
             raise SystemExit(f"the job with rows of {case.row_bytes} bytes ended with status {status}")
-        rows: list[dict[str, Any]] = json.loads(path.read_text())
-        return rows
+        measured: Measured = json.loads(path.read_text())
+        return measured
 
 
 def job(argv: Sequence[str]) -> int:
@@ -117,7 +126,7 @@ def job(argv: Sequence[str]) -> int:
     os.sched_setaffinity(0, training)
     deepspeed.init_distributed("gloo")
     passes = calibrate(case)
-    sides = {PLAIN: Side(case, passes, None)}
+    sides = {name: Side(case, passes, None) for name in (PLAIN, CONTROL)}
     os.sched_setaffinity(0, background)  # threads that are started from here on stay there
     sides |= {launched: Side(case, passes, launched) for launched in (THREAD, INLINE)}
     os.sched_setaffinity(0, training)
@@ -125,7 +134,8 @@ def job(argv: Sequence[str]) -> int:
         side.begin()
     timings = measure({name: side.turn for name, side in sides.items()}, case.rounds)
     if dist.get_rank() == 0:
-        write_text(path, json.dumps(list(lines(case, sides, timings))))
+        told = {name: side.told(timings[name]) for name, side in sides.items()}
+        write_text(path, json.dumps(told))
     for side in sides.values():
         side.close()
     dist.barrier()
@@ -178,11 +188,12 @@ class Side:
         if self.handle.rehearsal is not None:
             self.handle.rehearsal.drain()
 
-    def a_step(self) -> dict[str, float]:
-        """Milliseconds of each phase and what is counted, a step; empty without rehearsal."""
+    def told(self, timing: Timing) -> dict[str, Any]:
+        """Its turns by both clocks; with rehearsal, milliseconds of each phase and what is counted, a step."""
         metrics = self.handle.metrics()
         names = [name for name in (*PHASES, *COUNTS) if name in metrics]
-        return {name: (metrics[name] - self._before[name]) / self._count for name in names}
+        a_step = {name: (metrics[name] - self._before[name]) / self._count for name in names}
+        return {**dict(zip(CLOCKS, (timing.wall_s, self.cpu_s), strict=True)), **a_step}
 
     def close(self) -> None:
         """Stop the background."""
@@ -228,31 +239,37 @@ def calibrate(case: Case) -> int:
     return max(1, round(float(passes) / dist.get_world_size()))
 
 
-def lines(case: Case, sides: Mapping[str, Side], timings: Mapping[str, Timing]) -> Iterator[dict[str, Any]]:
-    """What is told of each engine."""
-    for name, side in sides.items():
-        paid = ratio(timings[name], timings[PLAIN])
-        cpu = ratio(side.cpu_s, sides[PLAIN].cpu_s)
+def lines(case: Case, jobs: Sequence[Measured]) -> Iterator[dict[str, Any]]:
+    """What is told of each engine: of the turns of all jobs together, and the mean of what is told of a step."""
+    for name in ENGINES:
+        told = [job[name] for job in jobs]
+        paid, cpu = (ratio(*(pooled(jobs, engine, clock) for engine in (name, PLAIN))) for clock in CLOCKS)
         yield {
             **{key: value for key, value in asdict(case).items() if key != "step_ms"},
+            "jobs": len(jobs),
             "engine": name,
             "step_bytes": case.row_bytes * (NEW + REPLAYED),
-            "step_ms": 1e3 * timings[name].median_s / case.steps,
+            "step_ms": 1e3 * statistics.median(pooled(jobs, name, CLOCKS[0])) / case.steps,
             "ratio": paid.median,
             "ratio_low": paid.low,
             "ratio_high": paid.high,
             "cpu_ratio": cpu.median,
             "cpu_ratio_low": cpu.low,
             "cpu_ratio_high": cpu.high,
-            **side.a_step(),
+            **{key: statistics.fmean(one[key] for one in told) for key in told[0] if key not in CLOCKS},
         }
+
+
+def pooled(jobs: Sequence[Measured], engine: str, clock: str) -> list[float]:
+    """The seconds of all turns of an engine, in all jobs."""
+    return [seconds for job in jobs for seconds in job[engine][clock]]
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """The largest ratios of all sizes of rows: with a free core, and on two busy ones."""
     summary = {}
     for key, free in (("ratio_busy", False), ("ratio_free_core", True)):
-        for engine, name in ((THREAD, key), (INLINE, f"{key}_inline")):
+        for engine, name in ((THREAD, key), (INLINE, f"{key}_inline"), (CONTROL, f"{key}_control")):
             ratios = [row["ratio"] for row in rows if row["free_core"] == free and row["engine"] == engine]
             if ratios:
                 summary[name] = max(ratios)
