@@ -12,6 +12,7 @@ from torch import Tensor
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.duplicates import DUPLICATE, Contents
 from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.fields import picked
 from rehearsal_plugin.journal import Journal
 from rehearsal_plugin.occupancy import Occupancy, kept_places
 from rehearsal_plugin.policies import POLICIES, Offer
@@ -129,7 +130,7 @@ class RehearsalBuffer:
         hashes = self._contents.hashes(rows)
         new = np.flatnonzero(~self._contents.duplicates(rows, hashes, self._at))
         slots = np.full(len(rows), DUPLICATE, dtype=np.int64)
-        fresh = rows if len(new) == len(rows) else _pick(rows, new)
+        fresh = picked(rows, None if len(new) == len(rows) else new)
         slots[new] = self._decide(*self._traits.of_rows(fresh), step)[0]
         self._contents.put(slots[slots >= 0], hashes[slots >= 0])
         return slots
@@ -141,7 +142,7 @@ class RehearsalBuffer:
         if len(kept):
             self._note(kept)
             if rows.device != self.device:  # only what is kept has to travel
-                rows, places = (rows if places is None else _pick(rows, places)).to(self.device), None
+                rows, places = picked(rows, places).to(self.device), None
             self._storage.write(kept, rows, places)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
@@ -368,10 +369,6 @@ class RehearsalBuffer:
     def _next(self) -> int:
         self._calls += 1
         return self._calls
-
-
-def _pick(rows: Tensor, index: IntArray) -> Tensor:
-    return rows[torch.from_numpy(index).to(rows.device)]
 
 
 def _numbered(parts: Iterable[Tensor]) -> Iterator[tuple[IntArray, Tensor]]:

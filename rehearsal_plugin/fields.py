@@ -17,7 +17,7 @@ from rehearsal_plugin.copies import scatter
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.shares import IntArray
 
-__all__ = ["ALIGNMENT", "Field", "as_array", "bytes_of", "lay_out", "put", "sparse_field"]
+__all__ = ["ALIGNMENT", "Field", "as_array", "bytes_of", "lay_out", "picked", "put", "sparse_field"]
 
 ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
 
@@ -118,6 +118,11 @@ def put(
         ValueError: Lengths do not match.
     """
     scatter(rows, slots, [field.offset for field in fields], [as_array(column) for column in columns], places)
+
+
+def picked(rows: Tensor, places: IntArray | None) -> Tensor:
+    """Those of the rows that are at `places` `[n]`, or all of them."""
+    return rows if places is None else rows[torch.from_numpy(places).to(rows.device)]
 
 
 def bytes_of(column: Tensor) -> Tensor:

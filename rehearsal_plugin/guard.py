@@ -83,7 +83,7 @@ class Guard:
         """Take over what `state_dict` gave."""
         self._window = deque(state["window"], maxlen=self._config.window)
         self._best, self._exceeded, self._good = state["best"], state["exceeded"], state["good"]
-        self._pending = [(int(step), str(name)) for step, name in state.get("pending", [])]
+        self._pending = [(int(step), str(name)) for step, name in state["pending"]]
 
     def _act(self, mean: float, step: int, schedule: Schedule, *, again: bool) -> None:
         """Do what the config says; what was done already is not said twice."""

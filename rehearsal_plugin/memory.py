@@ -31,10 +31,13 @@ def zeros(nbytes: int) -> NDArray[np.uint8]:
 
 
 class Recycled:
-    """Blocks of host memory, each lent to one tensor, and free again once nothing refers to the tensor's storage."""
+    """Blocks of host memory, each lent to one tensor, and free again once nothing refers to the tensor's storage.
+
+    That may happen on any thread, and in the midst of anything: so each look at the free blocks is one operation.
+    """
 
     def __init__(self) -> None:
-        self._free: list[NDArray[np.uint8]] = []  # those that were used last at its end
+        self._free: dict[int, NDArray[np.uint8]] = {}  # by their `id`, the last that came back at its end
 
     def rows(self, like: Tensor, count: int) -> Tensor:
         """Room for `count` rows `[count, row_bytes]` uint8 of any content, where the rows `[n, row_bytes]` are."""
@@ -63,14 +66,15 @@ class Recycled:
 
     def _block(self, nbytes: int) -> NDArray[np.uint8]:
         """A free block that is neither too small nor twice as large as it must be, or a new one."""
-        for place in reversed(range(len(self._free))):
-            if nbytes <= len(self._free[place]) <= 2 * nbytes:
-                return self._free.pop(place)
+        for key, block in reversed(list(self._free.items())):
+            if nbytes <= len(block) <= 2 * nbytes and self._free.pop(key, None) is not None:
+                return block
         return zeros(nbytes)
 
     def _give_back(self, block: NDArray[np.uint8]) -> None:
-        self._free.append(block)
-        del self._free[:-KEPT]
+        self._free[id(block)] = block
+        for key in list(self._free)[:-KEPT]:
+            self._free.pop(key, None)
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.copies import gather, scatter
 from rehearsal_plugin.errors import StorageError
-from rehearsal_plugin.fields import Field, as_array, bytes_of, put
+from rehearsal_plugin.fields import Field, as_array, bytes_of, picked, put
 from rehearsal_plugin.memory import zeros
 from rehearsal_plugin.shares import IntArray
 
@@ -135,7 +135,7 @@ class DeviceStorage:
 
     def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
-        self._rows.index_copy_(0, torch.from_numpy(slots).to(self.device), _picked(rows, places))
+        self._rows.index_copy_(0, torch.from_numpy(slots).to(self.device), picked(rows, places))
 
     def write_fields(
         self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
@@ -145,7 +145,7 @@ class DeviceStorage:
         for field, column in zip(fields, columns, strict=True):
             if field.nbytes:
                 cells = self._rows[:, field.offset : field.offset + field.nbytes]
-                cells.index_copy_(0, index, _picked(bytes_of(column), places).to(self.device))
+                cells.index_copy_(0, index, picked(bytes_of(column), places).to(self.device))
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -252,11 +252,6 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
             f"({capacity * row_bytes / 2**30:.2f} GiB) on rank {rank}: {error}; lower rehearsal.buffer.capacity "
             "or choose another storage"
         ) from error
-
-
-def _picked(rows: Tensor, places: IntArray | None) -> Tensor:
-    """The rows at `places` `[n]`, or all."""
-    return rows if places is None else rows[torch.from_numpy(places).to(rows.device)]
 
 
 def _map_file(folder: Path, shape: tuple[int, int], rank: int) -> mmap.mmap:

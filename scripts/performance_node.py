@@ -13,10 +13,12 @@ __all__ = [
     "BUFFER",
     "BUFFER_GOALS",
     "BUFFER_LIMITS",
+    "FILE",
     "OVERHEAD",
     "OVERHEAD_GOALS",
     "OVERHEAD_LIMITS",
     "buffer_tables",
+    "file_tables",
     "overhead_tables",
 ]
 
@@ -43,9 +45,9 @@ BUFFER_GOALS = (
 
 BUFFER_LIMITS = """\
 Rows are stored past the cache ("non-temporal"), so that nothing is fetched only to be overwritten and the training step
-keeps what it has in the cache; rows below 64 KiB are read four side by side. That is a file of C,
-`rehearsal_plugin/copies.c`, which stores past the cache on x86-64, and plainly elsewhere. It is why a batch can be
-stored, admission included, in about the time of numpy's bare copy.
+keeps what it has in the cache; rows below 64 KiB are read four side by side; both by whole lines of the cache where
+there is AVX-512. That is a file of C, `rehearsal_plugin/copies.c`, which does so on x86-64 with glibc, and copies
+plainly elsewhere. It is why a batch can be stored, admission included, in less time than numpy's bare copy takes.
 
 What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand over each field.
 Few rows of 16 KB are copied in less time, which is what limits small writes now; with larger rows or more of them it
@@ -54,21 +56,30 @@ vanishes. `balanced` pays for its partitions, `score` for finding rows that may 
 partitions that a batch touches and are meant for small buffers. In the steady state neither call allocates memory for
 rows, faults in a page or waits for the kernel, and neither calls more functions for more rows, which tests hold: of
 buffers in memory without `deduplicate`, which looks at each row that it turns away or replaces; a buffer in a file asks
-the kernel for each row beforehand. Copies of up to 64 KiB keep the GIL, longer ones give it up once a field.
+the kernel for each row beforehand. Copies of up to 64 KiB keep the GIL, longer ones give it up once.
 
 Memory beside the rows is 8 bytes a row, 4 more once rows of other ranks were loaded, one more where changes are asked
 for, up to 27 more with partitions, 4 with scores, 8 more where rows are drawn by them, and up to 21 with `deduplicate`:
 2 % of a row of 3 KB with partitions, and more of smaller ones. A `commit` keeps a copy of these numbers.
 """
 
+FILE = """\
+Two storages over one file of rows take turns to read random ones: *ahead*, that of a buffer with `storage: mmap`, which
+asks the kernel for all pages of the rows before it touches them; *on demand*, which leaves it to the kernel to find out
+page by page. A memory cgroup leaves a tenth of the file for the page cache. Major faults are pages that a step waited
+for, each by itself.
+"""
+
 OVERHEAD = """\
-Three DeepSpeed engines (ZeRO-1) with the same model take turns in one job of two ranks: *plain* without the block on
-batches of b + r = 6 + 2 rows; *thread* with the block on 6 rows to which 2 are replayed; *inline*, whose collectives
-are issued from the training thread. A turn ends when the background has, so that all of it is paid for within the
-turn. The model computes for 200 ms a step; the buffers are full, and every candidate is stored. The ratio is that of
-the turns of one round, by the clock; the ratio of CPU time is that of all threads of a rank. Once with a rank on each
-of two cores, both busy; once with the training threads of both ranks on one core, so that a step takes twice as long,
-and those of the plugin on the other, which is free for them.
+Four DeepSpeed engines (ZeRO-1) with the same model take turns in one job of two ranks: *plain* without the block on
+batches of b + r = 6 + 2 rows; *control*, which is another such engine; *thread* with the block on 6 rows to which 2 are
+replayed; *inline*, whose collectives are issued from the training thread. A turn ends when the background has, so that
+all of it is paid for within the turn. The model computes for 200 ms a step; the buffers are full, and every candidate
+is stored. The ratio is that of the turns of one round, by the clock; the ratio of CPU time is that of all threads of a
+rank; rounds are those of several jobs. What the control has beside 1 is the machine's: where the memory of an engine
+lies makes it faster or slower for as long as its job lives. Once with a rank on each of two cores, both busy; once with
+the training threads of both ranks on one core, so that a step takes twice as long, and those of the plugin on the
+other, which is free for them.
 """
 
 OVERHEAD_GOALS = (
@@ -79,8 +90,9 @@ OVERHEAD_GOALS = (
 OVERHEAD_LIMITS = """\
 On the training thread a step pays for two copies, of its candidates out of the batch and of the replayed rows into it;
 in the background for a copy into the buffer, one out of it, and the exchange. On two busy cores all of that is time
-that the model does not get. Replayed rows arrive in memory of their own, and are taken where they lie unless several
-micro-batches share them.
+that the model does not get. Replayed rows are taken where they arrived unless several micro-batches share them. In
+host memory they and the batch lie in blocks that are used again once nobody refers to them, so that no page is faulted
+in.
 
 On GPUs the copies run on a side stream and the exchange is NCCL's; none of this has been run there. A GPU run would
 have to show `ratio_free_core` at most 1.01 with
@@ -108,6 +120,20 @@ def buffer_tables(report: Report, docs: Path) -> list[str]:
         markdown(["", *WHAT], cold),
         "Microseconds to decide over 14 rows in a full buffer, by policy; the copy is not in them:\n",
         markdown(["policy", "µs"], policies),
+    ]
+
+
+def file_tables(report: Report, docs: Path) -> list[str]:
+    """A line for each way to read."""
+    lines = [
+        [row["reads"], f"{row['ms']:.2f} ({row['ms_low']:.2f} to {row['ms_high']:.2f})", f"{row['faults']:.1f}"]
+        for row in report["rows"]
+    ]
+    first = report["rows"][0]
+    return [
+        f"{first['drawn']} rows of {first['row_bytes'] >> 10} KiB of a file of {first['file_mb']:,} MiB, with "
+        f"{first['cache_mb']:,} MiB of page cache:\n",
+        markdown(["", "ms a step (quartiles)", "major faults a step"], lines),
     ]
 
 

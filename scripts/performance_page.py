@@ -213,6 +213,7 @@ def hidden(rows: Sequence[dict[str, Any]], load: str) -> list[list[str]]:
 
 SECTIONS = (
     Section("buffer", "The buffer", node.BUFFER, node.BUFFER_GOALS, node.buffer_tables, node.BUFFER_LIMITS),
+    Section("file", "A buffer in a file", node.FILE, (), node.file_tables, ""),
     Section(
         "exchange",
         "The exchange",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import resource
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -70,7 +71,7 @@ def test_memory_is_not_used_again_while_anything_refers_to_it(holder: str, recyc
     assert room(recycled).data_ptr() != address
     del held
     gc.collect()
-    assert address in {block.ctypes.data for block in recycled._free}
+    assert address in {block.ctypes.data for block in recycled._free.values()}
 
 
 def test_two_batches_at_a_time_have_memory_of_their_own(recycled: Recycled) -> None:
@@ -100,6 +101,28 @@ def test_a_tensor_may_end_in_another_thread_and_after_its_owner(recycled: Recycl
     thread.start()
     thread.join(10)
     assert not held
+
+
+def test_threads_never_get_one_block_at_a_time(recycled: Recycled) -> None:
+    def use(number: int) -> None:
+        held: list[Tensor] = []
+        for turn in range(400):
+            rows = room(recycled, LARGE + 64 * (turn % 3)).fill_(number)
+            held = [*held[-(turn % 4) :], rows]
+            if any(int(one[0, 0]) != number or int(one[0, -1]) != number for one in held):
+                broken.append(turn)
+
+    broken: list[int] = []
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    sys.setswitchinterval(interval)
+    assert not broken
+    assert len(recycled._free) <= KEPT
 
 
 def test_small_rows_and_those_elsewhere_are_left_to_torch(recycled: Recycled) -> None:

@@ -55,6 +55,14 @@ OVERHEAD = [
 ]  # fmt: skip
 
 
+FILE = [
+    {
+        "reads": "ahead", "file_mb": 4000, "cache_mb": 400, "row_bytes": 65536, "drawn": 12, "faults": 0.0,
+        "ms": 2.0, "ms_low": 1.0, "ms_high": 3.0,
+    },
+]  # fmt: skip
+
+
 def keep(docs: Path, name: str, summary: dict[str, float], rows: list[dict[str, Any]]) -> None:
     folder = docs / "results"
     folder.mkdir(exist_ok=True)
@@ -67,6 +75,7 @@ def test_every_section_is_built_from_its_report(tmp_path: Path) -> None:
     keep(tmp_path, "scale", {"load": 2.0}, SCALE)
     keep(tmp_path, "buffer", {"write_vs_numpy": 0.5}, BUFFER)
     keep(tmp_path, "overhead", {"ratio_busy": 1.02}, OVERHEAD)
+    keep(tmp_path, "file", {"major_faults": 0.0}, FILE)
     performance_page.main(["--docs", str(tmp_path)])
     page = (tmp_path / "performance.md").read_text()
 
@@ -81,6 +90,8 @@ def test_every_section_is_built_from_its_report(tmp_path: Path) -> None:
     assert "| fifo | 12.0 |" in page
     assert "| 8 | no | thread | 201 | 1.020 (1.010 to 1.030) | 1.050 (1.040 to 1.060) |" in page
     assert "| 8 | no | thread | 1.00 | 2.00 | 3.00 | 4.00 | 5.00 |" in page
+    assert "12 rows of 64 KiB of a file of 4,000 MiB, with 400 MiB of page cache:" in page
+    assert "| ahead | 2.00 (1.00 to 3.00) | 0.0 |" in page
     assert "2 ranks on 2 cores, load 3, torch 2.13, commit 000000000000." in page
     assert (tmp_path / performance_page.PICTURE).read_bytes().startswith(b"\x89PNG")
 
@@ -104,7 +115,7 @@ def test_the_page_that_is_shipped_names_files_that_exist() -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-@pytest.mark.parametrize("name", ["buffer", "exchange", "overhead", "scale"])
+@pytest.mark.parametrize("name", ["buffer", "exchange", "file", "overhead", "scale"])
 def test_the_results_that_are_shipped_are_those_on_the_page(name: str) -> None:
     report = json.loads((ROOT / f"docs/results/bench_{name}.json").read_text())
     assert report["environment"]["commit"][:12] in (ROOT / "docs/performance.md").read_text()
