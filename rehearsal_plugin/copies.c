@@ -2,8 +2,9 @@
 
    numpy can do both, but not these two things, which save up to half the time where rows are short:
 
-   - A row that is stored is not looked at for a long time, so it is written past the cache. An ordinary store fetches
-     from memory what it is about to overwrite, and drives out of the cache what the training step works on.
+   - What is stored is not looked at for a long time, and a batch that is large enough to matter would not stay in the
+     cache until it is; so both are written past it. An ordinary store fetches from memory what it is about to overwrite,
+     and drives out of the cache what the training step works on.
    - Rows that are read lie far from one another. A processor sees a stream of addresses, and fetches ahead of it, only
      some misses after its begin; so a few short rows are read side by side.
 
@@ -80,8 +81,8 @@ static void write_column(const Py_buffer *rows, const Py_buffer *slots, const Co
     char *cells = (char *)rows->buf + column->offset;
     const char *from = column->samples.buf;
     for (Py_ssize_t i = 0; i < slots->shape[0]; i++)
-        write_past_cache(cells + at(slots, i) * rows->shape[1], from + (places->obj ? at(places, i) : i) * column->nbytes,
-                         column->nbytes);
+        write_past_cache(cells + at(slots, i) * rows->shape[1],
+                         from + (places->obj ? at(places, i) : i) * column->nbytes, column->nbytes);
 }
 
 static void write_columns(const Py_buffer *rows, const Py_buffer *slots, const Column *columns, Py_ssize_t count,
@@ -95,7 +96,7 @@ static void write_columns(const Py_buffer *rows, const Py_buffer *slots, const C
 }
 
 WIDE static void read_abreast(const char *rows, Py_ssize_t nbytes, const Py_buffer *slots, Py_ssize_t first,
-                                Py_ssize_t count, char *out)
+                              Py_ssize_t count, char *out)
 {
     const char *from[ABREAST];
     Py_ssize_t whole = nbytes / LINE * LINE;
@@ -222,8 +223,9 @@ static PyObject *scatter(PyObject *module, PyObject *arguments)
     Py_ssize_t samples = columns->samples.shape[0];
     if (which != Py_None && open_index(which, "places", samples, &places) < 0)
         goto close_columns;
-    if (slots.shape[0] != (places.obj ? places.shape[0] : samples)) {
-        PyErr_Format(PyExc_ValueError, "%zd samples are not what %zd slots need", samples, slots.shape[0]);
+    Py_ssize_t chosen = places.obj ? places.shape[0] : samples;
+    if (slots.shape[0] != chosen) {
+        PyErr_Format(PyExc_ValueError, "%zd samples are not what %zd slots need", chosen, slots.shape[0]);
         goto close_places;
     }
     PyThreadState *others = slots.shape[0] * rows.shape[1] > HELD ? PyEval_SaveThread() : NULL;

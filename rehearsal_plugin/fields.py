@@ -110,7 +110,7 @@ def put(
         rows: `[capacity, row_bytes]`, contiguous.
         slots: `[n]` int64, all different.
         fields: Where in a row each column goes.
-        columns: `[m, *shape]` each.
+        columns: `[m, *shape]` each, as `Field.check` lets them pass.
         places: `[n]` int64, which of the samples; None where it is all, in their order.
 
     Raises:

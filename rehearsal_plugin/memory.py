@@ -20,7 +20,7 @@ __all__ = ["Recycled", "zeros"]
 
 LINE = 64  # bytes of a line of the cache
 LARGE = 1 << 17  # bytes from which on the allocator of C may ask the kernel
-KEPT = 4  # blocks that wait to be used again
+KEPT = 16  # blocks that wait to be used again: those of a batch of many fields
 
 
 def zeros(nbytes: int) -> NDArray[np.uint8]:
@@ -33,7 +33,8 @@ def zeros(nbytes: int) -> NDArray[np.uint8]:
 class Recycled:
     """Blocks of host memory, each lent to one tensor, and free again once nothing refers to the tensor's storage.
 
-    That may happen on any thread, and in the midst of anything: so each look at the free blocks is one operation.
+    That may happen on any thread, and in the midst of anything: so a look at the free blocks is a list of their keys,
+    which nothing interrupts, and a block is taken by whoever gets it from the dict.
     """
 
     def __init__(self) -> None:
@@ -47,7 +48,10 @@ class Recycled:
         return self._lend(nbytes).view(count, -1)
 
     def cat(self, first: Tensor, second: Tensor) -> Tensor:
-        """`torch.cat` of two tensors; in recycled memory where they are large, in host memory, and without history."""
+        """`torch.cat` of two tensors; in recycled memory where they are large, in host memory, and without history.
+
+        Such a result cannot be made larger in place (`resize_`).
+        """
         nbytes = first.nbytes + second.nbytes
         if nbytes < LARGE or not _alike(first, second):
             return torch.cat((first, second))
@@ -66,8 +70,9 @@ class Recycled:
 
     def _block(self, nbytes: int) -> NDArray[np.uint8]:
         """A free block that is neither too small nor twice as large as it must be, or a new one."""
-        for key, block in reversed(list(self._free.items())):
-            if nbytes <= len(block) <= 2 * nbytes and self._free.pop(key, None) is not None:
+        for key in reversed(list(self._free)):
+            block = self._free.get(key)
+            if block is not None and nbytes <= len(block) <= 2 * nbytes and self._free.pop(key, None) is not None:
                 return block
         return zeros(nbytes)
 
@@ -78,10 +83,11 @@ class Recycled:
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:
-    """Whether two tensors are plain numbers in host memory, and rows of one kind."""
+    """Whether two tensors are plain numbers in host memory, rows of one kind, and the first in the usual order."""
     both = (first, second)
     return (
-        all(type(one) is Tensor and one.is_cpu and not one.requires_grad for one in both)
+        all(type(one) is Tensor and one.is_cpu and one.ndim and not one.requires_grad for one in both)
         and first.dtype == second.dtype
         and first.shape[1:] == second.shape[1:]
+        and first.is_contiguous()
     )

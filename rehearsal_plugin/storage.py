@@ -72,6 +72,8 @@ class HostStorage:
 
     def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
+        if rows.shape[1] != self.row_bytes:
+            raise ValueError(f"rows of {rows.shape[1]} bytes instead of {self.row_bytes}")
         scatter(self._array, slots, [0], [as_array(rows)], places)
 
     def write_fields(

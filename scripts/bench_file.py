@@ -18,7 +18,7 @@ import resource
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +123,8 @@ def confined(nbytes: int) -> Iterator[None]:
         (group / limit).write_text(str(nbytes))
         (group / "cgroup.procs").write_text(str(os.getpid()))
     except OSError as error:
+        with suppress(OSError):
+            group.rmdir()
         raise SystemExit(
             f"the page cache cannot be bounded, which takes root and a memory cgroup in {home}: {error}"
         ) from error

@@ -47,7 +47,8 @@ BUFFER_LIMITS = """\
 Rows are stored past the cache ("non-temporal"), so that nothing is fetched only to be overwritten and the training step
 keeps what it has in the cache; rows below 64 KiB are read four side by side; both by whole lines of the cache where
 there is AVX-512. That is a file of C, `rehearsal_plugin/copies.c`, which does so on x86-64 with glibc, and copies
-plainly elsewhere. It is why a batch can be stored, admission included, in less time than numpy's bare copy takes.
+plainly elsewhere. It is why a batch of long rows is stored, admission included, in less time than numpy's bare copy
+takes.
 
 What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand over each field.
 Few rows of 16 KB are copied in less time, which is what limits small writes now; with larger rows or more of them it
@@ -91,8 +92,7 @@ OVERHEAD_LIMITS = """\
 On the training thread a step pays for two copies, of its candidates out of the batch and of the replayed rows into it;
 in the background for a copy into the buffer, one out of it, and the exchange. On two busy cores all of that is time
 that the model does not get. Replayed rows are taken where they arrived unless several micro-batches share them. In
-host memory they and the batch lie in blocks that are used again once nobody refers to them, so that no page is faulted
-in.
+host memory they and the batch lie in blocks that are used again once nobody refers to them.
 
 On GPUs the copies run on a side stream and the exchange is NCCL's; none of this has been run there. A GPU run would
 have to show `ratio_free_core` at most 1.01 with

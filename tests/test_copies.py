@@ -64,8 +64,8 @@ def test_columns_go_side_by_side(lengths: list[int], chosen: bool) -> None:
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     rows, columns = np.zeros((CAPACITY, offsets[-1]), dtype=np.uint8), [random_bytes(4, n, seed=n) for n in lengths]
     slots, places = np.array([4, 1]), np.array([3, 0])
-    given = columns if chosen else [column[places] for column in columns]
-    scatter(rows, slots, offsets[:-1].tolist(), given, places if chosen else None)
+    samples = columns if chosen else [column[places] for column in columns]
+    scatter(rows, slots, offsets[:-1].tolist(), samples, places if chosen else None)
     expected = np.zeros_like(rows)
     expected[slots] = np.concatenate(columns, axis=1)[places]
     np.testing.assert_array_equal(rows, expected)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from rehearsal_plugin import Rehearsal, pipeline
+from rehearsal_plugin import Rehearsal, memory, pipeline
 from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError, RehearsalError, StorageError
 from rehearsal_plugin.rows import RowLayout
 from rehearsal_plugin.storage import HostStorage
@@ -279,6 +279,13 @@ def test_an_idle_rehearsal_keeps_no_batch_alive() -> None:
             assert not any(field() is not None for field in fields)
 
 
+@pytest.fixture(params=[memory.LARGE, 1], ids=["by torch", "recycled"])
+def either_memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches as small as these in memory of either kind."""
+    monkeypatch.setattr(memory, "LARGE", request.param)
+
+
+@pytest.mark.usefixtures("either_memory")
 @pytest.mark.parametrize("micro_batches", [1, 3])
 def test_replayed_rows_that_somebody_holds_on_to_stay_as_they_are(micro_batches: int) -> None:
     held: list[tuple[Batch, Batch]] = []
@@ -296,6 +303,7 @@ def test_replayed_rows_that_somebody_holds_on_to_stay_as_they_are(micro_batches:
     assert all(same(replayed, before) for replayed, before in held)
 
 
+@pytest.mark.usefixtures("either_memory")
 def test_batches_that_somebody_holds_on_to_stay_as_they_are() -> None:
     with alone() as rehearsal:
         seen = [rehearsal.update(new_batch(0, step, SIZE)) for step in range(20)]

@@ -123,6 +123,11 @@ def test_row_bytes_are_known(storage: RowStorage) -> None:
     assert storage.row_bytes == ROW_BYTES
 
 
+def test_rows_of_another_length_are_refused(storage: RowStorage) -> None:
+    with pytest.raises((ValueError, RuntimeError)):
+        storage.write(np.arange(2), random_rows(2, storage)[:, : ROW_BYTES // 2])
+
+
 def test_samples_written_field_by_field_are_the_rows_that_packing_them_gives(
     storage: RowStorage, tmp_path: Path
 ) -> None:
@@ -148,6 +153,9 @@ def test_samples_written_field_by_field_are_the_rows_that_packing_them_gives(
     written = torch.empty_like(packed)
     wide.read(np.array([9, 0, 3, 7]), written)
     assert torch.equal(written, packed)
+    for name, field in layout.unpack(written.cpu()).items():
+        given = batch[name].detach().resolve_conj().contiguous()
+        assert field.contiguous().view(torch.uint8).equal(given.view(torch.uint8)), name
 
 
 # Memory

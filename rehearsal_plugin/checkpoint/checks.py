@@ -217,6 +217,9 @@ def _check_guard(guard: Mapping[str, Any]) -> None:
         raise ValueError("losses that are no numbers")
     if guard["good"] is not None and not isinstance(guard["good"], str):
         raise ValueError(f"{guard['good']!r} is no folder")
+    for step, folder in guard["pending"]:
+        if _whole(step) < 0 or not isinstance(folder, str):
+            raise ValueError(f"{folder!r} is no folder")
 
 
 def _check_weights(weights: Any) -> None:
