@@ -98,7 +98,7 @@ that the model does not get. Replayed rows are taken where they arrived unless s
 host memory they and the batch lie in blocks that are used again once nobody refers to them.
 
 With a free core it is 8 MiB a step that costs more than the goal allows: each training thread copies 6 MiB out of the
-batch and 8 MiB into it, 2.6 ms of CPU time, and both share a core.
+batch and 8 MiB into it, and both share a core; so part of *augmented* is the other one's turn.
 
 On GPUs the copies run on a side stream and the exchange is NCCL's; none of this has been run there. A GPU run would
 have to show `ratio_free_core` at most 1.01 with
