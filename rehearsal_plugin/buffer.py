@@ -321,8 +321,9 @@ class RehearsalBuffer:
     def _empty(self) -> Known:
         """What is known of the rows while there are none."""
         content_bytes = self.layout.row_bytes - self.layout.state_bytes
+        traits = self._traits
         return (
-            Occupancy(self.capacity, partitioned=self._traits.key is not None, width=self._traits.width),
+            Occupancy(self.capacity, traits.key is not None, traits.width, means=traits.features),
             Provenance(self.capacity, self._rank),
             Contents(self.capacity, content_bytes) if self._deduplicates else None,
         )

@@ -16,6 +16,12 @@ __all__ = ["Occupancy", "Partitions", "earlier", "kept_places"]
 class Occupancy:
     """The index of one rank's buffer. Slots 0 to `count - 1` are taken; a row is replaced, never removed.
 
+    Args:
+        capacity: Slots.
+        partitioned: Whether rows have owners.
+        width: Numbers that a row is judged by; 0 where rows are not judged.
+        means: Whether the means of these numbers are asked for.
+
     Attributes:
         capacity: Slots.
         count: Rows stored.
@@ -24,12 +30,12 @@ class Occupancy:
         values: What rows are judged by; None where they are not.
     """
 
-    def __init__(self, capacity: int, partitioned: bool, width: int = 0) -> None:
+    def __init__(self, capacity: int, partitioned: bool, width: int = 0, *, means: bool = True) -> None:
         self.capacity = capacity
         self.count = 0
         self.seen = 0
         self.partitions = Partitions(capacity) if partitioned else None
-        self.values = Values(capacity, width) if width else None
+        self.values = Values(capacity, width, means=means) if width else None
 
     @property
     def sizes(self) -> IntArray:

@@ -31,6 +31,7 @@ class Traits:
         key: The field of the key; None where rows are not partitioned.
         value: That of the values; None where rows are not judged.
         width: Values a row; 0 where rows are not judged.
+        features: Whether the values are features, of which a policy wants the means.
 
     Raises:
         BatchError: `partition_by` names no field that can be a key, or `score_by` none that can be a score.
@@ -40,6 +41,7 @@ class Traits:
         self.key = None if config.partition_by is None else _key_field(layout, config.partition_by)
         self.value = None if config.score_by is None else _value_field(layout, config)
         self.width = 0 if self.value is None else math.prod(self.value.shape)
+        self.features = config.by_features
         self._fields = layout.fields
 
     def of_rows(self, rows: Tensor) -> tuple[IntArray, FloatArray | None]:

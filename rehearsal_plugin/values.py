@@ -66,27 +66,42 @@ class SumTree:
 
 
 class Values:
-    """Score or features of every stored row, and the mean of all that were offered.
+    """Score or features of every stored row, and the mean of all features that were offered.
 
     Args:
         capacity: Slots.
         width: Numbers a row; 1 for a score.
+        means: Whether anybody asks for `centre`.
 
     Attributes:
         stored: `[capacity, width]` float32.
     """
 
-    def __init__(self, capacity: int, width: int) -> None:
+    def __init__(self, capacity: int, width: int, *, means: bool = True) -> None:
         self.stored = np.zeros((capacity, width), dtype=np.float32)
+        self._means = means
         self._tickets: SumTree | None = None  # until somebody draws by score
+        self._extremes: tuple[float, float] | None = None  # until somebody asks, and after one of them is gone
         self._sums = np.zeros((0, width))
         self._seen = np.zeros(0, dtype=np.int64)
 
     def set(self, slots: IntArray, values: FloatArray) -> None:
         """Give the rows at `slots` `[n]`, all different, the values `[n, width]`."""
+        if self._extremes is not None:
+            self._extremes = _extremes_after(self._extremes, self.stored[slots, 0].tolist(), values[:, 0].tolist())
         self.stored[slots] = values
         if self._tickets is not None:
             self._tickets.set(slots, _tickets_of(values))
+
+    def extremes(self, count: int) -> tuple[float, float]:
+        """The lowest and the highest score of the first `count` rows, which are all.
+
+        A look at all of them only where a row with one of the two has been replaced since the last call.
+        """
+        if self._extremes is None:
+            scores = self.stored[:count, 0]
+            self._extremes = float(scores.min()), float(scores.max())
+        return self._extremes
 
     def tickets(self, count: int) -> SumTree:
         """The scores of the first `count` rows, which are all, as whole numbers, for draws in proportion to them."""
@@ -97,6 +112,8 @@ class Values:
 
     def count_offers(self, owners: IntArray, values: FloatArray) -> None:
         """Add offered rows, values `[n, width]` of owners `[n]`, to the owners' means."""
+        if not self._means:
+            return
         offered = np.bincount(owners, minlength=len(self._seen))
         missing = len(offered) - len(self._seen)
         if missing:
@@ -121,6 +138,14 @@ class Values:
         if owner < len(self._seen):
             sums, seen = sums + self._sums[owner], seen + int(self._seen[owner])
         return np.asarray(sums / seen)
+
+
+def _extremes_after(extremes: tuple[float, float], old: list[float], new: list[float]) -> tuple[float, float] | None:
+    """The lowest and the highest score after some were replaced; None where that takes a look at all."""
+    lowest, highest = extremes
+    if lowest in old or highest in old:
+        return None
+    return min([lowest, *new]), max([highest, *new])
 
 
 def _tickets_of(scores: FloatArray) -> IntArray:

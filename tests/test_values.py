@@ -150,6 +150,40 @@ def test_tickets_follow_the_scores_from_their_first_use_on() -> None:
     assert values.tickets(3).total == 7 * TICKETS_PER_UNIT
 
 
+# The lowest and the highest score
+
+
+@PROPERTY
+@given(st.lists(st.dictionaries(st.integers(0, 5), st.integers(-3, 3), max_size=6), min_size=1, max_size=12))
+def test_the_extremes_are_those_of_all_scores_after_every_change(changes: list[dict[int, int]]) -> None:
+    values, stored = Values(6, width=1), dict.fromkeys(range(6), 0.0)
+    values.set(np.arange(6), column(*stored.values()))
+    for change in changes:
+        assert values.extremes(6) == (min(stored.values()), max(stored.values()))
+        stored |= change
+        values.set(ints(*change), column(*change.values()))
+    assert values.extremes(6) == (min(stored.values()), max(stored.values()))
+
+
+def test_the_extremes_are_those_of_the_rows_that_are_stored() -> None:
+    values = Values(3, width=1)
+    values.set(ints(0), column(2))
+    assert values.extremes(1) == (2, 2)
+    values.set(ints(1), column(5))
+    assert values.extremes(2) == (2, 5)
+
+
+def test_all_scores_are_looked_at_only_where_an_extreme_is_replaced() -> None:
+    values = Values(4, width=1)
+    values.set(np.arange(4), column(1, 2, 3, 4))
+    values.extremes(4)
+    values.stored[3] = 9  # behind its back: whoever looks at all sees it
+    values.set(ints(1), column(7))
+    assert values.extremes(4) == (1, 7)
+    values.set(ints(0), column(2))
+    assert values.extremes(4) == (2, 9)
+
+
 # Means
 
 
@@ -194,6 +228,12 @@ def test_an_offer_of_no_rows_changes_no_mean() -> None:
     values.count_offers(ints(), np.empty((0, 1), dtype=np.float32))
     assert values.centre(2, column(6)).tolist() == [5]
     assert values.centre(0, column(6)).tolist() == [6]
+
+
+def test_scores_keep_no_means() -> None:
+    values = Values(1, width=1, means=False)
+    values.count_offers(ints(0), column(4))
+    assert len(values.state_dict(0)["sums"]) == 0
 
 
 # Values that cannot be compared

@@ -27,8 +27,22 @@ def balanced(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> In
     if partitions is None:
         raise ConfigError("rehearsal.buffer.policy 'balanced' needs rehearsal.buffer.partition_by")
     targets = _targets(partitions, owners, occupancy.capacity)
+    place = places(partitions.seen[owners] + earlier(owners), targets[owners], rng)
+    if np.array_equal(targets, partitions.sizes):  # every place is one that a row has
+        return last_writers(np.where(place < 0, -1, partitions.slots(owners, place)))
+    return _rebalanced(occupancy, partitions, owners, targets, _latest(owners, targets, place), rng)
+
+
+def _rebalanced(
+    occupancy: Occupancy,
+    partitions: Partitions,
+    owners: IntArray,
+    targets: IntArray,
+    place: IntArray,
+    rng: np.random.Generator,
+) -> IntArray:
+    """The slots `[n]` of rows with places `[n]` in reservoirs that grow or shrink to their targets."""
     stays = np.minimum(partitions.sizes, targets)
-    place = _places(partitions, owners, targets, rng)
     appended = place >= stays[owners]
     replacing = (place >= 0) & ~appended
     slots = np.full(len(owners), -1, dtype=np.int64)
@@ -37,7 +51,7 @@ def balanced(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> In
         _leave(partitions, number, int(stays[number]), slots, replacing & (owners == number), rng)
         for number in shrinking.tolist()
     ]
-    # In a partition that stays as it is, any place is as good as another.
+    # In a partition that does not shrink, any place is as good as another.
     whole = replacing & (slots < 0) if freed else replacing
     slots[whole] = partitions.slots(owners[whole], place[whole])
     if np.count_nonzero(appended):
@@ -45,14 +59,11 @@ def balanced(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> In
     return slots
 
 
-def _places(partitions: Partitions, owners: IntArray, targets: IntArray, rng: np.random.Generator) -> IntArray:
-    """The place of each row `[n]` in the reservoir of its partition, -1 where it has none."""
-    order = partitions.seen[owners] + earlier(owners)
-    place = places(order, targets[owners], rng)
+def _latest(owners: IntArray, targets: IntArray, place: IntArray) -> IntArray:
+    """The place of each row `[n]` in the reservoir of its partition, -1 where it has none or a later row has it."""
     begin = targets.cumsum() - targets  # reservoirs laid end to end, so that one look finds rows of one place
-    laid = np.where(place < 0, -1, begin[owners] + place)
-    last = last_writers(laid)
-    return place if last is laid else np.where(last < 0, -1, place)
+    last = last_writers(np.where(place < 0, -1, begin[owners] + place))
+    return np.where(last < 0, -1, place)
 
 
 def _leave(
@@ -68,7 +79,7 @@ def _leave(
 
 def _targets(partitions: Partitions, owners: IntArray, capacity: int) -> IntArray:
     """Rows that each partition holds after this batch, `[partitions]` int64."""
-    offered = np.bincount(owners, minlength=len(partitions))
-    complete = partitions.sizes == partitions.seen
-    limits = np.where(complete, partitions.seen + offered, partitions.sizes)
+    limits, complete = partitions.sizes, partitions.sizes == partitions.seen
+    if np.count_nonzero(complete):
+        limits = np.where(complete, limits + np.bincount(owners, minlength=len(partitions)), limits)
     return fair_shares(limits, capacity)

@@ -9,7 +9,7 @@ from rehearsal_plugin.policies.base import Offer, register
 from rehearsal_plugin.policies.reservoir import thinned
 from rehearsal_plugin.rng import below
 from rehearsal_plugin.shares import IntArray
-from rehearsal_plugin.values import FloatArray
+from rehearsal_plugin.values import Values
 
 __all__ = ["score"]
 
@@ -23,26 +23,25 @@ def score(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntAr
 
     Loss-aware reservoir sampling (Buzzega et al., "Rethinking experience replay: a bag of tricks", ICPR 2020):
     with the loss as the score, rows that the model knows make room. The row with the highest score stays as long
-    as any other can go. A step that replaces rows looks for the highest and the lowest score of all.
+    as any other can go.
     """
     slots = thinned(occupancy.seen, occupancy.count, len(offer), occupancy.capacity, rng)
     placed = slots >= 0
     replacing = (placed if occupancy.count == occupancy.capacity else placed & (slots < occupancy.count)).nonzero()[0]
     if len(replacing):
         assert occupancy.values is not None  # the config asks for a score
-        scores = occupancy.values.stored[: occupancy.count, 0]
-        slots[replacing] = _leaving(scores, len(replacing), rng)
+        slots[replacing] = _leaving(occupancy.values, occupancy.count, len(replacing), rng)
     return slots
 
 
-def _leaving(scores: FloatArray, count: int, rng: np.random.Generator) -> IntArray:
-    """`count` slots, one after the other with chances in proportion to their distance from the highest score.
+def _leaving(values: Values, stored: int, count: int, rng: np.random.Generator) -> IntArray:
+    """`count` of `stored` slots, one after the other with chances in proportion to their distance from the highest.
 
     Slots are proposed at random and accepted with these chances; one that comes again is passed over, so that they
     leave as if drawn one by one. Where few are accepted, the rest are those whose exponential clocks ring first
     (Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006), which looks at all rows.
     """
-    highest, lowest = scores.max(), scores.min()
+    scores, (lowest, highest) = values.stored[:stored, 0], values.extremes(stored)
     found: dict[int, None] = {}  # each once, in the order of their acceptance
     for _ in range(ROUNDS):
         proposed = below(len(scores), PROPOSALS * count, rng)
