@@ -3,8 +3,8 @@
    numpy can do both, but not these two things, which save up to half the time where rows are short:
 
    - What is stored is not looked at for a long time, and a batch that is large enough to matter would not stay in the
-     cache until it is; so both are written past it. An ordinary store fetches from memory what it is about to overwrite,
-     and drives out of the cache what the training step works on.
+     cache until it is; so both are written past it. An ordinary store fetches from memory what it is about to
+     overwrite, and drives out of the cache what the training step works on.
    - Rows that are read lie far from one another. A processor sees a stream of addresses, and fetches ahead of it, only
      some misses after its begin; so a few short rows are read side by side.
 

@@ -2,15 +2,12 @@
 
     python scripts/bench_overhead.py --json out/bench_overhead
 
-A ResNet-18 trains on images of several sizes, 12 new and 2 replayed ones a step and rank; the largest are those of
-ImageNet, 8 MiB a step. One DeepSpeed engine takes all turns, with the same memory: as it is, on batches of b + r rows;
-once more so, the control, whose ratio to the first tells what the machine alone makes of two that do the same; with
-rehearsal, on b rows to which r are replayed; and with rehearsal whose collectives are issued from the training thread
-(`exchange.launch: inline`). A turn is a step; with rehearsal one before it, untimed, sees to it that the background of
-a step runs behind the next one, as in a job.
-
-A machine that is shared changes its speed from second to second, by more than rehearsal costs. So a small product of
-matrices is timed at every convolution of the network, forwards and backwards, and a step is told in units of it.
+Four DeepSpeed engines with the same model take turns in one job: one without a `rehearsal` block, on batches of
+b + r rows; another such one, the control, whose ratio to the first tells what the machine alone makes of two engines
+that do the same; one with the block, on b rows to which r are replayed; and one whose collectives are issued from the
+training thread (`exchange.launch: inline`). A turn is a few steps, and ends when the background has: so all that
+rehearsal does is paid for within its own turn. Ratios are those of the turns of one round. Where the memory of an
+engine lies can cost it more than rehearsal, for as long as the job lives; so several jobs are asked.
 
 Once with two busy cores, a rank on each; and once with the training threads of both ranks on one core, and all
 threads of the plugin on the other: a core is free for the background then. The second needs two cores.
@@ -19,7 +16,6 @@ threads of the plugin on the other: a core is free for the background then. The 
 from __future__ import annotations
 
 import json
-import math
 import os
 import statistics
 import sys
@@ -33,88 +29,73 @@ from typing import Any, TypeAlias
 import deepspeed
 import torch
 import torch.distributed as dist
-from bench import arguments_of, publish, ratio
+from bench import Timing, arguments_of, measure, publish, ratio
 from launch import is_rank, launch
 from report import write_text
 from study import print_table
 from torch import Tensor, nn
-from transformers import ResNetConfig, ResNetForImageClassification
 
 import rehearsal_plugin
 
 RANKS = 2
-NEW, REPLAYED = 12, 2
+NEW, REPLAYED = 6, 2
 """Rows of a batch on a rank, b and r."""
 
 PLAIN, CONTROL, THREAD, INLINE = ENGINES = ("plain", "control", "thread", "inline")
-PIXELS = (64, 112, 224)
+ROW_BYTES = (16 << 10, 128 << 10, 1 << 20)
 COUNTS = ("collectives", "rows_replayed")
 PHASES = ("augmented_ms", "waited_ms", "written_ms", "drawn_ms", "exchanged_ms")
 """Of a step: the first two on the training thread, the others in the background."""
 
-CLOCKS = ("wall", "cpu")
-"""A step by the clock, and by the CPU time of all threads of rank 0 together; in units of the gauge."""
+CLOCKS = ("wall_s", "cpu_s")
+"""Seconds of every turn: by the clock, and of all threads of rank 0 together."""
 
 Measured: TypeAlias = dict[str, dict[str, Any]]
 """What a job tells of each engine: its turns by both clocks, phases and counts."""
 
-STORED, SETTLED = 36, 5
+WIDTH = 512
+STORED, SETTLED = 60, 12
 """Rows of a buffer, and steps until it is full. `fifo` keeps every candidate: nobody writes more."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One job: the size of its images, whether the plugin's threads have a core to themselves, and how long it runs."""
+    """One job: how large rows are, and whether the plugin's threads have a core to themselves."""
 
-    pixels: int
+    row_bytes: int
     free_core: bool
-    seconds: float
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of an image, float32 in three colours."""
-        return 3 * 4 * self.pixels**2
+    rounds: int
+    steps: int
+    step_ms: int
 
 
-class Gauge:
-    """Tells how fast the core is while a step runs.
+class Model(nn.Module):
+    """Reads all of a row, and computes for about as long as it is told."""
 
-    Args:
-        model: The product is timed whenever one of its convolutions begins, forwards or backwards.
-    """
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(4)))
+        self.head = nn.Linear(WIDTH, 10)
+        self._passes = layers
 
-    def __init__(self, model: nn.Module) -> None:
-        self._factors = torch.randn(128, 512), torch.randn(512, 512)
-        self._seconds: list[float] = []
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                module.register_forward_pre_hook(self._time)
-                module.register_full_backward_pre_hook(self._time)
-
-    def reset(self) -> None:
-        """Forget what was timed."""
-        self._seconds.clear()
-
-    def read(self) -> float:
-        """Mean seconds of CPU time of the product since the last reset."""
-        return statistics.fmean(self._seconds)
-
-    def _time(self, *_: object) -> None:
-        start = time.thread_time()
-        torch.mm(*self._factors)
-        self._seconds.append(time.thread_time() - start)
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        """The mean loss of rows `x` `[b, n]` float32 with labels `[b]` int64."""
+        hidden = x.view(len(x), -1, WIDTH).mean(1, keepdim=True).expand(-1, 64, -1)
+        for _ in range(self._passes):
+            hidden = hidden + self.layers(hidden)
+        return nn.functional.cross_entropy(self.head(hidden.mean(1)), label)
 
 
 def main(argv: Sequence[str]) -> int:
     """Starts a job for every case, and sums up."""
     description = (__doc__ or "").partition("\n")[0]
-    arguments = arguments_of(description, argv, seconds=150)
+    arguments = arguments_of(description, argv, jobs=3, rounds=9, steps=5, step_ms=200)
     cases = [
-        Case(pixels, free, arguments.seconds * math.sqrt(pixels / PIXELS[0]) * (1 if free else 0.5))
+        Case(row_bytes, free, arguments.rounds, arguments.steps, arguments.step_ms)
         for free in ((False, True) if len(os.sched_getaffinity(0)) > 1 else (False,))
-        for pixels in PIXELS
+        for row_bytes in ROW_BYTES
     ]
-    rows = [row for case in cases for row in lines(case, run(case))]
+    rows = [row for case in cases for row in lines(case, [run(case) for _ in range(arguments.jobs)])]
     print_table("A step on rank 0", *table(rows))
     publish(arguments.json, summarise(rows), rows, ranks=RANKS)
     return 0
@@ -130,7 +111,7 @@ def run(case: Case) -> Measured:
         path = Path(folder) / "measured.json"
         status = launch(Path(__file__), RANKS, [json.dumps(asdict(case)), str(path)])
         if status:
-            raise SystemExit(f"the job with images of {case.pixels} pixels ended with status {status}")
+            raise SystemExit(f"the job with rows of {case.row_bytes} bytes ended with status {status}")
         measured: Measured = json.loads(path.read_text())
         return measured
 
@@ -144,31 +125,22 @@ def job(argv: Sequence[str]) -> int:
     training, background = cores(case.free_core)
     os.sched_setaffinity(0, training)
     deepspeed.init_distributed("gloo")
-    engine = new_engine()
-    gauge = Gauge(engine.module)
+    passes = calibrate(case)
+    sides = {name: Side(case, passes, None) for name in (PLAIN, CONTROL)}
     os.sched_setaffinity(0, background)  # threads that are started from here on stay there
-    sides = {name: Side(engine, gauge, case, name if name in (THREAD, INLINE) else None) for name in ENGINES}
+    sides |= {launched: Side(case, passes, launched) for launched in (THREAD, INLINE)}
     os.sched_setaffinity(0, training)
-    take_turns(list(sides.values()), case.seconds)
-    if dist.get_rank() == 0:
-        write_text(path, json.dumps({name: side.told() for name, side in sides.items()}))
     for side in sides.values():
-        side.handle.close()
+        side.begin()
+    timings = measure({name: side.turn for name, side in sides.items()}, case.rounds)
+    if dist.get_rank() == 0:
+        told = {name: side.told(timings[name]) for name, side in sides.items()}
+        write_text(path, json.dumps(told))
+    for side in sides.values():
+        side.close()
     dist.barrier()
     dist.destroy_process_group()
     return 0
-
-
-def take_turns(sides: Sequence[Side], seconds: float) -> None:
-    """Rounds for about so long, at least two; every round begins with another side."""
-    start, rounds = time.monotonic(), 0
-    going = torch.ones(1)
-    while rounds < 2 or going.item():
-        for side in (*sides[rounds % len(sides) :], *sides[: rounds % len(sides)]):
-            side.turn()
-        rounds += 1
-        going.fill_(time.monotonic() - start < seconds)
-        dist.broadcast(going, 0)
 
 
 def cores(free: bool) -> tuple[set[int], set[int]]:
@@ -178,105 +150,119 @@ def cores(free: bool) -> tuple[set[int], set[int]]:
 
 
 class Side:
-    """An engine that takes its turns, with rehearsal or without.
+    """An engine that takes its turns.
 
     Args:
-        engine: The same for all sides; whoever's turn it is puts its own methods in place.
-        gauge: Of its model.
         case: The job.
-        launched: From where collectives are issued; None without rehearsal.
+        passes: How often the model computes.
+        launched: From where collectives are issued; None for an engine without rehearsal.
     """
 
-    def __init__(self, engine: Any, gauge: Gauge, case: Case, launched: str | None) -> None:
-        self._batches = [batch_of(NEW + (REPLAYED if launched is None else 0), case.pixels) for _ in range(4)]
-        self._engine, self._gauge, self._steps = engine, gauge, 0
-        bare = engine.forward, engine.step
-        self.handle = rehearsal_plugin.attach(engine, {"enabled": False} if launched is None else section(launched))
-        self._methods = engine.forward, engine.step
-        engine.rehearsal = None
-        self.turns: dict[str, list[float]] = {clock: [] for clock in CLOCKS}
-        self.seconds: list[float] = []
-        self._step(SETTLED if self.handle.enabled else 1)
-        engine.forward, engine.step = bare
-        self._before, self._steps = self.handle.metrics(), 0
+    def __init__(self, case: Case, passes: int, launched: str | None) -> None:
+        rows = NEW + REPLAYED if launched is None else NEW
+        self._steps, self._count = case.steps, 0
+        self._batches = [batch_of(rows, case.row_bytes) for _ in range(4)]
+        self._engine = engine_of(passes, rows, launched)
+        self.handle = rehearsal_plugin.attach(self._engine)
+        self.cpu_s: list[float] = []
+        self._before: dict[str, float] = {}
+        for _ in range(SETTLED):
+            self._step()
+
+    def begin(self) -> None:
+        """Count from here on."""
+        self.drain()
+        self._before, self._count = self.handle.metrics(), 0
 
     def turn(self) -> None:
-        """A step; its background is waited for when the clock has stopped."""
-        if self.handle.enabled:
-            self._step(1)
+        """A few steps, and the rest of what they began in the background."""
         dist.barrier()
-        self._gauge.reset()
-        clock, cpu = time.perf_counter(), time.process_time()
-        self._step(1)
-        clock, cpu, unit = time.perf_counter() - clock, time.process_time() - cpu, self._gauge.read()
+        start = time.process_time()
+        for _ in range(self._steps):
+            self._step()
+        self.drain()
+        self.cpu_s.append(time.process_time() - start)
+
+    def drain(self) -> None:
+        """Wait for the background."""
         if self.handle.rehearsal is not None:
             self.handle.rehearsal.drain()
-        self.seconds.append(clock)
-        for name, taken in zip(CLOCKS, (clock, cpu), strict=True):
-            self.turns[name].append(taken / unit)
 
-    def told(self) -> dict[str, Any]:
+    def told(self, timing: Timing) -> dict[str, Any]:
         """Its turns by both clocks; with rehearsal, milliseconds of each phase and what is counted, a step."""
         metrics = self.handle.metrics()
         names = [name for name in (*PHASES, *COUNTS) if name in metrics]
-        a_step = {name: (metrics[name] - self._before[name]) / self._steps for name in names}
-        return {**self.turns, "step_ms": 1e3 * statistics.median(self.seconds), **a_step}
+        a_step = {name: (metrics[name] - self._before[name]) / self._count for name in names}
+        return {**dict(zip(CLOCKS, (timing.wall_s, self.cpu_s), strict=True)), **a_step}
 
-    def _step(self, count: int) -> None:
-        self._engine.forward, self._engine.step = self._methods
-        for _ in range(count):
-            x, label = self._batches[self._steps % len(self._batches)]
-            self._engine.backward(self._engine(x, label).loss)
-            self._engine.step()
-            self._steps += 1
+    def close(self) -> None:
+        """Stop the background."""
+        self.handle.close()
 
-
-def batch_of(rows: int, pixels: int) -> tuple[Tensor, Tensor]:
-    """Random images `[rows, 3, pixels, pixels]` float32 and labels `[rows]` int64."""
-    return torch.randn(rows, 3, pixels, pixels), torch.randint(0, 2, (rows,))
+    def _step(self) -> None:
+        x, label = self._batches[self._count % len(self._batches)]
+        self._engine.backward(self._engine(x, label))
+        self._engine.step()
+        self._count += 1
 
 
-def new_engine() -> Any:
-    """A DeepSpeed engine without a `rehearsal` block: ZeRO-1 and AdamW over a ResNet-18."""
+def batch_of(rows: int, row_bytes: int) -> tuple[Tensor, Tensor]:
+    """Random rows `[rows, row_bytes / 4]` float32 and labels `[rows]` int64."""
+    return torch.randn(rows, row_bytes // 4), torch.randint(0, 10, (rows,))
+
+
+def engine_of(passes: int, rows: int, launched: str | None) -> Any:
+    """A DeepSpeed engine, with a `rehearsal` block where `launched` says from where collectives are issued."""
     torch.manual_seed(0)
-    resnet = ResNetConfig(embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")
-    config = {
-        "train_micro_batch_size_per_gpu": NEW + REPLAYED,
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": rows,
         "steps_per_print": 1_000_000,
         "zero_optimization": {"stage": 1},
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
     }
-    engine, *_ = deepspeed.initialize(model=ResNetForImageClassification(resnet), config=config)
+    if launched is not None:
+        config["rehearsal"] = {
+            "ratio": REPLAYED / (NEW + REPLAYED),
+            "buffer": {"capacity": STORED, "policy": "fifo"},
+            "exchange": {"launch": launched},
+        }
+    engine, *_ = deepspeed.initialize(model=Model(passes), config=config)
     return engine
 
 
-def section(launched: str) -> dict[str, Any]:
-    """The `rehearsal` section."""
-    return {
-        "ratio": REPLAYED / (NEW + REPLAYED),
-        "buffer": {"capacity": STORED, "policy": "fifo"},
-        "exchange": {"launch": launched},
-    }
+def calibrate(case: Case) -> int:
+    """How often the model has to compute for a step of the wanted length on a core of its own, alike on all ranks."""
+    model, (x, label) = Model(8), batch_of(NEW + REPLAYED, case.row_bytes)
+    seconds = measure({"step": lambda: model(x, label).backward()}, 5)["step"].cpu_median_s
+    passes = torch.tensor([max(1.0, 8e-3 * case.step_ms / seconds)])
+    dist.all_reduce(passes)
+    return max(1, round(float(passes) / dist.get_world_size()))
 
 
-def lines(case: Case, measured: Measured) -> Iterator[dict[str, Any]]:
-    """What is told of each engine: its turns against those of the plain one, and means of a step."""
-    for name, told in measured.items():
-        paid, cpu = (ratio(told[clock], measured[PLAIN][clock]) for clock in CLOCKS)
+def lines(case: Case, jobs: Sequence[Measured]) -> Iterator[dict[str, Any]]:
+    """What is told of each engine: of the turns of all jobs together, and the mean of what is told of a step."""
+    for name in ENGINES:
+        told = [job[name] for job in jobs]
+        paid, cpu = (ratio(*(pooled(jobs, engine, clock) for engine in (name, PLAIN))) for clock in CLOCKS)
         yield {
-            "pixels": case.pixels,
-            "free_core": case.free_core,
-            "rounds": len(told[CLOCKS[0]]),
+            **{key: value for key, value in asdict(case).items() if key != "step_ms"},
+            "jobs": len(jobs),
             "engine": name,
             "step_bytes": case.row_bytes * (NEW + REPLAYED),
+            "step_ms": 1e3 * statistics.median(pooled(jobs, name, CLOCKS[0])) / case.steps,
             "ratio": paid.median,
             "ratio_low": paid.low,
             "ratio_high": paid.high,
             "cpu_ratio": cpu.median,
             "cpu_ratio_low": cpu.low,
             "cpu_ratio_high": cpu.high,
-            **{key: value for key, value in told.items() if key not in CLOCKS},
+            **{key: statistics.fmean(one[key] for one in told) for key in told[0] if key not in CLOCKS},
         }
+
+
+def pooled(jobs: Sequence[Measured], engine: str, clock: str) -> list[float]:
+    """The seconds of all turns of an engine, in all jobs."""
+    return [seconds for job in jobs for seconds in job[engine][clock]]
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

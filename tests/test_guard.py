@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 
 from rehearsal_plugin import Rehearsal, RehearsalConfig
+from rehearsal_plugin.checkpoint import files
+from rehearsal_plugin.checkpoint.files import Place
 from rehearsal_plugin.config import GuardConfig
-from rehearsal_plugin.errors import ConfigError, ForgettingError
+from rehearsal_plugin.errors import CheckpointError, ConfigError, ForgettingError
 from rehearsal_plugin.guard import Guard
 from rehearsal_plugin.schedule import Schedule
 from rehearsal_plugin.transport import LocalTransport, TorchDistributedTransport
@@ -159,6 +161,20 @@ def test_a_checkpoint_from_after_the_rise_is_no_good_one(tmp_path: Path) -> None
         rehearsal.save(tmp_path / "after")
         assert rehearsal._supply.guard is not None
         assert rehearsal._supply.guard.good == f"{tmp_path / 'before'}, step 10"
+
+
+@pytest.mark.parametrize("pending", [None, 3, [3], [[3]], [["3", "a"]], [[-1, "a"]], [[3, 4]], [[2.5, "a"]]])
+def test_checkpoints_that_wait_for_their_loss_must_be_steps_and_folders(pending: Any, tmp_path: Path) -> None:
+    with Rehearsal(section(), LocalTransport()) as rehearsal:
+        train(rehearsal, 0, 10)
+        rehearsal.save(tmp_path)
+        place = Place(rehearsal.steps, 1, 0)
+    whole = files.read(tmp_path, place)
+    guard = whole.meta["state"]["progress"]["supply"]["guard"]
+    guard["pending"] = pending
+    files.write(tmp_path, place, whole)
+    with Rehearsal(section(), LocalTransport()) as rehearsal, pytest.raises(CheckpointError):
+        rehearsal.load(tmp_path)
 
 
 def test_a_resumed_job_names_the_checkpoint_that_it_was_resumed_from(tmp_path: Path) -> None:

@@ -218,7 +218,8 @@ def _check_guard(guard: Mapping[str, Any]) -> None:
     if guard["good"] is not None and not isinstance(guard["good"], str):
         raise ValueError(f"{guard['good']!r} is no folder")
     for step, folder in guard["pending"]:
-        if _whole(step) < 0 or not isinstance(folder, str):
+        _whole(step)
+        if not isinstance(folder, str):
             raise ValueError(f"{folder!r} is no folder")
 
 
