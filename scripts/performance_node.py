@@ -52,9 +52,8 @@ takes.
 
 On a virtual machine the ratios vary from hour to hour: of five runs within two hours the first had 5.2 and 3.4 for
 `write_vs_torchrl` and `gather_vs_torchrl`, the last, which is the one above, 4.5 and 2.8. On another machine, whose
-neighbours slowed it down by up to a half from second to second, two runs at later commits had 5.6 and 3.2, and two
-hours afterwards 3.1 and 3.0; there `write_vs_numpy` was 0.95 and 0.62, and `admission_us_max` 102 and 84, all policies
-taking about twice as long as above.
+speed varied by more, a run at a later commit had 5.6 and 3.2, and one that followed within two hours 3.1 and 3.0; there
+`write_vs_numpy` was 0.95 and 0.62, and `admission_us_max` 102 and 84, all policies taking about twice as long as above.
 
 What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand over each field.
 Few rows of 16 KB are copied in less time, which is what limits small writes now; with larger rows or more of them it
