@@ -49,7 +49,7 @@ def held() -> dict[str, int]:
 
 
 def soak(folder: Path, steps: int) -> dict[str, Any]:
-    """Train, save now and then, and look at what is held at the end of every window."""
+    """Train, save in the middle of every window, and look at what is held at its end."""
     rank, windows, whole = dist.get_rank(), [], True
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 5)
@@ -64,8 +64,11 @@ def soak(folder: Path, steps: int) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad()
             rehearsal.step()
-            if (step + 1) % (steps // WINDOWS) == 0:
-                rehearsal.save(folder)
+            left = (steps - step - 1) % (steps // WINDOWS)
+            if left == steps // WINDOWS // 2:
+                rehearsal.save(folder)  # while training goes on
+            if left == 0:
+                rehearsal.flush()  # a file that is still being written would count as one that is held
                 windows.append(held())
         rehearsal.drain()
         buffer = rehearsal.buffer
