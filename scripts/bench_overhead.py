@@ -2,12 +2,17 @@
 
     python scripts/bench_overhead.py --json out/bench_overhead
 
-Four DeepSpeed engines with the same model take turns in one job: one without a `rehearsal` block, on batches of
-b + r rows; another such one, the control, whose ratio to the first tells what the machine alone makes of two engines
-that do the same; one with the block, on b rows to which r are replayed; and one whose collectives are issued from the
-training thread (`exchange.launch: inline`). A turn is a few steps, and ends when the background has: so all that
-rehearsal does is paid for within its own turn. Ratios are those of the turns of one round. Where the memory of an
-engine lies can cost it more than rehearsal, for as long as the job lives; so several jobs are asked.
+One DeepSpeed engine takes all turns, with the same memory: as it is, on batches of b + r rows; once more so, the
+control, whose ratio to the first tells what the machine alone makes of two that do the same; with rehearsal, on b rows
+to which r are replayed; and with rehearsal whose collectives are issued from the training thread
+(`exchange.launch: inline`). A turn begins with a step that is not timed, so that the background of a step runs behind
+the next one, as in a job. Ratios are those of the turns of one round.
+
+The model computes for at least `--step-ms` a step, and as much for each byte of a row as a ResNet-18 does for each byte
+of an image; the largest rows once more for `--step-ms` only, which is less than that: *light*.
+
+A machine that is shared changes its speed from second to second, by more than rehearsal costs. So a small product of
+matrices is timed in every pass through the model's layers, and a step is told in units of it.
 
 Once with two busy cores, a rank on each; and once with the training threads of both ranks on one core, and all
 threads of the plugin on the other: a core is free for the background then. The second needs two cores.
@@ -21,7 +26,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,11 +34,11 @@ from typing import Any, TypeAlias
 import deepspeed
 import torch
 import torch.distributed as dist
-from bench import Timing, arguments_of, measure, publish, ratio
+from bench import arguments_of, publish, ratio
 from launch import is_rank, launch
+from overhead_model import RESNET_OPERATIONS, Gauge, Model, batch_of, calibrate, engine_of, passes_of
 from report import write_text
 from study import print_table
-from torch import Tensor, nn
 
 import rehearsal_plugin
 
@@ -41,64 +46,65 @@ RANKS = 2
 NEW, REPLAYED = 6, 2
 """Rows of a batch on a rank, b and r."""
 
-PLAIN, CONTROL, THREAD, INLINE = ENGINES = ("plain", "control", "thread", "inline")
+PLAIN, CONTROL, THREAD, INLINE = SIDES = ("plain", "control", "thread", "inline")
 ROW_BYTES = (16 << 10, 128 << 10, 1 << 20)
 COUNTS = ("collectives", "rows_replayed")
 PHASES = ("augmented_ms", "waited_ms", "written_ms", "drawn_ms", "exchanged_ms")
 """Of a step: the first two on the training thread, the others in the background."""
 
-CLOCKS = ("wall_s", "cpu_s")
-"""Seconds of every turn: by the clock, and of all threads of rank 0 together."""
+PAID = "paid_ms"
+SHARES = (PAID, *PHASES)
+"""Of a step: CPU time of the training thread inside of rehearsal, and the phases."""
+
+CLOCKS = ("wall", "cpu")
+"""A turn by the clock, and by the CPU time of all threads of rank 0 together; in units of the gauge."""
 
 Measured: TypeAlias = dict[str, dict[str, Any]]
-"""What a job tells of each engine: its turns by both clocks, phases and counts."""
+"""What a job tells of each side: its turns by both clocks, phases and counts."""
 
-WIDTH = 512
-STORED, SETTLED = 60, 12
+STORED, SETTLED = 36, 7
 """Rows of a buffer, and steps until it is full. `fifo` keeps every candidate: nobody writes more."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One job: how large rows are, and whether the plugin's threads have a core to themselves."""
+    """One job.
+
+    Attributes:
+        row_bytes: Bytes of a row.
+        light: Whether the model computes for `step_ms` only, however large rows are.
+        free_core: Whether the plugin's threads have a core to themselves.
+        rounds: Turns of each side.
+        steps: Steps of a turn that are timed.
+        step_ms: How long the model computes at least, on a core of its own.
+    """
 
     row_bytes: int
+    light: bool
     free_core: bool
     rounds: int
     steps: int
     step_ms: int
 
 
-class Model(nn.Module):
-    """Reads all of a row, and computes for about as long as it is told."""
-
-    def __init__(self, layers: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(4)))
-        self.head = nn.Linear(WIDTH, 10)
-        self._passes = layers
-
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """The mean loss of rows `x` `[b, n]` float32 with labels `[b]` int64."""
-        hidden = x.view(len(x), -1, WIDTH).mean(1, keepdim=True).expand(-1, 64, -1)
-        for _ in range(self._passes):
-            hidden = hidden + self.layers(hidden)
-        return nn.functional.cross_entropy(self.head(hidden.mean(1)), label)
-
-
 def main(argv: Sequence[str]) -> int:
     """Starts a job for every case, and sums up."""
     description = (__doc__ or "").partition("\n")[0]
-    arguments = arguments_of(description, argv, jobs=3, rounds=9, steps=5, step_ms=200)
-    cases = [
-        Case(row_bytes, free, arguments.rounds, arguments.steps, arguments.step_ms)
-        for free in ((False, True) if len(os.sched_getaffinity(0)) > 1 else (False,))
-        for row_bytes in ROW_BYTES
-    ]
-    rows = [row for case in cases for row in lines(case, [run(case) for _ in range(arguments.jobs)])]
+    arguments = arguments_of(description, argv, rounds=32, steps=4, step_ms=200)
+    places = (False, True) if len(os.sched_getaffinity(0)) > 1 else (False,)
+    rows = [row for free in places for case in cases(free, **vars(arguments)) for row in lines(case, run(case))]
     print_table("A step on rank 0", *table(rows))
     publish(arguments.json, summarise(rows), rows, ranks=RANKS)
     return 0
+
+
+def cases(free_core: bool, *, rounds: int, steps: int, step_ms: int, **_: object) -> Iterator[Case]:
+    """All sizes of rows; the largest also with a light model, of which several steps take as long as one without."""
+    *smaller, largest = ROW_BYTES
+    for row_bytes in smaller:
+        yield Case(row_bytes, False, free_core, rounds, steps, step_ms)
+    yield Case(largest, False, free_core, -(-rounds // 2), 1, step_ms)
+    yield Case(largest, True, free_core, rounds, steps, step_ms)
 
 
 def run(case: Case) -> Measured:
@@ -125,22 +131,30 @@ def job(argv: Sequence[str]) -> int:
     training, background = cores(case.free_core)
     os.sched_setaffinity(0, training)
     deepspeed.init_distributed("gloo")
-    passes = calibrate(case)
-    sides = {name: Side(case, passes, None) for name in (PLAIN, CONTROL)}
+    gauge = Gauge()
+    passes = calibrate(case.step_ms, batch_of(NEW + REPLAYED, case.row_bytes), gauge)
+    if not case.light:
+        passes = max(passes, passes_of(case.row_bytes, RESNET_OPERATIONS))
+    engine = engine_of(Model(passes, gauge), NEW + REPLAYED)
     os.sched_setaffinity(0, background)  # threads that are started from here on stay there
-    sides |= {launched: Side(case, passes, launched) for launched in (THREAD, INLINE)}
+    sides = {name: Side(engine, gauge, case, name if name in (THREAD, INLINE) else None) for name in SIDES}
     os.sched_setaffinity(0, training)
-    for side in sides.values():
-        side.begin()
-    timings = measure({name: side.turn for name, side in sides.items()}, case.rounds)
+    take_turns(list(sides.values()), case.rounds)
     if dist.get_rank() == 0:
-        told = {name: side.told(timings[name]) for name, side in sides.items()}
-        write_text(path, json.dumps(told))
+        write_text(path, json.dumps({name: side.told() for name, side in sides.items()}))
     for side in sides.values():
-        side.close()
+        side.handle.close()
     dist.barrier()
     dist.destroy_process_group()
     return 0
+
+
+def take_turns(sides: Sequence[Side], rounds: int) -> None:
+    """Every round begins with another side."""
+    for number in range(rounds):
+        first = number % len(sides)
+        for side in (*sides[first:], *sides[:first]):
+            side.turn()
 
 
 def cores(free: bool) -> tuple[set[int], set[int]]:
@@ -150,140 +164,132 @@ def cores(free: bool) -> tuple[set[int], set[int]]:
 
 
 class Side:
-    """An engine that takes its turns.
+    """An engine as it is, or with rehearsal.
 
     Args:
+        engine: The same for all sides; whoever's turn it is puts its own methods in place.
+        gauge: Of its model.
         case: The job.
-        passes: How often the model computes.
-        launched: From where collectives are issued; None for an engine without rehearsal.
+        launched: From where collectives are issued; None without rehearsal.
     """
 
-    def __init__(self, case: Case, passes: int, launched: str | None) -> None:
-        rows = NEW + REPLAYED if launched is None else NEW
-        self._steps, self._count = case.steps, 0
+    def __init__(self, engine: Any, gauge: Gauge, case: Case, launched: str | None) -> None:
+        rows = NEW + (REPLAYED if launched is None else 0)
         self._batches = [batch_of(rows, case.row_bytes) for _ in range(4)]
-        self._engine = engine_of(passes, rows, launched)
-        self.handle = rehearsal_plugin.attach(self._engine)
-        self.cpu_s: list[float] = []
-        self._before: dict[str, float] = {}
-        for _ in range(SETTLED):
-            self._step()
-
-    def begin(self) -> None:
-        """Count from here on."""
-        self.drain()
-        self._before, self._count = self.handle.metrics(), 0
+        self._engine, self._gauge, self._timed, self._count = engine, gauge, case.steps, 0
+        bare = engine.forward, engine.step
+        self.handle = rehearsal_plugin.attach(engine, {"enabled": False} if launched is None else section(launched))
+        self._methods = engine.forward, engine.step
+        engine.rehearsal = None
+        self._turns: dict[str, list[float]] = {clock: [] for clock in CLOCKS}
+        self._seconds: list[float] = []
+        self._paid_s = 0.0
+        if self.handle.rehearsal is not None:
+            for name in ("augment", "step"):
+                setattr(self.handle.rehearsal, name, self._metered(getattr(self.handle.rehearsal, name)))
+        self._train(SETTLED if self.handle.enabled else 1)
+        engine.forward, engine.step = bare
+        self._drain()
+        self._before, self._count, self._paid_s = self.handle.metrics(), 0, 0.0
 
     def turn(self) -> None:
-        """A few steps, and the rest of what they began in the background."""
+        """A few steps; the background of the last one is waited for when the clock has stopped."""
+        self._train(1)
         dist.barrier()
-        start = time.process_time()
-        for _ in range(self._steps):
-            self._step()
-        self.drain()
-        self.cpu_s.append(time.process_time() - start)
+        self._gauge.take()
+        clock, cpu = time.perf_counter(), time.process_time()
+        self._train(self._timed)
+        clock, cpu, unit = time.perf_counter() - clock, time.process_time() - cpu, self._gauge.take()
+        self._drain()
+        self._seconds.append(clock)
+        for name, taken in zip(CLOCKS, (clock, cpu), strict=True):
+            self._turns[name].append(taken / unit)
 
-    def drain(self) -> None:
-        """Wait for the background."""
-        if self.handle.rehearsal is not None:
-            self.handle.rehearsal.drain()
-
-    def told(self, timing: Timing) -> dict[str, Any]:
+    def told(self) -> dict[str, Any]:
         """Its turns by both clocks; with rehearsal, milliseconds of each phase and what is counted, a step."""
         metrics = self.handle.metrics()
         names = [name for name in (*PHASES, *COUNTS) if name in metrics]
         a_step = {name: (metrics[name] - self._before[name]) / self._count for name in names}
-        return {**dict(zip(CLOCKS, (timing.wall_s, self.cpu_s), strict=True)), **a_step}
+        if self.handle.enabled:
+            a_step[PAID] = 1e3 * self._paid_s / self._count
+        return {**self._turns, "step_ms": 1e3 * statistics.median(self._seconds) / self._timed, **a_step}
 
-    def close(self) -> None:
-        """Stop the background."""
-        self.handle.close()
+    def _train(self, steps: int) -> None:
+        self._engine.forward, self._engine.step = self._methods
+        for _ in range(steps):
+            x, label = self._batches[self._count % len(self._batches)]
+            self._engine.backward(self._engine(x, label))
+            self._engine.step()
+            self._count += 1
 
-    def _step(self) -> None:
-        x, label = self._batches[self._count % len(self._batches)]
-        self._engine.backward(self._engine(x, label))
-        self._engine.step()
-        self._count += 1
+    def _metered(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def metered(*args: Any, **kwargs: Any) -> Any:
+            start = time.thread_time()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._paid_s += time.thread_time() - start
+
+        return metered
+
+    def _drain(self) -> None:
+        if self.handle.rehearsal is not None:
+            self.handle.rehearsal.drain()
 
 
-def batch_of(rows: int, row_bytes: int) -> tuple[Tensor, Tensor]:
-    """Random rows `[rows, row_bytes / 4]` float32 and labels `[rows]` int64."""
-    return torch.randn(rows, row_bytes // 4), torch.randint(0, 10, (rows,))
-
-
-def engine_of(passes: int, rows: int, launched: str | None) -> Any:
-    """A DeepSpeed engine, with a `rehearsal` block where `launched` says from where collectives are issued."""
-    torch.manual_seed(0)
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": rows,
-        "steps_per_print": 1_000_000,
-        "zero_optimization": {"stage": 1},
-        "optimizer": {"type": "AdamW", "params": {"lr": 1e-4, "torch_adam": True}},
+def section(launched: str) -> dict[str, Any]:
+    """The `rehearsal` section."""
+    return {
+        "ratio": REPLAYED / (NEW + REPLAYED),
+        "buffer": {"capacity": STORED, "policy": "fifo"},
+        "exchange": {"launch": launched},
     }
-    if launched is not None:
-        config["rehearsal"] = {
-            "ratio": REPLAYED / (NEW + REPLAYED),
-            "buffer": {"capacity": STORED, "policy": "fifo"},
-            "exchange": {"launch": launched},
-        }
-    engine, *_ = deepspeed.initialize(model=Model(passes), config=config)
-    return engine
 
 
-def calibrate(case: Case) -> int:
-    """How often the model has to compute for a step of the wanted length on a core of its own, alike on all ranks."""
-    model, (x, label) = Model(8), batch_of(NEW + REPLAYED, case.row_bytes)
-    seconds = measure({"step": lambda: model(x, label).backward()}, 5)["step"].cpu_median_s
-    passes = torch.tensor([max(1.0, 8e-3 * case.step_ms / seconds)])
-    dist.all_reduce(passes)
-    return max(1, round(float(passes) / dist.get_world_size()))
-
-
-def lines(case: Case, jobs: Sequence[Measured]) -> Iterator[dict[str, Any]]:
-    """What is told of each engine: of the turns of all jobs together, and the mean of what is told of a step."""
-    for name in ENGINES:
-        told = [job[name] for job in jobs]
-        paid, cpu = (ratio(*(pooled(jobs, engine, clock) for engine in (name, PLAIN))) for clock in CLOCKS)
+def lines(case: Case, measured: Measured) -> Iterator[dict[str, Any]]:
+    """What is told of each side: its turns against those of the plain one, and means of a step."""
+    for name, told in measured.items():
+        paid, cpu = (ratio(told[clock], measured[PLAIN][clock]) for clock in CLOCKS)
         yield {
             **{key: value for key, value in asdict(case).items() if key != "step_ms"},
-            "jobs": len(jobs),
             "engine": name,
             "step_bytes": case.row_bytes * (NEW + REPLAYED),
-            "step_ms": 1e3 * statistics.median(pooled(jobs, name, CLOCKS[0])) / case.steps,
             "ratio": paid.median,
             "ratio_low": paid.low,
             "ratio_high": paid.high,
             "cpu_ratio": cpu.median,
             "cpu_ratio_low": cpu.low,
             "cpu_ratio_high": cpu.high,
-            **{key: statistics.fmean(one[key] for one in told) for key in told[0] if key not in CLOCKS},
+            **{key: value for key, value in told.items() if key not in CLOCKS},
         }
 
 
-def pooled(jobs: Sequence[Measured], engine: str, clock: str) -> list[float]:
-    """The seconds of all turns of an engine, in all jobs."""
-    return [seconds for job in jobs for seconds in job[engine][clock]]
-
-
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The largest ratios of all sizes of rows: with a free core, and on two busy ones."""
+    """The largest ratios of all sizes of rows, with a free core and on two busy ones; of light models apart."""
     summary = {}
-    for key, free in (("ratio_busy", False), ("ratio_free_core", True)):
+    for key, free, light in (
+        ("ratio_busy", False, False),
+        ("ratio_free_core", True, False),
+        ("ratio_busy_light", False, True),
+        ("ratio_free_core_light", True, True),
+    ):
         for engine, name in ((THREAD, key), (INLINE, f"{key}_inline"), (CONTROL, f"{key}_control")):
-            ratios = [row["ratio"] for row in rows if row["free_core"] == free and row["engine"] == engine]
+            of_case = [row for row in rows if (row["free_core"], row["light"]) == (free, light)]
+            ratios = [row["ratio"] for row in of_case if row["engine"] == engine]
             if ratios:
                 summary[name] = max(ratios)
     return summary
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """A line for every engine of every case."""
-    header = ["MiB a step", "free core", "engine", "ms", "ratio", "CPU ratio", *(name[:-3] for name in PHASES)]
+    """A line for every side of every case."""
+    header = ["MiB a step", "light", "free core", "engine", "ms", "ratio", "CPU ratio", *(name[:-3] for name in SHARES)]
     body = []
     for row in rows:
         spread = f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
-        phases = [f"{row[name]:.2f}" if name in row else "" for name in PHASES]
-        start = [f"{row['step_bytes'] / 2**20:.2g}", "yes" if row["free_core"] else "no", row["engine"]]
+        phases = [f"{row[name]:.2f}" if name in row else "" for name in SHARES]
+        kind = ["yes" if row[name] else "no" for name in ("light", "free_core")]
+        start = [f"{row['step_bytes'] / 2**20:.2g}", *kind, row["engine"]]
         body.append([*start, f"{row['step_ms']:.1f}", spread, f"{row['cpu_ratio']:.3f}", *phases])
     return header, body
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import bench_overhead
 import pytest
-from bench_overhead import CONTROL, COUNTS, ENGINES, INLINE, PHASES, PLAIN, THREAD, Case
+from bench_overhead import CONTROL, COUNTS, INLINE, PHASES, PLAIN, SHARES, SIDES, THREAD, Case
+from overhead_model import RESNET_OPERATIONS, Gauge, Model, batch_of, passes_of
+from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("deepspeed")
 
@@ -12,13 +16,17 @@ Rows = list[dict[str, object]]
 
 
 @pytest.fixture(scope="module")
-def rows() -> Rows:
-    case = Case(row_bytes=4096, free_core=False, rounds=2, steps=3, step_ms=2)
-    return list(bench_overhead.lines(case, [bench_overhead.run(case)]))
+def case() -> Case:
+    return Case(row_bytes=4096, light=True, free_core=False, rounds=2, steps=3, step_ms=2)
 
 
-def test_every_engine_is_measured_against_the_plain_one(rows: Rows) -> None:
-    assert [row["engine"] for row in rows] == list(ENGINES)
+@pytest.fixture(scope="module")
+def rows(case: Case) -> Rows:
+    return list(bench_overhead.lines(case, bench_overhead.run(case)))
+
+
+def test_every_side_is_measured_against_the_plain_one(rows: Rows) -> None:
+    assert [row["engine"] for row in rows] == list(SIDES)
     assert rows[0]["ratio"] == rows[0]["cpu_ratio"] == 1.0
     assert all({"ratio", "ratio_low", "ratio_high", "cpu_ratio", "step_ms"} <= set(row) for row in rows)
 
@@ -26,25 +34,36 @@ def test_every_engine_is_measured_against_the_plain_one(rows: Rows) -> None:
 def test_rehearsal_issues_two_collectives_a_step_and_replays_what_it_is_asked_for(rows: Rows) -> None:
     counts = [{name: row.get(name) for name in COUNTS} for row in rows]
     assert counts == [
-        *2 * [{"collectives": None, "rows_replayed": None}],  # the plain engine and the control have no rehearsal
+        *2 * [{"collectives": None, "rows_replayed": None}],  # the plain side and the control have no rehearsal
         *2 * [{"collectives": 2.0, "rows_replayed": float(bench_overhead.REPLAYED)}],
     ]
 
 
-def test_the_share_of_every_phase_is_told_of_engines_with_rehearsal(rows: Rows) -> None:
-    assert [set(PHASES) & set(row) for row in rows] == [set(), set(), set(PHASES), set(PHASES)]
+def test_the_share_of_every_phase_is_told_of_sides_with_rehearsal(rows: Rows) -> None:
+    assert [set(SHARES) & set(row) for row in rows] == [set(), set(), set(SHARES), set(SHARES)]
+    assert set(PHASES) < set(SHARES)
+
+
+def test_a_turn_is_compared_with_the_plain_one_of_its_round(case: Case) -> None:
+    plain = {"wall": [1.0, 2.0], "cpu": [1.0, 1.0], "step_ms": 5.0}
+    slower = {"wall": [1.2, 2.6], "cpu": [3.0, 3.0], "step_ms": 6.0, "written_ms": 4.0}
+    lines = bench_overhead.lines(case, {PLAIN: plain, CONTROL: plain, THREAD: slower, INLINE: slower})
+    thread = next(line for line in lines if line["engine"] == THREAD)
+    assert thread["ratio"] == pytest.approx(1.25)
+    assert (thread["cpu_ratio"], thread["written_ms"], thread["step_ms"]) == (3.0, 4.0, 6.0)
 
 
 def test_the_summary_has_the_largest_ratio_of_each_kind() -> None:
     rows = [
-        {"engine": engine, "free_core": free, "ratio": ratio}
-        for engine, free, ratio in [
-            (PLAIN, False, 9.0),
-            (THREAD, False, 1.2),
-            (THREAD, False, 1.1),
-            (INLINE, False, 1.3),
-            (THREAD, True, 1.05),
-            (CONTROL, True, 0.99),
+        {"engine": engine, "free_core": free, "light": light, "ratio": ratio}
+        for engine, free, light, ratio in [
+            (PLAIN, False, False, 9.0),
+            (THREAD, False, False, 1.2),
+            (THREAD, False, False, 1.1),
+            (INLINE, False, False, 1.3),
+            (THREAD, True, False, 1.05),
+            (CONTROL, True, False, 0.99),
+            (THREAD, True, True, 1.07),
         ]
     ]
     assert bench_overhead.summarise(rows) == {
@@ -52,18 +71,35 @@ def test_the_summary_has_the_largest_ratio_of_each_kind() -> None:
         "ratio_busy_inline": 1.3,
         "ratio_free_core": 1.05,
         "ratio_free_core_control": 0.99,
+        "ratio_free_core_light": 1.07,
     }
 
 
-def test_the_turns_of_all_jobs_count_alike() -> None:
-    case = Case(row_bytes=16, free_core=True, rounds=2, steps=5, step_ms=1)
-    plain = {"wall_s": [1.0, 2.0], "cpu_s": [1.0, 1.0, 1.0]}
-    slower = {"wall_s": [1.2, 2.2], "cpu_s": [3.0, 3.0, 3.0], "written_ms": 4.0}
-    slowest = {"wall_s": [1.4, 3.0], "cpu_s": [3.0, 3.0, 3.0], "written_ms": 6.0}
-    jobs: list[bench_overhead.Measured] = [
-        {PLAIN: plain, CONTROL: plain, THREAD: one, INLINE: one} for one in (slower, slowest)
+def test_only_the_largest_rows_also_meet_a_light_model() -> None:
+    cases = list(bench_overhead.cases(True, rounds=5, steps=4, step_ms=200))
+    assert [(case.row_bytes, case.light) for case in cases] == [
+        (16 << 10, False),
+        (128 << 10, False),
+        (1 << 20, False),
+        (1 << 20, True),
     ]
-    thread = next(line for line in bench_overhead.lines(case, jobs) if line["engine"] == THREAD)
-    assert thread["ratio"] == pytest.approx(1.3)  # of 1.1, 1.2, 1.4 and 1.5
-    assert (thread["cpu_ratio"], thread["written_ms"], thread["jobs"]) == (3.0, 5.0, 2)
-    assert thread["step_ms"] == pytest.approx(360)
+    assert {case.free_core for case in cases} == {True}
+
+
+def test_the_model_computes_as_much_for_a_byte_as_it_is_told() -> None:
+    row_bytes, gauge = 128 << 10, Gauge()
+    passes = passes_of(row_bytes, RESNET_OPERATIONS)
+    model, (x, label) = Model(passes, gauge), batch_of(2, row_bytes)
+    with FlopCounterMode(display=False) as counter:
+        model(x, label).backward()
+    of_gauge = 2 * passes * 2 * 128 * 512**2  # in every pass, forwards and backwards
+    assert counter.get_total_flops() - of_gauge == pytest.approx(2 * row_bytes * RESNET_OPERATIONS, rel=0.1)
+
+
+def test_the_gauge_is_not_moved_by_what_happens_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    gauge, seconds = Gauge(), itertools.cycle([1.0, 1.0, 1.0, 1.0, 9.0])
+    clock = itertools.accumulate(second for length in seconds for second in (0.0, length))
+    monkeypatch.setattr("overhead_model.time.thread_time", lambda: next(clock))
+    for _ in range(10):
+        gauge()
+    assert gauge.take() == 1.0
