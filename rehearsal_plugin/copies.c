@@ -17,12 +17,17 @@
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
-#if defined(__x86_64__) && defined(__GLIBC__) /* whose loader chooses between clones */
+/* COPIES_NARROW builds it as for a processor without AVX-512, COPIES_PLAIN as for any other: tests reach these too. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(COPIES_PLAIN)
 #define STREAMS
-#define WIDE __attribute__((target_clones("avx512f", "default")))
 #include <immintrin.h>
+#endif
+#if defined(STREAMS) && !defined(COPIES_NARROW) /* the loader of glibc chooses between clones */
+#define WIDE __attribute__((target_clones("avx512f", "default")))
+#define IS_WIDE __builtin_cpu_supports("avx512f")
 #else
 #define WIDE
+#define IS_WIDE 0
 #endif
 
 #define LINE 64        /* bytes of a line of the cache */
@@ -56,7 +61,7 @@ static void write_past_cache(char *to, const char *from, size_t count)
         memcpy(to, from, head);
         to += head, from += head, count -= head;
         whole = count / LINE * LINE;
-        (__builtin_cpu_supports("avx512f") ? stream_wide : stream)(to, from, whole / LINE);
+        (IS_WIDE ? stream_wide : stream)(to, from, whole / LINE);
         to += whole, from += whole, count -= whole;
     }
 #endif

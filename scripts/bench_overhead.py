@@ -2,9 +2,9 @@
 
     python scripts/bench_overhead.py --json out/bench_overhead
 
-One DeepSpeed engine takes all turns, with the same memory: as it is, on batches of b + r rows; once more so, the
-control, whose ratio to the first tells what the machine alone makes of two that do the same; with rehearsal, on b rows
-to which r are replayed; and with rehearsal whose collectives are issued from the training thread
+One DeepSpeed engine takes all turns, on the same batches: as it is, on b + r rows; once more so, the control, whose
+ratio to the first tells what the machine alone makes of two that do the same; with rehearsal, on the first b of these
+rows, to which r are replayed; and with rehearsal whose collectives are issued from the training thread
 (`exchange.launch: inline`). A turn begins with a step that is not timed, so that the background of a step runs behind
 the next one, as in a job. Ratios are those of the turns of one round.
 
@@ -12,9 +12,10 @@ The model computes for at least `--step-ms` a step, and as much for each byte of
 of an image; the largest rows once more for `--step-ms` only, which is less than that: *light*.
 
 A machine that is shared changes its speed from second to second, by more than rehearsal costs. So a small product of
-matrices is timed in every pass through the model's layers, and a step is told in units of it.
+matrices is timed in every pass through the model's layers, and a step is told in units of it. On a GPU
+(`DS_ACCELERATOR=cuda`) it goes by the clock alone.
 
-Once with two busy cores, a rank on each; and once with the training threads of both ranks on one core, and all
+Once with both cores busy, one for each rank; and once with the training threads of both ranks on one core, and all
 threads of the plugin on the other: a core is free for the background then. The second needs two cores.
 """
 
@@ -25,8 +26,7 @@ import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -35,12 +35,12 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from bench import arguments_of, publish, ratio
+from deepspeed.accelerator import get_accelerator
 from launch import is_rank, launch
-from overhead_model import RESNET_OPERATIONS, Gauge, Model, batch_of, calibrate, engine_of, passes_of
+from overhead_model import RESNET_OPERATIONS, Gauge, Model, batch_of, calibrate, engine_of, operations_of, passes_of
+from overhead_sides import CLOCKS, PHASES, UNIT, Batch, RehearsedSide, Side
 from report import write_text
 from study import print_table
-
-import rehearsal_plugin
 
 RANKS = 2
 NEW, REPLAYED = 6, 2
@@ -48,22 +48,12 @@ NEW, REPLAYED = 6, 2
 
 PLAIN, CONTROL, THREAD, INLINE = SIDES = ("plain", "control", "thread", "inline")
 ROW_BYTES = (16 << 10, 128 << 10, 1 << 20)
-COUNTS = ("collectives", "rows_replayed")
-PHASES = ("augmented_ms", "waited_ms", "written_ms", "drawn_ms", "exchanged_ms")
-"""Of a step: the first two on the training thread, the others in the background."""
-
-PAID = "paid_ms"
-SHARES = (PAID, *PHASES)
-"""Of a step: CPU time of the training thread inside of rehearsal, and the phases."""
-
-CLOCKS = ("wall", "cpu")
-"""A turn by the clock, and by the CPU time of all threads of rank 0 together; in units of the gauge."""
 
 Measured: TypeAlias = dict[str, dict[str, Any]]
 """What a job tells of each side: its turns by both clocks, phases and counts."""
 
-STORED, SETTLED = 36, 7
-"""Rows of a buffer, and steps until it is full. `fifo` keeps every candidate: nobody writes more."""
+STORED = 36
+"""Rows of a buffer. `fifo` keeps every candidate: nobody writes more."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +82,14 @@ def main(argv: Sequence[str]) -> int:
     description = (__doc__ or "").partition("\n")[0]
     arguments = arguments_of(description, argv, rounds=32, steps=4, step_ms=200)
     places = (False, True) if len(os.sched_getaffinity(0)) > 1 else (False,)
-    rows = [row for free in places for case in cases(free, **vars(arguments)) for row in lines(case, run(case))]
+    length = arguments.rounds, arguments.steps, arguments.step_ms
+    rows = [row for free in places for case in cases(free, *length) for row in lines(case, run(case))]
     print_table("A step on rank 0", *table(rows))
     publish(arguments.json, summarise(rows), rows, ranks=RANKS)
     return 0
 
 
-def cases(free_core: bool, *, rounds: int, steps: int, step_ms: int, **_: object) -> Iterator[Case]:
+def cases(free_core: bool, rounds: int, steps: int, step_ms: int) -> Iterator[Case]:
     """All sizes of rows; the largest also with a light model, of which several steps take as long as one without."""
     *smaller, largest = ROW_BYTES
     for row_bytes in smaller:
@@ -130,20 +121,24 @@ def job(argv: Sequence[str]) -> int:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     training, background = cores(case.free_core)
     os.sched_setaffinity(0, training)
-    deepspeed.init_distributed("gloo")
-    gauge = Gauge()
-    passes = calibrate(case.step_ms, batch_of(NEW + REPLAYED, case.row_bytes), gauge)
+    on_cpu = get_accelerator().device_name() == "cpu"
+    deepspeed.init_distributed("gloo" if on_cpu else None)
+    gauge, batches = Gauge(on_cpu), [batch_of(NEW + REPLAYED, case.row_bytes) for _ in range(4)]
+    passes = calibrate(case.step_ms, batches[0], gauge)
     if not case.light:
         passes = max(passes, passes_of(case.row_bytes, RESNET_OPERATIONS))
     engine = engine_of(Model(passes, gauge), NEW + REPLAYED)
     os.sched_setaffinity(0, background)  # threads that are started from here on stay there
-    sides = {name: Side(engine, gauge, case, name if name in (THREAD, INLINE) else None) for name in SIDES}
+    sides = sides_of(engine, gauge, batches, case.steps)
+    for side in sides.values():
+        side.settle()
     os.sched_setaffinity(0, training)
     take_turns(list(sides.values()), case.rounds)
     if dist.get_rank() == 0:
-        write_text(path, json.dumps({name: side.told() for name, side in sides.items()}))
+        told = {"operations": operations_of(case.row_bytes, passes)}
+        write_text(path, json.dumps({name: {**told, **side.told()} for name, side in sides.items()}))
     for side in sides.values():
-        side.handle.close()
+        side.close()
     dist.barrier()
     dist.destroy_process_group()
     return 0
@@ -163,78 +158,11 @@ def cores(free: bool) -> tuple[set[int], set[int]]:
     return ({min(own)}, own - {min(own)}) if free else (own, own)
 
 
-class Side:
-    """An engine as it is, or with rehearsal.
-
-    Args:
-        engine: The same for all sides; whoever's turn it is puts its own methods in place.
-        gauge: Of its model.
-        case: The job.
-        launched: From where collectives are issued; None without rehearsal.
-    """
-
-    def __init__(self, engine: Any, gauge: Gauge, case: Case, launched: str | None) -> None:
-        rows = NEW + (REPLAYED if launched is None else 0)
-        self._batches = [batch_of(rows, case.row_bytes) for _ in range(4)]
-        self._engine, self._gauge, self._timed, self._count = engine, gauge, case.steps, 0
-        bare = engine.forward, engine.step
-        self.handle = rehearsal_plugin.attach(engine, {"enabled": False} if launched is None else section(launched))
-        self._methods = engine.forward, engine.step
-        engine.rehearsal = None
-        self._turns: dict[str, list[float]] = {clock: [] for clock in CLOCKS}
-        self._seconds: list[float] = []
-        self._paid_s = 0.0
-        if self.handle.rehearsal is not None:
-            for name in ("augment", "step"):
-                setattr(self.handle.rehearsal, name, self._metered(getattr(self.handle.rehearsal, name)))
-        self._train(SETTLED if self.handle.enabled else 1)
-        engine.forward, engine.step = bare
-        self._drain()
-        self._before, self._count, self._paid_s = self.handle.metrics(), 0, 0.0
-
-    def turn(self) -> None:
-        """A few steps; the background of the last one is waited for when the clock has stopped."""
-        self._train(1)
-        dist.barrier()
-        self._gauge.take()
-        clock, cpu = time.perf_counter(), time.process_time()
-        self._train(self._timed)
-        clock, cpu, unit = time.perf_counter() - clock, time.process_time() - cpu, self._gauge.take()
-        self._drain()
-        self._seconds.append(clock)
-        for name, taken in zip(CLOCKS, (clock, cpu), strict=True):
-            self._turns[name].append(taken / unit)
-
-    def told(self) -> dict[str, Any]:
-        """Its turns by both clocks; with rehearsal, milliseconds of each phase and what is counted, a step."""
-        metrics = self.handle.metrics()
-        names = [name for name in (*PHASES, *COUNTS) if name in metrics]
-        a_step = {name: (metrics[name] - self._before[name]) / self._count for name in names}
-        if self.handle.enabled:
-            a_step[PAID] = 1e3 * self._paid_s / self._count
-        return {**self._turns, "step_ms": 1e3 * statistics.median(self._seconds) / self._timed, **a_step}
-
-    def _train(self, steps: int) -> None:
-        self._engine.forward, self._engine.step = self._methods
-        for _ in range(steps):
-            x, label = self._batches[self._count % len(self._batches)]
-            self._engine.backward(self._engine(x, label))
-            self._engine.step()
-            self._count += 1
-
-    def _metered(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        def metered(*args: Any, **kwargs: Any) -> Any:
-            start = time.thread_time()
-            try:
-                return method(*args, **kwargs)
-            finally:
-                self._paid_s += time.thread_time() - start
-
-        return metered
-
-    def _drain(self) -> None:
-        if self.handle.rehearsal is not None:
-            self.handle.rehearsal.drain()
+def sides_of(engine: Any, gauge: Gauge, batches: Sequence[Batch], steps: int) -> dict[str, Side]:
+    """All sides by name; without rehearsal on whole batches, with it on the new rows of the same."""
+    new = [(x[:NEW], label[:NEW]) for x, label in batches]
+    bare = {name: Side(engine, gauge, batches, steps) for name in (PLAIN, CONTROL)}
+    return bare | {name: RehearsedSide(engine, gauge, new, steps, section(name)) for name in (THREAD, INLINE)}
 
 
 def section(launched: str) -> dict[str, Any]:
@@ -249,19 +177,27 @@ def section(launched: str) -> dict[str, Any]:
 def lines(case: Case, measured: Measured) -> Iterator[dict[str, Any]]:
     """What is told of each side: its turns against those of the plain one, and means of a step."""
     for name, told in measured.items():
-        paid, cpu = (ratio(told[clock], measured[PLAIN][clock]) for clock in CLOCKS)
+        paid, cpu = (ratio(in_units(told, clock), in_units(measured[PLAIN], clock)) for clock in CLOCKS)
         yield {
             **{key: value for key, value in asdict(case).items() if key != "step_ms"},
             "engine": name,
             "step_bytes": case.row_bytes * (NEW + REPLAYED),
+            "step_ms": 1e3 * statistics.median(told[CLOCKS[0]]) / case.steps,
+            "raw_ratio": ratio(told[CLOCKS[0]], measured[PLAIN][CLOCKS[0]]).median,
+            "unit_ratio": ratio(told[UNIT], measured[PLAIN][UNIT]).median,
             "ratio": paid.median,
             "ratio_low": paid.low,
             "ratio_high": paid.high,
             "cpu_ratio": cpu.median,
             "cpu_ratio_low": cpu.low,
             "cpu_ratio_high": cpu.high,
-            **{key: value for key, value in told.items() if key not in CLOCKS},
+            **{key: value for key, value in told.items() if key not in (*CLOCKS, UNIT)},
         }
+
+
+def in_units(told: Mapping[str, Any], clock: str) -> list[float]:
+    """The turns of a side by a clock, each in units of the gauge meanwhile."""
+    return [seconds / unit for seconds, unit in zip(told[clock], told[UNIT], strict=True)]
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -283,11 +219,11 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """A line for every side of every case."""
-    header = ["MiB a step", "light", "free core", "engine", "ms", "ratio", "CPU ratio", *(name[:-3] for name in SHARES)]
+    header = ["MiB a step", "light", "free core", "engine", "ms", "ratio", "CPU ratio", *(name[:-3] for name in PHASES)]
     body = []
     for row in rows:
         spread = f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
-        phases = [f"{row[name]:.2f}" if name in row else "" for name in SHARES]
+        phases = [f"{row[name]:.2f}" if name in row else "" for name in PHASES]
         kind = ["yes" if row[name] else "no" for name in ("light", "free_core")]
         start = [f"{row['step_bytes'] / 2**20:.2g}", *kind, row["engine"]]
         body.append([*start, f"{row['step_ms']:.1f}", spread, f"{row['cpu_ratio']:.3f}", *phases])

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import rehearsal_plugin
+from rehearsal_plugin import copies as as_built
 from rehearsal_plugin.copies import gather, scatter
 
 LENGTHS = st.one_of(
@@ -28,44 +37,66 @@ def random_bytes(rows: int, nbytes: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (rows, nbytes), dtype=np.uint8)
 
 
+@pytest.fixture(scope="module", params=["as built", "COPIES_NARROW", "COPIES_PLAIN"])
+def copies(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The compiled copies; also as other processors would have them."""
+    if request.param == "as built":
+        return as_built
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        pytest.skip("needs a compiler of C")
+    source = Path(rehearsal_plugin.__file__).with_name("copies.c")
+    library = tmp_path_factory.mktemp(request.param) / "copies.so"
+    options = ["-O3", "-shared", "-fPIC", f"-D{request.param}", f"-I{sysconfig.get_path('include')}"]
+    subprocess.run([compiler, *options, str(source), "-o", str(library)], check=True)
+    spec = importlib.util.spec_from_file_location("copies", library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @given(nbytes=LENGTHS, slots=st.lists(st.integers(0, CAPACITY - 1), max_size=11), shift=st.integers(0, 63))
-def test_gathered_rows_are_those_at_the_slots(nbytes: int, slots: list[int], shift: int) -> None:
+def test_gathered_rows_are_those_at_the_slots(copies: ModuleType, nbytes: int, slots: list[int], shift: int) -> None:
     rows = random_bytes(1, CAPACITY * nbytes + shift)[0, shift:].reshape(CAPACITY, nbytes)
     out = np.zeros((len(slots) + 1, nbytes), dtype=np.uint8)
     index = np.array(slots, dtype=np.int64)
-    gather(rows, index, out[:-1])
+    copies.gather(rows, index, out[:-1])
     np.testing.assert_array_equal(out[:-1], rows[index])
     assert not out[-1].any()
 
 
 @given(nbytes=LENGTHS, before=st.integers(0, 64), after=st.integers(0, 64), seed=st.integers(0, 2**20))
-def test_samples_go_to_their_cells_and_to_nothing_beside_them(nbytes: int, before: int, after: int, seed: int) -> None:
+def test_samples_go_to_their_cells_and_to_nothing_beside_them(
+    copies: ModuleType, nbytes: int, before: int, after: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     rows = random_bytes(CAPACITY, before + nbytes + after)
     samples = random_bytes(4, nbytes, seed)
     slots, expected = rng.permutation(CAPACITY)[:4], rows.copy()
     expected[slots, before : before + nbytes] = samples
-    scatter(rows, slots, [before], [samples], None)
+    copies.scatter(rows, slots, [before], [samples], None)
     np.testing.assert_array_equal(rows, expected)
 
 
 @given(nbytes=LENGTHS, places=st.lists(st.integers(0, 4), max_size=CAPACITY))
-def test_some_samples_can_be_chosen(nbytes: int, places: list[int]) -> None:
+def test_some_samples_can_be_chosen(copies: ModuleType, nbytes: int, places: list[int]) -> None:
     rows, samples = random_bytes(CAPACITY, nbytes), random_bytes(5, nbytes, seed=1)
     slots, chosen = np.arange(CAPACITY)[::-1][: len(places)], np.array(places, dtype=np.int64)
     expected = rows.copy()
     expected[slots] = samples[chosen]
-    scatter(rows, slots, [0], [samples], chosen)
+    copies.scatter(rows, slots, [0], [samples], chosen)
     np.testing.assert_array_equal(rows, expected)
 
 
 @given(lengths=st.lists(st.one_of(st.just(0), LENGTHS), min_size=1, max_size=12), chosen=st.booleans())
-def test_columns_go_side_by_side(lengths: list[int], chosen: bool) -> None:
+def test_columns_go_side_by_side(copies: ModuleType, lengths: list[int], chosen: bool) -> None:
     offsets = np.concatenate(([0], np.cumsum(lengths)))
     rows, columns = np.zeros((CAPACITY, offsets[-1]), dtype=np.uint8), [random_bytes(4, n, seed=n) for n in lengths]
     slots, places = np.array([4, 1]), np.array([3, 0])
     samples = columns if chosen else [column[places] for column in columns]
-    scatter(rows, slots, offsets[:-1].tolist(), samples, places if chosen else None)
+    copies.scatter(rows, slots, offsets[:-1].tolist(), samples, places if chosen else None)
     expected = np.zeros_like(rows)
     expected[slots] = np.concatenate(columns, axis=1)[places]
     np.testing.assert_array_equal(rows, expected)

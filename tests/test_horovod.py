@@ -619,6 +619,7 @@ def killed(in_flight: bool) -> tuple[list[str], float]:
             optimizer.zero_grad()
             if not in_flight and handle.rehearsal is not None:
                 handle.rehearsal.drain()
+                hvd.barrier()  # the peer has drained too
             start = time.monotonic()
             if number == 6 and hvd.rank() == 1:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -301,7 +301,7 @@ def test_rows_of_a_partition_count_by_its_weight_whatever_its_share() -> None:
         factor = factors(counts_of(rehearsal), batch["label"][SIZE:].tolist())
     rows = cross_entropy(outputs, batch["label"], reduction="none")
     expected = (rows[:SIZE].sum() + (factor * rows[SIZE:]).sum()) / len(rows)
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    torch.testing.assert_close(loss, expected)
     got, wanted = (torch.autograd.grad(one, outputs, retain_graph=True)[0] for one in (loss, expected))
     torch.testing.assert_close(got, wanted)
 
@@ -315,7 +315,7 @@ def test_a_models_own_loss_is_weighted_whatever_it_was_divided_by(divisor: float
         factor = factors(counts_of(rehearsal), partitions[SIZE:].tolist())
     sums, counts = token_losses(given, labels)
     expected = (sums[:SIZE].sum() + (factor * sums[SIZE:]).sum()) / (counts.sum() * divisor)
-    assert float(outputs["loss"].detach()) == pytest.approx(float(expected), rel=1e-5)
+    torch.testing.assert_close(outputs["loss"], expected)
     got, wanted = (torch.autograd.grad(one, given, retain_graph=True)[0] for one in (outputs["loss"], expected))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
 

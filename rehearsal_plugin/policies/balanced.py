@@ -30,16 +30,11 @@ def balanced(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> In
     place = places(partitions.seen[owners] + earlier(owners), targets[owners], rng)
     if np.array_equal(targets, partitions.sizes):  # every place is one that a row has
         return last_writers(np.where(place < 0, -1, partitions.slots(owners, place)))
-    return _rebalanced(occupancy, partitions, owners, targets, _latest(owners, targets, place), rng)
+    return _rebalanced(partitions, owners, targets, _latest(owners, targets, place), rng)
 
 
 def _rebalanced(
-    occupancy: Occupancy,
-    partitions: Partitions,
-    owners: IntArray,
-    targets: IntArray,
-    place: IntArray,
-    rng: np.random.Generator,
+    partitions: Partitions, owners: IntArray, targets: IntArray, place: IntArray, rng: np.random.Generator
 ) -> IntArray:
     """The slots `[n]` of rows with places `[n]` in reservoirs that grow or shrink to their targets."""
     stays = np.minimum(partitions.sizes, targets)
@@ -55,7 +50,7 @@ def _rebalanced(
     whole = replacing & (slots < 0) if freed else replacing
     slots[whole] = partitions.slots(owners[whole], place[whole])
     if np.count_nonzero(appended):
-        slots[appended] = vacant(freed, occupancy.count, int(appended.sum()))
+        slots[appended] = vacant(freed, int(partitions.sizes.sum()), int(appended.sum()))
     return slots
 
 
