@@ -51,16 +51,18 @@ def test_what_the_gauge_tells_is_of_the_same_machine_on_all_sides(rows: Rows) ->
     assert all(0.2 < row["unit_ratio"] < 5 for row in rows)
 
 
-def test_a_turn_is_compared_with_the_plain_one_of_its_round_in_units_of_the_gauge(case: Case) -> None:
+def test_turns_are_compared_within_their_round_in_units_of_the_gauge(case: Case) -> None:
     plain = {"wall_s": [1.0, 2.0], "cpu_s": [1.0, 1.0], "unit_s": [1.0, 1.0]}
-    slower = {"wall_s": [2.4, 1.3], "cpu_s": [3.0, 3.0], "unit_s": [2.0, 0.5], "written_ms": 4.0}
-    lines = bench_overhead.lines(case, {PLAIN: plain, CONTROL: plain, THREAD: slower, INLINE: slower})
-    thread = next(line for line in lines if line["engine"] == THREAD)
-    assert thread["ratio"] == pytest.approx(1.25)  # of 1.2 and 1.3
-    assert thread["raw_ratio"] == pytest.approx(1.525)
+    control = {"wall_s": [1.4, 3.2], "cpu_s": [1.0, 1.0], "unit_s": [1.0, 1.0]}
+    slower = {"wall_s": [3.6, 1.95], "cpu_s": [3.0, 3.0], "unit_s": [2.0, 0.5], "written_ms": 4.0}
+    lines = bench_overhead.lines(case, {PLAIN: plain, CONTROL: control, THREAD: slower})
+    first, second, thread = lines
+    assert (first["ratio"], second["ratio"]) == pytest.approx((1.0, 1.5))
+    assert thread["ratio"] == pytest.approx(1.5)  # 1.8 to the mean of 1 and 1.4, 3.9 to that of 2 and 3.2
+    assert thread["raw_ratio"] == pytest.approx((3.6 / 1 + 1.95 / 2) / 2)
     assert thread["unit_ratio"] == 1.25
     assert (thread["cpu_ratio"], thread["written_ms"]) == (3.75, 4.0)
-    assert thread["step_ms"] == pytest.approx(1e3 * 1.85 / 3)
+    assert thread["step_ms"] == pytest.approx(1e3 * (3.6 + 1.95) / 2 / 3)
 
 
 def test_the_summary_has_the_largest_ratio_of_each_kind() -> None:

@@ -48,6 +48,7 @@ BUFFER = [
 OVERHEAD = [
     {
         "step_bytes": 8 << 20, "light": True, "free_core": False, "engine": "thread", "step_ms": 200.6, "rounds": 25,
+        "operations": 2000.0, "raw_ratio": 1.07, "unit_ratio": 0.99,
         "ratio": 1.02, "ratio_low": 1.01, "ratio_high": 1.03,
         "cpu_ratio": 1.05, "cpu_ratio_low": 1.04, "cpu_ratio_high": 1.06,
         "paid_ms": 0.5, "augmented_ms": 1.0, "waited_ms": 2.0, "written_ms": 3.0, "drawn_ms": 4.0, "exchanged_ms": 5.0,
@@ -88,7 +89,7 @@ def test_every_section_is_built_from_its_report(tmp_path: Path) -> None:
     assert "| rehearsal_plugin | 250.0 |" in page
     assert "| rehearsal_plugin | 500.0 | 500.0 | 500.0 |" in page
     assert "| fifo | 12.0 |" in page
-    assert "| 8 (light) | no | thread | 201 | 25 | 1.020 (1.010 to 1.030) | 0.004 | 1.050 (1.040 to 1.060) |" in page
+    assert "| 8 (light) | no | thread | 2 | 201 | 25 | 1.020 (1.010 to 1.030) | 0.004 | 1.070 | 0.990 | 1.050 (" in page
     assert "| 8 (light) | no | thread | 0.50 | 1.00 | 2.00 | 3.00 | 4.00 | 5.00 |" in page
     assert "12 rows of 64 KiB of a file of 4,000 MiB, with 400 MiB of page cache:" in page
     assert "| ahead | 2.00 (1.00 to 3.00) | 0.0 |" in page

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rehearsal_plugin import Rehearsal, memory, pipeline
 from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError, RehearsalError, StorageError
@@ -340,6 +341,36 @@ def test_a_step_allocates_no_memory_for_rows(
     assert len(seen["x"]) == SIZE + 4
     assert allocated < row[0].nbytes / 2, "torch"
     assert peak < row[0].nbytes, "numpy, and objects"
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what torch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("policy", ["fifo", "random_replace", "reservoir"])
+def test_a_step_gives_up_the_gil_a_fixed_number_of_times(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every operation of torch does; the longer copies of rows do once."""
+    monkeypatch.setattr(Worker, "submit", at_once)
+    counts, steps = [], 10
+    for size in (SIZE, 8 * SIZE):
+        batch = {"x": torch.zeros(size, 1 << 12, dtype=torch.int64), "id": torch.arange(size)}
+        with alone(buffer={"capacity": 64, "policy": policy}) as rehearsal:
+            for _ in range(20):
+                rehearsal.update(batch)
+            with Operations() as operations:
+                for _ in range(steps):
+                    rehearsal.update(batch)
+        counts.append(operations.count / steps)
+    assert max(counts) - min(counts) <= 1  # a reservoir may keep none of a batch
+    assert max(counts) < 40
 
 
 THREADS = """
