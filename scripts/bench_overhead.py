@@ -6,17 +6,17 @@ One DeepSpeed engine takes all turns, on the same batches: as it is, on b + r ro
 ratio to the first tells what the machine alone makes of two that do the same; with rehearsal, on the first b of these
 rows, to which r are replayed; and with rehearsal whose collectives are issued from the training thread
 (`exchange.launch: inline`). A turn begins with a step that is not timed, so that the background of a step runs behind
-the next one, as in a job. Ratios are those within a round, to the mean of both turns without rehearsal.
+the next one, as in a job. Ratios are those within a round, to each of the turns without rehearsal.
 
-The model computes for at least `--step-ms` a step, and as much for each byte of a row as a ResNet-18 does for each byte
-of an image; the largest rows once more for `--step-ms` only, which is less than that: *light*.
+The model computes for at least `--step-ms` a step, and at least as much for each byte of a row as a ResNet-18 does for
+each byte of an image; the largest rows once more for `--step-ms` only, which is less than that: *light*.
 
 A machine that is shared changes its speed from second to second, by more than rehearsal costs. So a small product of
 matrices is timed in every pass through the model's layers, and a step is told in units of it. On a GPU
 (`DS_ACCELERATOR=cuda`) it goes by the clock alone.
 
-Once with both cores busy, one for each rank; and once with the training threads of both ranks on one core, and all
-threads of the plugin on the other: a core is free for the background then. The second needs two cores.
+Once on all cores, which two ranks keep busy where there are two; and once with the training threads of both ranks on
+one core, and all threads of the plugin on the others: a core is free for the background then.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from typing import Any, TypeAlias
 import deepspeed
 import torch
 import torch.distributed as dist
-from bench import arguments_of, publish, ratio
+from bench import Ratio, arguments_of, publish, ratio
 from deepspeed.accelerator import get_accelerator
 from launch import is_rank, launch
 from overhead_model import RESNET_OPERATIONS, Gauge, Model, batch_of, calibrate, engine_of, operations_of, passes_of
@@ -121,6 +121,7 @@ def job(argv: Sequence[str]) -> int:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     training, background = cores(case.free_core)
     os.sched_setaffinity(0, training)
+    get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     on_cpu = get_accelerator().device_name() == "cpu"
     deepspeed.init_distributed("gloo" if on_cpu else None)
     gauge, batches = Gauge(on_cpu), [batch_of(NEW + REPLAYED, case.row_bytes) for _ in range(4)]
@@ -177,7 +178,7 @@ def section(launched: str) -> dict[str, Any]:
 def lines(case: Case, measured: Measured) -> Iterator[dict[str, Any]]:
     """What is told of each side: its turns against those without rehearsal of the same round, and means of a step."""
     for name, told in measured.items():
-        paid, cpu = (ratio(in_units(told, clock), baseline(measured, name, clock)) for clock in CLOCKS)
+        wall, cpu = (compared(measured, name, clock) for clock in CLOCKS)
         yield {
             **{key: value for key, value in asdict(case).items() if key != "step_ms"},
             "engine": name,
@@ -185,9 +186,9 @@ def lines(case: Case, measured: Measured) -> Iterator[dict[str, Any]]:
             "step_ms": 1e3 * statistics.median(told[CLOCKS[0]]) / case.steps,
             "raw_ratio": ratio(told[CLOCKS[0]], measured[PLAIN][CLOCKS[0]]).median,
             "unit_ratio": ratio(told[UNIT], measured[PLAIN][UNIT]).median,
-            "ratio": paid.median,
-            "ratio_low": paid.low,
-            "ratio_high": paid.high,
+            "ratio": wall.median,
+            "ratio_low": wall.low,
+            "ratio_high": wall.high,
             "cpu_ratio": cpu.median,
             "cpu_ratio_low": cpu.low,
             "cpu_ratio_high": cpu.high,
@@ -195,10 +196,11 @@ def lines(case: Case, measured: Measured) -> Iterator[dict[str, Any]]:
         }
 
 
-def baseline(measured: Measured, name: str, clock: str) -> list[float]:
-    """What turns are compared with: those of the control with the plain ones, with rehearsal with the mean of both."""
+def compared(measured: Measured, name: str, clock: str) -> Ratio:
+    """The turns of a side to those without rehearsal of the same round: to both, of the control to the plain one."""
     bare = (PLAIN,) if name in (PLAIN, CONTROL) else (PLAIN, CONTROL)
-    return [statistics.fmean(turns) for turns in zip(*(in_units(measured[one], clock) for one in bare), strict=True)]
+    own = len(bare) * in_units(measured[name], clock)
+    return ratio(own, [turn for one in bare for turn in in_units(measured[one], clock)])
 
 
 def in_units(told: Mapping[str, Any], clock: str) -> list[float]:

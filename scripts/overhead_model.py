@@ -101,7 +101,8 @@ def calibrate(step_ms: float, batch: tuple[Tensor, Tensor], gauge: Gauge) -> int
         model(*batch).backward()
         get_accelerator().synchronize()
 
-    seconds = measure({"step": step}, 5)["step"].cpu_median_s
+    timing = measure({"step": step}, 5)["step"]
+    seconds = timing.cpu_median_s if batch[0].is_cpu else timing.median_s
     passes = torch.tensor([max(1.0, 8e-3 * step_ms / seconds)], device=batch[0].device)
     dist.all_reduce(passes)
     return max(1, round(float(passes) / dist.get_world_size()))

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import torch
 import torch.distributed as dist
-from deepspeed.accelerator import get_accelerator
 from overhead_model import Gauge
 from torch import Tensor
 
@@ -53,6 +53,7 @@ class Side:
     def settle(self) -> None:
         """Go through what happens only once, before the first turn."""
         self._train(1)
+        self._count = 0
 
     def turn(self) -> None:
         """A step that is not timed, so that its background runs behind the next one as in a job; and a few that are."""
@@ -78,17 +79,19 @@ class Side:
     def _train(self, steps: int) -> None:
         self._engine.forward, self._engine.step = self._methods
         for _ in range(steps):
-            self._engine.backward(self._engine(*self._batches[self._count % len(self._batches)]))
+            x, label = self._batches[self._count % len(self._batches)]
+            self._engine.backward(self._engine(x, label))
             self._engine.step()
             self._count += 1
-        get_accelerator().synchronize()
+        if x.is_cuda:  # the background has streams of its own, and goes on
+            torch.cuda.current_stream().synchronize()
 
 
 class RehearsedSide(Side):
     """The same engine with rehearsal.
 
     Args:
-        engine: As for `Side`, with the methods of DeepSpeed in place; left so.
+        engine: As for `Side`, with the methods of DeepSpeed in place, where `forward` and `step` stay.
         gauge: As for `Side`.
         batches: As for `Side`; rows are replayed beside theirs.
         steps: As for `Side`.

@@ -56,8 +56,8 @@ On virtual machines the ratios vary with the machine and from hour to hour. Of f
 Intel's processor, the first had 5.2 and 3.4 for `write_vs_torchrl` and `gather_vs_torchrl`, the last 4.5 and 2.8. On
 another, whose speed varied by more, a run had 5.6 and 3.2, and one that followed within two hours 3.1 and 3.0; there
 `write_vs_numpy` was 0.95 and 0.62, and `admission_us_max` 102 and 84, all policies taking about twice as long as above.
-The run above is of a third, with AMD's. There a batch of 14 rows of 16 KB is stored in no more time than it takes to
-copy it from one place to another, and that copy alone takes a quarter of what torchrl's write does.
+The run above is of a third, with AMD's. There, in a loop, 14 rows of 16 KB are stored in as much time as it takes to
+copy them from one place to another, and that copy alone takes a quarter of what torchrl's write does.
 
 What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand over each field.
 Few rows of 16 KB are copied in less time, which is what limits small writes now; with larger rows or more of them it
@@ -89,15 +89,17 @@ to the turns without rehearsal of the same round, by the clock; the ratio of CPU
 *error* is the standard error of the median.
 
 Such a machine changes its speed from second to second, by more than rehearsal costs. So a product of matrices is timed
-in every pass of the model, and turns are told in units of its median, but for the *raw* ratio. What *control* has
-beside 1 is the noise that is left. Whatever slows all of a step would slow the product as well, and not show: *unit* is
-by how much it was slower than in the turns of *plain*. *Paid* does without all that. It is the CPU time of the training
-thread inside of rehearsal: all that it pays where the background has a core of its own and nothing becomes slower.
+in every pass of the model, and turns are told in units of its median. *Raw* is the ratio to *plain* without that. What
+*control* has beside 1 is the noise that is left. Whatever slows all of a step would slow the product as well, and not
+show: *unit* is by how much it was slower than in the turns of *plain*. *Paid* does without all that: it is the CPU time
+of the training thread inside of rehearsal. Where the background has a core of its own, a step pays that, *waited*, and
+whatever becomes slower.
 
-The model makes as many operations for each byte of a row as a ResNet-18 for each byte of an image of 3 x 224 x 224
-float32 (18,000, forwards and backwards; 14 such images are 8 MiB), and computes for at least 200 ms. A *light* model
-computes for 200 ms whatever the rows. Once on two busy cores, one for each rank; once with the training threads of both
-ranks on one core, so that a step takes twice as long, and those of the plugin on the other, which is free for them.
+The model makes at least as many operations for each byte of a row as a ResNet-18 for each byte of an image of 3 x 224 x
+224 float32 (18,000, forwards and backwards; 14 such images are 8 MiB), and computes for at least 200 ms. A *light*
+model computes for 200 ms whatever the rows. Once on two cores, which the ranks keep busy; once with the training
+threads of both ranks on one core, so that a step takes twice as long, and those of the plugin on the other, which is
+free for them.
 """
 
 OVERHEAD_GOALS = (
@@ -113,8 +115,9 @@ in the background for a copy into the buffer, one out of it, and the exchange. O
 that the model does not get. Replayed rows are taken where they arrived unless several micro-batches share them. In
 host memory they and the batch lie in blocks that are used again once nobody refers to them.
 
-On GPUs the copies run on a side stream and the exchange is NCCL's; none of this has been run there. A run on two GPUs
-would have to show `ratio_busy` at most 1.01, as the background has cores enough there, with
+On GPUs the copies run on a side stream and the exchange is NCCL's; none of this has been run there. There
+*thread* and *inline* are the same, as NCCL's collectives are issued from the training thread. A run on two GPUs would
+have to show `ratio_busy` at most 1.01, as the background has cores enough there, with
 
 ```
 python -m pytest -m gpu
@@ -163,9 +166,9 @@ def overhead_tables(report: Report, docs: Path) -> list[str]:
         size = f"{row['step_bytes'] / 2**20:.3g}{' (light)' if row['light'] else ''}"
         case = [size, "yes" if row["free_core"] else "no", row["engine"]]
         work = [f"{1e-3 * row['operations']:.3g}", f"{row['step_ms']:.0f}", str(row["rounds"])]
-        paid, cpu = (f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})" for name in RATIOS)
+        wall, cpu = (f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})" for name in RATIOS)
         others = [f"{row[name]:.3f}" for name in ("raw_ratio", "unit_ratio")]
-        lines.append([*case, *work, paid, f"{standard_error(row):.3f}", *others, cpu])
+        lines.append([*case, *work, wall, f"{standard_error(row):.3f}", *others, cpu])
         if PHASES[0] in row:
             phases.append([*case, *(f"{row[name]:.2f}" for name in PHASES)])
     heads = ["MiB a step and rank", "free core", "engine"]

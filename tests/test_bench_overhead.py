@@ -13,8 +13,6 @@ from overhead_model import RESNET_OPERATIONS, Gauge, Model, batch_of, passes_of
 from overhead_sides import COUNTS, PHASES
 from torch.utils.flop_counter import FlopCounterMode
 
-pytest.importorskip("deepspeed")
-
 Rows = list[dict[str, Any]]
 
 
@@ -28,7 +26,7 @@ def rows(case: Case) -> Rows:
     return list(bench_overhead.lines(case, bench_overhead.run(case)))
 
 
-def test_every_side_is_measured_against_the_plain_one(rows: Rows) -> None:
+def test_every_side_is_measured(rows: Rows) -> None:
     assert [row["engine"] for row in rows] == list(SIDES)
     assert rows[0]["ratio"] == rows[0]["cpu_ratio"] == 1.0
     assert all({"ratio", "ratio_low", "ratio_high", "cpu_ratio", "step_ms"} <= set(row) for row in rows)
@@ -49,6 +47,7 @@ def test_the_share_of_every_phase_is_told_of_sides_with_rehearsal(rows: Rows) ->
 
 def test_what_the_gauge_tells_is_of_the_same_machine_on_all_sides(rows: Rows) -> None:
     assert all(0.2 < row["unit_ratio"] < 5 for row in rows)
+    assert any(row["unit_ratio"] != 1 for row in rows)
 
 
 def test_turns_are_compared_within_their_round_in_units_of_the_gauge(case: Case) -> None:
@@ -58,7 +57,8 @@ def test_turns_are_compared_within_their_round_in_units_of_the_gauge(case: Case)
     lines = bench_overhead.lines(case, {PLAIN: plain, CONTROL: control, THREAD: slower})
     first, second, thread = lines
     assert (first["ratio"], second["ratio"]) == pytest.approx((1.0, 1.5))
-    assert thread["ratio"] == pytest.approx(1.5)  # 1.8 to the mean of 1 and 1.4, 3.9 to that of 2 and 3.2
+    ratios = sorted([1.8 / 1.0, 1.8 / 1.4, 3.9 / 2.0, 3.9 / 3.2])
+    assert thread["ratio"] == pytest.approx((ratios[1] + ratios[2]) / 2)
     assert thread["raw_ratio"] == pytest.approx((3.6 / 1 + 1.95 / 2) / 2)
     assert thread["unit_ratio"] == 1.25
     assert (thread["cpu_ratio"], thread["written_ms"]) == (3.75, 4.0)
@@ -101,7 +101,8 @@ def test_only_the_largest_rows_also_meet_a_light_model() -> None:
 def test_the_model_computes_as_much_for_a_byte_as_it_is_told() -> None:
     row_bytes, gauge = 128 << 10, Gauge()
     passes = passes_of(row_bytes, RESNET_OPERATIONS)
-    model, (x, label) = Model(passes, gauge), batch_of(2, row_bytes)
+    x, label = batch_of(2, row_bytes)
+    model = Model(passes, gauge).to(x.device)
     with FlopCounterMode(display=False) as counter:
         model(x, label).backward()
     of_gauge = 2 * passes * 2 * 128 * 512**2  # in every pass, forwards and backwards
