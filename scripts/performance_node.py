@@ -116,9 +116,9 @@ that the model does not get. Replayed rows are taken where they arrived unless s
 host memory they and the batch lie in blocks that are used again once nobody refers to them.
 
 With a free core and a model that computes as much as a ResNet-18, what a step pays is of the size of the errors: an
-earlier run with longer turns had 0.998, 0.998 and 1.011 for the three sizes, in their order. A light model pays more
-than 1 % for 8 MiB: the training thread alone spends 2 ms of CPU time on it in a step of 210 ms, of which the two copies
-are most.
+earlier run with longer turns had 0.998, 0.998 and 1.011 for the three sizes, in their order. For a light model and 8
+MiB it had 1.013, with an error of 0.005. There the training thread spends 2 ms of CPU time in rehearsal, most of it on
+the two copies, in a step of which its own part is 210 ms.
 
 On GPUs the copies run on a side stream and the exchange is NCCL's; none of this has been run there. There *thread* and
 *inline* are the same, as NCCL's collectives are issued from the training thread. A run on two GPUs would have to show
