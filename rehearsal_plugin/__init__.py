@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from rehearsal_plugin.buffer import RehearsalBuffer
+from rehearsal_plugin.buffer.buffer import RehearsalBuffer
+from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.distributed.transport import (
+    HorovodTransport,
+    LocalTransport,
+    TorchDistributedTransport,
+    Transport,
+)
 from rehearsal_plugin.errors import (
     BatchError,
     CheckpointError,
@@ -21,8 +28,6 @@ from rehearsal_plugin.errors import (
 )
 from rehearsal_plugin.integrations import Handle, attach
 from rehearsal_plugin.rehearsal import Rehearsal
-from rehearsal_plugin.rows import RowLayout
-from rehearsal_plugin.transport import HorovodTransport, LocalTransport, TorchDistributedTransport, Transport
 
 __all__ = [
     "BatchError",
@@ -54,7 +59,7 @@ __version__ = "0.1.0"
 
 def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
     """Drop-in for `deepspeed.initialize` that attaches a rehearsal buffer; see `integrations.deepspeed`."""
-    from rehearsal_plugin.integrations import deepspeed
+    from rehearsal_plugin.integrations.deepspeed import engine as deepspeed
 
     return deepspeed.initialize(*args, **kwargs)
 
@@ -62,7 +67,7 @@ def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
 def __getattr__(name: str) -> Any:
     """`RehearsalCallback` needs transformers, which is imported only then."""
     if name == "RehearsalCallback":
-        from rehearsal_plugin.integrations.transformers import RehearsalCallback
+        from rehearsal_plugin.integrations.transformers.callback import RehearsalCallback
 
         return RehearsalCallback
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

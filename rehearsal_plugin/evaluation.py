@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rehearsal_plugin.shares import WeightArray
+from rehearsal_plugin.core.arrays import WeightArray
 
 __all__ = ["Transfer"]
 

@@ -25,18 +25,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.answers import Answers
-from rehearsal_plugin.batches import Batches, Transform
-from rehearsal_plugin.buffer import RehearsalBuffer
+from rehearsal_plugin.buffer.buffer import RehearsalBuffer
+from rehearsal_plugin.buffer.rows.padding import Padding
 from rehearsal_plugin.checkpoint import Fingerprint, Saver, content_of, fingerprint_of, preload, resume
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, SamplingConfig
+from rehearsal_plugin.distributed.transport import Transport, default_transport
 from rehearsal_plugin.errors import CheckpointError, ClosedError, ConfigError
-from rehearsal_plugin.hidden_states import HiddenStates
-from rehearsal_plugin.padding import Padding
+from rehearsal_plugin.runtime.batch_augmenter import Batches, Transform
+from rehearsal_plugin.runtime.coordinator import Supply
+from rehearsal_plugin.runtime.pending_losses import Answers
 from rehearsal_plugin.strategies import ScoredByLoss, WithEmbedding, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
-from rehearsal_plugin.supply import Supply
-from rehearsal_plugin.transport import Transport, default_transport
+from rehearsal_plugin.strategies.hidden_states import HiddenStates
 
 __all__ = ["Rehearsal"]
 

@@ -23,8 +23,9 @@ from pathlib import Path
 
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import MissingDependencyError
-from rehearsal_plugin.integrations import deepspeed, horovod
-from rehearsal_plugin.integrations.when_imported import when_imported
+from rehearsal_plugin.integrations.deepspeed import engine as deepspeed
+from rehearsal_plugin.integrations.horovod import optimizer as horovod
+from rehearsal_plugin.integrations.import_hook import when_imported
 
 __all__ = ["main"]
 
@@ -74,7 +75,7 @@ def _patch(config: RehearsalConfig | None) -> None:
 
 
 def _patch_trainer(config: RehearsalConfig | None) -> None:
-    from rehearsal_plugin.integrations import transformers
+    from rehearsal_plugin.integrations.transformers import callback as transformers
 
     transformers.patch(config)
 

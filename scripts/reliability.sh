@@ -10,4 +10,4 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export VENV=${VENV:-$ROOT/.venv}
 
 bash "$ROOT/scripts/setup.sh" dev deepspeed
-exec "$VENV/bin/python" "$ROOT/scripts/reliability.py" "$@"
+PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" exec "$VENV/bin/python" -m scripts.benchmarks.reliability "$@"

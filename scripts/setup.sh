@@ -12,7 +12,7 @@ VENV=${VENV:-$ROOT/.venv}
 EXTRAS=$(printf '%s\n' "$@" | tr ', ' '\n\n' | sed '/^$/d' | sort -u | paste -sd, -)
 
 # The stamps of one state of the project lie in one folder, so that another state makes all of them invalid.
-STATE=$( (echo "$ROOT"; cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" "$ROOT/rehearsal_plugin/"*.c) | sha256sum | cut -d' ' -f1)
+STATE=$( (echo "$ROOT"; cat "$ROOT/pyproject.toml" "$ROOT/constraints.txt" "$ROOT/rehearsal_plugin/buffer/rows/"*.c) | sha256sum | cut -d' ' -f1)
 STAMP=$VENV/.setup/$STATE/${EXTRAS:-none}
 if [ -x "$VENV/bin/python" ] && [ -e "$STAMP" ]; then exit 0; fi
 if [ ! -d "$VENV/.setup/$STATE" ]; then rm -rf "$VENV/.setup"; fi

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rehearsal_plugin.buffer import RehearsalBuffer
-from rehearsal_plugin.checkpoint.files import checksum
-from rehearsal_plugin.checkpoint.tree import flatten
-from rehearsal_plugin.supply import Supply
+from rehearsal_plugin.buffer.buffer import RehearsalBuffer
+from rehearsal_plugin.checkpoint.format import checksum
+from rehearsal_plugin.checkpoint.state_tree import flatten
+from rehearsal_plugin.runtime.coordinator import Supply
 
 __all__ = ["Fingerprint", "fingerprint_of"]
 

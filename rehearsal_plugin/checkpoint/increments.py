@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.checkpoint.files import VERSION, Content, Place, peek, places, read, write
+from rehearsal_plugin.checkpoint.format import VERSION, Content, Place, peek, places, read, write
+from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import CheckpointError
-from rehearsal_plugin.shares import IntArray
 
 __all__ = ["Chain", "Increment", "Whole", "read_whole", "remove_unused"]
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rehearsal_plugin.shares import IntArray, fair_shares
+from rehearsal_plugin.core.apportionment import fair_shares
+from rehearsal_plugin.core.arrays import IntArray
 
 __all__ = ["Stretch", "deal", "keep"]
 

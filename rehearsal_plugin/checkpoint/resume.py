@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from rehearsal_plugin.buffer import RehearsalBuffer
-from rehearsal_plugin.checkpoint.content import Record, Rows, Saved, consistent, dealt, pack, unpack
-from rehearsal_plugin.checkpoint.files import Content, Place, find_set, peek
+from rehearsal_plugin.buffer.buffer import RehearsalBuffer
+from rehearsal_plugin.checkpoint.format import Content, Place, find_set, peek
+from rehearsal_plugin.checkpoint.record import Record, Rows, Saved, consistent, dealt, pack, unpack
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.core.rng import Purpose, generator
 from rehearsal_plugin.errors import CheckpointError
-from rehearsal_plugin.rng import Purpose, generator
-from rehearsal_plugin.shares import IntArray
+from rehearsal_plugin.runtime.coordinator import Supply
 from rehearsal_plugin.strategies import Strategy
-from rehearsal_plugin.supply import Supply
 
 __all__ = ["content_of", "preload", "resume"]
 

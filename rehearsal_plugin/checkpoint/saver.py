@@ -6,11 +6,11 @@ import concurrent.futures
 from concurrent.futures import Future
 from pathlib import Path
 
-from rehearsal_plugin.checkpoint.files import Content, Place, places
+from rehearsal_plugin.checkpoint.format import Content, Place, places
 from rehearsal_plugin.checkpoint.increments import Chain, Increment, Whole, remove_unused
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.core.background_thread import Worker
 from rehearsal_plugin.errors import CheckpointError
-from rehearsal_plugin.shares import IntArray
-from rehearsal_plugin.worker import Worker
 
 __all__ = ["Saver"]
 

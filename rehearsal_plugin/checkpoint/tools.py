@@ -13,10 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rehearsal_plugin.checkpoint.content import Record, Rows, Saved, consistent, dealt, pack, unpack
-from rehearsal_plugin.checkpoint.files import Place, find_set, places, write
+from rehearsal_plugin.checkpoint.format import Place, find_set, places, write
+from rehearsal_plugin.checkpoint.record import Record, Rows, Saved, consistent, dealt, pack, unpack
+from rehearsal_plugin.core.rng import Purpose, generator
 from rehearsal_plugin.errors import CheckpointError, MissingDependencyError
-from rehearsal_plugin.rng import Purpose, generator
 
 __all__ = ["export", "inspect", "reshard"]
 

@@ -17,7 +17,7 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.config.size import parse_size
 from rehearsal_plugin.config.source import read
 from rehearsal_plugin.errors import ConfigError
-from rehearsal_plugin.planning import (
+from rehearsal_plugin.runtime.cost_model import (
     COPY_GB_S,
     DRAW_BY_PARTITION_NS,
     DRAW_NS,

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.checkpoint.convert.tokens import transformers
 from rehearsal_plugin.config import RetrievalConfig
 from rehearsal_plugin.config.section import refusing
+from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import DataError
 from rehearsal_plugin.retrieval import Retrieved, Retriever, TextEmbedder, Where, unpack_texts
 from rehearsal_plugin.retrieval.stored import stored_rows
-from rehearsal_plugin.rows import RowLayout
-from rehearsal_plugin.seeding.tokens import transformers
-from rehearsal_plugin.transport import LocalTransport
 
 __all__ = ["retrieve"]
 

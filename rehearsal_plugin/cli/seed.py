@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from rehearsal_plugin.checkpoint import tools
+from rehearsal_plugin.checkpoint.convert import Sample, Sampling, columns, load_tokenizer, packed_texts, synthesized
 from rehearsal_plugin.cli.tables import show
-from rehearsal_plugin.seeding import Sample, Sampling, columns, load_tokenizer, packed_texts, synthesized
 
 __all__ = ["seed"]
 

@@ -9,9 +9,12 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-__all__ = ["LONGEST_WAIT_S", "Name", "PartitionWeights"]
+__all__ = ["LONGEST_WAIT_S", "ROW_LOSS", "Name", "PartitionWeights"]
 
 LONGEST_WAIT_S = 1e9  # stays an int64 when it is turned into nanoseconds
+
+ROW_LOSS = "rehearsal.loss"
+"""The state that holds the task's loss of a row alone."""
 
 KEY = re.compile(r"-?\d{1,19}")
 

@@ -30,11 +30,11 @@ def attach(target: Any, config: ConfigSource | None = None, *, model: nn.Module 
         MissingDependencyError: `target` is an optimizer and Horovod is not installed.
     """
     if hasattr(target, "data_parallel_group") and hasattr(target, "global_steps"):
-        from rehearsal_plugin.integrations import deepspeed
+        from rehearsal_plugin.integrations.deepspeed import engine as deepspeed
 
         return deepspeed.attach(target, config)
     if isinstance(target, torch.optim.Optimizer):
-        from rehearsal_plugin.integrations import horovod
+        from rehearsal_plugin.integrations.horovod import optimizer as horovod
 
         if config is None:
             raise ConfigError("attach(optimizer) needs config=..., the rehearsal section or the path of its file")

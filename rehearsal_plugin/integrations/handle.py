@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from rehearsal_plugin.errors import ConfigError
-from rehearsal_plugin.integrations.loader import RehearsalLoader
+from rehearsal_plugin.integrations.inject.loader import RehearsalLoader
 from rehearsal_plugin.integrations.peers import Peers
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.strategies.base import Criterion

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rehearsal_plugin.hidden_states import HiddenStates, pooled
-from rehearsal_plugin.nearest.filters import Where
-from rehearsal_plugin.nearest.index import RowIndex
-from rehearsal_plugin.nearest.known import Embed
+from rehearsal_plugin.buffer.vector_index.filters import Where
+from rehearsal_plugin.buffer.vector_index.index import RowIndex
+from rehearsal_plugin.buffer.vector_index.known import Embed
 from rehearsal_plugin.retrieval.retrieved import Retrieved
 from rehearsal_plugin.retrieval.retriever import Retriever
 from rehearsal_plugin.retrieval.texts import TextEmbedder, pack_texts, unpack_texts
+from rehearsal_plugin.strategies.hidden_states import HiddenStates, pooled
 
 __all__ = [
     "Embed",

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from rehearsal_plugin.buffer.vector_index.filters import whole
+from rehearsal_plugin.buffer.vector_index.scores import normalized
+from rehearsal_plugin.core.arrays import FloatArray
 from rehearsal_plugin.errors import BatchError
-from rehearsal_plugin.nearest.filters import whole
-from rehearsal_plugin.nearest.scores import normalized
-from rehearsal_plugin.values import FloatArray
 
 __all__ = ["prepared", "wanted"]
 

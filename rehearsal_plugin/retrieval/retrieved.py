@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.nearest.known import columns_of
-from rehearsal_plugin.nearest.scores import Scores
-from rehearsal_plugin.rows import RowLayout
-from rehearsal_plugin.shares import IntArray
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.vector_index.known import columns_of
+from rehearsal_plugin.buffer.vector_index.scores import Scores
+from rehearsal_plugin.core.arrays import IntArray
 
 __all__ = ["Retrieved"]
 

@@ -15,19 +15,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from rehearsal_plugin.buffer import RehearsalBuffer
+from rehearsal_plugin.buffer.buffer import RehearsalBuffer
+from rehearsal_plugin.buffer.vector_index.filters import Where
+from rehearsal_plugin.buffer.vector_index.index import RowIndex
+from rehearsal_plugin.buffer.vector_index.known import Embed, columns_of
 from rehearsal_plugin.config import ExchangeConfig, RetrievalConfig
+from rehearsal_plugin.core.background_thread import Worker
+from rehearsal_plugin.distributed.transport import Transport, default_transport
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError, RehearsalError
-from rehearsal_plugin.nearest.filters import Where
-from rehearsal_plugin.nearest.index import RowIndex
-from rehearsal_plugin.nearest.known import Embed, columns_of
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.retrieval.queries import prepared, wanted
 from rehearsal_plugin.retrieval.retrieved import Retrieved
 from rehearsal_plugin.retrieval.search import DistributedSearch
 from rehearsal_plugin.retrieval.stored import stored_rows
-from rehearsal_plugin.transport import Transport, default_transport
-from rehearsal_plugin.worker import Worker
 
 __all__ = ["Retriever"]
 

@@ -16,16 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.vector_index.filters import Where
+from rehearsal_plugin.buffer.vector_index.index import RowIndex
+from rehearsal_plugin.buffer.vector_index.scores import Scores, rank_by
+from rehearsal_plugin.core.arrays import FloatArray, IntArray
+from rehearsal_plugin.distributed.transport import Pending, Transport, wait
 from rehearsal_plugin.errors import ClosedError, ExchangeError
-from rehearsal_plugin.nearest.filters import Where
-from rehearsal_plugin.nearest.index import RowIndex
-from rehearsal_plugin.nearest.scores import Scores, rank_by
 from rehearsal_plugin.retrieval.retrieved import Retrieved
 from rehearsal_plugin.retrieval.wire import Request, agreed, needed
-from rehearsal_plugin.rows import RowLayout
-from rehearsal_plugin.shares import IntArray
-from rehearsal_plugin.transport import Pending, Transport, wait
-from rehearsal_plugin.values import FloatArray
 
 __all__ = ["DistributedSearch"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rehearsal_plugin.buffer import RehearsalBuffer
-from rehearsal_plugin.checkpoint.content import dealt
-from rehearsal_plugin.checkpoint.files import peek
+from rehearsal_plugin.buffer.buffer import RehearsalBuffer
+from rehearsal_plugin.checkpoint.format import peek
+from rehearsal_plugin.checkpoint.record import dealt
 from rehearsal_plugin.checkpoint.tools import files_of
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.errors import CheckpointError

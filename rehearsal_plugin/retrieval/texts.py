@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.errors import DataError, MissingDependencyError
-from rehearsal_plugin.hidden_states import HiddenStates, pooled
+from rehearsal_plugin.strategies.hidden_states import HiddenStates, pooled
 
 __all__ = ["TextEmbedder", "pack_texts", "packaged_model", "unpack_texts"]
 

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from rehearsal_plugin.buffer.vector_index.filters import Where
+from rehearsal_plugin.core.arrays import FloatArray, IntArray
 from rehearsal_plugin.errors import ExchangeError
-from rehearsal_plugin.nearest.filters import Where
-from rehearsal_plugin.shares import IntArray
-from rehearsal_plugin.values import FloatArray
 
 __all__ = ["Request", "agreed", "needed"]
 

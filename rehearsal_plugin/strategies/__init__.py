@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from rehearsal_plugin.strategies.base import STRATEGIES, Part, Strategy, make_strategy, register
-from rehearsal_plugin.strategies.by_loss import ScoredByLoss
 from rehearsal_plugin.strategies.der import DarkExperienceReplay
 from rehearsal_plugin.strategies.der_plus_plus import DarkExperienceReplayPlusPlus
 from rehearsal_plugin.strategies.er import ExperienceReplay
 from rehearsal_plugin.strategies.er_ace import AsymmetricReplay
+from rehearsal_plugin.strategies.row_embedding import WithEmbedding
+from rehearsal_plugin.strategies.row_loss import ScoredByLoss
 from rehearsal_plugin.strategies.topk import TopKDistillation
-from rehearsal_plugin.strategies.with_embedding import WithEmbedding
 from rehearsal_plugin.strategies.x_der import ExtendedDarkExperienceReplay
 
 __all__ = [

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rehearsal_plugin.config import StrategyConfig
+from rehearsal_plugin.core.tree import map_leaves
 from rehearsal_plugin.errors import BatchError, ConfigError
-from rehearsal_plugin.nesting import map_leaves
 
 __all__ = [
     "STRATEGIES",

@@ -1,0 +1,378 @@
+"""One rank's rehearsal buffer: rows of any batch, and a policy that decides which of them stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.buffer.admissions import Provenance
+from rehearsal_plugin.buffer.dedup import DUPLICATE, Contents
+from rehearsal_plugin.buffer.keys_and_scores import Traits
+from rehearsal_plugin.buffer.policies import POLICIES, Offer
+from rehearsal_plugin.buffer.policies.base import last_writers
+from rehearsal_plugin.buffer.rows.fields import picked
+from rehearsal_plugin.buffer.rows.layout import Packed, RowLayout
+from rehearsal_plugin.buffer.slot_index import Occupancy, kept_places
+from rehearsal_plugin.buffer.storage import Changes, TrackedStorage, open_storage
+from rehearsal_plugin.buffer.undo_log import Journal
+from rehearsal_plugin.config import BufferConfig
+from rehearsal_plugin.core.arrays import FloatArray, IntArray, RankArray
+from rehearsal_plugin.core.rng import Numbers, Purpose, choose_from
+from rehearsal_plugin.errors import BatchError
+
+__all__ = ["RehearsalBuffer"]
+
+Known: TypeAlias = tuple[Occupancy, Provenance, Contents | None]
+"""What is known of the rows, beside the rows themselves."""
+
+CHUNK_BYTES = 4 << 20
+"""Of rows that are copied at a time when a buffer is filled."""
+
+
+class RehearsalBuffer:
+    """Rows, their slots and their partitions on one rank; it knows no other rank.
+
+    An admission has two halves: `admit` decides, on the index alone, and `write` copies. `offer` and `sample`
+    do the whole of it for use without a pipeline.
+
+    Args:
+        config: The section `rehearsal.buffer`.
+        layout: How a sample becomes a row.
+        rank: Keys the random numbers, and names the file of a file-backed storage.
+        seed: Keys the random numbers.
+
+    Attributes:
+        capacity: Rows.
+        layout: As given.
+        occupancy: The index; read it, do not change it.
+
+    Raises:
+        ConfigError: The capacity cannot hold one row.
+        StorageError: The memory or the file cannot be had.
+        BatchError: `partition_by` names no field that can be a key, or `score_by` none that can be a score.
+    """
+
+    def __init__(self, config: BufferConfig, layout: RowLayout, *, rank: int = 0, seed: int = 0) -> None:
+        self.layout = layout
+        self.capacity = config.rows(layout.row_bytes)
+        self._traits = Traits(layout, config)
+        self._policy = POLICIES[config.policy]
+        self._storage = TrackedStorage(open_storage(config, self.capacity, layout.row_bytes, rank), self.capacity)
+        self._rank, self._deduplicates = rank, config.deduplicate
+        self.occupancy, self._provenance, self._contents = self._empty()
+        self._rescored: list[tuple[IntArray, FloatArray]] = []
+        self._admissions, self._draws = (Numbers(seed, purpose) for purpose in (Purpose.ADMISSION, Purpose.DRAW))
+        self._calls = 0
+        self._journal: Journal[Known] | None = None
+
+    def __len__(self) -> int:
+        return self.occupancy.count
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows live."""
+        return self._storage.device
+
+    def keys(self, rows: Tensor) -> IntArray:
+        """The partition keys `[n]` int64 of packed rows `[n, row_bytes]`; zeros without partitions."""
+        return self._traits.keys(rows)
+
+    def counts(self) -> tuple[IntArray, IntArray]:
+        """Partition keys and rows stored of each, two arrays `[partitions]` int64; empty without partitions."""
+        partitions = self.occupancy.partitions
+        if partitions is None:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        return partitions.keys, partitions.sizes
+
+    def slots(self, keys: IntArray, index: IntArray) -> IntArray:
+        """The slots `[n]` of the `index`-th rows `[n]` of the partitions with `keys` `[n]`."""
+        partitions = self.occupancy.partitions
+        if partitions is None:
+            return index
+        return partitions.slots(partitions.number(keys), index)
+
+    @property
+    def tickets(self) -> int:
+        """The scores of all stored rows together, as a whole number; see `holders`."""
+        values = self.occupancy.values
+        return 0 if values is None else values.tickets(self.occupancy.count).total
+
+    def holders(self, tickets: IntArray) -> IntArray:
+        """The slots `[n]` that hold `tickets` `[n]` int64, numbered from 0 to those of all rows.
+
+        A row holds tickets in proportion to its score, so that a uniform draw of tickets is a draw of rows by
+        score. New scores count from the next `admit` on.
+        """
+        values = self.occupancy.values
+        assert values is not None  # the config asks for a score
+        return values.tickets(self.occupancy.count).find(tickets)
+
+    def admit(self, rows: Tensor, step: int) -> IntArray:
+        """Decide which rows stay, and where.
+
+        Args:
+            rows: `[n, row_bytes]` uint8, the offered rows in the order of the stream.
+            step: Keys the random numbers; use every step once.
+
+        Returns:
+            `[n]` int64 slots, -1 for a row that is not kept, and `DUPLICATE` with `deduplicate` for one that is stored
+            already and was not offered. `write` must follow before the next `read`.
+        """
+        self._settle()
+        if self._contents is None:
+            return self._decide(*self._traits.of_rows(rows), step)[0]
+        hashes = self._contents.hashes(rows)
+        new = np.flatnonzero(~self._contents.duplicates(rows, hashes, self._at))
+        slots = np.full(len(rows), DUPLICATE, dtype=np.int64)
+        fresh = picked(rows, None if len(new) == len(rows) else new)
+        slots[new] = self._decide(*self._traits.of_rows(fresh), step)[0]
+        self._contents.put(slots[slots >= 0], hashes[slots >= 0])
+        return slots
+
+    def write(self, slots: IntArray, rows: Tensor) -> None:
+        """Copy the rows `[n, row_bytes]` that `admit` kept to their `slots` `[n]`."""
+        places = kept_places(slots)
+        kept = slots if places is None else slots[places]
+        if len(kept):
+            self._note(kept)
+            if rows.device != self.device:  # only what is kept has to travel
+                rows, places = picked(rows, places).to(self.device), None
+            self._storage.write(kept, rows, places)
+
+    def read(self, slots: IntArray, out: Tensor) -> None:
+        """Copy the rows at `slots` `[n]` into `out` `[n, row_bytes]` uint8 on `device`, contiguous."""
+        if len(slots):
+            self._storage.read(slots, out)
+
+    def written(self, slots: IntArray) -> IntArray:
+        """The step in which each row at `slots` `[n]` was admitted, `[n]` int64.
+
+        Whoever wants to update a row tells by it whether another one has taken its place.
+        """
+        return self._provenance.steps(slots)
+
+    def origin(self, slots: IntArray) -> RankArray:
+        """The rank on which each row at `slots` `[n]` was admitted, `[n]` int32."""
+        return self._provenance.ranks(slots)
+
+    def update_fields(self, slots: IntArray, fields: Mapping[str, Tensor]) -> None:
+        """Rewrite fields of stored rows in place.
+
+        Args:
+            slots: `[n]` int64; where a slot stands twice, the last one counts.
+            fields: Values `[n, ...]` by field name, of the batch or of the state.
+
+        Raises:
+            BatchError: There is no such field, or dtype or shape are not its own.
+        """
+        known = {field.name: field for field in (*self.layout.fields, *self.layout.state)}
+        for name in fields:
+            if name not in known:
+                raise BatchError(f"rows have no field '{name}'; they have {sorted(known)}")
+            known[name].check(fields[name], len(slots))
+        last = last_writers(slots) >= 0
+        index = torch.from_numpy(np.flatnonzero(last))
+        rows = self._at(slots[last])
+        for name, values in fields.items():
+            known[name].view(rows).copy_(values[index.to(values.device)])
+        self.write(slots[last], rows)
+        if self._contents is not None and any(field.name in fields for field in self.layout.fields):
+            self._contents.put(slots[last], self._contents.hashes(rows))
+        judged = self._traits.value
+        if judged is not None and judged.name in fields:
+            new = self._traits.values(rows)
+            assert new is not None
+            self._rescored.append((slots[last], new))
+
+    def commit(self) -> None:
+        """Make the present state the one that `rollback` returns to, until the next commit."""
+        self._settle()
+        self._journal = Journal(self._storage, len(self), (self.occupancy, self._provenance, self._contents))
+
+    def rollback(self) -> None:
+        """Return to the state of the last `commit`, row by row; a buffer without one becomes empty."""
+        self._rescored.clear()
+        known = self._empty() if self._journal is None else self._journal.undo()
+        self.occupancy, self._provenance, self._contents = known
+
+    def state_dict(self) -> dict[str, Any]:
+        """All rows and the index, as tensors, arrays and numbers; views where that is possible."""
+        self._settle()
+        count = self.occupancy.count
+        return {
+            "rows": self._storage.first(count),
+            "written": self._provenance.steps(slice(count)),
+            "origin": self._provenance.ranks(slice(count)),
+            "calls": self._calls,
+            "index": self.occupancy.state_dict(),
+        }
+
+    def take_changed(self) -> IntArray:
+        """The slots `[n]` whose rows are not those that they were at the last call; all of them at the first."""
+        return self._storage.take_changed(len(self))
+
+    def follow(self) -> Changes:
+        """An account of one's own of the slots whose rows change; all that are taken count at its first `take`."""
+        return self._storage.follow()
+
+    def unfollow(self, changes: Changes) -> None:
+        """Keep an account that `follow` gave no longer."""
+        self._storage.unfollow(changes)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave for a buffer of the same config, into an empty one.
+
+        Raises:
+            ValueError: It contradicts itself.
+        """
+        self.occupancy.load_state_dict(state["index"])
+        rows, count = state["rows"], self.occupancy.count
+        if rows.shape != (count, self.layout.row_bytes):
+            raise ValueError(f"rows of shape {tuple(rows.shape)} for {count} of {self.layout.row_bytes} bytes")
+        for slots, part in _numbered(rows.split(self._chunk)):
+            self._place(slots, part)
+        self._describe(state["written"], state["origin"])
+        self._calls = int(state["calls"])
+
+    def adopt(self, parts: Iterable[Tensor], written: IntArray, origin: RankArray, seen: Mapping[int, int]) -> None:
+        """Fill an empty buffer with rows of others.
+
+        Args:
+            parts: `[n, row_bytes]` uint8 each, together at most `capacity`, in the order in which they were admitted.
+            written: `[rows]` int64, the step in which each was.
+            origin: `[rows]` int32, the rank on which it was.
+            seen: Rows offered so far of each partition key, or of key 0 without partitions; no less than there are
+                rows.
+
+        Raises:
+            ValueError: It contradicts itself.
+        """
+        partitions = self.occupancy.partitions
+        for slots, rows in _numbered(parts):
+            keys, values = self._traits.of_rows(rows)
+            owners = keys if partitions is None else partitions.number(keys)
+            self.occupancy.record(slots, owners, values)
+            self._place(slots, rows)
+        self.occupancy.seen = max(len(self), sum(seen.values()))
+        if partitions is not None:
+            told = np.array([seen.get(key, 0) for key in partitions.keys.tolist()], dtype=np.int64)
+            partitions.seen = np.maximum(told, partitions.sizes)
+        self._describe(written, origin)
+
+    def offer(self, batch: Any) -> int:
+        """Offer all samples of a batch; returns how many were kept.
+
+        Raises:
+            BatchError: The batch does not fit the layout, as where rows have state beside it.
+        """
+        columns = self.layout.columns(batch)
+        size = columns[0].shape[0]
+        if self.layout.state:
+            columns += self.layout.state_columns({}, size)
+        if self._contents is None:
+            return self._offer(columns)
+        rows = self._rows(size)
+        self.layout.pack(columns, rows)
+        slots = self.admit(rows, self._next())
+        self.write(slots, rows)
+        return int(np.count_nonzero(slots >= 0))
+
+    def sample(self, count: int, out: Packed | None = None) -> Any:
+        """A batch of `count` rows drawn uniformly without replacement, or of all rows if there are fewer.
+
+        Args:
+            count: Rows.
+            out: Where to put them, as `room` gave it for as many: the batch returned is the one in there, overwritten
+                by the next call. Large batches come several times faster than into fresh memory.
+        """
+        count = min(count, self.occupancy.count)
+        slots = choose_from(self.occupancy.count, count, self._draws.at(self._next(), self._rank))
+        if out is None or len(out.rows) != count:
+            out = self.room(count)
+        self.read(slots, out.rows)
+        return out.batch
+
+    def room(self, count: int) -> Packed:
+        """Memory for `count` rows, and the batch that lies in it; see `sample`."""
+        return self.layout.packed(self._rows(count))
+
+    @property
+    def _chunk(self) -> int:
+        return max(1, CHUNK_BYTES // self.layout.row_bytes)
+
+    def _place(self, slots: IntArray, rows: Tensor) -> None:
+        """Store rows `[n, row_bytes]` that the index has already."""
+        if self._contents is not None:
+            self._contents.put(slots, self._contents.hashes(rows))
+        self.write(slots, rows)
+
+    def _describe(self, written: IntArray, origin: RankArray) -> None:
+        """Note of all rows when and where they were admitted."""
+        if len(written) != len(self):
+            raise ValueError(f"{len(written)} steps of {len(self)} rows")
+        self._provenance.take_over(written, origin)
+
+    def _empty(self) -> Known:
+        """What is known of the rows while there are none."""
+        content_bytes = self.layout.row_bytes - self.layout.state_bytes
+        traits = self._traits
+        return (
+            Occupancy(self.capacity, traits.key is not None, traits.width, means=traits.features),
+            Provenance(self.capacity, self._rank),
+            Contents(self.capacity, content_bytes) if self._deduplicates else None,
+        )
+
+    def _at(self, slots: IntArray) -> Tensor:
+        """The rows `[n, row_bytes]` at `slots` `[n]`."""
+        rows = self._rows(len(slots))
+        self.read(slots, rows)
+        return rows
+
+    def _offer(self, columns: list[Tensor]) -> int:
+        """Offer rows of which nothing but a key and a value has to be looked at: they are copied once."""
+        self._settle()
+        slots, kept = self._decide(*self._traits.of_columns(columns), self._next())
+        if len(kept):
+            self._note(kept)
+            self._storage.write_fields(kept, self.layout.fields, columns, None if kept is slots else kept_places(slots))
+        return len(kept)
+
+    def _decide(self, keys: IntArray, values: FloatArray | None, step: int) -> tuple[IntArray, IntArray]:
+        """The slots `[n]` of rows by partition key `[n]` and value `[n, width]`, -1 for none; and those without -1."""
+        partitions = self.occupancy.partitions
+        owners = keys if partitions is None else partitions.number(keys)
+        slots = self._policy(self.occupancy, Offer(owners, values), self._admissions.at(step, self._rank))
+        kept = self.occupancy.record(slots, owners, values)
+        self._provenance.note(kept, step)
+        return slots, kept
+
+    def _note(self, slots: IntArray) -> None:
+        """Have the journal keep what is about to be overwritten."""
+        if self._journal is not None:
+            self._journal.note(slots)
+
+    def _settle(self) -> None:
+        """Let new scores count; not in the middle of a step, whose draw goes by what this rank told the others."""
+        for slots, values in self._rescored:
+            if self.occupancy.values is not None:
+                self.occupancy.values.set(slots, values)
+        self._rescored.clear()
+
+    def _rows(self, count: int) -> Tensor:
+        return torch.zeros((count, self.layout.row_bytes), dtype=torch.uint8, device=self.device)
+
+    def _next(self) -> int:
+        self._calls += 1
+        return self._calls
+
+
+def _numbered(parts: Iterable[Tensor]) -> Iterator[tuple[IntArray, Tensor]]:
+    """Rows that are laid end to end, with the slots that they get."""
+    start = 0
+    for part in parts:
+        yield np.arange(start, start + len(part)), part
+        start += len(part)

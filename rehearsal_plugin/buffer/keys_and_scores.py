@@ -1,0 +1,114 @@
+"""What a buffer goes by when it sorts and judges rows: one integer, and one number or more."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rehearsal_plugin.buffer.rows.fields import Field
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.scores import bounded
+from rehearsal_plugin.config import BufferConfig
+from rehearsal_plugin.config.names import ROW_LOSS
+from rehearsal_plugin.core.arrays import FloatArray, IntArray
+from rehearsal_plugin.errors import BatchError
+
+__all__ = ["Traits"]
+
+
+class Traits:
+    """Finds the partition key of a row, and the values that it is judged by.
+
+    Args:
+        layout: Of the rows.
+        config: `partition_by` names the field of the key, `score_by` that of the values.
+
+    Attributes:
+        key: The field of the key; None where rows are not partitioned.
+        value: That of the values; None where rows are not judged.
+        width: Values a row; 0 where rows are not judged.
+        features: Whether the values are features, of which a policy wants the means.
+
+    Raises:
+        BatchError: `partition_by` names no field that can be a key, or `score_by` none that can be a score.
+    """
+
+    def __init__(self, layout: RowLayout, config: BufferConfig) -> None:
+        self.key = None if config.partition_by is None else _key_field(layout, config.partition_by)
+        self.value = None if config.score_by is None else _value_field(layout, config)
+        self.width = 0 if self.value is None else math.prod(self.value.shape)
+        self.features = config.by_features
+        self._fields = layout.fields
+
+    def of_rows(self, rows: Tensor) -> tuple[IntArray, FloatArray | None]:
+        """Keys and values of packed rows `[n, row_bytes]`; see `keys` and `values`."""
+        return self.keys(rows), self.values(rows)
+
+    def of_columns(self, columns: list[Tensor]) -> tuple[IntArray, FloatArray | None]:
+        """The same of samples whose fields lie in `columns`, `[n, *shape]` each."""
+        keys = None if self.key is None else _array(columns[self._fields.index(self.key)], torch.int64)
+        values = None if self.value is None else _array(columns[self._fields.index(self.value)], torch.float32)
+        count = columns[0].shape[0]
+        return _as_keys(keys, count), self._as_values(values, count)
+
+    def keys(self, rows: Tensor) -> IntArray:
+        """The partition keys `[n]` int64 of packed rows `[n, row_bytes]`; zeros without partitions."""
+        return _as_keys(None if self.key is None else _stored(self.key, rows, torch.int64), rows.shape[0])
+
+    def values(self, rows: Tensor) -> FloatArray | None:
+        """What packed rows `[n, row_bytes]` are judged by, `[n, width]` float32; None where they are not."""
+        values = None if self.value is None else _stored(self.value, rows, torch.float32)
+        return self._as_values(values, rows.shape[0])
+
+    def _as_values(self, numbers: NDArray[Any] | None, count: int) -> FloatArray | None:
+        return None if numbers is None else bounded(numbers.astype(np.float32, copy=False).reshape(count, self.width))
+
+
+def _as_keys(numbers: NDArray[Any] | None, count: int) -> IntArray:
+    """Partition keys `[count]`; zeros without any."""
+    return np.zeros(count, np.int64) if numbers is None else numbers.astype(np.int64, copy=False).reshape(count)
+
+
+def _stored(field: Field, rows: Tensor, dtype: torch.dtype) -> NDArray[Any]:
+    """A field of packed rows `[n, row_bytes]`; see `_array`. All of numpy's calls take less time than one of torch."""
+    if field.numpy_dtype is None or not rows.is_cpu:
+        return _array(field.view(rows), dtype)
+    return rows.numpy()[:, field.offset : field.offset + field.nbytes].view(field.numpy_dtype)
+
+
+def _array(column: Tensor, dtype: torch.dtype) -> NDArray[Any]:
+    """A tensor in host memory; of `dtype` where numpy does not have its own."""
+    try:
+        return column.numpy()
+    except (RuntimeError, TypeError):  # it lies elsewhere, has a history, or numpy lacks its dtype
+        return column.detach().to("cpu", dtype).numpy()
+
+
+def _key_field(layout: RowLayout, name: str) -> Field:
+    field = layout.field(name)
+    if field.dtype.is_floating_point or field.dtype.is_complex or field.nbytes != field.dtype.itemsize:
+        raise BatchError(
+            f"rehearsal.buffer.partition_by names '{name}', which has {field.dtype} of shape {field.shape} a sample; "
+            "a partition key is one integer a sample"
+        )
+    return field
+
+
+def _value_field(layout: RowLayout, config: BufferConfig) -> Field:
+    name = config.score_by or ""
+    field = layout.field(ROW_LOSS if config.by_loss else name)
+    if not field.dtype.is_floating_point or not field.nbytes:
+        raise BatchError(
+            f"rehearsal.buffer.score_by names '{name}', which has {field.dtype} of shape {field.shape} a sample; "
+            "rows are judged by floating-point numbers"
+        )
+    if not config.by_features and math.prod(field.shape) != 1:
+        raise BatchError(
+            f"rehearsal.buffer.score_by names '{name}' of shape {field.shape} a sample; a score is one number a sample"
+        )
+    return field

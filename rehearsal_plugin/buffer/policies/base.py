@@ -1,0 +1,74 @@
+"""What a policy is, and where it is registered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from rehearsal_plugin.buffer.slot_index import Occupancy
+from rehearsal_plugin.core.arrays import FloatArray, IntArray
+
+__all__ = ["POLICIES", "Offer", "Policy", "last_writers", "register", "vacant"]
+
+
+@dataclass(slots=True)
+class Offer:
+    """Rows that want to be stored, in the order of the stream.
+
+    Attributes:
+        owners: `[n]` int64, the partition number of each; zeros where rows are not partitioned.
+        values: `[n, width]` float32, what they are judged by; None where they are not.
+    """
+
+    owners: IntArray
+    values: FloatArray | None = None
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+
+Policy: TypeAlias = Callable[[Occupancy, Offer, np.random.Generator], IntArray]
+"""`policy(occupancy, offer, rng) -> slots`.
+
+The result `[n]` int64 is the slot of each offered row, -1 where it is not kept; no slot twice; new slots are
+taken in order from `occupancy.count`. A policy changes nothing: the buffer records the outcome.
+"""
+
+POLICIES: dict[str, Policy] = {}
+
+FEW = 64
+"""Slots of which a set is made faster than an order."""
+
+
+def register(policy: Policy) -> Policy:
+    """Make a policy available by its function's name as `rehearsal.buffer.policy`."""
+    POLICIES[policy.__name__] = policy
+    return policy
+
+
+def last_writers(slots: IntArray) -> IntArray:
+    """Where several rows go to one slot, keep the last, as if they had been written one by one."""
+    if len(slots) <= FEW:
+        listed = slots.tolist()
+        missing = len(listed) - len(set(listed))
+        different = not missing or missing == listed.count(-1) - 1
+    else:
+        ordered = np.sort(slots)
+        different = not np.count_nonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0))
+    if different:
+        return slots
+    kept = np.flatnonzero(slots >= 0)[::-1]
+    _, first = np.unique(slots[kept], return_index=True)
+    result = np.full_like(slots, -1)
+    result[kept[first]] = slots[kept[first]]
+    return result
+
+
+def vacant(freed: list[IntArray], count: int, needed: int) -> IntArray:
+    """Slots for `needed` rows: those given up first, then unused ones from `count` on."""
+    slots = np.concatenate(freed) if freed else np.empty(0, dtype=np.int64)
+    unused = np.arange(count, count + needed - len(slots))
+    return np.concatenate((slots, unused))

@@ -1,0 +1,79 @@
+"""Rows that stand for their partition: those whose features are nearest to its mean, alone or together.
+
+The buffer is shared equally between partitions. Of the rows that a partition has stored and those that it is
+offered, the best ones fill its share; the mean is that of everything that the partition has ever offered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rehearsal_plugin.buffer.policies.base import Offer, register, vacant
+from rehearsal_plugin.buffer.slot_index import Occupancy
+from rehearsal_plugin.core.apportionment import fair_shares
+from rehearsal_plugin.core.arrays import FloatArray, IntArray
+
+__all__ = ["closest_to_centre", "herding"]
+
+Choice: TypeAlias = Callable[[FloatArray, NDArray[np.float64], int], IntArray]
+"""`choice(features [n, width], mean [width], count) -> [count]` int64, the rows to keep, best first."""
+
+
+@register
+def closest_to_centre(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
+    """Each partition keeps the rows that are nearest to its mean."""
+    return _keep_best(occupancy, offer, _nearest)
+
+
+@register
+def herding(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
+    """Each partition keeps the rows whose mean is near its own: row by row, whichever brings it nearest.
+
+    Rebuffi et al., "iCaRL: incremental classifier and representation learning", CVPR 2017, algorithm 4. Takes
+    (rows of a partition)^2 operations for every partition that a batch touches, so it is for small buffers.
+    """
+    return _keep_best(occupancy, offer, _herd)
+
+
+def _keep_best(occupancy: Occupancy, offer: Offer, choice: Choice) -> IntArray:
+    assert occupancy.values is not None
+    assert offer.values is not None  # the config asks for features
+    sizes, owners = occupancy.sizes, offer.owners
+    targets = fair_shares(sizes + np.bincount(owners, minlength=len(sizes)), occupancy.capacity)
+    kept, freed = np.zeros(len(offer), dtype=bool), []
+    for number in np.union1d(owners, np.flatnonzero(targets < sizes)).tolist():
+        members, rows = occupancy.members(number), np.flatnonzero(owners == number)
+        features = np.concatenate((occupancy.values.stored[members], offer.values[rows]))
+        stays = np.zeros(len(features), dtype=bool)
+        stays[choice(features, occupancy.values.centre(number, offer.values[rows]), int(targets[number]))] = True
+        freed.append(members[~stays[: len(members)]])
+        kept[rows] = stays[len(members) :]
+    slots = np.full(len(offer), -1, dtype=np.int64)
+    slots[kept] = vacant(freed, occupancy.count, int(np.count_nonzero(kept)))
+    return slots
+
+
+def _nearest(features: FloatArray, mean: NDArray[np.float64], count: int) -> IntArray:
+    return np.argsort(_squares(features - mean), kind="stable")[:count]
+
+
+def _herd(features: FloatArray, mean: NDArray[np.float64], count: int) -> IntArray:
+    if count >= len(features):
+        return np.arange(len(features))
+    chosen, total, taken = [], np.zeros_like(mean), np.zeros(len(features), dtype=bool)
+    for size in range(1, count + 1):
+        gaps = _squares((total + features) / size - mean)
+        gaps[taken] = np.inf
+        best = int(np.argmin(gaps))
+        taken[best] = True
+        total += features[best]
+        chosen.append(best)
+    return np.array(chosen, dtype=np.int64)
+
+
+def _squares(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.einsum("nw,nw->n", vectors, vectors))

@@ -1,0 +1,28 @@
+"""The rule of the distributed rehearsal buffer papers: every candidate is kept, at a random place."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rehearsal_plugin.buffer.policies.base import Offer, last_writers, register
+from rehearsal_plugin.buffer.slot_index import Occupancy
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.core.rng import below
+
+__all__ = ["random_replace"]
+
+
+@register
+def random_replace(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
+    """Fill the buffer, then overwrite random rows.
+
+    With c candidates a batch of b (`rehearsal.candidates`) a sample is taken with probability c/b, as in
+    Bouvier et al. (arXiv 2406.03285). Old rows decay geometrically; use `reservoir` where the whole past
+    shall be represented alike.
+    """
+    offered = len(offer)
+    room = min(occupancy.capacity - occupancy.count, offered)
+    places = below(occupancy.capacity, offered - room, rng)
+    if room:
+        places = np.concatenate((occupancy.count + np.arange(room), places))
+    return last_writers(places)

@@ -1,0 +1,296 @@
+/* Copies of rows into the slots of a buffer in host memory, and out of them.
+
+   numpy can do both, but not these two things, which save up to half the time where rows are short:
+
+   - What is stored is not looked at for a long time, and a batch that is large enough to matter would not stay in the
+     cache until it is; so both are written past it. An ordinary store fetches from memory what it is about to
+     overwrite, and drives out of the cache what the training step works on.
+   - Rows that are read lie far from one another. A processor sees a stream of addresses, and fetches ahead of it, only
+     some misses after its begin; so a few short rows are read side by side.
+
+   Both go line by line, and take a line at once where the processor has AVX-512.
+
+   The GIL is given up for copies that take longer than a hand-off costs. All arguments are checked, so that no call
+   touches memory that is not theirs. */
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+/* COPIES_NARROW builds it as for a processor without AVX-512, COPIES_PLAIN as for any other: tests reach these too. */
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(COPIES_PLAIN)
+#define STREAMS
+#include <immintrin.h>
+#endif
+#if defined(STREAMS) && !defined(COPIES_NARROW) /* the loader of glibc chooses between clones */
+#define WIDE __attribute__((target_clones("avx512f", "default")))
+#define IS_WIDE __builtin_cpu_supports("avx512f")
+#else
+#define WIDE
+#define IS_WIDE 0
+#endif
+
+#define LINE 64        /* bytes of a line of the cache */
+#define STREAMED 512   /* bytes from which on a field is written past the cache */
+#define ABREAST 4      /* rows that are read side by side */
+#define LONG (1 << 16) /* bytes from which on a row is read alone */
+#define HELD (1 << 16) /* bytes up to which a copy keeps the GIL: some 5 us */
+
+typedef char Line __attribute__((vector_size(LINE), aligned(1), may_alias));
+
+#ifdef STREAMS
+__attribute__((target("avx512f"))) static void stream_wide(char *to, const char *from, size_t lines)
+{
+    for (; lines--; to += LINE, from += LINE)
+        _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(from));
+}
+
+static void stream(char *to, const char *from, size_t lines)
+{
+    for (; lines--; to += LINE, from += LINE)
+        for (int part = 0; part < LINE; part += 16)
+            _mm_stream_si128((__m128i *)(to + part), _mm_loadu_si128((const __m128i *)(from + part)));
+}
+#endif
+
+static void write_past_cache(char *to, const char *from, size_t count)
+{
+#ifdef STREAMS
+    if (count >= STREAMED) {
+        size_t head = -(uintptr_t)to % LINE, whole; /* of a line that is not written as a whole */
+        memcpy(to, from, head);
+        to += head, from += head, count -= head;
+        whole = count / LINE * LINE;
+        (IS_WIDE ? stream_wide : stream)(to, from, whole / LINE);
+        to += whole, from += whole, count -= whole;
+    }
+#endif
+    memcpy(to, from, count);
+}
+
+static inline int64_t at(const Py_buffer *index, Py_ssize_t i)
+{
+    int64_t number;
+    memcpy(&number, (const char *)index->buf + i * index->strides[0], sizeof number);
+    return number;
+}
+
+/* One field of the samples that are stored. */
+typedef struct {
+    Py_buffer samples;
+    Py_ssize_t offset, nbytes; /* in a row */
+} Column;
+
+static void write_column(const Py_buffer *rows, const Py_buffer *slots, const Column *column, const Py_buffer *places)
+{
+    char *cells = (char *)rows->buf + column->offset;
+    const char *from = column->samples.buf;
+    for (Py_ssize_t i = 0; i < slots->shape[0]; i++)
+        write_past_cache(cells + at(slots, i) * rows->shape[1],
+                         from + (places->obj ? at(places, i) : i) * column->nbytes, column->nbytes);
+}
+
+static void write_columns(const Py_buffer *rows, const Py_buffer *slots, const Column *columns, Py_ssize_t count,
+                          const Py_buffer *places)
+{
+    for (Py_ssize_t i = 0; i < count; i++)
+        write_column(rows, slots, &columns[i], places);
+#ifdef STREAMS
+    _mm_sfence(); /* what went past the cache is seen by whoever sees what is written from now on */
+#endif
+}
+
+WIDE static void read_abreast(const char *rows, Py_ssize_t nbytes, const Py_buffer *slots, Py_ssize_t first,
+                              Py_ssize_t count, char *out)
+{
+    const char *from[ABREAST];
+    Py_ssize_t whole = nbytes / LINE * LINE;
+    for (Py_ssize_t i = 0; i < count; i++)
+        from[i] = rows + at(slots, first + i) * nbytes;
+    out += first * nbytes;
+    for (Py_ssize_t done = 0; done < whole; done += LINE)
+        for (Py_ssize_t i = 0; i < count; i++)
+            *(Line *)(out + i * nbytes + done) = *(const Line *)(from[i] + done);
+    for (Py_ssize_t i = 0; i < count; i++)
+        memcpy(out + i * nbytes + whole, from[i] + whole, nbytes - whole);
+}
+
+static void read_rows(const char *rows, Py_ssize_t nbytes, const Py_buffer *slots, char *out)
+{
+    Py_ssize_t done = 0, count = slots->shape[0];
+    if (nbytes >= LONG) {
+        for (; done < count; done++)
+            memcpy(out + done * nbytes, rows + at(slots, done) * nbytes, nbytes);
+        return;
+    }
+    for (; done + ABREAST <= count; done += ABREAST)
+        read_abreast(rows, nbytes, slots, done, ABREAST, out);
+    read_abreast(rows, nbytes, slots, done, count - done, out);
+}
+
+/* Open a contiguous buffer `[n, nbytes]` of bytes. */
+static int open_bytes(PyObject *object, const char *name, int flags, Py_buffer *bytes)
+{
+    if (PyObject_GetBuffer(object, bytes, PyBUF_ND | flags) < 0)
+        return -1;
+    if (bytes->ndim == 2 && bytes->itemsize == 1)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "%s must be rows of bytes", name);
+    PyBuffer_Release(bytes);
+    return -1;
+}
+
+/* Open a buffer `[n]` of 8-byte numbers from 0 to `bound - 1`. */
+static int open_index(PyObject *object, const char *name, Py_ssize_t bound, Py_buffer *index)
+{
+    if (PyObject_GetBuffer(object, index, PyBUF_STRIDES) < 0)
+        return -1;
+    if (index->ndim != 1 || index->itemsize != sizeof(int64_t)) {
+        PyErr_Format(PyExc_ValueError, "%s must have one dimension and items of 8 bytes", name);
+        goto failed;
+    }
+    for (Py_ssize_t i = 0; i < index->shape[0]; i++)
+        if (at(index, i) < 0 || at(index, i) >= bound) {
+            PyErr_Format(PyExc_IndexError, "%s has %lld of %zd", name, (long long)at(index, i), bound);
+            goto failed;
+        }
+    return 0;
+failed:
+    PyBuffer_Release(index);
+    return -1;
+}
+
+static void close_columns(Column *columns, Py_ssize_t count)
+{
+    while (count--)
+        PyBuffer_Release(&columns[count].samples);
+    PyMem_Free(columns);
+}
+
+/* Open a contiguous buffer `[samples, ...]` whose samples lie at `offset` in a row of `row_bytes`. */
+static int open_column(PyObject *object, PyObject *offset, Py_ssize_t row_bytes, Column *column)
+{
+    Py_buffer *samples = &column->samples;
+    column->offset = PyLong_AsSsize_t(offset);
+    if ((column->offset == -1 && PyErr_Occurred()) || PyObject_GetBuffer(object, samples, PyBUF_ND) < 0)
+        return -1;
+    column->nbytes = samples->ndim && samples->shape[0] ? samples->len / samples->shape[0] : 0;
+    if (samples->ndim && column->offset >= 0 && column->offset <= row_bytes - column->nbytes)
+        return 0;
+    PyErr_Format(PyExc_ValueError, "a column of %zd bytes a sample does not fit at %zd in rows of %zd bytes",
+                 column->nbytes, column->offset, row_bytes);
+    PyBuffer_Release(samples);
+    return -1;
+}
+
+/* Open columns of as many samples each; returns how many there are, -1 after an error. */
+static Py_ssize_t open_columns(PyObject *given, PyObject *offsets, Py_ssize_t row_bytes, Column **columns)
+{
+    if (!PyList_Check(given) || !PyList_Check(offsets) || !PyList_GET_SIZE(given) ||
+        PyList_GET_SIZE(given) != PyList_GET_SIZE(offsets)) {
+        PyErr_SetString(PyExc_ValueError, "offsets and columns must be lists of one length, at least 1");
+        return -1;
+    }
+    Py_ssize_t opened = 0, count = PyList_GET_SIZE(given);
+    if (!(*columns = PyMem_New(Column, count))) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (; opened < count; opened++) {
+        Column *column = &(*columns)[opened];
+        if (open_column(PyList_GET_ITEM(given, opened), PyList_GET_ITEM(offsets, opened), row_bytes, column) < 0)
+            goto failed;
+        if (column->samples.shape[0] != (*columns)->samples.shape[0]) {
+            PyErr_SetString(PyExc_ValueError, "columns must have one number of samples");
+            opened++;
+            goto failed;
+        }
+    }
+    return count;
+failed:
+    close_columns(*columns, opened);
+    return -1;
+}
+
+static PyObject *scatter(PyObject *module, PyObject *arguments)
+{
+    PyObject *to, *at, *offsets, *given, *which, *result = NULL;
+    Py_buffer rows, slots, places = {0};
+    Column *columns;
+    if (!PyArg_ParseTuple(arguments, "OOOOO", &to, &at, &offsets, &given, &which) ||
+        open_bytes(to, "rows", PyBUF_WRITABLE, &rows) < 0)
+        return NULL;
+    if (open_index(at, "slots", rows.shape[0], &slots) < 0)
+        goto close_rows;
+    Py_ssize_t count = open_columns(given, offsets, rows.shape[1], &columns);
+    if (count < 0)
+        goto close_slots;
+    Py_ssize_t samples = columns->samples.shape[0];
+    if (which != Py_None && open_index(which, "places", samples, &places) < 0)
+        goto close_columns;
+    Py_ssize_t chosen = places.obj ? places.shape[0] : samples;
+    if (slots.shape[0] != chosen) {
+        PyErr_Format(PyExc_ValueError, "%zd samples are not what %zd slots need", chosen, slots.shape[0]);
+        goto close_places;
+    }
+    PyThreadState *others = slots.shape[0] * rows.shape[1] > HELD ? PyEval_SaveThread() : NULL;
+    write_columns(&rows, &slots, columns, count, &places);
+    if (others)
+        PyEval_RestoreThread(others);
+    result = Py_NewRef(Py_None);
+close_places:
+    if (places.obj)
+        PyBuffer_Release(&places);
+close_columns:
+    close_columns(columns, count);
+close_slots:
+    PyBuffer_Release(&slots);
+close_rows:
+    PyBuffer_Release(&rows);
+    return result;
+}
+
+static PyObject *gather(PyObject *module, PyObject *arguments)
+{
+    PyObject *from, *at, *to, *result = NULL;
+    Py_buffer rows, slots, out;
+    if (!PyArg_ParseTuple(arguments, "OOO", &from, &at, &to) || open_bytes(from, "rows", PyBUF_SIMPLE, &rows) < 0)
+        return NULL;
+    if (open_index(at, "slots", rows.shape[0], &slots) < 0)
+        goto close_rows;
+    if (open_bytes(to, "out", PyBUF_WRITABLE, &out) < 0)
+        goto close_slots;
+    if (out.shape[0] != slots.shape[0] || out.shape[1] != rows.shape[1]) {
+        PyErr_Format(PyExc_ValueError, "out is [%zd, %zd] and %zd rows of %zd bytes are wanted", out.shape[0],
+                     out.shape[1], slots.shape[0], rows.shape[1]);
+        goto close_out;
+    }
+    PyThreadState *others = out.len > HELD ? PyEval_SaveThread() : NULL;
+    read_rows(rows.buf, rows.shape[1], &slots, out.buf);
+    if (others)
+        PyEval_RestoreThread(others);
+    result = Py_NewRef(Py_None);
+close_out:
+    PyBuffer_Release(&out);
+close_slots:
+    PyBuffer_Release(&slots);
+close_rows:
+    PyBuffer_Release(&rows);
+    return result;
+}
+
+static PyMethodDef functions[] = {
+    {"scatter", scatter, METH_VARARGS, "scatter(rows, slots, offsets, columns, places)\n--\n\nStore samples as rows."},
+    {"gather", gather, METH_VARARGS, "gather(rows, slots, out)\n--\n\nRead rows."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "_copies",
+    .m_doc = "Copies of rows into the slots of a buffer in host memory, and out of them.",
+    .m_size = -1,
+    .m_methods = functions,
+};
+
+PyMODINIT_FUNC PyInit__copies(void) { return PyModule_Create(&definition); }

@@ -1,0 +1,143 @@
+"""The fields of a row: where each lies, and how the samples of a batch get there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rehearsal_plugin.buffer.rows._copies import scatter
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.errors import BatchError
+
+__all__ = ["ALIGNMENT", "Field", "as_array", "bytes_of", "lay_out", "picked", "put", "sparse_field"]
+
+ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
+
+
+@dataclass(frozen=True)
+class Field:
+    """Where one field of a sample lies in its row.
+
+    Attributes:
+        name: Dotted path in the batch, such as `"labels"` or `"0.input_ids"`.
+        dtype: The tensor's dtype.
+        shape: The tensor's shape without the batch dimension.
+        offset: First byte in the row; a multiple of 16.
+        nbytes: Bytes of one sample.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+    nbytes: int
+
+    def view(self, rows: Tensor) -> Tensor:
+        """The field of packed rows `[n, row_bytes]` uint8 as a view `[n, *shape]` of its dtype."""
+        shape = (rows.shape[0], *self.shape)
+        if not self.nbytes:
+            return rows.new_empty(shape, dtype=self.dtype)
+        return rows.narrow(1, self.offset, self.nbytes).view(self.dtype).view(shape)
+
+    @cached_property
+    def numpy_dtype(self) -> np.dtype[Any] | None:
+        """The dtype as numpy has it; None where it has none, as for bfloat16."""
+        try:
+            return torch.empty(0, dtype=self.dtype).numpy().dtype
+        except TypeError:
+            return None
+
+    def check(self, tensor: object, batch_size: int) -> Tensor:
+        """Return `tensor` if it can fill this field, else raise `BatchError`."""
+        if (
+            isinstance(tensor, Tensor)
+            and tensor.dtype == self.dtype
+            and tensor.shape == (batch_size, *self.shape)
+            and tensor.layout == torch.strided
+        ):
+            return tensor
+        raise BatchError(self._misfit(tensor, batch_size))
+
+    def _misfit(self, tensor: object, batch_size: int) -> str:
+        """Why `tensor` cannot fill this field."""
+        if not isinstance(tensor, Tensor):
+            return (
+                f"batch field '{self.name}' was a tensor in the first batch and is now "
+                f"{'missing' if tensor is None else type(tensor).__name__}; every batch needs the same fields"
+            )
+        if tensor.dtype != self.dtype:
+            return (
+                f"batch field '{self.name}' was {self.dtype} in the first batch and is now {tensor.dtype}; "
+                "cast it to one dtype"
+            )
+        if tensor.shape != (batch_size, *self.shape):
+            return (
+                f"batch field '{self.name}' must have shape {(batch_size, *self.shape)}, as in the first batch, "
+                f"and has {tuple(tensor.shape)}; pad or crop every sample to one shape, or have that done by naming it "
+                "in rehearsal.padding.values"
+            )
+        return sparse_field(self.name, tensor)
+
+
+def lay_out(tensors: Mapping[str, Tensor], offset: int) -> tuple[tuple[Field, ...], int]:
+    """Fields for one sample of each tensor from `offset` on, and the bytes up to the end of the last."""
+    fields = []
+    for name, tensor in tensors.items():
+        nbytes = tensor.dtype.itemsize * math.prod(tensor.shape[1:])
+        fields.append(Field(name, tensor.dtype, tuple(tensor.shape[1:]), offset, nbytes))
+        offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
+    return tuple(fields), offset
+
+
+def put(
+    rows: NDArray[np.uint8],
+    slots: IntArray,
+    fields: Sequence[Field],
+    columns: Sequence[Tensor],
+    places: IntArray | None = None,
+) -> None:
+    """Copy samples into rows in host memory.
+
+    Args:
+        rows: `[capacity, row_bytes]`, contiguous.
+        slots: `[n]` int64, all different.
+        fields: Where in a row each column goes.
+        columns: `[m, *shape]` each, as `Field.check` lets them pass.
+        places: `[n]` int64, which of the samples; None where it is all, in their order.
+
+    Raises:
+        IndexError: There is no such slot or place.
+        ValueError: Lengths do not match.
+    """
+    scatter(rows, slots, [field.offset for field in fields], [as_array(column) for column in columns], places)
+
+
+def picked(rows: Tensor, places: IntArray | None) -> Tensor:
+    """Those of the rows that are at `places` `[n]`, or all of them."""
+    return rows if places is None else rows[torch.from_numpy(places).to(rows.device)]
+
+
+def bytes_of(column: Tensor) -> Tensor:
+    """The bytes `[n, nbytes]` uint8 of a column: neither numpy nor every kernel of torch knows all dtypes."""
+    return column.detach().resolve_conj().resolve_neg().contiguous().unsqueeze(-1).flatten(1).view(torch.uint8)
+
+
+def as_array(column: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor in host memory `[n, ...]`, contiguous, or its bytes: a view wherever that is possible."""
+    try:
+        return np.ascontiguousarray(column.numpy())
+    except (RuntimeError, TypeError):  # it lies elsewhere, has a history or a lazy sign, or numpy lacks its dtype
+        return bytes_of(column).numpy(force=True)
+
+
+def sparse_field(name: str, tensor: Tensor) -> str:
+    """Why a sparse tensor cannot be a field."""
+    return f"batch field '{name}' is sparse ({tensor.layout}); make it dense with .to_dense()"

@@ -1,0 +1,250 @@
+"""Batches as packed byte rows, and back.
+
+A batch is any nesting of mappings, lists and tuples whose leaves are tensors or anything else. The tensors
+that share the batch dimension are its fields; one sample across all fields becomes one contiguous byte row,
+each field aligned to 16 bytes so that every dtype can be viewed in place. Whatever the number of fields, a
+step then costs one gather, one exchange and one scatter, and reading a row back copies nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.buffer.rows.allocator import Recycled
+from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out, put, sparse_field
+from rehearsal_plugin.core.tree import leaves_of, map_leaves
+from rehearsal_plugin.errors import BatchError
+
+__all__ = ["Packed", "RowLayout"]
+
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""Dtypes of the same size as those that torch does not gather."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Packed rows and the batch that lies in them.
+
+    Attributes:
+        rows: `[n, row_bytes]` uint8.
+        batch: Views of them, in the nesting of the batch.
+    """
+
+    rows: Tensor
+    batch: Any
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """How a sample's fields share one byte row.
+
+    Attributes:
+        fields: The fields, in the order in which the batch was walked.
+        row_bytes: Bytes of a row, padding included; a multiple of 16.
+        others: Names of the leaves that are not part of a row and pass through untouched.
+        skeleton: The batch's nesting with every leaf replaced by its name.
+        selected: Whether the fields were named, so that any other leaf may come and go.
+        state: Fields that are not part of the batch: what a strategy stores beside it.
+    """
+
+    fields: tuple[Field, ...]
+    row_bytes: int
+    others: frozenset[str]
+    skeleton: Any
+    selected: bool = False
+    state: tuple[Field, ...] = ()
+
+    @classmethod
+    def infer(cls, batch: Any, only: Collection[str] | None = None) -> RowLayout:
+        """Derive the layout from a first batch.
+
+        Args:
+            batch: Any nesting of mappings, lists and tuples. The batch dimension is dimension 0 of the first
+                tensor that has one; every tensor of that length is a field.
+            only: Names of the fields that make up a row; None takes every tensor with the batch dimension.
+
+        Raises:
+            BatchError: No field at all, two leaves of one name, a name in `only` that is not there, or a sparse
+                tensor.
+        """
+        leaves, skeleton = leaves_of(batch), map_leaves(batch, lambda name, _: name)
+        chosen = _choose(leaves, only)
+        fields, row_bytes = lay_out(chosen, 0)
+        others = frozenset(leaves) - frozenset(chosen)
+        return cls(fields, max(row_bytes, ALIGNMENT), others, skeleton, selected=only is not None)
+
+    def with_state(self, state: Mapping[str, Tensor]) -> RowLayout:
+        """This layout with fields for state `[n, ...]` by name behind those of the batch."""
+        fields, row_bytes = lay_out(state, self.row_bytes)
+        return replace(self, state=fields, row_bytes=row_bytes)
+
+    @property
+    def fingerprint(self) -> int:
+        """A 63-bit digest of the fields; ranks compare it before they exchange rows."""
+        text = repr([(f.name, str(f.dtype), f.shape) for f in (*self.fields, *self.state)])
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+    def field(self, name: str) -> Field:
+        """The field called `name`, of the batch or of the state.
+
+        Raises:
+            BatchError: There is none; the message lists those that there are.
+        """
+        for field in (*self.fields, *self.state):
+            if field.name == name:
+                return field
+        raise BatchError(f"the batch has no field '{name}'; it has {[f.name for f in self.fields]}")
+
+    def columns(self, batch: Any) -> list[Tensor]:
+        """The batch's tensors in the order of `fields`, each `[b, *shape]`, checked.
+
+        Raises:
+            BatchError: A field is missing, new, or of another dtype or shape than in the first batch.
+        """
+        leaves = leaves_of(batch)
+        first = leaves.get(self.fields[0].name)
+        size = first.shape[0] if isinstance(first, Tensor) and first.ndim else 0
+        if not (self.selected or leaves.keys() <= self._names):
+            self._refuse_new(leaves, size)
+        return [field.check(leaves.get(field.name), size) for field in self.fields]
+
+    def _refuse_new(self, leaves: Mapping[str, Any], size: int) -> None:
+        """Raise `BatchError` if the batch has a field that the first one did not have."""
+        for name in leaves.keys() - self._names:
+            if _is_batched(leaves[name], size):
+                raise BatchError(
+                    f"batch field '{name}' was not in the first batch; every batch needs the same fields "
+                    "(or name the fields of a row in rehearsal.fields)"
+                )
+
+    def size(self, batch: Any) -> int:
+        """Samples in a batch, checked as by `columns`."""
+        return len(self.columns(batch)[0])
+
+    def pack(self, columns: list[Tensor], out: Tensor, index: Tensor | None = None) -> None:
+        """Copy samples into packed rows.
+
+        Args:
+            columns: The result of `columns`, followed by that of `state_columns` if rows have state.
+            out: `[n, row_bytes]` uint8, overwritten.
+            index: `[n]` int64 in host memory, which samples; None takes all, and then n is the batch size.
+        """
+        fields = (*self.fields, *self.state)
+        if out.is_cpu and all(column.is_cpu for column in columns):
+            put(out.numpy(), np.arange(len(out)), fields, columns, None if index is None else index.numpy())
+            return
+        with torch.no_grad():
+            for field, column in zip(fields, columns, strict=True):
+                if field.nbytes:
+                    _copy(column, field.view(out), index)
+
+    def state_columns(self, state: Mapping[str, Tensor], size: int) -> list[Tensor]:
+        """The state of `size` rows in the order of `self.state`, checked as a batch is.
+
+        Raises:
+            BatchError: A name is missing, or dtype or shape are not those of the first time.
+        """
+        return [field.check(state.get(field.name), size) for field in self.state]
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of a row's state, at the end of the row."""
+        return self.row_bytes - self.state[0].offset if self.state else 0
+
+    def state_of(self, packed: Tensor) -> dict[str, Tensor]:
+        """The state in the last `state_bytes` bytes of rows `[n, state_bytes]` by name, as views."""
+        start = self.row_bytes - self.state_bytes
+        return {f.name: replace(f, offset=f.offset - start).view(packed) for f in self.state}
+
+    def unpack_state(self, rows: Tensor) -> dict[str, Tensor]:
+        """The state of rows `[n, row_bytes]` by name, as views."""
+        return self.state_of(rows[:, self.row_bytes - self.state_bytes :])
+
+    def unpack(self, rows: Tensor) -> Any:
+        """Rows `[n, row_bytes]` as a batch of views; leaves that are not fields come back as None."""
+        views = {field.name: field.view(rows) for field in self.fields}
+        return map_leaves(self.skeleton, lambda name, _: views.get(name))
+
+    def packed(self, rows: Tensor) -> Packed:
+        """Rows `[n, row_bytes]` with the batch that lies in them."""
+        return Packed(rows, self.unpack(rows))
+
+    def join(self, batch: Any, replayed: Any, memory: Recycled, displaced: int = 0) -> Any:
+        """The batch with replayed samples behind it.
+
+        Args:
+            batch: A batch of b samples.
+            replayed: A batch of r samples in the same nesting, on any device.
+            memory: Where the result goes, if it is large.
+            displaced: How many of the batch's last samples make room.
+
+        Returns:
+            The same nesting with b - displaced + r samples a field; the batch's own stay first, bit-identical.
+        """
+        names = {field.name for field in self.fields}
+        columns = leaves_of(replayed)
+
+        def append(name: str, leaf: Any) -> Any:
+            if name not in names:
+                return leaf
+            return memory.cat(leaf[: len(leaf) - displaced], columns[name].to(leaf.device, non_blocking=True))
+
+        return map_leaves(batch, append)
+
+    def cut(self, batch: Any, start: int, stop: int | None) -> Any:
+        """The batch's samples from `start` to `stop`, as views; what is not a field passes through."""
+        names = {field.name for field in self.fields}
+        return map_leaves(batch, lambda name, leaf: leaf[start:stop] if name in names else leaf)
+
+    def concatenate(self, first: Any, second: Any) -> Any:
+        """The samples of two batches as one; what is not a field comes from the second."""
+        columns = dict(zip((field.name for field in self.fields), self.columns(first), strict=True))
+        return map_leaves(second, lambda name, leaf: torch.cat((columns[name], leaf)) if name in columns else leaf)
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return self.others.union(field.name for field in self.fields)
+
+
+def _copy(source: Tensor, out: Tensor, index: Tensor | None) -> None:
+    """Copy rows of `source`, those at `index` or all; in one go where they are on one device."""
+    if index is None:
+        out.copy_(source)
+    elif source.device == out.device:
+        dtype = SIGNED.get(source.dtype, source.dtype)
+        given = source.resolve_conj().resolve_neg().view(dtype)
+        torch.index_select(given, 0, index.to(source.device), out=out.view(dtype))
+    else:
+        out.copy_(source[index.to(source.device)])
+
+
+def _choose(leaves: dict[str, Any], only: Collection[str] | None) -> dict[str, Tensor]:
+    """The tensors that make up a row, by name."""
+    names = [n for n, leaf in leaves.items() if isinstance(leaf, Tensor) and leaf.ndim]
+    if only is not None:
+        missing = sorted(set(only) - set(names))
+        if missing:
+            raise BatchError(f"rehearsal.fields names {missing}, which are no tensors of the batch: it has {names}")
+        names = [name for name in names if name in only]
+    if not names:
+        raise BatchError("the batch has no tensor with a batch dimension, so there is nothing to rehearse")
+    size = len(leaves[names[0]])
+    chosen = {name: leaves[name] for name in names if only is not None or _is_batched(leaves[name], size)}
+    for name, tensor in chosen.items():
+        if tensor.layout != torch.strided:
+            raise BatchError(sparse_field(name, tensor))
+        if len(tensor) != size:
+            raise BatchError(f"batch field '{name}' has {len(tensor)} samples and '{names[0]}' has {size}")
+    return chosen
+
+
+def _is_batched(leaf: object, size: int) -> bool:
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size

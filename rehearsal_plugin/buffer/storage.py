@@ -1,0 +1,269 @@
+"""Rows at fixed slots: in memory, pinned memory, device memory or a file.
+
+Where the rows are in host memory, a copy is one call for all rows, on one thread, and without the GIL if it takes a
+while.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.buffer.rows._copies import gather, scatter
+from rehearsal_plugin.buffer.rows.allocator import zeros
+from rehearsal_plugin.buffer.rows.fields import Field, as_array, bytes_of, picked, put
+from rehearsal_plugin.config import BufferConfig
+from rehearsal_plugin.core.arrays import ByteArray, IntArray
+from rehearsal_plugin.errors import StorageError
+
+__all__ = ["Changes", "DeviceStorage", "FileStorage", "HostStorage", "RowStorage", "TrackedStorage", "open_storage"]
+
+
+class RowStorage(Protocol):
+    """`capacity` rows of `row_bytes` bytes at slots 0 to capacity - 1.
+
+    Attributes:
+        device: Where the rows live, and where the tensors given to `write` and `read` must live.
+        row_bytes: ByteArray a row.
+    """
+
+    device: torch.device
+    row_bytes: int
+
+    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
+        """Store rows `[m, row_bytes]` uint8 at `slots` `[n]` int64, all different.
+
+        `places` `[n]` int64 tells which of the rows; None where it is all, in their order.
+        """
+
+    def write_fields(
+        self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
+    ) -> None:
+        """The same of samples whose `fields` lie in `columns`, `[m, *shape]` each."""
+
+    def read(self, slots: IntArray, out: Tensor) -> None:
+        """Copy the rows at `slots` `[n]` int64 into `out` `[n, row_bytes]` uint8, contiguous."""
+
+    def first(self, count: int) -> Tensor:
+        """The rows at slots 0 to `count - 1`, `[count, row_bytes]` uint8 in host memory; a view if they live there."""
+
+
+class HostStorage:
+    """Rows in an array of host memory, plain or pinned."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, array: ByteArray) -> None:
+        self._array = array
+        self.row_bytes = array.shape[1]
+
+    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
+        """See `RowStorage.write`."""
+        if rows.shape[1] != self.row_bytes:
+            raise ValueError(f"rows of {rows.shape[1]} bytes instead of {self.row_bytes}")
+        scatter(self._array, slots, [0], [as_array(rows)], places)
+
+    def write_fields(
+        self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
+    ) -> None:
+        """See `RowStorage.write_fields`."""
+        put(self._array, slots, fields, columns, places)
+
+    def read(self, slots: IntArray, out: Tensor) -> None:
+        """See `RowStorage.read`."""
+        gather(self._array, slots, out.numpy())
+
+    def first(self, count: int) -> Tensor:
+        """See `RowStorage.first`."""
+        return torch.from_numpy(self._array[:count])
+
+
+class FileStorage(HostStorage):
+    """Rows in a file that is mapped to memory, and may be larger than that.
+
+    Before rows are touched, the kernel is asked for all their pages at once. Otherwise it would fetch them one after
+    the other, as they are touched, and around each as many again that nobody wants.
+    """
+
+    def __init__(self, mapped: mmap.mmap, shape: tuple[int, int]) -> None:
+        super().__init__(np.frombuffer(mapped, dtype=np.uint8).reshape(shape))
+        self._mapped = mapped
+
+    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
+        """See `RowStorage.write`."""
+        self._fetch(slots)
+        super().write(slots, rows, places)
+
+    def write_fields(
+        self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
+    ) -> None:
+        """See `RowStorage.write_fields`."""
+        self._fetch(slots)
+        super().write_fields(slots, fields, columns, places)
+
+    def read(self, slots: IntArray, out: Tensor) -> None:
+        """See `RowStorage.read`."""
+        self._fetch(slots)
+        super().read(slots, out)
+
+    def _fetch(self, slots: IntArray) -> None:
+        starts = slots * self.row_bytes
+        first = starts - starts % mmap.PAGESIZE
+        with suppress(OSError):  # it may be short of memory, and fetches them when they are touched
+            for start, length in zip(first.tolist(), (starts + self.row_bytes - first).tolist(), strict=True):
+                self._mapped.madvise(mmap.MADV_WILLNEED, start, length)
+
+
+class DeviceStorage:
+    """Rows in one tensor of device memory."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self._rows = rows
+        self.device = rows.device
+        self.row_bytes = rows.shape[1]
+
+    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
+        """See `RowStorage.write`."""
+        self._rows.index_copy_(0, torch.from_numpy(slots).to(self.device), picked(rows, places))
+
+    def write_fields(
+        self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
+    ) -> None:
+        """See `RowStorage.write_fields`."""
+        index = torch.from_numpy(slots).to(self.device)
+        for field, column in zip(fields, columns, strict=True):
+            if field.nbytes:
+                cells = self._rows[:, field.offset : field.offset + field.nbytes]
+                cells.index_copy_(0, index, picked(bytes_of(column), places).to(self.device))
+
+    def read(self, slots: IntArray, out: Tensor) -> None:
+        """See `RowStorage.read`."""
+        torch.index_select(self._rows, 0, torch.from_numpy(slots).to(self.device), out=out)
+
+    def first(self, count: int) -> Tensor:
+        """See `RowStorage.first`."""
+        return self._rows[:count].cpu()
+
+
+class Changes:
+    """Which slots were written lately, for one who wants to know; all, at first.
+
+    Args:
+        capacity: Slots.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self._changed = np.ones(capacity, dtype=bool)
+
+    def note(self, slots: IntArray) -> None:
+        """Count `slots` `[n]` as written."""
+        self._changed[slots] = True
+
+    def take(self, count: int) -> IntArray:
+        """Which of the first `count` slots were written since the last call, `[n]` int64 in ascending order."""
+        changed = np.flatnonzero(self._changed[:count])
+        self._changed[:] = False
+        return changed
+
+
+class TrackedStorage:
+    """Rows of another storage, and which of them were written lately.
+
+    Args:
+        storage: The rows.
+        capacity: How many they are.
+    """
+
+    def __init__(self, storage: RowStorage, capacity: int) -> None:
+        self._storage, self._capacity = storage, capacity
+        self.device, self.row_bytes = storage.device, storage.row_bytes
+        self.read, self.first = storage.read, storage.first
+        self._own: Changes | None = None  # until somebody asks
+        self._followers: tuple[Changes, ...] = ()  # replaced as a whole: another thread may be writing
+
+    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
+        """See `RowStorage.write`."""
+        self._storage.write(slots, rows, places)
+        self._note(slots)
+
+    def write_fields(
+        self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
+    ) -> None:
+        """See `RowStorage.write_fields`."""
+        self._storage.write_fields(slots, fields, columns, places)
+        self._note(slots)
+
+    def _note(self, slots: IntArray) -> None:
+        for changes in self._followers:
+            changes.note(slots)
+
+    def take_changed(self, count: int) -> IntArray:
+        """Which of the first `count` slots were written since the last call, `[n]` int64 in ascending order."""
+        self._own = self._own or self.follow()
+        return self._own.take(count)
+
+    def follow(self) -> Changes:
+        """An account of what is written from now on; until the first `take`, all slots count as written."""
+        changes = Changes(self._capacity)
+        self._followers = (*self._followers, changes)
+        return changes
+
+    def unfollow(self, changes: Changes) -> None:
+        """Keep this account no longer."""
+        self._followers = tuple(kept for kept in self._followers if kept is not changes)
+
+
+def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int = 0) -> RowStorage:
+    """Make the storage that the config asks for.
+
+    Args:
+        config: `storage` says where; `path` is the folder of a file-backed storage.
+        capacity: Rows.
+        row_bytes: ByteArray a row.
+        rank: Names the file of this rank.
+
+    Raises:
+        StorageError: The memory, the device or the disk space cannot be had.
+    """
+    # Zeros: the padding between fields is never written, and is sent and saved.
+    shape = (capacity, row_bytes)
+    try:
+        if config.storage == "cuda":
+            return DeviceStorage(torch.zeros(shape, dtype=torch.uint8, device="cuda"))
+        if config.storage == "pinned":
+            return HostStorage(torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy())
+        if config.storage == "mmap":
+            return FileStorage(_map_file(Path(config.path or "."), shape, rank), shape)
+        return HostStorage(zeros(math.prod(shape)).reshape(shape))
+    except (MemoryError, RuntimeError, AssertionError, OSError, ValueError, OverflowError) as error:
+        raise StorageError(
+            f"rehearsal.buffer.storage '{config.storage}' cannot hold {capacity} rows of {row_bytes} bytes "
+            f"({capacity * row_bytes / 2**30:.2f} GiB) on rank {rank}: {error}; lower rehearsal.buffer.capacity "
+            "or choose another storage"
+        ) from error
+
+
+def _map_file(folder: Path, shape: tuple[int, int], rank: int) -> mmap.mmap:
+    """A fresh file for this rank, readable by its owner only, with its blocks reserved."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / f"rows.rank{rank}.bin"
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "r+b"):
+        try:
+            # Reserving now turns a full disk into an error here instead of a SIGBUS in the middle of a step.
+            os.posix_fallocate(descriptor, 0, shape[0] * shape[1])
+        except (OSError, OverflowError):
+            path.unlink(missing_ok=True)  # it may hold all the space that was left
+            raise
+        # Not by its path, which a rank of the same number in another group may have taken meanwhile.
+        return mmap.mmap(descriptor, shape[0] * shape[1])

@@ -1,0 +1,54 @@
+"""An undo log of a buffer: what was overwritten since the last commit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.buffer.storage import RowStorage
+from rehearsal_plugin.core.arrays import IntArray
+
+__all__ = ["Journal"]
+
+
+T = TypeVar("T")
+
+
+class Journal(Generic[T]):
+    """Takes a buffer back to the moment when the journal was begun.
+
+    Memory grows with the rows that are overwritten until the next commit, not with the rows stored.
+
+    Args:
+        storage: The rows.
+        count: How many there are, from slot 0 on.
+        known: What is known of them; copied.
+    """
+
+    def __init__(self, storage: RowStorage, count: int, known: T) -> None:
+        self._storage = storage
+        self._known = copy.deepcopy(known)
+        self._saved = np.zeros(count, dtype=bool)
+        self._entries: list[tuple[IntArray, Tensor]] = []
+
+    def note(self, slots: IntArray) -> None:
+        """Save the rows at `slots` `[n]`, about to be overwritten, unless they are saved already or are new."""
+        old = slots[slots < len(self._saved)]
+        old = old[~self._saved[old]]
+        if len(old):
+            rows = torch.empty((len(old), self._storage.row_bytes), dtype=torch.uint8, device=self._storage.device)
+            self._storage.read(old, rows)
+            self._saved[old] = True
+            self._entries.append((old, rows))
+
+    def undo(self) -> T:
+        """Write all saved rows back; returns what was known of them."""
+        for slots, rows in self._entries:
+            self._storage.write(slots, rows)
+        self._entries.clear()
+        self._saved[:] = False
+        return copy.deepcopy(self._known)

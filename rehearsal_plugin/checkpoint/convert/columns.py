@@ -1,0 +1,121 @@
+"""Rows from files of columns: named tensors of one length, each a field."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from rehearsal_plugin.checkpoint.convert.sources import arrow_batches, files_of, readable
+from rehearsal_plugin.errors import DataError
+
+__all__ = ["columns"]
+
+Batch: TypeAlias = dict[str, Tensor]
+
+BYTES_AT_ONCE = 16 << 20
+EXPORTED = {"rehearsal.step", "rehearsal.rank"}
+"""Columns that `rehearsal export` adds to the fields."""
+
+
+def columns(
+    paths: Sequence[Path], fields: Collection[str] | None = None, cast: Mapping[str, torch.dtype] | None = None
+) -> Iterator[Batch]:
+    """The rows of files, in batches of some megabytes.
+
+    Args:
+        paths: Files that end in `.safetensors`, `.npz`, `.arrow` or `.parquet`, or folders of them. Columns of Arrow
+            are numbers, or lists of one length for all rows.
+        fields: Names of the columns; None takes all.
+        cast: The dtypes that fields get, by name; others keep theirs.
+
+    Raises:
+        DataError: A file cannot be read, or its columns are no fields.
+        MissingDependencyError: pyarrow is needed and not installed.
+    """
+    for path in files_of(paths, READERS):
+        with readable(path):
+            for batch in READERS[path.suffix](path, fields):
+                yield {name: tensor.to((cast or {}).get(name, tensor.dtype)) for name, tensor in batch.items()}
+
+
+def _safetensors(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = _named(path, list(file.keys()), fields)
+            slices = {name: file.get_slice(name) for name in names}
+            yield from _pieces(path, {name: list(slices[name].get_shape()) for name in names}, slices.__getitem__)
+    except SafetensorError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _npz(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in _named(path, file.files, fields)}
+    yield from _pieces(path, {name: list(array.shape) for name, array in arrays.items()}, arrays.__getitem__)
+
+
+def _arrow(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
+    for batch in arrow_batches(path, fields):
+        names = _named(path, batch.schema.names, fields)
+        yield {name: _tensor(path, name, batch.column(name)) for name in names}
+
+
+READERS: dict[str, Callable[[Path, Collection[str] | None], Iterator[Batch]]] = {
+    ".safetensors": _safetensors,
+    ".npz": _npz,
+    ".arrow": _arrow,
+    ".parquet": _arrow,
+}
+
+
+def _named(path: Path, there: Sequence[str], fields: Collection[str] | None) -> list[str]:
+    missing = sorted(set(fields or ()) - set(there))
+    if missing:
+        raise DataError(f"{path} has no columns {missing}; it has {sorted(there)}")
+    names = [name for name in there if (name in fields if fields is not None else name not in EXPORTED)]
+    if not names:
+        raise DataError(f"{path} has no columns")
+    return names
+
+
+def _pieces(path: Path, shapes: Mapping[str, list[int]], column: Callable[[str], Any]) -> Iterator[Batch]:
+    """Columns that can be sliced, some megabytes at a time."""
+    lengths = {name: shape[0] if shape else None for name, shape in shapes.items()}
+    (length, *others) = set(lengths.values())
+    if others or length is None:
+        raise DataError(f"the columns of {path} have not one length but {lengths}; name those that make up a row")
+    row = sum(int(np.prod(shape[1:])) for shape in shapes.values()) * 8
+    count = max(1, BYTES_AT_ONCE // max(1, row))
+    for start in range(0, length, count):
+        yield {name: column(name)[start : start + count] for name in shapes}
+
+
+def _tensor(path: Path, name: str, array: Any) -> Tensor:
+    """A column as `[n, ...]`, one dimension more for every level of lists."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    kind = array.type
+    if array.null_count:
+        raise DataError(f"column '{name}' of {path} has {array.null_count} nulls in it; fill or drop them")
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        widths = pc.unique(pc.list_value_length(array)).to_pylist()
+        if len(widths) > 1:
+            raise DataError(
+                f"column '{name}' of {path} has rows of {min(widths)} to {max(widths)} entries; bring them to one"
+            )
+        inner = _tensor(path, name, array.flatten())
+        return inner.reshape(len(array), *(widths or [0]), *inner.shape[1:])
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise DataError(
+            f"column '{name}' of {path} holds {kind}, and fields are numbers; text needs a tokenizer and a length"
+        )
+    return torch.from_numpy(array.to_numpy(zero_copy_only=False).copy())

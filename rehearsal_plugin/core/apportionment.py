@@ -1,0 +1,68 @@
+"""Fair integer shares: as equal as the limits allow."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rehearsal_plugin.core.arrays import IntArray, WeightArray
+
+__all__ = ["fair_level", "fair_shares", "weighted_shares"]
+
+
+def fair_level(limits: IntArray, total: int) -> int:
+    """The largest level L for which `sum(min(limits, L)) <= total`.
+
+    Args:
+        limits: `[n]` int64, the most that each may have; not empty and `sum(limits) > total`.
+        total: What there is to share.
+    """
+    ordered = np.sort(limits)
+    below = np.cumsum(ordered) - ordered
+    filled = below + ordered * np.arange(len(ordered), 0, -1)  # the sum when the level is ordered[i]
+    first = int(np.searchsorted(filled, total, side="right"))
+    return int((total - below[first]) // (len(ordered) - first))
+
+
+def fair_shares(limits: IntArray, total: int) -> IntArray:
+    """Split `total` into shares that are equal up to one, none above its limit.
+
+    Args:
+        limits: `[n]` int64, the most that each may have.
+        total: What there is to share.
+
+    Returns:
+        `[n]` int64 with the sum `min(total, sum(limits))`. Odd ones go to the first that have room.
+    """
+    if total >= limits.sum():
+        return limits.copy()
+    level = fair_level(limits, total)
+    shares = np.minimum(limits, level)
+    odd = total - int(shares.sum())
+    shares[np.flatnonzero(limits > level)[:odd]] += 1
+    return shares
+
+
+def weighted_shares(limits: IntArray, weights: WeightArray, total: int) -> tuple[IntArray, WeightArray]:
+    """Split `total` in proportion to weights, none above its limit; what one cannot take goes to the others.
+
+    Args:
+        limits: `[n]` int64, the most that each may have.
+        weights: `[n]` float64, above 0.
+        total: What there is to share, less than `sum(limits)`.
+
+    Returns:
+        Whole parts `[n]` int64, and fractions `[n]` float64 from 0 to below 1 whose sum is what is left of `total`.
+    """
+    order = np.argsort(limits / weights, kind="stable")  # who is full first comes first
+    ordered, heavy = limits[order], weights[order]
+    behind = np.cumsum(heavy[::-1])[::-1]  # weight of those that are not full yet
+    filled = np.cumsum(ordered) - ordered + ordered / heavy * behind  # the sum when the i-th is just full
+    first = int(np.searchsorted(filled, total, side="right"))
+    left = total - int(ordered[:first].sum())
+    exact = left * heavy[first:] / behind[first] if first < len(ordered) else np.empty(0)
+    whole = ordered.copy()
+    whole[first:] = np.minimum(np.floor(exact).astype(np.int64), ordered[first:])
+    fractions = np.zeros(len(limits))
+    fractions[first:] = np.where(whole[first:] < ordered[first:], exact - whole[first:], 0.0)
+    back = np.argsort(order, kind="stable")
+    return whole[back], np.clip(fractions[back], 0.0, np.nextafter(1.0, 0.0))

@@ -1,0 +1,28 @@
+"""The array types that the package speaks of, by name."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ByteArray", "FloatArray", "IntArray", "Mask", "RankArray", "WeightArray"]
+
+IntArray: TypeAlias = NDArray[np.int64]
+"""Slots, counts, sizes, steps, keys of partitions: whatever is counted or pointed at."""
+
+RankArray: TypeAlias = NDArray[np.int32]
+"""Ranks, one a row."""
+
+FloatArray: TypeAlias = NDArray[np.float32]
+"""Scores and embeddings of rows, as they are stored."""
+
+WeightArray: TypeAlias = NDArray[np.float64]
+"""Weights, losses and similarities, as they are reckoned with."""
+
+ByteArray: TypeAlias = NDArray[np.uint8]
+"""Bytes of rows."""
+
+Mask: TypeAlias = NDArray[np.bool_]
+"""A yes or no for each of something."""

@@ -1,0 +1,292 @@
+"""One step of the distributed buffer: two collectives, a draw between them, a third where rows get new state.
+
+Exchange k moves the rows that were drawn after exchange k - 1 and gathers the headers from which the next rows
+are drawn. So all collectives can be issued at one fixed point of the step, with nothing to wait for in
+between, and whoever issues them (the training thread or the background) changes nothing in what is drawn.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.buffer.buffer import RehearsalBuffer
+from rehearsal_plugin.buffer.rows.allocator import Recycled
+from rehearsal_plugin.buffer.rows.staging import RowPool
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.core.metrics import Metrics
+from rehearsal_plugin.core.rng import Numbers, Purpose
+from rehearsal_plugin.distributed.draw import Draws, Plan, draw, joined, plan
+from rehearsal_plugin.distributed.global_counts import LEAST_PAIRS, NOTES, Census
+from rehearsal_plugin.distributed.mixture import Mixture, Weights
+from rehearsal_plugin.distributed.nearest_draw import Neighbours
+from rehearsal_plugin.distributed.transport import Pending, Transport, wait
+
+__all__ = ["Arrival", "Exchange", "Outgoing", "Posted", "Refresh"]
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """Rows `[sent, row_bytes]` for their readers, on the transport's device, and where they came from.
+
+    Attributes:
+        rows: The rows.
+        plan: Who gets which.
+        slots: `[sent]` int64, where each row lives.
+        written: `[sent]` int64, when it was admitted; empty for rows without state.
+    """
+
+    rows: Tensor
+    plan: Plan
+    slots: IntArray
+    written: IntArray
+
+    def state_dict(self) -> dict[str, Any]:
+        """The same as plain tensors, arrays and numbers."""
+        return {**vars(self), "plan": vars(self.plan)}
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any], device: torch.device) -> Outgoing:
+        """What `state_dict` gave, with the rows on `device`."""
+        plan = Plan(**state["plan"])
+        return cls(state["rows"].to(device), plan, state["slots"], state["written"])
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Rows `[received, row_bytes]` uint8 from their owners.
+
+    Attributes:
+        rows: The rows.
+        source: What this rank sent in the same exchange; its plan tells which draw gave each row.
+    """
+
+    rows: Tensor
+    source: Outgoing
+
+    def state_dict(self) -> dict[str, Any]:
+        """The same as plain tensors, arrays and numbers; rows that were sent are not wanted any more."""
+        return {"rows": self.rows, "source": replace(self.source, rows=self.source.rows[:0]).state_dict()}
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any], device: torch.device) -> Arrival:
+        """What `state_dict` gave, with the rows on `device`."""
+        return cls(state["rows"].to(device), Outgoing.load(state["source"], device))
+
+
+@dataclass(frozen=True)
+class Refresh:
+    """State of the rows of an arrival, on its way back to their owners.
+
+    Attributes:
+        packed: `[received, state_bytes + ALIGNMENT]` uint8; the last byte is 0 where nothing is new, for what was taken
+            along may be older than what the owner has by now.
+        source: What was sent in the exchange that brought the rows.
+    """
+
+    packed: Tensor
+    source: Outgoing
+
+
+@dataclass(frozen=True)
+class Posted:
+    """The collectives of a step in flight; None stands for one that no rank needs."""
+
+    step: int
+    headers: Pending
+    rows: Pending | None
+    source: Outgoing | None
+    refresh: Pending | None = None
+    refreshed: Outgoing | None = None
+    proposed: Weights | None = None
+
+
+class Exchange:
+    """Draws rows from the buffers of all ranks of a transport.
+
+    Args:
+        buffer: This rank's rows.
+        transport: The ranks.
+        config: The `rehearsal` section. By its `sampling.weights`, rows are drawn with the same chance for every row
+            (`uniform`) or partition (`balanced`); in proportion to a row's score (`score`), so that a row can come
+            several times in one draw; in part because they are near to new rows (`retrieved`); or with a weight by
+            partition.
+        turns: Independent draws of a step.
+        stream: Keys the draws; ranks that draw from themselves alone use different ones.
+        metrics: Where bytes and times are counted.
+        stopped: Asked while waiting; True gives up.
+
+    Attributes:
+        census: What all ranks hold.
+        mixture: The share of each partition.
+        neighbours: Finds rows near to the new ones; None for other weights than `retrieved`.
+        device: Where rows to be sent live.
+    """
+
+    def __init__(
+        self,
+        buffer: RehearsalBuffer,
+        transport: Transport,
+        config: RehearsalConfig,
+        *,
+        turns: int,
+        stream: int,
+        metrics: Metrics,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._buffer, self._transport, self._metrics = buffer, transport, metrics
+        self._memory = Recycled()
+        self._turns, self._stream, self._numbers = turns, stream, Numbers(config.seed, Purpose.DRAW)
+        sampling = config.sampling
+        self._by_score, self._by_partition = sampling.weights == "score", sampling.by_partition
+        self.mixture = Mixture(sampling)
+        self.neighbours: Neighbours | None = None
+        if sampling.weights == "retrieved":
+            self.neighbours = Neighbours(buffer, config, transport.rank, transport.size, turns)
+        self._timeout_s, self._stopped = config.exchange.timeout_s, stopped
+        self.device = transport.device
+        layout = buffer.layout
+        # Ranks with different seeds or weights would draw different plans.
+        weights = json.dumps(config.drawn_by, sort_keys=True)
+        fingerprint = layout.fingerprint ^ config.seed ^ zlib.crc32(weights.encode())
+        self.census = Census(
+            transport.rank, transport.size, fingerprint, pairs=LEAST_PAIRS if self._by_partition else 1
+        )
+        self._sending = RowPool(layout.row_bytes, buffer.device)
+
+    def post(
+        self,
+        step: int,
+        request: int,
+        outgoing: Outgoing | None,
+        staged: Tensor,
+        refresh: Refresh | None = None,
+        words: Sequence[int] = (0,) * (NOTES - 1),
+        proposed: Weights | None = None,
+    ) -> Posted:
+        """Issue the collectives of a step, without waiting.
+
+        Args:
+            step: Number of the exchange, the same on all ranks.
+            request: Rows that this rank shall get in each turn, two exchanges later.
+            outgoing: The rows drawn after the last exchange; None at first.
+            staged: `[n, row_bytes]` uint8, the new rows of this step.
+            refresh: New state for rows that arrived earlier; None on all ranks or on none.
+            words: What this rank tells the others beside it; see `Census.notes`.
+            proposed: The weights by partition that this rank wants; see `Mixture`.
+        """
+        rows = self._send(outgoing) if outgoing and outgoing.plan.moved else None
+        back = None if refresh is None else self._send_back(refresh)
+        header = self.census.header(step, request, *self._counts(), (Mixture.digest(proposed), *words))
+        if self._transport.size > 1:
+            self._metrics.collectives += 1 + (rows is not None) + (back is not None)
+        if self.neighbours is not None:
+            header = np.concatenate((header, self.neighbours.tell(staged, request, step)))
+        headers = self._transport.all_gather(torch.from_numpy(header))
+        refreshed = None if refresh is None else refresh.source
+        return Posted(step, headers, rows, outgoing, back, refreshed, proposed)
+
+    def prepare(self, posted: Posted) -> Outgoing:
+        """Wait for the headers, draw, and read the rows that this rank will send.
+
+        Raises:
+            ExchangeError: A peer is gone or at odds with this rank.
+            ExchangeTimeout: The headers did not come in time.
+        """
+        headers = self._wait(posted.headers, posted.step, "headers")
+        with self._metrics.timed("drawn_ms"):
+            drawn = plan(self._draw(headers.numpy(), posted), self._transport.rank, self._transport.size)
+            slots = self._slots(drawn)
+            rows = self._sending.take(len(slots))
+            self._buffer.read(slots, rows)
+            written = self._buffer.written(slots) if self._buffer.layout.state else slots[:0]
+            # Here in the background; and waited for, as the transport may send from host memory at once.
+            return Outgoing(rows.to(self._transport.device), drawn, slots, written)
+
+    def receive(self, posted: Posted) -> Arrival | None:
+        """Wait for the rows of this exchange, on the transport's device; None when there are none.
+
+        Raises:
+            ExchangeError: A peer is gone.
+            ExchangeTimeout: The rows did not come in time.
+        """
+        if posted.rows is None or posted.source is None:
+            return None
+        return Arrival(self._wait(posted.rows, posted.step, "rows"), posted.source)
+
+    def apply(self, posted: Posted) -> None:
+        """Wait for the new state that readers sent back, and store it, unless a row has been replaced since.
+
+        Raises:
+            ExchangeError: A peer is gone.
+            ExchangeTimeout: The state did not come in time.
+        """
+        if posted.refresh is None or posted.refreshed is None:
+            return
+        packed = self._wait(posted.refresh, posted.step, "state").to(self._buffer.device)
+        slots = posted.refreshed.slots
+        current = (self._buffer.written(slots) == posted.refreshed.written) & packed[:, -1].bool().cpu().numpy()
+        packed = packed[torch.from_numpy(np.flatnonzero(current)).to(packed.device)]
+        self._buffer.update_fields(slots[current], self._buffer.layout.state_of(packed))
+
+    def close(self) -> None:
+        """Leave the buffer alone from now on, when nothing is under way any more."""
+        if self.neighbours is not None:
+            self.neighbours.close()
+
+    def _draw(self, headers: IntArray, posted: Posted) -> Draws:
+        """The rows of all ranks that move in the next exchange, by what all ranks told."""
+        headers, told = np.split(headers, [self.census.words], axis=1)
+        requests = self.census.absorb(headers)
+        counts, rng = self.census.counts, self._numbers.at(posted.step, self._stream)
+        self.mixture.agree(self.census.notes[:, 0], posted.proposed)
+        if self.neighbours is None:
+            return draw(counts, requests, rng, self._turns, self.mixture.weights(self.census.keys))
+        near, requests = self.neighbours.hear(told, counts, requests, posted.step, rng)
+        self._metrics.rows_retrieved += int(np.count_nonzero(near.reader == self._transport.rank))
+        return joined(near, draw(counts, requests, rng, self._turns))
+
+    def _counts(self) -> tuple[IntArray, IntArray]:
+        if self._by_partition:
+            return self._buffer.counts()
+        count = self._buffer.tickets if self._by_score else len(self._buffer)
+        return np.zeros(1, dtype=np.int64), np.array([count])
+
+    def _slots(self, drawn: Plan) -> IntArray:
+        if self._by_partition:
+            return self._buffer.slots(self.census.keys[drawn.partition], drawn.index)
+        if self._by_score:
+            return self._buffer.holders(drawn.index)
+        return drawn.index  # slots are taken without gaps, so in a draw over all rows the index is the slot
+
+    def _send(self, outgoing: Outgoing) -> Pending:
+        drawn, rank = outgoing.plan, self._transport.rank
+        rows = outgoing.rows
+        received = self._memory.rows(rows, sum(drawn.recv_counts))  # whoever gets them may hold on to them
+        sent, got = len(rows) - drawn.send_counts[rank], len(received) - drawn.recv_counts[rank]
+        metrics, row_bytes = self._metrics, self._buffer.layout.row_bytes
+        metrics.rows_sent += sent
+        metrics.rows_received += got
+        metrics.bytes_sent += sent * row_bytes
+        metrics.bytes_received += got * row_bytes
+        return self._transport.all_to_all(rows, drawn.send_counts, received, drawn.recv_counts)
+
+    def _send_back(self, refresh: Refresh) -> Pending:
+        """The way of the rows, backwards: readers send, owners receive."""
+        drawn, packed = refresh.source.plan, refresh.packed.to(self._transport.device)
+        received = packed.new_empty((len(refresh.source.slots), packed.shape[1]))
+        return self._transport.all_to_all(packed, drawn.recv_counts, received, drawn.send_counts, channel="state")
+
+    def _wait(self, pending: Pending, step: int, what: str) -> Tensor:
+        where = f"the exchange of {what} on rank {self._transport.rank} at step {step}"
+        with self._metrics.timed("exchanged_ms"):
+            return wait(pending, time.monotonic() + self._timeout_s, self._stopped, where)

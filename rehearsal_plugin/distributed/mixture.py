@@ -1,0 +1,122 @@
+"""The share of each partition in what is replayed, which may change while the job runs.
+
+A rank that is given other weights says so in its next header, by a digest. They take effect on all ranks at the same
+exchange: the first whose headers show that every rank has the same ones. So a change needs no message of its own, and
+no rank draws by another plan than its peers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from rehearsal_plugin.config import SamplingConfig
+from rehearsal_plugin.core.arrays import IntArray, WeightArray
+from rehearsal_plugin.errors import ConfigError
+
+__all__ = ["Mixture", "Weights"]
+
+LOG = logging.getLogger(__name__)
+
+Weights = Mapping[str, float]
+"""A weight by partition key, as JSON has it."""
+
+
+class Mixture:
+    """Weights in force, and those that are to follow.
+
+    Args:
+        config: The section `rehearsal.sampling`.
+    """
+
+    def __init__(self, config: SamplingConfig) -> None:
+        self._weights: Weights | None = None if isinstance(config.weights, str) else config.weights
+        self._proposed = self._weights
+        self._file = None if config.weights_file is None else Path(config.weights_file)
+        self._seen: tuple[int, int] | None = None  # when the file was written last, and its size
+        self._columns = np.empty(0)
+
+    def propose(self, weights: Mapping[Any, float]) -> None:
+        """Take other weights as soon as all ranks have them.
+
+        Raises:
+            ConfigError: They are no weights.
+        """
+        given = SamplingConfig.model_validate({"weights": dict(weights)}).weights
+        assert not isinstance(given, str)
+        self._proposed = given
+
+    def look(self) -> None:
+        """Propose what the file says, if it says something new; what cannot be used is logged once."""
+        if self._file is None:
+            return
+        try:
+            found = self._file.stat()
+            stamp = found.st_mtime_ns, found.st_size
+            if stamp == self._seen:
+                return
+            self._seen = stamp
+            read = yaml.safe_load(self._file.read_text(encoding="utf-8"))
+            if not isinstance(read, dict):
+                raise ConfigError(f"it holds {read!r} and no weights by partition key")
+            self.propose(read)
+        except FileNotFoundError:
+            return  # it may come later
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            LOG.warning("rehearsal.sampling.weights_file %s cannot be used: %s; the weights stay", self._file, error)
+
+    @property
+    def proposed(self) -> Weights | None:
+        """The weights that this rank tells the others to have."""
+        return self._proposed
+
+    @staticmethod
+    def digest(weights: Weights | None) -> int:
+        """A number for a header that no other weights have."""
+        if weights is None:
+            return 0
+        text = json.dumps(sorted(weights.items()))
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+    def agree(self, told: IntArray, own: Weights | None) -> None:
+        """Put weights into force, if every rank told of the same ones.
+
+        Args:
+            told: `[ranks]` int64, the digests in the headers of an exchange.
+            own: The weights that this rank told of in it.
+        """
+        if (told == told[0]).all() and own != self._weights:
+            LOG.info("rehearsal: the mixture is %s from this step on", own)
+            self._weights, self._columns = own, np.empty(0)
+
+    @property
+    def in_force(self) -> Weights | None:
+        """The weights that rows are drawn by."""
+        return self._weights
+
+    def weights(self, keys: IntArray) -> WeightArray | None:
+        """The weights in force of partitions with `keys` `[n]`, `[n]` float64; None where all count alike."""
+        if self._weights is None:
+            return None
+        if len(self._columns) != len(keys):  # keys only ever grow
+            self._columns = np.array([self._weights.get(str(key), 0.0) for key in keys.tolist()], dtype=np.float64)
+        return self._columns
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights in force, and those that are to follow."""
+        return {
+            "weights": None if self._weights is None else dict(self._weights),
+            "proposed": None if self._proposed is None else dict(self._proposed),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._weights, self._proposed = state["weights"], state["proposed"]
+        self._columns = np.empty(0)

@@ -1,0 +1,157 @@
+"""Horovod: rows beside the gradients, through the same background thread of the same library.
+
+Horovod agrees on the order of operations by their names, so every operation here has one. They are issued from
+the training thread at a fixed point of the step: an operation of the user's without a name is numbered by the
+order in which a process issues it, and a second thread would change that order. Waiting is polling:
+`synchronize` on its own would spin, and this release gives no warning of a lost peer.
+
+For the same reason all ranks must issue the same number of operations. Where only some ranks share a buffer, the
+others either share one among themselves, or the script names its own operations.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll
+from rehearsal_plugin.errors import ClosedError, ExchangeError, ExchangeTimeout, MissingDependencyError, RehearsalError
+
+__all__ = ["HorovodTransport", "horovod_failures", "import_horovod"]
+
+
+class Enqueued:
+    """An operation of Horovod in flight; keeps what it sends alive."""
+
+    def __init__(self, hvd: Any, handle: int, sent: Tensor) -> None:
+        self._hvd, self._handle, self._sent = hvd, handle, sent
+
+    def done(self, within_s: float = 0.0) -> bool:
+        """See `Pending.done`."""
+        return poll(lambda: bool(self._hvd.poll(self._handle)), within_s)
+
+    def result(self) -> Tensor:
+        """See `Pending.result`."""
+        received = self._hvd.synchronize(self._handle)
+        # An alltoall also tells how many rows came from whom; the plan knows that.
+        rows: Tensor = received[0] if isinstance(received, tuple) else received
+        return rows
+
+
+class Refused:
+    """An operation that Horovod would not take, as after a rank was lost: fails where its result is waited for."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def done(self, within_s: float = 0.0) -> bool:
+        """See `Pending.done`."""
+        raise self._error
+
+    def result(self) -> Tensor:
+        """See `Pending.result`."""
+        raise self._error
+
+
+class HorovodTransport(Transport):
+    """Ranks of a Horovod process set.
+
+    Several transports may live at once if all ranks make them in the same order.
+
+    Args:
+        process_set: The ranks that share the buffer, for a data-parallel subset; None for all.
+
+    Raises:
+        MissingDependencyError: Horovod is not installed.
+        ExchangeError: `hvd.init()` was not called, or this rank is not in the process set.
+
+    Attributes:
+        made: Transports that this process has made. It names the operations of the next one, which is why ranks
+            of an elastic job agree on it when others join.
+    """
+
+    main_thread = True
+    made = 0
+
+    def __init__(self, process_set: Any = None) -> None:
+        self._hvd = import_horovod()
+        if not self._hvd.is_initialized():
+            raise ExchangeError("Horovod is not initialised; call hvd.init() before the rehearsal is made")
+        self._process_set = process_set or self._hvd.global_process_set
+        if not self._process_set.included():
+            raise ExchangeError(f"rank {self._hvd.rank()} is not in the process set {self._process_set}")
+        self.rank, self.size = self._process_set.rank(), self._process_set.size()
+        # Never used again: an operation that was given up may still be in flight.
+        self._name = f"rehearsal.{HorovodTransport.made}"
+        HorovodTransport.made += 1
+        self._closed = False
+
+    @property
+    def outdated(self) -> bool:
+        """Whether Horovod has given the ranks other numbers since, as it does when an elastic job loses some."""
+        return (self.rank, self.size) != (self._process_set.rank(), self._process_set.size())
+
+    def all_gather(self, send: Tensor) -> Pending:
+        """See `Transport.all_gather`."""
+        return self._issue(self._hvd.allgather_async, send[None], what="headers")
+
+    def all_to_all(
+        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+    ) -> Pending:
+        """See `Transport.all_to_all`; Horovod allocates what it receives, so `recv` stays as it is."""
+        splits = torch.tensor(send_counts, dtype=torch.int32)
+        return self._issue(self._hvd.alltoall_async, send, splits, what=channel)
+
+    def close(self) -> None:
+        """See `Transport.close`."""
+        self._closed = True
+
+    def _issue(self, operation: Callable[..., int], *tensors: Tensor, what: str) -> Pending:
+        if self._closed:
+            raise ClosedError("the transport was closed; make a new one to go on")
+        try:
+            handle = operation(*tensors, name=f"{self._name}.{what}", process_set=self._process_set)
+        except Exception as error:
+            return Refused(error)
+        return Enqueued(self._hvd, handle, tensors[0])
+
+
+@contextmanager
+def horovod_failures() -> Iterator[None]:
+    """Raise an exchange that failed inside Horovod as Horovod's own error too, which elastic jobs recover from."""
+    from horovod.common.exceptions import HorovodInternalError
+
+    try:
+        yield
+    except RehearsalError as error:
+        if isinstance(error, ExchangeTimeout) or isinstance(error.__cause__, HorovodInternalError):
+            raise _as_horovods(type(error))(str(error)) from error  # type: ignore[arg-type]  # a class is hashable
+        raise
+
+
+@functools.cache
+def _as_horovods(kind: type[RehearsalError]) -> type[RehearsalError]:
+    """`kind` that is a `HorovodInternalError` as well."""
+    from horovod.common.exceptions import HorovodInternalError
+
+    return type(kind.__name__, (kind, HorovodInternalError), {"__module__": kind.__module__})
+
+
+def import_horovod() -> Any:
+    """The module `horovod.torch`.
+
+    Raises:
+        MissingDependencyError: Horovod is not installed.
+    """
+    try:
+        import horovod.torch as hvd
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Horovod is not installed for this PyTorch; build it with scripts/install_horovod.sh"
+        ) from error
+    return hvd

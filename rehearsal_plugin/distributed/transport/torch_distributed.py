@@ -1,0 +1,178 @@
+"""torch.distributed: gloo on any machine, NCCL between GPUs.
+
+The transport makes a process group of its own. On the framework's group a second thread would mix its
+collectives with the framework's, and ranks that issue them in different orders wait for each other for ever.
+A group of its own is enough for gloo. NCCL wants one order between ALL communicators of a process, so there
+collectives are issued from the training thread, on a side stream, and waited for elsewhere.
+
+The group is built from the library's backend class. `dist.new_group` among the members alone names a group by
+the number of groups alive, so that one made after another was closed would look for the closed one's sockets;
+and `dist.destroy_process_group` waits for collectives that a lost peer will never complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll
+from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError
+
+__all__ = ["TorchDistributedTransport"]
+
+LINGER_POLL_S = 0.1
+
+_groups_made: Counter[tuple[int, ...]] = Counter()  # by ranks; numbers every group anew, alike on all its ranks
+
+
+class Issued:
+    """A collective of torch.distributed in flight; keeps its tensors alive."""
+
+    def __init__(self, work: dist.Work, received: Tensor, sent: Tensor) -> None:
+        self._work, self._received, self._sent = work, received, sent
+
+    def done(self, within_s: float = 0.0) -> bool:
+        """See `Pending.done`."""
+        if self._received.is_cuda:  # to wait there is to have the current stream wait
+            return poll(self._work.is_completed, within_s)
+        if within_s and not self._work.is_completed():
+            # Out of time, or failed, which `result` tells: gloo says the same of both.
+            with suppress(RuntimeError):
+                # Without the GIL, and without looking again and again. Less than a millisecond would mean for ever.
+                self._work.wait(timedelta(seconds=max(within_s, 1e-3)))
+        return bool(self._work.is_completed())
+
+    def result(self) -> Tensor:
+        """See `Pending.result`."""
+        self._work.wait()
+        return self._received
+
+
+class TorchDistributedTransport(Transport):
+    """Ranks of a torch.distributed process group.
+
+    Args:
+        group: The ranks that share the buffer, usually the data-parallel group, or their numbers; None for all.
+        backend: `"gloo"`, `"nccl"`, or `"auto"`: NCCL where the group's own backend is NCCL, else gloo.
+        timeout_s: Seconds after which the library itself gives up; the exchange polls with its own deadline.
+
+    Raises:
+        ExchangeError: torch.distributed is not initialised, or a rank did not make its transport in time.
+        ConfigError: The backend is not there.
+    """
+
+    def __init__(
+        self,
+        group: dist.ProcessGroup | Sequence[int] | None = None,
+        *,
+        backend: str = "auto",
+        timeout_s: float = 600.0,
+    ) -> None:
+        if not dist.is_available() or not dist.is_initialized():
+            raise ExchangeError(
+                "torch.distributed is not initialised; call deepspeed.init_distributed() or "
+                "torch.distributed.init_process_group() before the rehearsal is made"
+            )
+        if isinstance(group, Sequence):
+            backend, ranks = _resolve(backend, None), list(group)
+        else:
+            backend, ranks = _resolve(backend, group), dist.get_process_group_ranks(group or dist.group.WORLD)
+        self.size, self.rank = len(ranks), ranks.index(dist.get_rank())
+        self._group: Any = _connect(backend, tuple(ranks), self.rank, timedelta(seconds=2 * timeout_s))
+        self._unfinished: list[dist.Work] = []
+        self._stream: torch.cuda.Stream | None = None
+        if backend == "nccl":
+            self.main_thread = True
+            self.device = torch.device("cuda", torch.cuda.current_device())
+            self._stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+
+    def all_gather(self, send: Tensor) -> Pending:
+        """See `Transport.all_gather`."""
+        with self._side():
+            sent = send.to(self.device, non_blocking=True)
+            received = torch.empty((self.size, len(send)), dtype=send.dtype, device=self.device)
+            work = self._open().allgather([list(received.unbind())], [sent])
+        return Gathered(self._track(work), received, sent)
+
+    def all_to_all(
+        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+    ) -> Pending:
+        """See `Transport.all_to_all`."""
+        with self._side():
+            work = self._open().alltoall_base(recv, send, recv_counts, send_counts)
+        return Issued(self._track(work), recv, send)
+
+    def close(self) -> None:
+        """See `Transport.close`; does not wait for collectives in flight."""
+        group, self._group = self._group, None
+        unfinished = [work for work in self._unfinished if not work.is_completed()]
+        self._unfinished = []  # finished ones hold the group's sockets too
+        if unfinished:
+            threading.Thread(target=_outlive, args=(group, unfinished), daemon=True).start()
+
+    def _open(self) -> Any:
+        if self._group is None:
+            raise ClosedError("the transport was closed; make a new one to go on")
+        return self._group
+
+    def _track(self, work: dist.Work) -> dist.Work:
+        self._unfinished = [earlier for earlier in self._unfinished if not earlier.is_completed()] + [work]
+        return work
+
+    def _side(self) -> AbstractContextManager[object]:
+        if self._stream is None:
+            return nullcontext()
+        # What was queued so far fills the rows to be sent.
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        return torch.cuda.stream(self._stream)
+
+
+class Gathered(Issued):
+    """A gathered header; comes back to host memory."""
+
+    def result(self) -> Tensor:
+        """See `Pending.result`."""
+        return super().result().cpu()
+
+
+def _resolve(backend: str, group: dist.ProcessGroup | None) -> str:
+    if backend == "auto":
+        return "nccl" if "nccl" in str(dist.get_backend(group)) and torch.cuda.is_available() else "gloo"
+    if backend == "nccl" and not (dist.is_nccl_available() and torch.cuda.is_available()):
+        raise ConfigError("rehearsal.exchange.backend is 'nccl' and this machine has no NCCL or no GPU; use 'gloo'")
+    return backend
+
+
+def _connect(backend: str, ranks: tuple[int, ...], rank: int, timeout: timedelta) -> Any:
+    """A group of `ranks` that torch.distributed itself keeps no account of."""
+    _groups_made[ranks] += 1
+    name = f"rehearsal/{hashlib.sha256(repr(ranks).encode()).hexdigest()}/{_groups_made[ranks]}"
+    store = PrefixStore(name, _get_default_store())
+    try:
+        if backend == "gloo":
+            return dist.ProcessGroupGloo(store, rank, len(ranks), timeout)
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = timeout
+        return dist.ProcessGroupNCCL(store, rank, len(ranks), options)
+    except RuntimeError as error:
+        raise ExchangeError(
+            f"rank {rank} of {len(ranks)} could not connect to the others within {timeout.total_seconds():g} s: "
+            f"{error}; make the rehearsal on all ranks of the group, in the same order"
+        ) from error
+
+
+def _outlive(group: Any, unfinished: list[dist.Work]) -> None:
+    """Keep a group until its collectives have ended, for its destructor would wait for them."""
+    while not all(work.is_completed() for work in unfinished):
+        time.sleep(LINGER_POLL_S)

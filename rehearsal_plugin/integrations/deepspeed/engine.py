@@ -1,0 +1,231 @@
+"""DeepSpeed: rows are injected at the engine's forward (or at its loader), the clock is the engine's step."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from rehearsal_plugin.config import ConfigSource, RehearsalConfig, find_block
+from rehearsal_plugin.core.metrics import few_partitions
+from rehearsal_plugin.distributed.transport import TorchDistributedTransport
+from rehearsal_plugin.errors import ConfigError, MissingDependencyError
+from rehearsal_plugin.integrations.deepspeed.pipeline_engine import check_pipeline, inject_at_stage, pulls_batches
+from rehearsal_plugin.integrations.handle import Handle, check_fed
+from rehearsal_plugin.integrations.inject.forward import ForwardInjection
+from rehearsal_plugin.integrations.inject.loader import RehearsalLoader
+from rehearsal_plugin.integrations.peers import check_sequence_parallelism, data_parallel_ranks, peers_of
+from rehearsal_plugin.rehearsal import Rehearsal
+
+__all__ = ["attach", "connect", "initialize", "left_alone", "patch"]
+
+LOG = logging.getLogger(__name__)
+LEFT_ALONE: ContextVar[bool] = ContextVar("left_alone", default=False)
+
+
+def attach(engine: Any, config: ConfigSource | None = None) -> Handle:
+    """Give a DeepSpeed engine a rehearsal buffer.
+
+    Ranks of the engine's data-parallel group share one distributed buffer. All ranks of the job must call this.
+
+    Args:
+        engine: What `deepspeed.initialize` returned first.
+        config: The `rehearsal` section; None takes it from the engine's own config.
+
+    Returns:
+        The handle, also found at `engine.rehearsal`. Without a section, or with `enabled: false`, the engine
+        is left as it is and the handle does nothing.
+
+    Raises:
+        ConfigError: The section cannot be used, or not with this engine, or that has a rehearsal already.
+    """
+    if isinstance(getattr(engine, "rehearsal", None), Handle) and engine.rehearsal.enabled:
+        raise ConfigError(
+            "this engine has a rehearsal already; call attach(engine) once, or engine.rehearsal.close() first"
+        )
+    block = find_block(engine.config) if config is None else config
+    section = None if block is None else RehearsalConfig.load(block)
+    handle = Handle(None) if section is None or not section.enabled else _start(engine, section)
+    engine.rehearsal = handle
+    return handle
+
+
+def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
+    """`deepspeed.initialize` and `attach` in one call.
+
+    Arguments and result are those of `deepspeed.initialize`; the handle is at `engine.rehearsal`.
+
+    Raises:
+        MissingDependencyError: DeepSpeed is not installed.
+        ConfigError: As for `attach`.
+    """
+    return _initialize(None, *args, **kwargs)
+
+
+def patch(fallback: RehearsalConfig | None = None) -> None:
+    """Make `deepspeed.initialize` itself do what `initialize` does, for scripts that are to be left untouched.
+
+    Args:
+        fallback: The section of engines whose own config has none.
+
+    Raises:
+        MissingDependencyError: DeepSpeed is not installed.
+    """
+    original = _original_initialize()
+    import deepspeed
+
+    wrapper = functools.wraps(original)(functools.partial(_initialize, fallback))
+    wrapper.rehearsal_original = original  # type: ignore[attr-defined]
+    deepspeed.initialize = wrapper
+
+
+@contextmanager
+def left_alone() -> Iterator[None]:
+    """Engines that are made inside get no rehearsal from `patch`: their framework has one already."""
+    token = LEFT_ALONE.set(True)
+    try:
+        yield
+    finally:
+        LEFT_ALONE.reset(token)
+
+
+def _initialize(fallback: RehearsalConfig | None, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
+    engine, optimizer, loader, scheduler = _original_initialize()(*args, **kwargs)
+    if LEFT_ALONE.get():
+        return engine, optimizer, loader, scheduler
+    handle = attach(engine, fallback if find_block(engine.config) is None else None)
+    if loader is not None and handle.rehearsal is not None and handle.rehearsal.config.inject == "loader":
+        engine.training_dataloader = loader = RehearsalLoader(loader, handle.rehearsal)
+    return engine, optimizer, loader, scheduler
+
+
+def _original_initialize() -> Callable[..., tuple[Any, Any, Any, Any]]:
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise MissingDependencyError("DeepSpeed is not installed; pip install 'rehearsal_plugin[deepspeed]'") from error
+    create: Callable[..., tuple[Any, Any, Any, Any]] = deepspeed.initialize
+    return getattr(create, "rehearsal_original", create)
+
+
+def _start(engine: Any, config: RehearsalConfig) -> Handle:
+    pipelined = bool(getattr(engine, "pipeline_parallelism", False))
+    if pipelined:
+        check_pipeline(engine, config)
+    handle = connect(engine, config, pulls=not pipelined or pulls_batches(engine))
+    rehearsal = handle.rehearsal
+    if pipelined and rehearsal is not None:
+        inject_at_stage(engine, rehearsal)
+    elif rehearsal is not None and config.inject == "forward":
+        injection = ForwardInjection(rehearsal, engine.module)
+        _wrap(engine, "forward", functools.partial(_augmented_forward, rehearsal, injection))
+    _wrap(engine, "train_batch" if pipelined else "step", functools.partial(_clocked_step, engine, handle))
+    if config.checkpoint.enabled:
+        _wrap(engine, "save_checkpoint", functools.partial(_saving, engine, handle))
+        _wrap(engine, "load_checkpoint", functools.partial(_loading, handle))
+    _wrap(engine, "destroy", functools.partial(_closing_destroy, handle))
+    return handle
+
+
+def connect(engine: Any, config: RehearsalConfig, *, pulls: bool = True) -> Handle:
+    """A rehearsal of the ranks of an engine, which is left as it is.
+
+    Args:
+        engine: A DeepSpeed engine.
+        config: The `rehearsal` section.
+        pulls: Whether this rank reads batches.
+
+    Raises:
+        ConfigError: The section cannot be used with this engine.
+    """
+    check_sequence_parallelism(engine, config)
+    ranks = data_parallel_ranks(engine)
+    rehearsal = _rehearsal(config, engine, ranks) if pulls else None
+    return Handle(rehearsal, peers_of(engine, rehearsal, ranks))
+
+
+def _rehearsal(config: RehearsalConfig, engine: Any, ranks: list[int]) -> Rehearsal:
+    exchange, group = config.exchange, engine.data_parallel_group
+    transport = TorchDistributedTransport(
+        ranks if group is None else group, backend=exchange.backend, timeout_s=exchange.timeout_s
+    )
+    return Rehearsal(config, transport)
+
+
+def _wrap(engine: Any, name: str, around: Callable[..., Any]) -> None:
+    """Replace a method of this one engine by `around(method, *args, **kwargs)`, signature kept."""
+    method = getattr(engine, name)
+    setattr(engine, name, functools.wraps(method)(functools.partial(around, method)))
+
+
+def _augmented_forward(
+    rehearsal: Rehearsal, injection: ForwardInjection, forward: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
+    if kwargs.get("num_items_in_batch") is not None and not rehearsal.closed:
+        raise ConfigError(
+            "the model was given num_items_in_batch, counted before rows were replayed, so the loss would be scaled "
+            "wrongly; a Trainer takes RehearsalCallback() in place of attach(engine), and a loop of your own leaves it "
+            "out or sets rehearsal.inject to 'loader'"
+        )
+    args, kwargs = injection(args, kwargs)
+    return injection.finish(forward(*args, **kwargs))
+
+
+def _clocked_step(engine: Any, handle: Handle, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    before, rehearsal = engine.global_steps, handle.rehearsal
+    result = step(*args, **kwargs)
+    if engine.global_steps == before:
+        return result
+    if rehearsal is not None and not rehearsal.closed:
+        check_fed(rehearsal, "engine")
+        rehearsal.step()
+        _report(engine, rehearsal)
+    handle.check_peers()
+    return result
+
+
+def _saving(
+    engine: Any,
+    handle: Handle,
+    save: Callable[..., Any],
+    save_dir: str,
+    tag: str | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """The buffer goes into the folder of the tag, before DeepSpeed's own files.
+
+    So what `latest` names is whole, unless files are written in the background.
+    """
+    handle.save(Path(save_dir) / str(f"global_step{engine.global_steps}" if tag is None else tag))
+    return save(save_dir, tag, *args, **kwargs)
+
+
+def _loading(handle: Handle, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """The buffer comes from the folder of the tag; without one there it stays as it is, and the log says so."""
+    path, client_state = load(*args, **kwargs)
+    given = inspect.signature(load).bind(*args, **kwargs).arguments
+    if path is None or given.get("load_module_only"):
+        return path, client_state
+    folder = Path(path).parent
+    if not handle.load(folder, missing_ok=True) and handle.enabled:
+        LOG.warning("%s has no rehearsal checkpoint; the buffer stays as it is", folder)
+    return path, client_state
+
+
+def _closing_destroy(handle: Handle, destroy: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    handle.close()
+    return destroy(*args, **kwargs)
+
+
+def _report(engine: Any, rehearsal: Rehearsal) -> None:
+    """Show the metrics in DeepSpeed's monitor, as its own: rank 0, against samples."""
+    if not engine.monitor.enabled or engine.global_rank != 0:
+        return
+    shown = few_partitions(rehearsal.metrics())
+    engine.monitor.write_events([(f"Train/Rehearsal/{k}", v, engine.global_samples) for k, v in shown.items()])

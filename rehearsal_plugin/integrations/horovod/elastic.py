@@ -1,0 +1,59 @@
+"""The buffer as part of an elastic job's state.
+
+    state = hvd.elastic.TorchState(model=model, optimizer=optimizer, rehearsal=optimizer.rehearsal, batch=0)
+
+Every rank keeps rows of its own, so nothing is broadcast: a commit marks the buffer's state on each rank, a
+restore undoes what was admitted since, and a rank that joins later starts empty.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import horovod.torch as hvd
+import torch
+from horovod.torch.elastic.state import StateHandler, TorchState
+
+from rehearsal_plugin.distributed.transport.horovod import HorovodTransport, horovod_failures
+from rehearsal_plugin.integrations.horovod.handle import HorovodHandle
+
+__all__ = ["RehearsalStateHandler", "RehearsalTorchState"]
+
+
+class RehearsalStateHandler(StateHandler):  # type: ignore[misc]  # Horovod has no types
+    """Saves, restores and synchronises the rehearsal of a handle."""
+
+    value: HorovodHandle
+
+    def __init__(self, value: HorovodHandle) -> None:
+        super().__init__(value)
+        value.elastic = True
+        self.save()
+
+    def save(self) -> None:
+        """Commit; Horovod calls it in `state.commit()`."""
+        if self.value.rehearsal is not None:
+            with horovod_failures():
+                self.value.rehearsal.commit()
+
+    def restore(self) -> None:
+        """Roll back to the last commit; Horovod calls it when a collective failed."""
+        if self.value.rehearsal is not None:
+            self.value.rehearsal.rollback()
+
+    def sync(self) -> None:
+        """Agree on the step and begin the exchange anew; Horovod calls it when ranks came or went."""
+        if self.value.rehearsal is not None:
+            own = torch.tensor([self.value.rehearsal.steps, HorovodTransport.made])
+            step, HorovodTransport.made = hvd.allreduce(own, op=hvd.Max, name="rehearsal.progress").tolist()
+            self.value.rehearsal.restart(step, self.value.connect)
+
+
+class RehearsalTorchState(TorchState):  # type: ignore[misc]  # Horovod has no types
+    """A `TorchState` that takes the rehearsal of its optimizer along, for scripts that do not know of it."""
+
+    def __init__(self, model: Any = None, optimizer: Any = None, **others: Any) -> None:
+        handle = getattr(optimizer, "rehearsal", None)
+        if isinstance(handle, HorovodHandle) and not any(other is handle for other in others.values()):
+            others["rehearsal"] = handle
+        super().__init__(model=model, optimizer=optimizer, **others)

@@ -1,0 +1,99 @@
+"""Injection at the loader: batches come out with replayed rows in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any
+
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.errors import ConfigError
+from rehearsal_plugin.rehearsal import Rehearsal
+from rehearsal_plugin.runtime.batch_augmenter import check_room
+
+__all__ = ["RehearsalLoader"]
+
+
+class RehearsalLoader:
+    """Wraps any iterable of training batches.
+
+    With `mode: append` every batch grows by its replayed rows. With `mode: replace` new rows are re-batched
+    so that every batch keeps its size and none is skipped; an epoch then has more batches. Leaves that are no
+    fields of a row come from the batch that was read last. Every other attribute is the wrapped loader's, to
+    read and to set. Once the rehearsal is closed, batches pass through as they are.
+
+    Args:
+        batches: A `DataLoader`, or any iterable that starts anew with each `iter`.
+        rehearsal: Its `step` must be called once an optimizer step; `attach` sees to that.
+        active: Asked for every batch; a batch passes through as it is while it returns False.
+
+    Raises:
+        ConfigError: `rehearsal.inject` is not `"loader"`.
+    """
+
+    def __init__(self, batches: Iterable[Any], rehearsal: Rehearsal, active: Callable[[], bool] = lambda: True) -> None:
+        if rehearsal.config.inject != "loader":
+            raise ConfigError(
+                "rehearsal.inject is 'forward', so replayed rows are injected at the model already; "
+                "set it to 'loader' to have them in the batches"
+            )
+        self._batches, self._rehearsal, self._active = batches, rehearsal, active
+
+    def __iter__(self) -> Iterator[Any]:
+        if self._rehearsal.config.mode == "append":
+            return map(self._augment, self._batches)
+        return self._rebatched()
+
+    def __len__(self) -> int:
+        if self._rehearsal.config.mode == "replace":
+            raise TypeError("the number of batches is not known beforehand with rehearsal.mode 'replace'")
+        if not isinstance(self._batches, Sized):
+            raise TypeError(f"a {type(self._batches).__name__} has no length; wrap a DataLoader to have one")
+        return len(self._batches)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "_batches" not in self.__dict__:  # copying and pickling look before __init__
+            raise AttributeError(name)
+        return getattr(self._batches, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # DeepSpeed sets attributes of the loader that it finds in its engine.
+        if name in {"_batches", "_rehearsal", "_active"}:
+            super().__setattr__(name, value)
+        else:
+            setattr(self._batches, name, value)
+
+    def _augment(self, batch: Any) -> Any:
+        return self._rehearsal.augment(batch, displace=False) if self._live else self._rehearsal.visible(batch)
+
+    @property
+    def _live(self) -> bool:
+        return not self._rehearsal.closed and self._active()
+
+    def _rebatched(self) -> Iterator[Any]:
+        layout: RowLayout | None = None
+        size, carried, rest, padding = 0, 0, None, self._rehearsal.padding
+        for batch in self._batches:
+            if not self._live:
+                if carried:
+                    yield self._rehearsal.visible(rest)
+                carried, rest = 0, None
+                yield self._rehearsal.visible(batch)
+                continue
+            if padding is not None:
+                batch = padding.widen(batch)
+            if layout is None:
+                layout = RowLayout.infer(batch, self._rehearsal.config.fields)
+                size = layout.size(batch)
+            rest = batch if rest is None else layout.concatenate(rest, batch)
+            carried = layout.size(rest)
+            while carried >= (room := self._room(size)) and carried:
+                ready = layout.cut(rest, 0, room)
+                yield self._augment(ready if padding is None else padding.narrow(ready))
+                rest = layout.cut(rest, room, None)
+                carried -= room
+        if layout is not None and carried:
+            yield self._augment(rest if padding is None else padding.narrow(rest))
+
+    def _room(self, size: int) -> int:
+        check_room(self._rehearsal.config.representatives, self._rehearsal.strategy.draws, size)
+        return max(0, size - self._rehearsal.due()) if self._live else size

@@ -1,0 +1,168 @@
+"""What comes back for a micro-batch: outputs and targets, from which a strategy makes its loss and what it stores."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.tree import map_leaves
+from rehearsal_plugin.errors import BatchError, ConfigError
+from rehearsal_plugin.runtime.coordinator import Supply
+from rehearsal_plugin.runtime.importance import Importance
+from rehearsal_plugin.runtime.loss_monitor import Measuring
+from rehearsal_plugin.runtime.micro_batch import MicroBatch, no_criterion
+from rehearsal_plugin.strategies import Part, Strategy
+from rehearsal_plugin.strategies.base import Criterion
+
+__all__ = ["Answers"]
+
+
+class Answers:
+    """Waits for what the model makes of a micro-batch.
+
+    Args:
+        config: The `rehearsal` section.
+        strategy: What replayed rows are used for.
+        supply: Where rows with their state, and new state of replayed rows, go.
+    """
+
+    def __init__(self, config: RehearsalConfig, strategy: Strategy, supply: Supply) -> None:
+        self._config, self._strategy, self._supply = config, strategy, supply
+        self._waiting: deque[tuple[MicroBatch, RowLayout]] = deque()
+        self._importance = None if config.strategy.partition_weights is None else Importance(config, supply)
+        self._measuring = Measuring(config, supply, self._importance)
+
+    def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
+        """Wait for the answer for this micro-batch too, after those for the ones before it."""
+        self._waiting.append((micro_batch, layout))
+
+    def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
+        """See `Rehearsal.loss`."""
+        new, *replayed = self._parts(outputs, targets, criterion)
+        self._measuring.parts(self._current()[0], [new, *replayed])
+        replayed = [part for part in replayed if part.size]
+        # One call also where the criterion weights rows unequally, as a mean over tokens does.
+        if self._strategy.plain and self._importance is None:
+            loss = criterion(outputs, *targets)
+        else:
+            loss = self._strategy.loss(new, self._weighted(replayed))
+        self._refresh(replayed)
+        self._record(new)
+        return loss
+
+    def complete(self, outputs: Any, scale: float) -> Any:
+        """See `Rehearsal.complete`."""
+        new, *replayed = self._parts(outputs, (), no_criterion)
+        added = self._measuring.rows(self._current()[0], outputs) if self.measures else None
+        self._record(new)
+        if not self._strategy.plain or self._strategy.records:
+            term = self._strategy.regularizer([part for part in replayed if part.size])
+            if term is not None:
+                added = scale * term if added is None else added + scale * term
+        if added is None:
+            return outputs
+        return map_leaves(outputs, lambda name, value: value + added if name == "loss" else value)
+
+    def record(self, outputs: Any) -> None:
+        """See `Rehearsal.record`."""
+        self._record(self._parts(outputs, (), no_criterion)[0])
+
+    def drop(self) -> None:
+        """See `Rehearsal.drop`."""
+        if self._waiting:
+            self._waiting.popleft()
+
+    def clear(self) -> None:
+        """Forget all micro-batches, and what was measured of them."""
+        self._waiting.clear()
+        self._measuring.clear()
+
+    def check(self) -> None:
+        """Refuse to go on without an answer: a strategy would do nothing, and nobody would know.
+
+        Raises:
+            BatchError: One is missing.
+        """
+        if not self._waiting:
+            return
+        if self._strategy.plain and not self._strategy.records and not self.measures:
+            self._waiting.clear()  # whoever wanted their loss has asked for it
+            return
+        without = "" if self._config.buffer.by_loss else "record(outputs) to do without a loss, "
+        raise BatchError(
+            f"{self.need}, and was not asked for that of the last micro-batch; call loss(criterion, outputs, "
+            f"*targets), {without}or drop() after a forward that failed"
+        )
+
+    @property
+    def measures(self) -> bool:
+        """Whether losses are told apart in this step, or in every one."""
+        return self._importance is not None or self._measuring.due
+
+    def end_step(self) -> None:
+        """Note what was measured in this step."""
+        self._measuring.end_step()
+
+    @property
+    def need(self) -> str:
+        """Why an answer is needed, for a person."""
+        if self._config.buffer.by_loss:
+            return "rehearsal.buffer.score_by 'loss' stores the loss of each row"
+        if self._config.retrieval is not None and self._config.retrieval.module is not None:
+            return "rehearsal.retrieval.module stores hidden states beside each row"
+        if self._strategy.plain and not self._strategy.records:
+            key = "losses_every" if self._importance is None else "strategy.partition_weights"
+            return f"rehearsal.{key} needs the losses of new and replayed rows apart"
+        what = "stores the model's outputs" if self._strategy.records else "has a loss of its own"
+        return f"strategy '{self._config.strategy.name}' {what}"
+
+    def _parts(self, outputs: Any, targets: tuple[Any, ...], criterion: Criterion) -> list[Part]:
+        micro_batch, layout = self._current()
+        stored = layout if self._supply.pipeline is None else self._supply.pipeline.buffer.layout
+        return micro_batch.parts(self._strategy, stored, outputs, targets, criterion)
+
+    def _weighted(self, replayed: list[Part]) -> list[Part]:
+        """Replayed parts whose loss counts rows by the importance of their partition."""
+        if self._importance is None:
+            return replayed
+        if not self._strategy.relearns:
+            raise ConfigError(
+                f"rehearsal.strategy.partition_weights weighs the task's loss on replayed rows, and strategy "
+                f"'{self._config.strategy.name}' has none; use another strategy, or leave the weights out"
+            )
+        micro_batch = self._current()[0]
+        keys = [keys for keys, size in zip(micro_batch.keys_by_part()[1:], micro_batch.sizes[1:], strict=True) if size]
+        return [
+            part if of_part is None else replace(part, criterion=self._importance.criterion(part, of_part))
+            for part, of_part in zip(replayed, keys, strict=True)
+        ]
+
+    def _record(self, new: Part) -> None:
+        """Store new rows together with their state, unless they are stored already."""
+        if self._strategy.records:
+            micro_batch, layout = self._current()
+            state = self._strategy.state(replace(new, outputs=map_leaves(new.outputs, _detached)))
+            self._supply.stage(micro_batch.columns, layout, state)
+        self._waiting.popleft()
+
+    def _refresh(self, replayed: list[Part]) -> None:
+        share = self._current()[0].share
+        if not self._strategy.refreshes or share is None:
+            return
+        for part, index in zip(replayed, torch.split(share.index, [part.size for part in replayed]), strict=True):
+            self._supply.update(index, self._strategy.refresh(part))
+
+    def _current(self) -> tuple[MicroBatch, RowLayout]:
+        if not self._waiting:
+            raise BatchError("there is no micro-batch to compute a loss for; call augment(batch) once before each")
+        return self._waiting[0]
+
+
+def _detached(_: str, leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf

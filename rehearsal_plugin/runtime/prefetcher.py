@@ -1,0 +1,315 @@
+"""One rank's buffer, exchange and worker: what `Rehearsal` drives."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.buffer.buffer import RehearsalBuffer
+from rehearsal_plugin.buffer.dedup import DUPLICATE
+from rehearsal_plugin.buffer.rows.staging import Staging
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.core.background_thread import Worker
+from rehearsal_plugin.core.metrics import Metrics
+from rehearsal_plugin.core.rng import Numbers, Purpose
+from rehearsal_plugin.distributed.exchange import Arrival, Exchange, Outgoing, Posted, Refresh
+from rehearsal_plugin.distributed.mixture import Mixture
+from rehearsal_plugin.distributed.transport import LocalTransport, Transport
+from rehearsal_plugin.errors import BatchError, ExchangeTimeout, RehearsalError
+from rehearsal_plugin.runtime.cuda_stream import SideStream
+
+__all__ = ["Pipeline"]
+
+GRACE_S = 5.0  # the worker's own deadline is reported first
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a background job leaves behind: rows that arrived, and rows to send next."""
+
+    arrival: Arrival | None
+    outgoing: Outgoing
+
+
+class Pipeline:
+    """Stages candidates, launches a background job a step, collects the rows that it brought.
+
+    At most one job runs at a time, and between `collect` and `launch` none does; so the index and the storage
+    have one user at a time and need no lock.
+
+    Args:
+        config: The `rehearsal` section.
+        transport: The ranks; not closed here.
+        buffer: This rank's rows.
+        device: Where batches live.
+        metrics: Where it is counted.
+        rank: Of this process, for random numbers and messages; that in the transport unless the others are gone.
+        turns: Independent draws of a step.
+        step: Number of the first job, the same on all ranks.
+
+    Attributes:
+        buffer: As given.
+        device: As given.
+        step: Number of the next job.
+    """
+
+    def __init__(
+        self,
+        config: RehearsalConfig,
+        transport: Transport,
+        buffer: RehearsalBuffer,
+        device: torch.device,
+        metrics: Metrics,
+        *,
+        rank: int,
+        turns: int = 1,
+        step: int = 0,
+    ) -> None:
+        local = config.sampling.scope == "local"
+        self.buffer, self.device, self.step = buffer, device, step
+        self._rank, self._config, self._metrics = rank, config, metrics
+        self._inline = transport.main_thread or config.exchange.launch == "inline"
+        self._stop = threading.Event()
+        self._exchange = Exchange(
+            self.buffer,
+            LocalTransport() if local else transport,
+            config,
+            turns=turns,
+            stream=rank + 1 if local else 0,
+            metrics=metrics,
+            stopped=self._stop.is_set,
+        )
+        self._candidates = Numbers(config.seed, Purpose.CANDIDATES)
+        self._staging = Staging(buffer.layout.row_bytes, device)
+        self._stream = SideStream(device)
+        self._outgoing: Outgoing | None = None
+        self._job: Future[Outcome] | None = None
+        self._worker: Worker[Outcome] = Worker(f"rehearsal-rank{rank}")
+        self._micro_batch = 0
+
+    def stage(self, columns: list[Tensor]) -> None:
+        """Copy the candidates among the samples of a micro-batch (see `RowLayout.pack`) to the staging area."""
+        size, most = len(columns[0]), self._config.candidates
+        index = None
+        if most is not None and most < size:
+            place = (self.step << 20) + self._micro_batch
+            rng = self._candidates.at(place, self._rank)
+            index = torch.from_numpy(np.sort(rng.choice(size, most, replace=False)))
+        if self._config.non_finite != "keep":
+            index = self._sound(columns, index)
+        self._micro_batch += 1
+        rows = self._staging.reserve(size if index is None else len(index))
+        try:
+            self.buffer.layout.pack(columns, rows, index)
+        except BaseException:
+            self._staging.give_back(len(rows))
+            raise
+
+    def _sound(self, columns: list[Tensor], index: Tensor | None) -> Tensor:
+        """Those of the candidates at `index` `[n]`, or of all, that hold finite numbers only."""
+        chosen = torch.arange(len(columns[0])) if index is None else index
+        whole = torch.stack([finite(column) for column in columns]).cpu()[:, chosen]  # by field
+        if self._config.non_finite == "refuse" and not whole.all():
+            fields = (*self.buffer.layout.fields, *self.buffer.layout.state)
+            bad = [field.name for field, sound in zip(fields, whole, strict=True) if not sound.all()]
+            raise BatchError(
+                f"{int((~whole.all(0)).sum())} of {len(chosen)} candidates on rank {self._rank} at step {self.step} "
+                f"hold NaN or infinity in {bad}; mend the data, or set rehearsal.non_finite to 'skip' or 'keep'"
+            )
+        return chosen[whole.all(0)]
+
+    def launch(self, request: int, refresh: Refresh | None, words: Sequence[int]) -> None:
+        """Admit what was staged and start preparing rows.
+
+        Args:
+            request: Rows that this rank shall get in each turn from the job after this one.
+            refresh: New state for rows that arrived earlier; None on all ranks or on none.
+            words: See `announced`.
+        """
+        self.mixture.look()
+        step, staged = self.step, self._staging.flush()
+        self._micro_batch = 0
+        slots = self.buffer.admit(staged, step)
+        self._count_admission(slots)
+        self._stream.mark()
+        # What is wanted now, not when the background comes to it: whoever posts changes nothing.
+        post = partial(
+            self._exchange.post, step, request, self._outgoing, staged, refresh, words, self.mixture.proposed
+        )
+        posted = _at_once(post) if self._inline else post
+        self._job = self._worker.submit(lambda: self._run(posted, slots, staged))
+        self.step += 1
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a job was launched that `collect` has not taken."""
+        return self._job is not None
+
+    def drain(self) -> None:
+        """Wait until the job in flight, if any, has ended; errors are those of `collect`."""
+        if self._job is not None:
+            self._result(self._job)
+
+    def collect(self) -> Arrival | None:
+        """Wait for the job in flight: the rows that it brought, or None.
+
+        Raises:
+            ExchangeError: The exchange failed; every later call raises it again.
+            ExchangeTimeout: It did not end within `exchange.timeout_s`.
+        """
+        if self._job is None:
+            return None
+        with self._metrics.timed("waited_ms"):
+            outcome = self._result(self._job)
+        self._job, self._outgoing = None, outcome.outgoing
+        if outcome.arrival is not None:
+            self._stream.hand_over(outcome.arrival.rows)
+        return outcome.arrival
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything between two steps but the buffer, the job in flight included; waits for that.
+
+        Raises:
+            ExchangeError: The job failed.
+        """
+        outcome = None if self._job is None else self._result(self._job)
+        outgoing = self._outgoing if outcome is None else outcome.outgoing
+        arrival = None if outcome is None else outcome.arrival
+        neighbours = self._exchange.neighbours
+        return {
+            "step": self.step,
+            "in_flight": outcome is not None,
+            "outgoing": None if outgoing is None else outgoing.state_dict(),
+            "arrival": None if arrival is None else arrival.state_dict(),
+            "staged": self._staging.staged(),
+            "micro_batch": self._micro_batch,
+            "census": self._exchange.census.state_dict(),
+            "mixture": self.mixture.state_dict(),
+            "neighbours": None if neighbours is None else neighbours.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave on this rank of as many, before the first step.
+
+        Raises:
+            ValueError: It contradicts itself, or is that of other ranks.
+        """
+        self.step, self._micro_batch = int(state["step"]), int(state["micro_batch"])
+        self._exchange.census.load_state_dict(state["census"])
+        self.mixture.load_state_dict(state["mixture"])
+        if self._exchange.neighbours is not None:
+            self._exchange.neighbours.load_state_dict(state["neighbours"])
+        self._staging.reserve(len(state["staged"])).copy_(state["staged"])
+        arrival = None if state["arrival"] is None else Arrival.load(state["arrival"], self.device)
+        self._outgoing = None
+        if state["outgoing"] is not None:
+            self._outgoing = Outgoing.load(state["outgoing"], self._exchange.device)
+        if state["in_flight"]:
+            assert self._outgoing is not None
+            self._job = Future()
+            self._job.set_result(Outcome(arrival, self._outgoing))
+
+    @property
+    def mixture(self) -> Mixture:
+        """The share of each partition in what is replayed."""
+        return self._exchange.mixture
+
+    @property
+    def announced(self) -> IntArray:
+        """The words that ranks gave `launch` for the last exchange that was collected, `[ranks, NOTES - 1]` int64."""
+        return self._exchange.census.notes[:, 1:]
+
+    @property
+    def digest(self) -> int:
+        """A number that is alike on all ranks of a job at a step; 0 where every rank draws from itself alone."""
+        if self._config.sampling.scope == "local":
+            return 0
+        return self._exchange.census.digest ^ Mixture.digest(self.mixture.in_force)
+
+    def close(self, drain_s: float, grace_s: float = GRACE_S) -> bool:
+        """Let the job in flight end for up to `drain_s` seconds, then stop the worker.
+
+        Args:
+            drain_s: Seconds.
+            grace_s: Seconds that the worker has to end then: it waits for no rank any more, but may be writing.
+
+        Returns:
+            Whether it ended; if not, it may still write to the buffer.
+        """
+        try:
+            if self._job is not None:
+                concurrent.futures.wait([self._job], timeout=drain_s)
+        finally:  # whoever is impatient presses Ctrl-C here
+            self._stop.set()
+            ended = self._worker.close(grace_s)
+            self._exchange.close()
+        return ended
+
+    def _run(self, post: Callable[[], Posted], slots: IntArray, staged: Tensor) -> Outcome:
+        """The background job of a step; rows that the index counts are written, whatever becomes of the exchange."""
+        with self._stream.background():
+            with self._metrics.timed("written_ms"):
+                self.buffer.write(slots, staged)
+            posted = post()
+            self._exchange.apply(posted)
+            outgoing = self._exchange.prepare(posted)
+            arrival = self._exchange.receive(posted)
+            if arrival is not None:
+                arrival = Arrival(arrival.rows.to(self.device), arrival.source)
+            return Outcome(arrival, outgoing)
+
+    def _result(self, job: Future[Outcome]) -> Outcome:
+        # State, headers and rows have a deadline each.
+        patience = 3 * self._config.exchange.timeout_s + GRACE_S
+        # Not `result(patience)`: a job may fail with a TimeoutError of its own, as of a disk far away.
+        if not job.done() and not concurrent.futures.wait([job], patience).done:
+            raise ExchangeTimeout(f"{self._where} did not end within {patience:.0f} s; see the other ranks' logs")
+        try:
+            return job.result()
+        except RehearsalError:
+            raise
+        except Exception as error:
+            raise RehearsalError(f"{self._where} failed: {type(error).__name__}: {error}") from error
+
+    @property
+    def _where(self) -> str:
+        return f"the background job on rank {self._rank} at step {self.step - 1}"
+
+    def _count_admission(self, slots: IntArray) -> None:
+        self._metrics.steps += 1
+        duplicates = int(np.count_nonzero(slots == DUPLICATE))
+        self._metrics.rows_offered += len(slots) - duplicates
+        self._metrics.rows_duplicate += duplicates
+        self._metrics.rows_admitted += int(np.count_nonzero(slots >= 0))
+        self._metrics.rows_stored = len(self.buffer)
+
+
+def _at_once(post: Callable[[], Posted]) -> Callable[[], Posted]:
+    """Post now; a failure is raised where the result is asked for, in the background, like every other one."""
+    posted: Future[Posted] = Future()
+    try:
+        posted.set_result(post())
+    except Exception as error:
+        posted.set_exception(error)
+    return posted.result
+
+
+def finite(column: Tensor) -> Tensor:
+    """Which rows of a column `[n, ...]` hold finite numbers only, `[n]` bool."""
+    if column.dtype.is_floating_point and column.dtype.itemsize == 1:
+        column = column.float()  # torch has no `isfinite` of most of these dtypes
+    return (
+        torch.isfinite(column).reshape(len(column), -1).all(1)
+        if column.numel()
+        else column.new_ones(len(column)).bool()
+    )

@@ -1,0 +1,118 @@
+"""The rows of one optimizer step, shared out between its micro-batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rehearsal_plugin.buffer.rows.fields import ALIGNMENT
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.distributed.exchange import Arrival, Refresh
+
+__all__ = ["Representatives", "Share"]
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of one micro-batch.
+
+    Attributes:
+        rows: `[r, row_bytes]` uint8, draw by draw.
+        sizes: How many of them each draw gave.
+        index: `[r]` int64, which rows of the arrival they are.
+    """
+
+    rows: Tensor
+    sizes: list[int]
+    index: Tensor
+
+
+class Representatives:
+    """Rows that arrived together, in random order.
+
+    They arrive grouped by owner; without the shuffle, micro-batches would get their rows from different ranks.
+
+    Args:
+        arrival: The rows.
+        layout: That of the rows.
+        orders: For each draw, which rows of the arrival are still to be given, in their order.
+        shares: How many rows of each draw every micro-batch takes.
+    """
+
+    def __init__(self, arrival: Arrival, layout: RowLayout, orders: list[IntArray], shares: Sequence[int]) -> None:
+        self._arrival, self._layout, self._orders = arrival, layout, orders
+        self._shares = deque(shares)
+        self._state: Tensor | None = None
+
+    @classmethod
+    def shuffled(
+        cls, arrival: Arrival, layout: RowLayout, turns: int, shares: Sequence[int], rng: np.random.Generator
+    ) -> Representatives:
+        """The rows of `turns` independent draws, in an order from `rng`."""
+        given = arrival.source.plan.turns
+        return cls(arrival, layout, [rng.permutation(np.flatnonzero(given == turn)) for turn in range(turns)], shares)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is left of them, as plain tensors, arrays and numbers."""
+        orders = {str(turn): order for turn, order in enumerate(self._orders)}
+        shares = list(self._shares)
+        return {"arrival": self._arrival.state_dict(), "orders": orders, "shares": shares, "state": self._state}
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any], layout: RowLayout, device: torch.device) -> Representatives:
+        """What `state_dict` gave, with the rows on `device`."""
+        orders = [state["orders"][str(turn)] for turn in range(len(state["orders"]))]
+        loaded = cls(Arrival.load(state["arrival"], device), layout, orders, state["shares"])
+        loaded._state = None if state["state"] is None else state["state"].to(device)
+        return loaded
+
+    @property
+    def due(self) -> int:
+        """Rows of the next micro-batch, of all draws together."""
+        return sum(min(self._shares[0], len(order)) for order in self._orders) if self._shares else 0
+
+    def take(self, most: int | None) -> Share:
+        """The rows of the next micro-batch.
+
+        Args:
+            most: Rows that there is room for; None for no limit.
+        """
+        share = self._shares.popleft() if self._shares else 0
+        if most is not None:
+            share = min(share, most // len(self._orders))
+        if len(self._orders) == 1 and share >= len(self._orders[0]) == len(self._arrival.rows):
+            return self._take_all()
+        chosen = [order[:share] for order in self._orders]
+        self._orders = [order[share:] for order in self._orders]
+        index = torch.from_numpy(np.concatenate(chosen)).to(self._arrival.rows.device)
+        return Share(self._arrival.rows.index_select(0, index), [len(part) for part in chosen], index)
+
+    def _take_all(self) -> Share:
+        """All rows of the only draw, where they lie: one micro-batch gets them, so their order does not matter."""
+        self._orders = [self._orders[0][:0]]
+        rows = self._arrival.rows
+        return Share(rows, [len(rows)], torch.arange(len(rows), device=rows.device))
+
+    def update(self, index: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Give rows of the arrival at `index` `[n]` new state, values `[n, ...]` by name."""
+        if self._state is None:
+            self._state = self._packed_state().clone()
+        for name, view in self._layout.state_of(self._state).items():
+            view[index] = state[name].to(view.device)
+
+    def refresh(self) -> Refresh:
+        """The state of all rows of the arrival, to be sent back to their owners, and whether any of it is new."""
+        state, new = (self._packed_state(), 0) if self._state is None else (self._state, 1)
+        packed = functional.pad(state, (0, ALIGNMENT), value=new)  # by as much as keeps fields aligned
+        return Refresh(packed, self._arrival.source)
+
+    def _packed_state(self) -> Tensor:
+        return self._arrival.rows[:, self._layout.row_bytes - self._layout.state_bytes :]

@@ -1,0 +1,112 @@
+"""Losses of rows and tokens, apart for new and for replayed rows, and by partition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, pad
+
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.errors import BatchError
+
+__all__ = ["IGNORED", "LossMeter", "groups", "predicts_next", "token_counts", "token_losses"]
+
+IGNORED = -100
+"""The label of a token that does not count, as in torch and in models of Hugging Face."""
+
+MOST = 1 << 26
+"""Logits that are turned to float32 at a time, where nothing is differentiated."""
+
+IN_PLACE = ("MaskedLM", "Seq2Seq", "TokenClassifier")
+"""How Hugging Face calls the outputs of models that answer each position with its own label."""
+
+
+def token_counts(batch: Any) -> Tensor | None:
+    """Tokens of each row that count, `[rows]` int64: those with a label, else those of the mask; None without either.
+
+    Args:
+        batch: A mapping with `labels` `[rows, length]`, or with an `attention_mask` of that shape.
+    """
+    if not isinstance(batch, Mapping):
+        return None
+    labels, mask = batch.get("labels"), batch.get("attention_mask")
+    if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
+        return (labels != IGNORED).sum(1)
+    return mask.sum(1) if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def predicts_next(outputs: Any) -> bool:
+    """Whether each position of a model's logits is about the next label, as far as the type of the outputs tells."""
+    return not type(outputs).__name__.startswith(IN_PLACE)
+
+
+def token_losses(logits: Tensor, labels: Tensor, *, shifted: bool = True) -> tuple[Tensor, Tensor]:
+    """The cross-entropy of each row, as models of Hugging Face compute it: summed over its tokens, and how many count.
+
+    Args:
+        logits: `[rows, length, vocabulary]`, or `[rows, classes]`.
+        labels: Integers `[rows, length]`, those of -100 do not count; or `[rows]`.
+        shifted: Whether each position predicts the label of the next one, where there are positions.
+
+    Returns:
+        Sums `[rows]` float32, and numbers of tokens `[rows]` int64.
+
+    Raises:
+        BatchError: The shapes are others, or the labels are no classes.
+    """
+    if logits.shape[:-1] != labels.shape or labels.ndim not in (1, 2) or labels.is_floating_point():
+        raise BatchError(
+            f"the losses of rows cannot be told from logits of shape {tuple(logits.shape)} and labels of shape "
+            f"{tuple(labels.shape)} and {labels.dtype}; compute the loss with rehearsal.loss(criterion, outputs, "
+            "*targets)"
+        )
+    if labels.ndim == 2 and shifted:
+        labels = pad(labels[:, 1:], (0, 1), value=IGNORED)
+    scores, wanted = logits.flatten(0, -2), labels.flatten().long()
+    most = max(1, len(scores) if torch.is_grad_enabled() else MOST // max(1, scores.shape[1]))
+    parts = zip(torch.split(scores, most), torch.split(wanted, most), strict=True)
+    losses = [cross_entropy(some.float(), own, reduction="none", ignore_index=IGNORED) for some, own in parts]
+    return _by_row(torch.cat(losses).reshape(labels.shape)), _by_row(labels != IGNORED)
+
+
+def _by_row(values: Tensor) -> Tensor:
+    """Sums over all dimensions but the first."""
+    return values.unsqueeze(1).flatten(1).sum(1)
+
+
+def groups(keys: IntArray | None, size: int) -> Iterator[tuple[int | None, Tensor]]:
+    """The rows of each partition: its key, and their places `[n]` int64; all rows where there are no partitions."""
+    if keys is None:
+        yield None, torch.arange(size)
+        return
+    for key in np.unique(keys).tolist():
+        yield key, torch.from_numpy(np.flatnonzero(keys == key))
+
+
+class LossMeter:
+    """Weighted means by name, from one call of `close` to the next."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, kind: str, key: int | None, total: float, weight: float) -> None:
+        """Add a sum of losses to `loss_<kind>`, and to that of the partition."""
+        for name in (f"loss_{kind}", *([] if key is None else [f"loss_{kind}/{key}"])):
+            sums, weights = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = sums + total, weights + weight
+
+    def total(self, kind: str, keys: list[int] | None = None) -> tuple[float, float]:
+        """Sum and weight so far of a kind, or of some of its partitions."""
+        names = [f"loss_{kind}"] if keys is None else [f"loss_{kind}/{key}" for key in keys]
+        found = [self._sums.get(name, (0.0, 0.0)) for name in names]
+        return sum(total for total, _ in found), sum(weight for _, weight in found)
+
+    def close(self) -> dict[str, float]:
+        """The means by name; then it begins anew."""
+        means = {name: total / weight for name, (total, weight) in self._sums.items() if weight}
+        self._sums.clear()
+        return means

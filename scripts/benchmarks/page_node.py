@@ -1,0 +1,195 @@
+"""What the page of performance says of one rank's buffer, and of a step on one machine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from scripts.benchmarks.buffer import ADMISSIONS, COLD, FORMS, OURS, TOKENS, WHAT
+from scripts.benchmarks.overhead_sides import PHASES
+from scripts.studies.page import Goal, markdown
+
+__all__ = [
+    "BUFFER",
+    "BUFFER_GOALS",
+    "BUFFER_LIMITS",
+    "FILE",
+    "OVERHEAD",
+    "OVERHEAD_GOALS",
+    "OVERHEAD_LIMITS",
+    "buffer_tables",
+    "file_tables",
+    "overhead_tables",
+]
+
+Report: TypeAlias = dict[str, Any]
+
+BUFFER = """\
+Each store holds about 1 GB of rows. W14 writes 14 rows to random places, G7 and G64 gather 7 and 64; drawing the places
+is part of all, and everything runs on one thread. Of this package it is the public way: `RehearsalBuffer.offer` of a
+batch of tensors with the policy `random_replace`, which keeps every row, and `sample` of a batch of tensors into memory
+that is used again. A store is called up to 100 times while it is its turn. *raw numpy* is the bare copy of rows that
+are packed already and stay so. Of torchrl there are the replay buffer with its own methods, and the storage alone
+without writer, sampler and lock. `--peers` measures whatever is installed of them.
+"""
+
+BUFFER_GOALS = (
+    Goal("write_vs_torchrl", "times as fast as torchrl's replay buffer at W14 of 16 KB rows", 5.0),
+    Goal("gather_vs_torchrl", "the same at gathers, the worse of two", 3.0),
+    Goal("write_vs_torchrl_storage", "times as fast as torchrl's storage alone at W14", 5.0),
+    Goal("gather_vs_torchrl_storage", "the same at gathers, the worse of two", 3.0),
+    Goal("write_vs_numpy", "times as fast as raw numpy at W14", 0.8),
+    Goal("gather_vs_numpy", "the same at gathers, the worse of two", 0.8),
+    Goal("admission_us_max", "µs to decide over 14 rows, the slowest of the policies below", 50.0, at_most=True),
+)
+
+BUFFER_LIMITS = """\
+Rows are stored past the cache ("non-temporal"), so that nothing is fetched only to be overwritten and the training step
+keeps what it has in the cache; rows below 64 KiB are read four side by side; both by whole lines of the cache where
+there is AVX-512. That is a file of C, `rehearsal_plugin/buffer/rows/_copies.c`, which does so on x86-64 with glibc, and
+copies plainly elsewhere. It is why a batch of long rows is stored, admission included, in less time than numpy's bare
+copy takes.
+
+On virtual machines the ratios vary with the machine and from hour to hour. Of five runs within two hours on one, with
+Intel's processor, the first had 5.2 and 3.4 for `write_vs_torchrl` and `gather_vs_torchrl`, the last 4.5 and 2.8. On
+another, whose speed varied by more, a run had 5.6 and 3.2, and one that followed within two hours 3.1 and 3.0; there
+`write_vs_numpy` was 0.95 and 0.62, and `admission_us_max` 102 and 84, all policies taking about twice as long as above.
+The run above is of a third, with AMD's. There, in a loop, 14 rows of 16 KB are stored in as much time as it takes to
+copy them from one place to another, and that copy alone takes a quarter of what torchrl's write does.
+
+What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand over each field.
+Few rows of 16 KB are copied in less time, which is what limits small writes now; with larger rows or more of them it
+vanishes. `balanced` pays for its partitions, `score` for finding rows that may leave; both together, `score` with
+`partition_by`, are not in the table. Nor are `herding` and `closest_to_centre`, which look at all features of the
+partitions that a batch touches and are meant for small buffers. In the steady state neither call allocates memory for
+rows, faults in a page or waits for the kernel, and neither calls more functions for more rows, which tests hold: of
+buffers in memory without `deduplicate`, which looks at each row that it turns away or replaces; a buffer in a file asks
+the kernel for each row beforehand. Copies of up to 64 KiB keep the GIL, longer ones give it up once.
+
+Memory beside the rows is 8 bytes a row, 4 more once rows of other ranks were loaded, one more where changes are asked
+for, up to 27 more with partitions, 4 with scores, 8 more where rows are drawn by them, and up to 21 with `deduplicate`:
+2 % of a row of 3 KB with partitions, and more of smaller ones. A `commit` keeps a copy of these numbers.
+"""
+
+FILE = """\
+Two storages over one file of rows take turns to read random ones: *ahead*, that of a buffer with `storage: mmap`, which
+asks the kernel for all pages of the rows before it touches them; *on demand*, which leaves it to the kernel to find out
+page by page. A memory cgroup leaves a tenth of the file for the page cache. Major faults are pages that a step waited
+for, each by itself.
+"""
+
+OVERHEAD = """\
+One DeepSpeed engine (ZeRO-1) takes turns in a job of two ranks: *plain*, without the block, on batches of b + r = 6 + 2
+rows; *control*, once more the same; *thread*, with the block, on the first 6 of these rows, to which 2 are replayed;
+*inline*, whose collectives are issued from the training thread. The buffers are full, and every candidate is stored. A
+turn begins with a step that is not timed, so that the background of a step runs behind the next one. The ratio is that
+to the turns without rehearsal of the same round, by the clock; the ratio of CPU time is that of all threads of a rank;
+*error* is the standard error of the median.
+
+Such a machine changes its speed from second to second, by more than rehearsal costs. So a product of matrices is timed
+in every pass of the model, and turns are told in units of its median. *Raw* is the ratio to *plain* without that. What
+*control* has beside 1 is the noise that is left. Whatever slows all of a step would slow the product as well, and not
+show: *unit* is by how much it was slower than in the turns of *plain*. *Paid* does without all that: it is the CPU time
+of the training thread inside of rehearsal. Where the background has a core of its own, a step pays that, *waited*, and
+whatever becomes slower.
+
+The model makes at least as many operations for each byte of a row as a ResNet-18 for each byte of an image of 3 x 224 x
+224 float32 (18,000, forwards and backwards; 14 such images are 8 MiB), and computes for at least 200 ms. A *light*
+model computes for 200 ms whatever the rows. Once on two cores, which the ranks keep busy; once with the training
+threads of both ranks on one core, so that a step takes twice as long, and those of the plugin on the other, which is
+free for them.
+"""
+
+OVERHEAD_GOALS = (
+    Goal("ratio_busy", "step time against plain DeepSpeed, two busy cores, the worst size", 1.03, at_most=True),
+    Goal("ratio_free_core", "the same where a core is free", 1.01, at_most=True),
+    Goal("ratio_busy_light", "8 MiB a step for a light model, two busy cores", 1.03, at_most=True),
+    Goal("ratio_free_core_light", "the same where a core is free", 1.01, at_most=True),
+)
+
+OVERHEAD_LIMITS = """\
+On the training thread a step pays for two copies, of its candidates out of the batch and of the replayed rows into it;
+in the background for a copy into the buffer, one out of it, and the exchange. On two busy cores all of that is time
+that the model does not get. Replayed rows are taken where they arrived unless several micro-batches share them. In
+host memory they and the batch lie in blocks that are used again once nobody refers to them.
+
+With a free core and a model that computes as much as a ResNet-18, what a step pays is of the size of the errors: an
+earlier run with longer turns had 0.998, 0.998 and 1.011 for the three sizes, in their order. For a light model and 8
+MiB it had 1.013, with an error of 0.005. There the training thread spends 2 ms of CPU time in rehearsal, most of it on
+the two copies, in a step of which its own part is 210 ms.
+
+On GPUs the copies run on a side stream and the exchange is NCCL's; none of this has been run there. There *thread* and
+*inline* are the same, as NCCL's collectives are issued from the training thread. A run on two GPUs would have to show
+`ratio_busy` at most 1.01, as the background has cores enough there, with
+
+```
+python -m pytest -m gpu
+DS_ACCELERATOR=cuda python -m scripts.benchmarks.overhead --json docs/results/bench_overhead.json
+```
+"""
+
+
+def buffer_tables(report: Report, docs: Path) -> list[str]:
+    """Microseconds by store, rows and operation; and of the decision, by policy."""
+    timed = {(row["store"], row["rows"], row["what"]): 1e3 * row["ms"] for row in report["rows"]}
+    columns = [(rows, what) for rows in FORMS for what in WHAT if (OURS, rows, what) in timed]
+    stores = dict.fromkeys(store for store, _, what in timed if what in WHAT)
+    lines = [[store, *(f"{timed[(store, *column)]:,.1f}" for column in columns)] for store in stores]
+    policies = [[store, f"{us:.1f}"] for (store, _, _), us in timed.items() if store in ADMISSIONS]
+    cold = [[store, *(f"{timed[store, TOKENS, what]:,.1f}" for what in COLD.values())] for store in stores]
+    return [
+        "Microseconds a call, medians:\n",
+        markdown(["", *(f"{rows}: {what}" for rows, what in columns)], lines),
+        f"The same of {TOKENS}, where a store is called once and then all others are, so that nothing of it is in the "
+        "cache, as in a job, which calls it once a step:\n",
+        markdown(["", *WHAT], cold),
+        "Microseconds to decide over 14 rows in a full buffer, by policy; the copy is not in them:\n",
+        markdown(["policy", "µs"], policies),
+    ]
+
+
+def file_tables(report: Report, docs: Path) -> list[str]:
+    """A line for each way to read."""
+    lines = [
+        [row["reads"], f"{row['ms']:.2f} ({row['ms_low']:.2f} to {row['ms_high']:.2f})", f"{row['faults']:.1f}"]
+        for row in report["rows"]
+    ]
+    first = report["rows"][0]
+    return [
+        f"{first['drawn']} rows of {first['row_bytes'] >> 10} KiB of a file of {first['file_mb']:,} MiB, with "
+        f"{first['cache_mb']:,} MiB of page cache:\n",
+        markdown(["", "ms a step (quartiles)", "major faults a step"], lines),
+    ]
+
+
+def overhead_tables(report: Report, docs: Path) -> list[str]:
+    """A line for every side of every case, and the share of each phase."""
+    lines, phases = [], []
+    for row in report["rows"]:
+        size = f"{row['step_bytes'] / 2**20:.3g}{' (light)' if row['light'] else ''}"
+        case = [size, "yes" if row["free_core"] else "no", row["engine"]]
+        work = [f"{1e-3 * row['operations']:.3g}", f"{row['step_ms']:.0f}", str(row["rounds"])]
+        wall, cpu = (f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})" for name in RATIOS)
+        others = [f"{row[name]:.3f}" for name in ("raw_ratio", "unit_ratio")]
+        lines.append([*case, *work, wall, f"{standard_error(row):.3f}", *others, cpu])
+        if PHASES[0] in row:
+            phases.append([*case, *(f"{row[name]:.2f}" for name in PHASES)])
+    heads = ["MiB a step and rank", "free core", "engine"]
+    ratios = ["ratio (quartiles)", "error", "raw", "unit", "ratio of CPU time"]
+    return [
+        markdown([*heads, "1,000 operations a byte", "ms a step", "rounds", *ratios], lines),
+        "Milliseconds of a step on rank 0; the first three on the training thread, the rest in the background. *Paid* "
+        "is CPU time, the others go by the clock, so that they have in them what else ran on the core meanwhile:\n",
+        markdown([*heads, *(name.removesuffix("_ms") for name in PHASES)], phases),
+    ]
+
+
+def standard_error(row: Mapping[str, Any]) -> float:
+    """Of the median ratio, by the quartiles, as for rounds that are normally distributed."""
+    deviation = float(row["ratio_high"] - row["ratio_low"]) / 1.349
+    return deviation * math.sqrt(math.pi / 2 / row["rounds"])
+
+
+RATIOS = ("ratio", "cpu_ratio")

@@ -1,0 +1,133 @@
+"""Many ranks in one process: the real code of each, with rows that change hands in memory.
+
+Each rank's exchange runs in its own worker thread, as in a job; one thread drives all training loops by turns. So a
+hundred ranks and more can be had on a machine with few cores, without a process for each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from threading import Condition
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from rehearsal_plugin import Rehearsal
+from rehearsal_plugin.distributed.transport import Pending, Transport
+
+__all__ = ["ThreadTransport", "replayed_ids", "rows_of"]
+
+Posts: TypeAlias = dict[int, Any]
+
+
+class Meeting:
+    """Where the ranks of one group leave what they send, collective by collective."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.posts, self.taken = size, dict[int, Posts](), Counter[int]()
+        self.changed = Condition()
+
+    def post(self, number: int, rank: int, sent: Any) -> None:
+        """Leave what a rank sends in the collective with this number."""
+        with self.changed:
+            self.posts.setdefault(number, {})[rank] = sent
+            if len(self.posts[number]) == self.size:
+                self.changed.notify_all()
+
+    def complete(self, number: int, within_s: float) -> bool:
+        """Whether all ranks have sent, waiting up to `within_s` for it."""
+        with self.changed:
+            return self.changed.wait_for(lambda: len(self.posts[number]) == self.size, within_s)
+
+    def take(self, number: int) -> Posts:
+        """What all ranks sent; forgotten after the last has taken it."""
+        with self.changed:
+            self.taken[number] += 1
+            done = self.taken[number] == self.size
+            return self.posts.pop(number) if done else self.posts[number]
+
+
+class Met:
+    """A collective that is over when all ranks have come."""
+
+    def __init__(self, meeting: Meeting, number: int, receive: Callable[[Posts], Tensor]) -> None:
+        self._meeting, self._number, self._receive = meeting, number, receive
+
+    def done(self, within_s: float = 0.0) -> bool:
+        """See `Pending.done`."""
+        return self._meeting.complete(self._number, within_s)
+
+    def result(self) -> Tensor:
+        """See `Pending.result`."""
+        return self._receive(self._meeting.take(self._number))
+
+
+class ThreadTransport(Transport):
+    """One of the ranks of a meeting."""
+
+    def __init__(self, meeting: Meeting, rank: int) -> None:
+        self.rank, self.size = rank, meeting.size
+        self._meeting, self._number = meeting, 0
+
+    @classmethod
+    def group(cls, size: int) -> list[ThreadTransport]:
+        """The ranks of a new meeting."""
+        meeting = Meeting(size)
+        return [cls(meeting, rank) for rank in range(size)]
+
+    def all_gather(self, send: Tensor) -> Pending:
+        """See `Transport.all_gather`."""
+        return self._issue(send.clone(), lambda posts: torch.stack([posts[rank] for rank in range(self.size)]))
+
+    def all_to_all(
+        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+    ) -> Pending:
+        """See `Transport.all_to_all`."""
+
+        def receive(posts: Posts) -> Tensor:
+            torch.cat([posts[rank][self.rank] for rank in range(self.size)], out=recv)
+            return recv
+
+        return self._issue(torch.split(send.clone(), send_counts), receive)
+
+    def close(self) -> None:
+        """See `Transport.close`."""
+
+    def _issue(self, sent: Any, receive: Callable[[Posts], Tensor]) -> Pending:
+        self._number += 1
+        self._meeting.post(self._number, self.rank, sent)
+        return Met(self._meeting, self._number, receive)
+
+
+def rows_of(rank: int) -> int:
+    """Rows that a rank's buffer holds in `replayed_ids`: one to four, so that ranks differ."""
+    return rank % 4 + 1
+
+
+def replayed_ids(ranks: int, steps: int, representatives: int, **section: Any) -> tuple[Tensor, Mapping[str, float]]:
+    """Rows that all ranks replay in `steps` steps from buffers that stay as they are.
+
+    Every rank offers `rows_of(rank)` rows in its first step, and no sound row later.
+
+    Returns:
+        Their ids, `[steps, ranks, representatives]` int64, and the metrics of rank 0. Id 4 k + i is row i of rank k.
+    """
+    config = {"buffer": {"capacity": 4}, "representatives": representatives, "non_finite": "skip", **section}
+    found = []
+    with ExitStack() as stack:
+        group = [stack.enter_context(Rehearsal(config, transport)) for transport in ThreadTransport.group(ranks)]
+        for step in range(-4, steps):
+            batches = [rehearsal.update(_batch(rank, step == -4)) for rank, rehearsal in enumerate(group)]
+            if step >= 0:
+                found.append(torch.stack([batch["id"][4:] for batch in batches]))
+        group[0].drain()
+        return torch.stack(found), group[0].metrics()
+
+
+def _batch(rank: int, sound: bool) -> dict[str, Tensor]:
+    x = torch.full((4,), torch.nan)
+    x[: rows_of(rank) * sound] = 1.0
+    return {"x": x, "id": 4 * rank + torch.arange(4)}

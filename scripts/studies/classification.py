@@ -1,0 +1,143 @@
+"""How much rehearsal keeps of images seen long ago: class-incremental Fashion-MNIST, five tasks of two classes.
+
+    python -m scripts.studies.classification --size small
+    python -m scripts.studies.classification --size full
+
+starts itself on two ranks. Training from scratch on everything bounds from above, training on one task after the
+other from below; between them er, der and der++ with buffers of several sizes, each with several seeds. Then er
+with other r and c, and its time against plain training with as many rows a step. Writes `report.json` and
+`study.png` to `out/study_classification`; `--resume` goes on with an interrupted study.
+
+The learning rate and the weights in the losses are what did best in `--size choose`, which tries them on held-out
+training images with a seed that the study does not use; the test images choose nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from tqdm import tqdm
+
+from scripts.common.image_data import ImageData, load_images
+from scripts.common.launch import is_rank, launch
+from scripts.common.paths import ROOT
+from scripts.common.report import write_report
+from scripts.studies.classification_plan import ACCURACY, CHOOSE, KNOBS, SIZES, Size, chosen
+from scripts.studies.classification_time import SEGMENT, summarise_times, time_in_turns
+from scripts.studies.classification_train import TASKS, Course, Knobs, hold_out, train
+from scripts.studies.grid import DERPP, ER, SCRATCH, Arm, Row, cells, find, group, print_table
+from scripts.studies.plots import plot_study
+from scripts.studies.run_arms import Job, Shelf, progress_of, train_all
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one rank where a launcher started this process, else starts the launcher; returns the exit status."""
+    arguments = parse(argv)
+    if is_rank():
+        run(arguments)
+        return 0
+    load_images()  # so that the ranks find them in the cache
+    return launch("scripts.studies.classification", arguments.ranks, argv)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Rehearsal on class-incremental images, against both bounds.")
+    parser.add_argument("--size", choices=SIZES, default="small", help="how much is done (%(default)s)")
+    parser.add_argument("--ranks", type=int, default=2, help="processes on this machine (%(default)s)")
+    parser.add_argument("--resume", action="store_true", help="keep the arms that an earlier run has finished")
+    parser.add_argument("--out", type=Path, default=ROOT / "out/study_classification", help="folder of the results")
+    return parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """One rank's part, from the images to the results."""
+    dist.init_process_group("gloo")
+    choosing, size = arguments.size == CHOOSE, SIZES[arguments.size]
+    images = hold_out(load_images()) if choosing else first_test_images(load_images(), size.test_images)
+    course = Course(images, size.steps, size.batch, size.representatives, dist.get_rank(), dist.get_world_size())
+    jobs = size.choices() if choosing else size.jobs()
+    steps = len(jobs) * TASKS * size.steps + (2 * SEGMENT * (size.pairs + 1) if size.pairs else 0)
+    with progress_of(steps) as progress:
+        plans = [planned(job, course, arguments.out / "arms", progress) for job in jobs]
+        rows = train_all(plans, told, progress, resume=arguments.resume)
+        times = time_in_turns(course, KNOBS[ER], size.pairs, progress) if size.pairs else []
+    if course.rank == 0 and choosing:
+        publish_choice(rows, arguments.out / CHOOSE)
+    elif course.rank == 0:
+        publish(rows, times, size, images.name, arguments.out)
+    # Without these two a rank that ends before the others may be aborted.
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def first_test_images(images: ImageData, count: int) -> ImageData:
+    """The same training images, fewer to test on."""
+    return replace(images, test_images=images.test_images[:count], test_labels=images.test_labels[:count])
+
+
+def planned(job: tuple[Arm, Knobs], course: Course, folder: Path, progress: tqdm[Any]) -> Job:
+    """What `train_all` is to do."""
+    arm, knobs = job
+    settings = {"steps": course.steps, "batch": course.batch, "ranks": course.ranks, "data": course.images.name}
+    settings["rows_a_step"] = course.batch + course.representatives  # of the upper bound
+    settings["test_images"] = len(course.images.test_labels)
+    return Job(arm.name, arm, Shelf(folder, settings | asdict(knobs)), lambda: train(arm, knobs, course, progress))
+
+
+def told(rows: Sequence[Row]) -> str:
+    """One arm's result on a line."""
+    (one,) = group(rows, ACCURACY, rows[0]["table"])
+    return f"accuracy {one.average.text()}, {one.seconds.text(1)} s"
+
+
+def summarise(rows: Sequence[Row], times: Sequence[Row]) -> dict[str, float]:
+    """What the study was made for: how near er comes to the upper bound, its cost, and what der++ adds to it."""
+    groups = group(rows, ACCURACY)
+    sizes = sorted({one.arm.buffer_percent for one in groups} - {0.0})
+    smallest, largest = sizes[0], sizes[-1]
+    top = find(groups, SCRATCH).average.mean
+    return {
+        f"er_ratio_{largest:g}": find(groups, ER, largest).average.mean / top,
+        "derpp_minus_er_smallest": find(groups, DERPP, smallest).average.mean - find(groups, ER, smallest).average.mean,
+        **summarise_times(times),
+    }
+
+
+def publish(rows: list[Row], times: list[Row], size: Size, data: str, folder: Path) -> None:
+    """Writes report and picture, prints the tables."""
+    summary = summarise(rows, times) | {"steps_a_task": size.steps, "seeds": len(size.seeds)}
+    report = write_report(
+        folder, summary, [{"data": data, **line} for line in rows + times], ranks=dist.get_world_size()
+    )
+    groups = group(rows, ACCURACY)
+    plot_study(groups, ACCURACY, f"{data}, class-incremental", folder / "study.png")
+    print_table(f"Accuracy after the last task, {data}", *cells(groups, tasks=False))
+    print_table("er with other r and c", *cells(group(rows, ACCURACY, "rows"), tasks=False))
+    for name, value in summary.items():
+        print(f"{name:28}{value:10.4g}")
+    print(f"{report}\n{folder / 'study.png'}", flush=True)
+
+
+def publish_choice(rows: list[Row], folder: Path) -> None:
+    """Writes and prints what each method's knobs gave on held-out training images."""
+    tried = chosen(rows)
+    best = {method: accuracy for method, _, accuracy in reversed(tried)}
+    write_report(
+        folder, {f"{method} accuracy": value for method, value in best.items()}, rows, ranks=dist.get_world_size()
+    )
+    lines = [
+        [method, *(f"{value:g}" for value in asdict(knobs).values()), f"{accuracy:.4f}"]
+        for method, knobs, accuracy in tried
+    ]
+    print_table("Accuracy on held-out training images", ["method", *asdict(tried[0][1]), "accuracy"], lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,96 @@
+"""What the classification study tries: its sizes, its arms, and the knobs of each method."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from scripts.studies.classification_train import Knobs
+from scripts.studies.grid import BUFFERS, DER, DERPP, ER, INCREMENTAL, METHODS, SCRATCH, Arm, Metric, Row, grid, group
+
+__all__ = ["ACCURACY", "CHOOSE", "KNOBS", "SIZES", "Size", "chosen"]
+
+ACCURACY = Metric("accuracy", "accuracy", higher_is_better=True)
+CHOOSE = "choose"
+
+KNOBS = {
+    SCRATCH: Knobs(lr=0.05),
+    INCREMENTAL: Knobs(lr=0.05),
+    ER: Knobs(lr=0.05, loss_weight=4.0),
+    DER: Knobs(lr=0.05, alpha=1.0),
+    DERPP: Knobs(lr=0.05, alpha=0.3, beta=1.0),
+}
+"""What did best in `--size choose`, averaged over both sizes of the buffer there."""
+
+CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
+    SCRATCH: {"lr": (0.02, 0.05, 0.1)},
+    ER: {"lr": (0.05,), "loss_weight": (1.0, 2.0, 4.0)},
+    DER: {"lr": (0.05,), "alpha": (0.3, 1.0, 3.0)},
+    DERPP: {"lr": (0.05,), "alpha": (0.1, 0.3), "beta": (1.0, 2.0, 4.0)},
+}
+"""Tried on held-out training images. All methods take the learning rate of training from scratch."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the study is done.
+
+    Attributes:
+        steps: Optimizer steps a task.
+        batch: New images a step and rank, b.
+        representatives: Replayed images a step and rank, r.
+        buffers: Percent of the training images.
+        seeds: Of every arm.
+        draws: Pairs of r and c (None for all), tried with er, a buffer of 10 % and the first seed.
+        pairs: Pairs of timed segments.
+        test_images: On how many of them accuracy is measured.
+    """
+
+    steps: int = 188  # times 2 ranks times 32 images: every image once
+    batch: int = 32
+    representatives: int = 32
+    buffers: tuple[float, ...] = BUFFERS
+    seeds: tuple[int, ...] = (0, 1, 2)
+    draws: tuple[tuple[int, int | None], ...] = ((8, None), (16, None), (32, None), (64, None), (32, 4), (32, 16))
+    pairs: int = 20
+    test_images: int = 10_000
+
+    def jobs(self) -> list[tuple[Arm, Knobs]]:
+        """Every arm of the study."""
+        arms = grid(self.buffers, self.seeds, self.representatives)
+        arms += [Arm(ER, 10.0, self.seeds[0], r, c, table="rows") for r, c in self.draws]
+        return [(arm, KNOBS[arm.method]) for arm in arms]
+
+    def choices(self) -> list[tuple[Arm, Knobs]]:
+        """Every arm that has a choice, with each of its knobs."""
+        arms = [arm for arm in grid(self.buffers, self.seeds, self.representatives) if arm.method in CHOICES]
+        return [
+            (arm, Knobs(**dict(zip(CHOICES[arm.method], values, strict=True))))
+            for arm in arms
+            for values in itertools.product(*CHOICES[arm.method].values())
+        ]
+
+
+SIZES = {
+    "smoke": Size(2, 8, 8, buffers=(2.5, 30.0), seeds=(0,), draws=((4, 2),), pairs=1, test_images=200),
+    "small": Size(94, buffers=(2.5, 30.0), seeds=(0,), draws=((8, None), (32, 4)), pairs=6, test_images=2_000),
+    "full": Size(),
+    CHOOSE: Size(buffers=(2.5, 30.0), seeds=(100,), pairs=0),
+}
+
+
+def chosen(rows: Sequence[Row]) -> list[tuple[str, Knobs, float]]:
+    """Method, knobs, and accuracy averaged over the buffers tried; the best knobs of a method first."""
+    accuracies: dict[tuple[str, Knobs], list[float]] = {}
+    for knobs in {_knobs(line) for line in rows}:
+        for one in group([line for line in rows if _knobs(line) == knobs], ACCURACY):
+            accuracies.setdefault((one.arm.method, knobs), []).append(one.average.mean)
+    tried = [(method, knobs, float(np.mean(values))) for (method, knobs), values in accuracies.items()]
+    return sorted(tried, key=lambda one: (METHODS.index(one[0]), -one[2]))
+
+
+def _knobs(line: Row) -> Knobs:
+    return Knobs(**{name: line[name] for name in asdict(KNOBS[ER])})

@@ -1,0 +1,231 @@
+"""How one arm of the classification study is trained: the network, the order of the images, the loop."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from rehearsal_plugin import Rehearsal
+from scripts.common.image_data import ImageData
+from scripts.studies.grid import DERPP, REPLAYING, SCRATCH, Arm, Row, row
+
+__all__ = ["TASKS", "Batch", "Course", "Knobs", "Learner", "hold_out", "train"]
+
+TASKS, CLASSES_PER_TASK = 5, 2
+CLASSES = TASKS * CLASSES_PER_TASK
+FALL = 0.1
+"""Share of all steps, at the end, over which the learning rate falls to zero."""
+Batch: TypeAlias = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What `--size choose` tries on held-out training images: learning rate, and weights in the strategies' losses."""
+
+    lr: float
+    loss_weight: float = 1.0
+    alpha: float = 0.0
+    beta: float = 0.0
+
+
+class Block(nn.Module):
+    """Two convolutions beside a shortcut. The norms look at one image alone, so small batches do them no harm."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+            nn.GroupNorm(outputs // 8, outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.GroupNorm(outputs // 8, outputs),
+        )
+        same = inputs == outputs and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[batch, inputs, height, width]` to `[batch, outputs, height / stride, width / stride]`."""
+        out: Tensor = self.body(x) + self.shortcut(x)
+        return out.relu()
+
+
+class ResNet(nn.Module):
+    """A residual network of eight layers, 78,000 parameters: uint8 images `[batch, h, w]` to scores `[batch, 10]`."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, width, 3, 2, padding=1, bias=False), nn.GroupNorm(width // 8, width), nn.ReLU()
+        )
+        self.blocks = nn.Sequential(Block(width, width, 1), Block(width, 2 * width, 2), Block(2 * width, 4 * width, 2))
+        self.classifier = nn.Linear(4 * width, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Scores of all classes; nothing tells the network which task an image is from."""
+        features = self.blocks(self.stem(images.unsqueeze(1).float() / 127.5 - 1))
+        scores: Tensor = self.classifier(features.mean((2, 3)))
+        return scores
+
+
+class Learner:
+    """A network on all ranks with its optimizer, and rehearsal where the method has it."""
+
+    def __init__(self, arm: Arm, knobs: Knobs, capacity: int) -> None:
+        torch.manual_seed(arm.seed)
+        model = ResNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the fast one on CPUs
+        self.model = DistributedDataParallel(model)
+        self.knobs = knobs
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=knobs.lr, momentum=0.9)
+        config = rehearsal_config(arm, knobs, capacity) if arm.method in REPLAYING else None
+        self.rehearsal = None if config is None else Rehearsal(config)
+
+    def slow_down(self, done: float) -> None:
+        """Let the learning rate fall in a line to zero over the last steps, `done` being the share of all behind it."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.knobs.lr * min(1.0, (1 - done) / FALL)
+
+    def step(self, batch: Batch) -> None:
+        """One optimizer step on this rank's new rows, and on replayed ones behind them."""
+        if self.rehearsal is not None:
+            batch = self.rehearsal.augment(batch)
+        scores = self.model(batch["images"])
+        if self.rehearsal is None:
+            loss = functional.cross_entropy(scores, batch["labels"])
+        else:
+            loss = self.rehearsal.loss(functional.cross_entropy, scores, batch["labels"])
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        if self.rehearsal is not None:
+            self.rehearsal.step()
+
+    def buffer_mib(self) -> float:
+        """Memory of the rows that all ranks store."""
+        buffer = None if self.rehearsal is None else self.rehearsal.buffer
+        size = torch.tensor(0.0 if buffer is None else len(buffer) * buffer.layout.row_bytes / 2**20)
+        dist.all_reduce(size)
+        return float(size)
+
+    def close(self) -> None:
+        """End the background work."""
+        if self.rehearsal is not None:
+            self.rehearsal.close()
+
+
+def rehearsal_config(arm: Arm, knobs: Knobs, capacity: int) -> dict[str, Any]:
+    """The `rehearsal` section; der++ draws twice, so each of its draws brings half of the rows."""
+    return {
+        "buffer": {"capacity": capacity},
+        "representatives": arm.representatives // (2 if arm.method == DERPP else 1),
+        "candidates": arm.candidates,
+        "strategy": {"name": arm.method, "loss_weight": knobs.loss_weight, "alpha": knobs.alpha, "beta": knobs.beta},
+        "seed": arm.seed,
+    }
+
+
+@dataclass(frozen=True)
+class Course:
+    """The images, how many of them a step takes, and this rank's place.
+
+    Attributes:
+        steps: Optimizer steps a task.
+        batch: New images a step and rank.
+        representatives: Replayed images a step and rank of the methods with a buffer.
+    """
+
+    images: ImageData
+    steps: int
+    batch: int
+    representatives: int
+    rank: int
+    ranks: int
+
+    def capacity(self, arm: Arm) -> int:
+        """Rows of a rank's buffer."""
+        return int(len(self.images.train_labels) * arm.buffer_percent / 100 / self.ranks)
+
+    def task(self, task: int, seed: int) -> Iterator[Batch]:
+        """This rank's batches of one task, counted from 0."""
+        rows = np.flatnonzero(self.images.train_labels // CLASSES_PER_TASK == task)
+        return self._batches(rows, self.steps, self.batch, (seed, task))
+
+    def shuffled(self, steps: int, batch: int, seed: int) -> Iterator[Batch]:
+        """This rank's batches of all tasks at once."""
+        return self._batches(np.arange(len(self.images.train_labels)), steps, batch, (seed, TASKS))
+
+    def _batches(self, rows: NDArray[np.int64], steps: int, batch: int, key: tuple[int, int]) -> Iterator[Batch]:
+        """Goes round in a new order each time where there are fewer rows than the steps take."""
+        rng, needed = np.random.default_rng(key), steps * self.ranks * batch
+        order = np.concatenate([rng.permutation(rows) for _ in range(-(-needed // len(rows)))])[:needed]
+        for chosen in order.reshape(steps, self.ranks, batch)[:, self.rank]:
+            images, labels = self.images.train_images[chosen], self.images.train_labels[chosen]
+            yield {"images": torch.from_numpy(images), "labels": torch.from_numpy(labels)}
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> list[float]:
+        """Accuracy on each task's test images, among all classes; a rank looks at its share."""
+        share = slice(self.rank, None, self.ranks)
+        images = torch.from_numpy(self.images.test_images[share].copy())
+        labels = torch.from_numpy(self.images.test_labels[share].copy())
+        right = torch.cat([model(part).argmax(1) for part in images.tensor_split(20)]) == labels
+        counts = torch.zeros(2, TASKS)
+        for line, weight in zip(counts, (right.float(), torch.ones(len(labels))), strict=True):
+            line.index_add_(0, labels // CLASSES_PER_TASK, weight)
+        dist.all_reduce(counts)
+        accuracies: list[float] = (counts[0] / counts[1]).tolist()
+        return accuracies
+
+
+def train(arm: Arm, knobs: Knobs, course: Course, progress: tqdm[Any]) -> list[Row]:
+    """One arm, with an evaluation after each task."""
+    learner, seconds, rows = Learner(arm, knobs, course.capacity(arm)), 0.0, []
+    steps = itertools.count()
+    for after_task, batches in _lessons(arm, course):
+        dist.barrier()
+        start = time.perf_counter()
+        for batch in batches:
+            learner.slow_down(next(steps) / (TASKS * course.steps))
+            learner.step(batch)
+            progress.update()
+        seconds += time.perf_counter() - start
+        values = {"accuracy": course.evaluate(learner.model.module)}
+        rows.append(row(arm, after_task, values, seconds=seconds, buffer_mib=learner.buffer_mib(), **asdict(knobs)))
+    learner.close()
+    return rows
+
+
+def _lessons(arm: Arm, course: Course) -> list[tuple[int, Iterator[Batch]]]:
+    """What is trained before each evaluation, and how many tasks have come by then.
+
+    From scratch, all images come shuffled in as many steps, and a step has as many rows as one with rehearsal, so
+    that the upper bound has as much computation.
+    """
+    if arm.method == SCRATCH:
+        rows = course.batch + course.representatives
+        return [(TASKS, course.shuffled(TASKS * course.steps, rows, arm.seed))]
+    return [(task + 1, course.task(task, arm.seed)) for task in range(TASKS)]
+
+
+def hold_out(images: ImageData) -> ImageData:
+    """A tenth of the training images takes the place of the test images, so that those choose nothing."""
+    order = np.random.default_rng(0).permutation(len(images.train_labels))
+    test, train = order[: len(order) // 10], order[len(order) // 10 :]
+    return ImageData(
+        f"{images.name}, a tenth of the training images held out",
+        images.train_images[train],
+        images.train_labels[train],
+        images.train_images[test],
+        images.train_labels[test],
+    )

@@ -1,0 +1,209 @@
+"""What the ptychography study tries: its sizes, its arms, and the knobs of each method."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import numpy as np
+
+from scripts.studies.grid import (
+    BUFFERS,
+    DER,
+    DERPP,
+    ER,
+    INCREMENTAL,
+    METHODS,
+    SCRATCH,
+    Arm,
+    Group,
+    Metric,
+    Row,
+    find,
+    grid,
+    group,
+)
+from scripts.studies.scan_stream import DRIFTS, Plan, conditions
+
+__all__ = [
+    "CHOOSE",
+    "COMMON",
+    "KNOBS",
+    "METRICS",
+    "SIZES",
+    "Course",
+    "Knobs",
+    "Size",
+    "chosen",
+    "of_drift",
+    "summarise",
+]
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What each method has of its own: learning rate, and the weights in the strategies' losses."""
+
+    lr: float
+    loss_weight: float = 1.0
+    alpha: float = 0.0
+    beta: float = 0.0
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all arms have in common.
+
+    Attributes:
+        tasks: Tasks of a drift.
+        steps: Optimizer steps a task.
+        batch: New samples a step and rank.
+        start_task: Tasks that are only collected from before anything is replayed.
+        scans: Objects a task and rank that are held out.
+    """
+
+    tasks: int
+    steps: int
+    batch: int
+    start_task: int
+    scans: int
+
+    def capacity(self, arm: Arm) -> int:
+        """Rows of a rank's buffer: a share of the samples that come to this rank."""
+        return max(1, round(self.tasks * self.steps * self.batch * arm.buffer_percent / 100))
+
+    def plan(self, drift: str, seed: int, rank: int) -> Plan:
+        """What a rank sees."""
+        return Plan(tuple(conditions(drift, self.tasks)), self.steps, self.batch, seed, rank)
+
+
+METRICS = (
+    Metric("amplitude_error", "amplitude error", higher_is_better=False),
+    Metric("phase_error", "phase error (rad)", higher_is_better=False),
+)
+CHOOSE = "choose"
+COMMON = 10.0
+"""The size of the buffer that every drift is tried with, in percent of the samples."""
+
+KNOBS = {
+    SCRATCH: Knobs(lr=1e-3),
+    INCREMENTAL: Knobs(lr=1e-3),
+    ER: Knobs(lr=1e-3, loss_weight=2.0),
+    DER: Knobs(lr=1e-3, alpha=10.0),
+    DERPP: Knobs(lr=1e-3, alpha=0.8, beta=2.0),
+}
+"""What did best in `--size choose`. The learning rate is common to all; twice that makes the upper bound 2 % better."""
+
+CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
+    SCRATCH: {"lr": (5e-4, 1e-3, 2e-3)},
+    ER: {"lr": (1e-3,), "loss_weight": (1.0, 2.0)},
+    DER: {"lr": (1e-3,), "alpha": (0.8, 3.0, 10.0)},
+    DERPP: {"lr": (1e-3,), "alpha": (0.8, 3.0), "beta": (1.0, 2.0)},
+}
+"""Tried on the drift of photons, with a seed that the study does not report."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of the study is done.
+
+    Attributes:
+        course: Tasks, steps and samples.
+        representatives: Replayed samples a step and rank, r.
+        candidates: Samples a step and rank that are offered to the buffer, c.
+        seeds: Of every arm.
+        buffers: By drift, percent of the samples; each holds `COMMON`.
+        draws: Pairs of r and c, tried with er, the common buffer, the first seed and the drift of photons.
+    """
+
+    course: Course
+    representatives: int = 16
+    candidates: int = 8
+    seeds: tuple[int, ...] = (0, 1, 2)
+    buffers: Mapping[str, tuple[float, ...]] = field(
+        default_factory=lambda: {"defocus": BUFFERS, "photons": (COMMON,), "texture": (COMMON,)}
+    )
+
+    draws: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def rows_a_step(self) -> int:
+        """Samples that a step and rank of the methods with a buffer takes, and so that of the upper bound."""
+        return self.course.batch + self.representatives
+
+    def jobs(self) -> list[tuple[str, Arm, Knobs]]:
+        """Every arm of the study, drift by drift."""
+        draws = [("photons", Arm(ER, COMMON, self.seeds[0], r, c, table="rows")) for r, c in self.draws]
+        return [(drift, arm, KNOBS[arm.method]) for drift, arm in [*self._arms(), *draws]]
+
+    def choices(self) -> list[tuple[str, Arm, Knobs]]:
+        """Every arm that has a choice, with each of its knobs."""
+        return [
+            (drift, arm, Knobs(**dict(zip(CHOICES[arm.method], values, strict=True))))
+            for drift, arm in self._arms()
+            if arm.method in CHOICES
+            for values in itertools.product(*CHOICES[arm.method].values())
+        ]
+
+    def _arms(self) -> list[tuple[str, Arm]]:
+        return [
+            (drift, replace(arm, candidates=self.candidates if arm.buffer_percent else None))
+            for drift in self.buffers
+            for arm in grid(self.buffers[drift], self.seeds, self.representatives)
+        ]
+
+
+ONE_BUFFER = dict.fromkeys(DRIFTS, (COMMON,))
+FULL = Course(tasks=6, steps=80, batch=16, start_task=1, scans=1)
+SIZES = {
+    "smoke": Size(replace(FULL, tasks=3, steps=3), seeds=(0,), buffers=ONE_BUFFER, draws=((8, 4),)),
+    "small": Size(replace(FULL, tasks=4, steps=40), seeds=(0,), buffers=ONE_BUFFER, draws=((8, 8), (32, 8))),
+    "full": Size(FULL, draws=((4, 8), (8, 8), (16, 8), (32, 8), (16, 2), (16, 16))),
+    CHOOSE: Size(FULL, seeds=(100,), buffers={"photons": (COMMON,)}),
+}
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, float]:
+    """Share of the forgetting of incremental training that er with the common buffer takes away.
+
+    For each metric and drift, and for each metric the least over the drifts; beside it how much is forgotten.
+    """
+    summary: dict[str, float] = {}
+    for metric in METRICS:
+        name, reductions = metric.name.removesuffix("_error"), {}
+        for drift in DRIFTS:
+            groups = group(of_drift(rows, drift), metric)
+            lost, kept = (_forgetting(find(groups, *arm)) for arm in ((INCREMENTAL, 0.0), (ER, COMMON)))
+            # Where nothing was forgotten there is nothing to take away.
+            reductions[f"forgetting_reduction_{name}_{drift}"] = 1 - kept / lost if lost > 0 else 0.0
+            summary |= {f"forgetting_{name}_{drift}_incremental": lost, f"forgetting_{name}_{drift}_er": kept}
+        summary |= {f"forgetting_reduction_{name}": min(reductions.values()), **reductions}
+    return summary
+
+
+def chosen(rows: Sequence[Row]) -> list[tuple[str, Knobs, float]]:
+    """Method, knobs, and the error summed over metrics; the best knobs of a method first."""
+    lines: dict[tuple[str, Knobs], list[Row]] = {}
+    for line in rows:
+        lines.setdefault((line["method"], _knobs(line)), []).append(line)
+    tried = [(method, knobs, _error(ours)) for (method, knobs), ours in lines.items()]
+    return sorted(tried, key=lambda one: (METHODS.index(one[0]), one[2]))
+
+
+def _forgetting(one: Group) -> float:
+    assert one.forgetting is not None  # there were several evaluations
+    return one.forgetting.mean
+
+
+def _knobs(line: Row) -> Knobs:
+    return Knobs(**{name: line[name] for name in asdict(KNOBS[ER])})
+
+
+def _error(rows: Sequence[Row]) -> float:
+    return sum(float(np.mean([one.average.mean for one in group(rows, metric)])) for metric in METRICS)
+
+
+def of_drift(rows: Sequence[Row], drift: str) -> list[Row]:
+    """The rows of one drift."""
+    return [line for line in rows if line["drift"] == drift]

@@ -1,0 +1,171 @@
+"""How one arm of the ptychography study is trained: the course of tasks, the loop, and what is measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from rehearsal_plugin import Rehearsal
+from scripts.studies.diffraction import Samples
+from scripts.studies.grid import DERPP, REPLAYING, SCRATCH, Arm, Row, group, row
+from scripts.studies.ptychography_plan import METRICS, Course, Knobs, Size
+from scripts.studies.reconstruction_model import PtychoNet, reconstruction_loss
+from scripts.studies.run_arms import Job, Shelf, progress_of, train_all
+from scripts.studies.scan_stream import DRIFTS, Producer
+
+__all__ = ["train_arms"]
+
+Batch: TypeAlias = dict[str, Tensor]
+
+
+class Learner:
+    """A network on all ranks with its optimizer, and rehearsal where the method has it."""
+
+    def __init__(self, arm: Arm, knobs: Knobs, course: Course) -> None:
+        torch.manual_seed(arm.seed)
+        model = PtychoNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the fast one on CPUs
+        self.model = DistributedDataParallel(model)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=knobs.lr)
+        config = rehearsal_config(arm, knobs, course) if arm.method in REPLAYING else None
+        self.rehearsal = None if config is None else Rehearsal(config)
+
+    def step(self, batch: Batch) -> None:
+        """One optimizer step on this rank's new rows, and on replayed ones behind them."""
+        if self.rehearsal is not None:
+            batch = self.rehearsal.augment(batch)
+        maps, targets = self.model(batch["diffraction"]), (batch["amplitude"], batch["phase"])
+        if self.rehearsal is None:
+            loss = reconstruction_loss(maps, *targets)
+        else:
+            loss = self.rehearsal.loss(reconstruction_loss, maps, *targets)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        if self.rehearsal is not None:
+            self.rehearsal.step()
+
+    def buffer_mib(self) -> float:
+        """Memory of the rows that this rank stores."""
+        buffer = None if self.rehearsal is None else self.rehearsal.buffer
+        return 0.0 if buffer is None else len(buffer) * buffer.layout.row_bytes / 2**20
+
+    def close(self) -> None:
+        """End the background work."""
+        if self.rehearsal is not None:
+            self.rehearsal.close()
+
+
+def rehearsal_config(arm: Arm, knobs: Knobs, course: Course) -> dict[str, Any]:
+    """The `rehearsal` section; der++ draws twice, so each of its draws brings half of the rows."""
+    return {
+        "buffer": {"capacity": course.capacity(arm)},
+        "representatives": arm.representatives // (2 if arm.method == DERPP else 1),
+        "candidates": arm.candidates,
+        "start_step": course.start_task * course.steps,
+        "strategy": {"name": arm.method, "loss_weight": knobs.loss_weight, "alpha": knobs.alpha, "beta": knobs.beta},
+        "seed": arm.seed,
+    }
+
+
+@dataclass
+class Bench:
+    """What a rank trains its arms with, one after the other."""
+
+    size: Size
+    producer: Producer
+    progress: tqdm[Any]
+
+    def train(self, drift: str, arm: Arm, knobs: Knobs) -> list[Row]:
+        """All tasks as they arrive with an evaluation after each, or all of them mixed for the upper bound."""
+        course, waited = self.size.course, self.producer.waited_s
+        plan = course.plan(drift, arm.seed, dist.get_rank())
+        held_out = [tensors(samples) for samples in plan.held_out(course.scans)]
+        # The upper bound takes as many samples a step as those that replay.
+        stream = self.producer.stream(plan, shuffled=self.size.rows_a_step if arm.method == SCRATCH else None)
+        seconds, rows = 0.0, []
+        with closing(Learner(arm, knobs, course)) as learner:
+            for task in range(1, course.tasks + 1):
+                seconds += self._steps(learner, islice(stream, course.steps))
+                if arm.method == SCRATCH and task < course.tasks:
+                    continue
+                values, memory = errors(learner.model.module, held_out), total(learner.buffer_mib())
+                wait = self.producer.waited_s - waited
+                rows.append(
+                    row(
+                        arm, task, values, seconds=seconds, buffer_mib=memory, waited_s=wait, drift=drift, **vars(knobs)
+                    )
+                )
+        return rows
+
+    def _steps(self, learner: Learner, stream: Iterator[Samples]) -> float:
+        """A step for each mini-batch; the seconds that took."""
+        dist.barrier()
+        start = time.perf_counter()
+        for samples in stream:
+            learner.step(tensors(samples))
+            self.progress.update()
+        return time.perf_counter() - start
+
+
+def train_arms(arms: Sequence[tuple[str, Arm, Knobs]], size: Size, folder: Path, *, resume: bool) -> list[Row]:
+    """The rows of every arm of every drift."""
+    settings = asdict(size.course) | {"ranks": dist.get_world_size(), "rows_a_step": size.rows_a_step}
+    steps = len(arms) * size.course.tasks * size.course.steps
+    with Producer() as producer, progress_of(steps) as progress:
+        bench = Bench(size, producer, progress)
+        jobs = [
+            Job(
+                f"{drift}, {arm.name}",
+                arm,
+                Shelf(folder / drift, settings | DRIFTS[drift] | asdict(knobs)),
+                partial(bench.train, drift, arm, knobs),
+            )
+            for drift, arm, knobs in arms
+        ]
+        return train_all(jobs, told, progress, resume=resume)
+
+
+def told(rows: Sequence[Row]) -> str:
+    """One arm's result on a line."""
+    table = rows[0]["table"]
+    ends = [f"{metric.label} {group(rows, metric, table)[0].average.text(4)}" for metric in METRICS]
+    return f"{', '.join(ends)}, {rows[-1]['seconds']:.1f} s"
+
+
+@torch.no_grad()
+def errors(model: torch.nn.Module, held_out: list[Batch]) -> dict[str, list[float]]:
+    """Mean absolute errors on the held-out samples of every task; each rank looks at objects of its own."""
+    sums = torch.tensor([_errors(model, batch) for batch in held_out], dtype=torch.float64)
+    dist.all_reduce(sums)
+    amplitude, phase = (sums / dist.get_world_size()).T.tolist()
+    return {"amplitude_error": amplitude, "phase_error": phase}
+
+
+def _errors(model: torch.nn.Module, batch: Batch) -> list[float]:
+    maps = model(batch["diffraction"])
+    targets = (batch["amplitude"], batch["phase"])
+    return [(ours - right).abs().mean().item() for ours, right in zip(maps, targets, strict=True)]
+
+
+def tensors(samples: Samples) -> Batch:
+    """The same memory as tensors, by name."""
+    return {name: torch.from_numpy(field) for name, field in samples._asdict().items()}
+
+
+def total(value: float) -> float:
+    """The sum over the ranks."""
+    summed = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(summed)
+    return summed.item()

@@ -1,0 +1,254 @@
+"""The recipe of continual pre-training: text, plan, numbers, page, and two phases under the launcher."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rehearsal_plugin import RehearsalConfig
+from scripts.llm import data as llm_data
+from scripts.llm import page as llm_page
+from scripts.llm import train as train_llm
+from scripts.llm.data import END_TOKEN, LANGUAGES, held_out, rows_of, text_of
+from scripts.llm.plan import BASE, JOINT, Run, Setting, config_of, key_of, plan, variants
+from scripts.llm.results import Row, cost_on_new, gap_closed, summarise
+from scripts.studies.grid import Spread
+from tests.helpers.paths import ROOT
+
+MADE_UP = "10 % of English, made up by the model"
+
+CONFIG = json.loads((ROOT / "configs/llm_en_fr_de.json").read_text())
+PAGE = """<html><head><title>menu</title></head><body><div>menu</div><div id="DisplayArea"><h1>Save
+ As</h1><p>Choose <span>File</span> - Save.</p><div class="note"><p>Twice &amp; more</p></div></div><div>foot</div>"""
+
+
+def folder_of_pages(folder: Path, pages: int = 60) -> Path:
+    """As in the packages: the same pages in three languages, whose words differ."""
+    for language, name in LANGUAGES.items():
+        for page in range(pages):
+            path = folder / name / "text" / f"{page}.html"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            words = " ".join(f"{language}{(page * word) % 37}" for word in range(120))
+            path.write_text(f'<div id="DisplayArea"><p>{words}</p></div>')
+    return folder
+
+
+def test_the_text_of_a_page_is_its_content_with_a_line_for_every_paragraph() -> None:
+    assert text_of(PAGE) == "Save As\nChoose File - Save.\nTwice & more"
+
+
+def test_a_page_is_held_out_in_all_languages_or_in_none(tmp_path: Path) -> None:
+    pages = {language: llm_data.read(folder_of_pages(tmp_path) / name) for language, name in LANGUAGES.items()}
+    sides = [[held_out(name) for name in texts] for texts in pages.values()]
+
+    assert sides[0] == sides[1] == sides[2]
+    assert 0 < sum(sides[0]) < 20
+
+
+def test_pages_are_packed_to_rows_without_a_gap() -> None:
+    rows = rows_of([[5, 6, 7], [8], [9, 10]], 4)
+
+    assert rows.shape == (2, 4)
+    assert rows.dtype == np.uint16
+    assert sorted(rows.ravel().tolist())[:2] == [END_TOKEN, END_TOKEN]
+    with pytest.raises(ValueError, match="3 tokens of 1 pages do not fill one row of 4"):
+        rows_of([[5, 6]], 4)
+
+
+def test_rows_are_made_once_and_hold_only_tokens_of_the_vocabulary(tmp_path: Path) -> None:
+    pages = folder_of_pages(tmp_path / "pages")
+    corpora = llm_data.load(tmp_path / "cache", 16, pages)
+    (made,) = (tmp_path / "cache").glob("rows-*.safetensors")
+    stamp = made.stat().st_mtime_ns
+    again = llm_data.load(tmp_path / "cache", 16, pages)
+
+    assert made.stat().st_mtime_ns == stamp
+    assert all(np.array_equal(corpora[language].train, again[language].train) for language in LANGUAGES)
+    assert max(int(corpus.train.max()) for corpus in corpora.values()) < llm_data.VOCABULARY
+    assert all(len(corpus.train) > len(corpus.held_out) > 0 for corpus in corpora.values())
+
+
+def test_a_machine_without_apt_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    with pytest.raises(FileNotFoundError, match=r"libreoffice-help-fr.* cannot be fetched.*--pages FOLDER"):
+        llm_data.load(tmp_path, 16)
+
+
+def runs(**settings: Any) -> dict[tuple[str, str], Run]:
+    made = plan(Setting(steps=100, **settings), 0, (0, 5), german=True)
+    return {(run.arm, run.learns[-1]): run for run in made}
+
+
+def test_every_arm_goes_on_from_the_same_english_and_the_union_has_the_steps_of_all() -> None:
+    made = runs()
+
+    assert made["0", "french"].after == made["5", "french"].after == made["english", "english"]
+    assert made["5", "german"].after == made["5", "french"]
+    assert [made[JOINT, language].steps for language in ("french", "german")] == [200, 300]
+    assert made["5", "german"].old == ("english", "french")
+
+
+def test_the_block_of_an_arm_replays_old_languages_only() -> None:
+    made = runs()
+    french = config_of(made["5", "french"], CONFIG, 9000, 2, "rows")["rehearsal"]
+    german = RehearsalConfig.load(config_of(made["5", "german"], CONFIG, 9000, 2, "rows")["rehearsal"])
+
+    assert (french["ratio"], french["mode"], french["buffer"]["preload"]) == (0.05, "replace", "rows")
+    assert french["sampling"]["weights"] == {"0": 1}
+    assert german.sampling.mixture == {0: 1, 1: 1}
+
+
+def test_arms_without_replay_have_no_buffer_and_english_only_fills_one() -> None:
+    made = runs()
+    blocks = {arm: config_of(made[arm], CONFIG, 9000, 2, None)["rehearsal"] for arm in made}
+
+    assert blocks["0", "french"] == blocks[JOINT, "german"] == {"enabled": False}
+    assert (blocks["english", "english"]["ratio"], blocks["english", "english"]["sampling"]["weights"]) == (
+        0,
+        "uniform",
+    )
+
+
+def test_a_variant_changes_what_it_says() -> None:
+    small = runs(buffer=0.1, rewarm=0.5)["5", "french"]
+    config = config_of(small, CONFIG, 9000, 2, "rows")
+
+    assert config["rehearsal"]["buffer"]["capacity"] == 450
+    assert config["optimizer"]["params"]["lr"] == CONFIG["optimizer"]["params"]["lr"] / 2
+    assert len(set(variants(100).values())) == len(variants(100))
+
+
+def test_another_setting_is_another_folder_and_a_shared_run_the_same() -> None:
+    base, small = runs(), runs(buffer=0.1)
+    keys = [key_of(made["5", "french"], CONFIG, 2) for made in (base, small)]
+    changed = {**CONFIG, "gradient_clipping": 2.0}
+
+    assert keys[0] != keys[1]
+    assert key_of(base["0", "french"], CONFIG, 2) == key_of(small["0", "french"], CONFIG, 2)
+    assert key_of(base["5", "french"], changed, 2) != keys[0]
+
+
+def row(arm: str, after: str, losses: tuple[float, float, float], seed: int = 0, variant: str = BASE) -> Row:
+    """A line of the report."""
+    start = {"variant": variant, "seed": seed, "arm": arm, "learns": after, "after": after, "ratio": 0.0, "steps": 100}
+    curve = [{"step": step, **dict(zip(LANGUAGES, losses, strict=True))} for step in (50, 100)]
+    more = {"rate": 1.0, "tokens": 1e6, "epochs": 1.0, "curve": curve, "seconds": 1.0, "parameters": 1_300_000}
+    return {**start, **dict(zip(LANGUAGES, losses, strict=True)), **more}
+
+
+def mean(share: Spread | None) -> float:
+    """That of one that there is."""
+    assert share is not None
+    return share.mean
+
+
+def report_rows(seed: int = 0, variant: str = BASE, with_5: float = 4.0) -> list[Row]:
+    """No replay ends at 6 on English, the union at 3."""
+    ends = {"0": (6.0, 3.0, 7.0), "5": (with_5, 3.03, 7.0), "25": (3.3, 3.1, 7.0), JOINT: (3.0, 3.2, 7.0)}
+    english = row("english", "english", (3.0, 8.0, 9.0), seed, variant)
+    return [english, *(row(arm, "french", losses, seed, variant) for arm, losses in ends.items())]
+
+
+def test_the_share_of_the_gap_lies_between_no_replay_and_the_union() -> None:
+    rows = report_rows()
+
+    assert mean(gap_closed(rows, "5")) == pytest.approx(2 / 3)
+    assert mean(gap_closed(rows, "25")) == pytest.approx(0.9)
+    assert mean(cost_on_new(rows, "5")) == pytest.approx(0.01)
+    assert gap_closed(rows, "50") is None
+
+
+def test_the_summary_is_of_the_base_variant_and_of_complete_seeds() -> None:
+    rows = report_rows() + report_rows(seed=1, with_5=4.3) + report_rows(variant="other", with_5=6.0)
+    rows += [row("english", "english", (3.0, 8.0, 9.0), seed=2), row("5", "french", (6.0, 3.0, 7.0), seed=2)]
+    summary = summarise(rows, (0.0, 1.0, 5.0, 25.0))
+
+    assert summary["seeds"] == 2
+    assert summary["gap_closed_5"] == pytest.approx((2 / 3 + 1.7 / 3) / 2)
+    assert summary["gap_closed_5_sd"] == pytest.approx(0.1 / 2**0.5)
+    assert summary["gap_closed_25"] == pytest.approx(0.9)
+    assert "gap_closed_1" not in summary
+
+
+def test_the_page_is_built_from_the_report_alone(tmp_path: Path) -> None:
+    rows = report_rows() + report_rows(seed=1) + report_rows(variant="half the steps", with_5=5.0)
+    place = {"ranks": 2, "cores": 2, "versions": {"torch": "2.13"}, "commit": "0" * 40}
+    report = {"summary": summarise(rows, (5.0, 25.0)), "rows": rows, "environment": place}
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    llm_page.main(["--docs", str(tmp_path / "docs"), "--report", str(tmp_path / "report.json")])
+    page = llm_page.build(tmp_path / "docs").read_text()
+
+    assert "| 5 % | 4.000 ± 0.000 | 3.030 ± 0.000 | 7.000 ± 0.000 | 66.7 ± 0.0 % | 1.0 ± 0.0 % | 2 |" in page
+    assert "| half the steps | 3.000 | 6.000 | 3.000 | 33.3 % | 1.0 % | 3.030 |" in page
+    assert "missing below: 0 % replay with 1 of 3 seeds in French; 1 % replay with 3 of 3 seeds in French;" in page
+    assert "the phase in German; the variant 'learning rate re-warmed to a third';" in page
+    assert "variant 'half the steps'" not in page
+    assert (tmp_path / "docs/images/llm.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(FileNotFoundError, match=r"train_llm\.py --size full"):
+        llm_page.build(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two phases of a few steps under the real launcher: English, then French with a quarter of replay."""
+    out = tmp_path_factory.mktemp("train_llm")
+    pages = folder_of_pages(out / "pages")
+    options = ["--steps", "8", "--ratios", "25", "--pages", str(pages), "--out", str(out)]
+    arguments = train_llm.parse(options)
+    recipe = train_llm.Recipe(arguments)
+    wanted = [one for one in train_llm.wanted_runs(arguments) if one[1].arm in ("english", "25")]
+    made_up = variants(arguments.steps)[MADE_UP]
+    wanted += [(MADE_UP, run) for run in plan(made_up, 0, (25.0,), german=False) if run.made_up]
+    for _, run in wanted:
+        recipe.train(run)
+    train_llm.publish(recipe, wanted, arguments)
+    written: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return written
+
+
+def test_a_phase_replays_its_share_and_only_the_language_before_it(results: dict[str, Any]) -> None:
+    english, french, _ = results["rows"]
+
+    assert english["rehearsal"]["rows_replayed"] == 0
+    # A quarter of four rows in each of eight steps; the first rows need some steps to come.
+    assert 5 <= french["rehearsal"]["rows_replayed/0"] == french["rehearsal"]["rows_replayed"] <= 8
+    assert french["rehearsal"].get("rows_replayed/1", 0) == 0
+
+
+def test_the_buffer_of_a_phase_is_where_the_next_one_begins(results: dict[str, Any]) -> None:
+    english, french, _ = results["rows"]
+
+    assert french["rehearsal"]["rows_stored/0"] == english["rehearsal"]["rows_stored/0"] == 32
+    assert french["rehearsal"]["rows_stored/1"] > 0
+
+
+def test_the_report_has_the_losses_of_all_languages(results: dict[str, Any]) -> None:
+    assert all(0 < line[language] < 20 for line in results["rows"] for language in LANGUAGES)
+    assert [(line["variant"], line["arm"]) for line in results["rows"]] == [
+        ("base", "english"),
+        ("base", "25"),
+        (MADE_UP, "25"),
+    ]
+
+
+def test_a_phase_may_replay_what_the_model_before_it_says(results: dict[str, Any]) -> None:
+    counts = results["rows"][2]["rehearsal"]
+
+    assert counts["rows_stored/0"] > 0
+    assert 5 <= counts["rows_replayed/0"] == counts["rows_replayed"] <= 8
+
+
+def test_a_job_that_fails_ends_the_recipe_and_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = train_llm.parse(["--steps", "1", "--pages", str(folder_of_pages(tmp_path)), "--out", str(tmp_path)])
+    recipe, (_, run) = train_llm.Recipe(arguments), next(train_llm.wanted_runs(arguments))
+    failed: subprocess.CompletedProcess[str] = subprocess.CompletedProcess([], 3)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+
+    with pytest.raises(SystemExit, match="seed 0, english: the job ended with status 3"):
+        recipe.train(run)
