@@ -607,7 +607,7 @@ import resource, sys
 from pathlib import Path
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.errors import CheckpointError
-from rehearsal_plugin.transport import LocalTransport
+from rehearsal_plugin.distributed.transport import LocalTransport
 path = Path(sys.argv[1])
 rehearsal = Rehearsal({}, LocalTransport())
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

@@ -380,7 +380,7 @@ import os
 import sys
 import torch
 from rehearsal_plugin import Rehearsal
-from rehearsal_plugin.transport import LocalTransport
+from rehearsal_plugin.distributed.transport import LocalTransport
 
 torch.set_num_threads(2)
 torch.ones(1 << 22).add_(1)  # the training thread has its team

@@ -658,7 +658,7 @@ sys.modules["horovod"] = None
 import torch, rehearsal_plugin
 from rehearsal_plugin.errors import MissingDependencyError
 from rehearsal_plugin.integrations.horovod import HorovodHandle, patch
-from rehearsal_plugin.transport.horovod import HorovodTransport
+from rehearsal_plugin.distributed.transport.horovod import HorovodTransport
 
 def told(call):
     try:
