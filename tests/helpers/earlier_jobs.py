@@ -1,4 +1,4 @@
-"""Small jobs whose every batch, loss and count is told by a digest: what an earlier release gave is kept beside tests."""
+"""Small jobs whose every batch, loss and count has a digest: what an earlier release gave is kept beside the tests."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ JOBS: Mapping[str, dict[str, Any]] = {
 NEAREST: dict[str, Any] = {
     "buffer": BUFFER,
     "representatives": 4,
-    "retrieval": {"embedding": "inputs", "metric": "dot"},
+    "retrieval": {"embedding": "inputs", "metric": "inner_product"},
     "sampling": {"weights": "retrieved", "queries": 3},
 }
 """A section that needs faiss."""
