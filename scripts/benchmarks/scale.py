@@ -2,9 +2,9 @@
 
     python -m scripts.benchmarks.scale --json docs/results/bench_scale.json
 
-The model is that of `rehearsal plan` (`rehearsal_plugin/runtime/cost_model.py`). Its figures for this machine are fitted
-to steps of 2, 4 and 8 real ranks on gloo, and foretell those of 16. Its figures for clusters are published ones. 128
-ranks as threads of one process run the real code, to see that the draw stays uniform.
+The model is that of `rehearsal plan` (`rehearsal_plugin/runtime/cost_model.py`). Its figures for this machine are
+fitted to steps of 2, 4 and 8 real ranks on gloo, and foretell those of 16. Its figures for clusters are published ones.
+128 ranks as threads of one process run the real code, to see that the draw stays uniform.
 """
 
 from __future__ import annotations
