@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rehearsal_plugin.core.arrays import WeightArray
+from rehearsal_plugin.core.arrays import Float64Array
 
 __all__ = ["Transfer"]
 
@@ -25,7 +25,7 @@ class Transfer:
     def __init__(self, before: Sequence[float] | None = None, *, lower_is_better: bool = True) -> None:
         self._before = None if before is None else np.asarray(before, dtype=np.float64)
         self._sign = -1.0 if lower_is_better else 1.0
-        self._phases: list[WeightArray] = []
+        self._phases: list[Float64Array] = []
 
     def add(self, evaluations: Sequence[float]) -> None:
         """The evaluation of every domain after one more phase, `[domains]`.

@@ -31,10 +31,10 @@ from rehearsal_plugin.checkpoint import Fingerprint, Saver, content_of, fingerpr
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, SamplingConfig
 from rehearsal_plugin.distributed.transport import Transport, default_transport
 from rehearsal_plugin.errors import CheckpointError, ClosedError, ConfigError
-from rehearsal_plugin.runtime.batch_augmenter import Batches, Transform
-from rehearsal_plugin.runtime.coordinator import Supply
-from rehearsal_plugin.runtime.pending_losses import Answers
-from rehearsal_plugin.strategies import ScoredByLoss, WithEmbedding, make_strategy
+from rehearsal_plugin.runtime.batch_augmenter import BatchAugmenter, Transform
+from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
+from rehearsal_plugin.runtime.pending_losses import PendingLosses
+from rehearsal_plugin.strategies import RowEmbedding, RowLoss, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
 from rehearsal_plugin.strategies.hidden_states import HiddenStates
 
@@ -69,18 +69,18 @@ class Rehearsal:
     ) -> None:
         self.config = RehearsalConfig.load(config)
         strategy = make_strategy(self.config.strategy)
-        self.strategy = ScoredByLoss(strategy) if self.config.buffer.by_loss else strategy
+        self.strategy = RowLoss(strategy) if self.config.buffer.by_loss else strategy
         found = self.config.retrieval
         self.hidden_states: HiddenStates | None = None
         if found is not None and found.module is not None:
             self.hidden_states = HiddenStates(found.module, found.pool, found.mask, training_only=True)
             take = self.hidden_states.take
-            self.strategy = WithEmbedding(self.strategy, found.embedding, take, refresh=found.refresh)
+            self.strategy = RowEmbedding(self.strategy, found.embedding, take, refresh=found.refresh)
         transport = transport or default_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
-        self._supply = Supply(self.config, transport, self.strategy.draws, self.strategy.refreshes)
-        self._answers = Answers(self.config, self.strategy, self._supply)
-        self._batches = Batches(
-            self.config, self.strategy, self._supply, self._answers, transform=transform, fill=self._preload
+        self._coordinator = ReplayCoordinator(self.config, transport, self.strategy.draws, self.strategy.refreshes)
+        self._answers = PendingLosses(self.config, self.strategy, self._coordinator)
+        self._batches = BatchAugmenter(
+            self.config, self.strategy, self._coordinator, self._answers, transform=transform, fill=self._preload
         )
         self._saver = Saver(self.config.checkpoint.write_timeout_s)
         self._preloaded = self._commits = self._closed = False
@@ -90,7 +90,7 @@ class Rehearsal:
     @property
     def buffer(self) -> RehearsalBuffer | None:
         """This rank's buffer; None until the first batch."""
-        return None if self._supply.pipeline is None else self._supply.pipeline.buffer
+        return None if self._coordinator.prefetcher is None else self._coordinator.prefetcher.buffer
 
     @property
     def fed(self) -> bool:
@@ -133,9 +133,9 @@ class Rehearsal:
                 f"{self._answers.need}, which update() never sees; "
                 "call augment(batch), loss(criterion, outputs, *targets) and step() instead"
             )
-        self._supply.collect()
+        self._coordinator.collect()
         augmented = self.augment(batch)
-        self._supply.launch()
+        self._coordinator.launch()
         return augmented
 
     def augment(self, batch: Any, *, displace: bool = True, ahead: bool = False) -> Any:
@@ -158,7 +158,7 @@ class Rehearsal:
         self._check_open()
         if not ahead:
             self._answers.check()
-        with self._supply.metrics.timed("augmented_ms"):
+        with self._coordinator.metrics.timed("augmented_ms"):
             return self._batches.augment(batch, displace=displace)
 
     def visible(self, batch: Any) -> Any:
@@ -228,12 +228,12 @@ class Rehearsal:
         self._check_open()
         self._answers.check()
         self._answers.end_step()
-        self._supply.collect()
-        self._supply.launch()
+        self._coordinator.collect()
+        self._coordinator.launch()
 
     def due(self) -> int:
         """Rows that the next `augment` will add, for callers that make room themselves."""
-        return self._supply.due
+        return self._coordinator.due
 
     def reweigh(self, weights: Mapping[Any, float]) -> None:
         """Change the mixture while the job runs, as soon as all ranks have been told the same.
@@ -250,15 +250,15 @@ class Rehearsal:
                 "partitions; start the job with 'balanced' or with weights by partition"
             )
         SamplingConfig(weights=dict(weights))
-        self._supply.reweigh(weights)
+        self._coordinator.reweigh(weights)
 
     def metrics(self) -> dict[str, float]:
         """Totals since the start on this rank, by name; see `metrics.Metrics` for names and units.
 
         With `buffer.partition_by` also `rows_offered/<key>`, `rows_stored/<key>` and `rows_replayed/<key>`.
         """
-        totals = self._supply.metrics.flat()
-        partitions = None if self.buffer is None else self.buffer.occupancy.partitions
+        totals = self._coordinator.metrics.flat()
+        partitions = None if self.buffer is None else self.buffer.slot_index.partitions
         if partitions is not None:
             columns = (partitions.keys.tolist(), partitions.seen.tolist(), partitions.sizes.tolist())
             for key, seen, size in zip(*columns, strict=True):
@@ -268,7 +268,7 @@ class Rehearsal:
     @property
     def steps(self) -> int:
         """Exchanges so far, the same number on all ranks."""
-        return self._supply.step
+        return self._coordinator.step
 
     def drain(self) -> None:
         """Wait until the exchange in flight, if any, has ended, as before a script takes its process groups down.
@@ -276,7 +276,7 @@ class Rehearsal:
         Raises:
             ExchangeError: It failed.
         """
-        self._supply.drain()
+        self._coordinator.drain()
 
     def commit(self) -> None:
         """Make the buffer's present state the one that `rollback` returns to.
@@ -287,7 +287,7 @@ class Rehearsal:
         """
         self._check_open()
         self._commits = True
-        self._supply.commit()
+        self._coordinator.commit()
 
     def rollback(self) -> None:
         """Return the buffer to the last `commit`, or to empty; what was in flight or staged is dropped.
@@ -298,7 +298,7 @@ class Rehearsal:
         """
         self._check_open()
         self._answers.clear()
-        self._supply.rollback()
+        self._coordinator.rollback()
 
     def restart(self, step: int, connect: Callable[[], Transport] | None = None) -> None:
         """Begin the exchange anew: the buffer stays, what was in flight or staged is dropped.
@@ -313,9 +313,9 @@ class Rehearsal:
         """
         self._check_open()
         self._answers.clear()
-        self._supply.restart(step, connect)
+        self._coordinator.restart(step, connect)
         if self._preloaded and step == 0:  # together with the ranks that had no part in it
-            self._supply.reset(0)
+            self._coordinator.reset(0)
             self._batches.begin()
             self._preloaded = False
 
@@ -339,11 +339,11 @@ class Rehearsal:
         self._answers.check()
         if write:
             settings = self.config.checkpoint
-            place, content = content_of(self.config, self._supply, self.strategy)
+            place, content = content_of(self.config, self._coordinator, self.strategy)
             changed = self.buffer.take_changed() if settings.incremental and self.buffer is not None else None
             self._saver.save(Path(folder), place, content, changed, asynchronous=settings.asynchronous)
-        if self._supply.guard is not None:
-            self._supply.guard.saved(str(folder), self.steps)
+        if self._coordinator.guard is not None:
+            self._coordinator.guard.saved(str(folder), self.steps)
 
     def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
         """Go on from a checkpoint; all ranks must call it, and agree on which.
@@ -369,9 +369,9 @@ class Rehearsal:
         self._answers.clear()
         self._batches.begin()
         self._preloaded = False
-        loaded = resume(Path(folder), self.config, self._supply, self.strategy, step=step, missing_ok=missing_ok)
-        if loaded and self._supply.guard is not None:
-            self._supply.guard.saved(str(folder), self.steps)
+        loaded = resume(Path(folder), self.config, self._coordinator, self.strategy, step=step, missing_ok=missing_ok)
+        if loaded and self._coordinator.guard is not None:
+            self._coordinator.guard.saved(str(folder), self.steps)
         return loaded
 
     def flush(self) -> None:
@@ -391,7 +391,7 @@ class Rehearsal:
         """
         self._check_open()
         self._answers.check()
-        return fingerprint_of(self._supply)
+        return fingerprint_of(self._coordinator)
 
     def close(self, drain_s: float | None = None) -> None:
         """Stop the worker and give up the transport; a second call does nothing.
@@ -407,7 +407,7 @@ class Rehearsal:
         if self.hidden_states is not None:
             self.hidden_states.close()
         try:
-            self._supply.close(self.config.exchange.timeout_s if drain_s is None else drain_s)
+            self._coordinator.close(self.config.exchange.timeout_s if drain_s is None else drain_s)
         finally:
             self._saver.close()
 
@@ -425,11 +425,11 @@ class Rehearsal:
         if folder is None or self.buffer is not None or self.steps:
             return
         try:
-            preload(Path(folder), self.config, self._supply, self.strategy, device)
+            preload(Path(folder), self.config, self._coordinator, self.strategy, device)
             if self._commits:  # a rollback returns to these rows, not to none
-                self._supply.commit()
+                self._coordinator.commit()
         except BaseException as error:
-            self._supply.reset(0)
+            self._coordinator.reset(0)
             if isinstance(error, CheckpointError):
                 raise CheckpointError(f"rehearsal.buffer.preload: {error}") from error
             raise

@@ -6,10 +6,10 @@ import numpy as np
 
 from rehearsal_plugin.core.arrays import IntArray, RankArray
 
-__all__ = ["Provenance"]
+__all__ = ["Admissions"]
 
 
-class Provenance:
+class Admissions:
     """The step and the rank of admission of every row, by slot.
 
     Args:

@@ -9,24 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.admissions import Provenance
-from rehearsal_plugin.buffer.dedup import DUPLICATE, Contents
-from rehearsal_plugin.buffer.keys_and_scores import Traits
+from rehearsal_plugin.buffer.admissions import Admissions
+from rehearsal_plugin.buffer.dedup import DUPLICATE, ContentIndex
+from rehearsal_plugin.buffer.keys_and_scores import KeysAndScores
 from rehearsal_plugin.buffer.policies import POLICIES, Offer
 from rehearsal_plugin.buffer.policies.base import last_writers
 from rehearsal_plugin.buffer.rows.fields import picked
 from rehearsal_plugin.buffer.rows.layout import Packed, RowLayout
-from rehearsal_plugin.buffer.slot_index import Occupancy, kept_places
+from rehearsal_plugin.buffer.slot_index import SlotIndex, kept_places
 from rehearsal_plugin.buffer.storage import Changes, TrackedStorage, open_storage
-from rehearsal_plugin.buffer.undo_log import Journal
+from rehearsal_plugin.buffer.undo_log import UndoLog
 from rehearsal_plugin.config import BufferConfig
-from rehearsal_plugin.core.arrays import FloatArray, IntArray, RankArray
-from rehearsal_plugin.core.rng import Numbers, Purpose, choose_from
+from rehearsal_plugin.core.arrays import Float32Array, IntArray, RankArray
+from rehearsal_plugin.core.rng import Purpose, RandomStream, choose_from
 from rehearsal_plugin.errors import BatchError
 
 __all__ = ["RehearsalBuffer"]
 
-Known: TypeAlias = tuple[Occupancy, Provenance, Contents | None]
+IndexState: TypeAlias = tuple[SlotIndex, Admissions, ContentIndex | None]
 """What is known of the rows, beside the rows themselves."""
 
 CHUNK_BYTES = 4 << 20
@@ -59,18 +59,18 @@ class RehearsalBuffer:
     def __init__(self, config: BufferConfig, layout: RowLayout, *, rank: int = 0, seed: int = 0) -> None:
         self.layout = layout
         self.capacity = config.rows(layout.row_bytes)
-        self._traits = Traits(layout, config)
+        self._traits = KeysAndScores(layout, config)
         self._policy = POLICIES[config.policy]
         self._storage = TrackedStorage(open_storage(config, self.capacity, layout.row_bytes, rank), self.capacity)
         self._rank, self._deduplicates = rank, config.deduplicate
-        self.occupancy, self._provenance, self._contents = self._empty()
-        self._rescored: list[tuple[IntArray, FloatArray]] = []
-        self._admissions, self._draws = (Numbers(seed, purpose) for purpose in (Purpose.ADMISSION, Purpose.DRAW))
+        self.slot_index, self._provenance, self._contents = self._empty()
+        self._rescored: list[tuple[IntArray, Float32Array]] = []
+        self._admissions, self._draws = (RandomStream(seed, purpose) for purpose in (Purpose.ADMISSION, Purpose.DRAW))
         self._calls = 0
-        self._journal: Journal[Known] | None = None
+        self._journal: UndoLog[IndexState] | None = None
 
     def __len__(self) -> int:
-        return self.occupancy.count
+        return self.slot_index.count
 
     @property
     def device(self) -> torch.device:
@@ -83,14 +83,14 @@ class RehearsalBuffer:
 
     def counts(self) -> tuple[IntArray, IntArray]:
         """Partition keys and rows stored of each, two arrays `[partitions]` int64; empty without partitions."""
-        partitions = self.occupancy.partitions
+        partitions = self.slot_index.partitions
         if partitions is None:
             return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
         return partitions.keys, partitions.sizes
 
     def slots(self, keys: IntArray, index: IntArray) -> IntArray:
         """The slots `[n]` of the `index`-th rows `[n]` of the partitions with `keys` `[n]`."""
-        partitions = self.occupancy.partitions
+        partitions = self.slot_index.partitions
         if partitions is None:
             return index
         return partitions.slots(partitions.number(keys), index)
@@ -98,8 +98,8 @@ class RehearsalBuffer:
     @property
     def tickets(self) -> int:
         """The scores of all stored rows together, as a whole number; see `holders`."""
-        values = self.occupancy.values
-        return 0 if values is None else values.tickets(self.occupancy.count).total
+        values = self.slot_index.values
+        return 0 if values is None else values.tickets(self.slot_index.count).total
 
     def holders(self, tickets: IntArray) -> IntArray:
         """The slots `[n]` that hold `tickets` `[n]` int64, numbered from 0 to those of all rows.
@@ -107,9 +107,9 @@ class RehearsalBuffer:
         A row holds tickets in proportion to its score, so that a uniform draw of tickets is a draw of rows by
         score. New scores count from the next `admit` on.
         """
-        values = self.occupancy.values
+        values = self.slot_index.values
         assert values is not None  # the config asks for a score
-        return values.tickets(self.occupancy.count).find(tickets)
+        return values.tickets(self.slot_index.count).find(tickets)
 
     def admit(self, rows: Tensor, step: int) -> IntArray:
         """Decide which rows stay, and where.
@@ -191,24 +191,24 @@ class RehearsalBuffer:
     def commit(self) -> None:
         """Make the present state the one that `rollback` returns to, until the next commit."""
         self._settle()
-        self._journal = Journal(self._storage, len(self), (self.occupancy, self._provenance, self._contents))
+        self._journal = UndoLog(self._storage, len(self), (self.slot_index, self._provenance, self._contents))
 
     def rollback(self) -> None:
         """Return to the state of the last `commit`, row by row; a buffer without one becomes empty."""
         self._rescored.clear()
         known = self._empty() if self._journal is None else self._journal.undo()
-        self.occupancy, self._provenance, self._contents = known
+        self.slot_index, self._provenance, self._contents = known
 
     def state_dict(self) -> dict[str, Any]:
         """All rows and the index, as tensors, arrays and numbers; views where that is possible."""
         self._settle()
-        count = self.occupancy.count
+        count = self.slot_index.count
         return {
             "rows": self._storage.first(count),
             "written": self._provenance.steps(slice(count)),
             "origin": self._provenance.ranks(slice(count)),
             "calls": self._calls,
-            "index": self.occupancy.state_dict(),
+            "index": self.slot_index.state_dict(),
         }
 
     def take_changed(self) -> IntArray:
@@ -229,8 +229,8 @@ class RehearsalBuffer:
         Raises:
             ValueError: It contradicts itself.
         """
-        self.occupancy.load_state_dict(state["index"])
-        rows, count = state["rows"], self.occupancy.count
+        self.slot_index.load_state_dict(state["index"])
+        rows, count = state["rows"], self.slot_index.count
         if rows.shape != (count, self.layout.row_bytes):
             raise ValueError(f"rows of shape {tuple(rows.shape)} for {count} of {self.layout.row_bytes} bytes")
         for slots, part in _numbered(rows.split(self._chunk)):
@@ -251,13 +251,13 @@ class RehearsalBuffer:
         Raises:
             ValueError: It contradicts itself.
         """
-        partitions = self.occupancy.partitions
+        partitions = self.slot_index.partitions
         for slots, rows in _numbered(parts):
             keys, values = self._traits.of_rows(rows)
             owners = keys if partitions is None else partitions.number(keys)
-            self.occupancy.record(slots, owners, values)
+            self.slot_index.record(slots, owners, values)
             self._place(slots, rows)
-        self.occupancy.seen = max(len(self), sum(seen.values()))
+        self.slot_index.seen = max(len(self), sum(seen.values()))
         if partitions is not None:
             told = np.array([seen.get(key, 0) for key in partitions.keys.tolist()], dtype=np.int64)
             partitions.seen = np.maximum(told, partitions.sizes)
@@ -289,8 +289,8 @@ class RehearsalBuffer:
             out: Where to put them, as `room` gave it for as many: the batch returned is the one in there, overwritten
                 by the next call. Large batches come several times faster than into fresh memory.
         """
-        count = min(count, self.occupancy.count)
-        slots = choose_from(self.occupancy.count, count, self._draws.at(self._next(), self._rank))
+        count = min(count, self.slot_index.count)
+        slots = choose_from(self.slot_index.count, count, self._draws.at(self._next(), self._rank))
         if out is None or len(out.rows) != count:
             out = self.room(count)
         self.read(slots, out.rows)
@@ -316,14 +316,14 @@ class RehearsalBuffer:
             raise ValueError(f"{len(written)} steps of {len(self)} rows")
         self._provenance.take_over(written, origin)
 
-    def _empty(self) -> Known:
+    def _empty(self) -> IndexState:
         """What is known of the rows while there are none."""
         content_bytes = self.layout.row_bytes - self.layout.state_bytes
         traits = self._traits
         return (
-            Occupancy(self.capacity, traits.key is not None, traits.width, means=traits.features),
-            Provenance(self.capacity, self._rank),
-            Contents(self.capacity, content_bytes) if self._deduplicates else None,
+            SlotIndex(self.capacity, traits.key is not None, traits.width, means=traits.features),
+            Admissions(self.capacity, self._rank),
+            ContentIndex(self.capacity, content_bytes) if self._deduplicates else None,
         )
 
     def _at(self, slots: IntArray) -> Tensor:
@@ -341,12 +341,12 @@ class RehearsalBuffer:
             self._storage.write_fields(kept, self.layout.fields, columns, None if kept is slots else kept_places(slots))
         return len(kept)
 
-    def _decide(self, keys: IntArray, values: FloatArray | None, step: int) -> tuple[IntArray, IntArray]:
+    def _decide(self, keys: IntArray, values: Float32Array | None, step: int) -> tuple[IntArray, IntArray]:
         """The slots `[n]` of rows by partition key `[n]` and value `[n, width]`, -1 for none; and those without -1."""
-        partitions = self.occupancy.partitions
+        partitions = self.slot_index.partitions
         owners = keys if partitions is None else partitions.number(keys)
-        slots = self._policy(self.occupancy, Offer(owners, values), self._admissions.at(step, self._rank))
-        kept = self.occupancy.record(slots, owners, values)
+        slots = self._policy(self.slot_index, Offer(owners, values), self._admissions.at(step, self._rank))
+        kept = self.slot_index.record(slots, owners, values)
         self._provenance.note(kept, step)
         return slots, kept
 
@@ -358,8 +358,8 @@ class RehearsalBuffer:
     def _settle(self) -> None:
         """Let new scores count; not in the middle of a step, whose draw goes by what this rank told the others."""
         for slots, values in self._rescored:
-            if self.occupancy.values is not None:
-                self.occupancy.values.set(slots, values)
+            if self.slot_index.values is not None:
+                self.slot_index.values.set(slots, values)
         self._rescored.clear()
 
     def _rows(self, count: int) -> Tensor:

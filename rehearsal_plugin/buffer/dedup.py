@@ -12,7 +12,7 @@ from torch import Tensor
 from rehearsal_plugin.core.arrays import IntArray, Mask
 from rehearsal_plugin.core.rng import Purpose, generator
 
-__all__ = ["DUPLICATE", "Contents", "content_hashes", "repeated", "same_content"]
+__all__ = ["DUPLICATE", "ContentIndex", "content_hashes", "repeated", "same_content"]
 
 DUPLICATE = -2
 """Stands for the slot of a row that is not offered, because an equal one is stored."""
@@ -58,7 +58,7 @@ def repeated(hashes: IntArray, same: Callable[[IntArray, IntArray], Mask]) -> Ma
     return again
 
 
-class Contents:
+class ContentIndex:
     """The rows of a buffer by the hash of their content: a hash table with a chain for each of its places.
 
     It takes 17 to 21 bytes a slot. All work is in proportion to the rows that are asked for or put, whatever the

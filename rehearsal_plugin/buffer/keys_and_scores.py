@@ -15,13 +15,13 @@ from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.scores import bounded
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.config.names import ROW_LOSS
-from rehearsal_plugin.core.arrays import FloatArray, IntArray
+from rehearsal_plugin.core.arrays import Float32Array, IntArray
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["Traits"]
+__all__ = ["KeysAndScores"]
 
 
-class Traits:
+class KeysAndScores:
     """Finds the partition key of a row, and the values that it is judged by.
 
     Args:
@@ -45,11 +45,11 @@ class Traits:
         self.features = config.by_features
         self._fields = layout.fields
 
-    def of_rows(self, rows: Tensor) -> tuple[IntArray, FloatArray | None]:
+    def of_rows(self, rows: Tensor) -> tuple[IntArray, Float32Array | None]:
         """Keys and values of packed rows `[n, row_bytes]`; see `keys` and `values`."""
         return self.keys(rows), self.values(rows)
 
-    def of_columns(self, columns: list[Tensor]) -> tuple[IntArray, FloatArray | None]:
+    def of_columns(self, columns: list[Tensor]) -> tuple[IntArray, Float32Array | None]:
         """The same of samples whose fields lie in `columns`, `[n, *shape]` each."""
         keys = None if self.key is None else _array(columns[self._fields.index(self.key)], torch.int64)
         values = None if self.value is None else _array(columns[self._fields.index(self.value)], torch.float32)
@@ -60,12 +60,12 @@ class Traits:
         """The partition keys `[n]` int64 of packed rows `[n, row_bytes]`; zeros without partitions."""
         return _as_keys(None if self.key is None else _stored(self.key, rows, torch.int64), rows.shape[0])
 
-    def values(self, rows: Tensor) -> FloatArray | None:
+    def values(self, rows: Tensor) -> Float32Array | None:
         """What packed rows `[n, row_bytes]` are judged by, `[n, width]` float32; None where they are not."""
         values = None if self.value is None else _stored(self.value, rows, torch.float32)
         return self._as_values(values, rows.shape[0])
 
-    def _as_values(self, numbers: NDArray[Any] | None, count: int) -> FloatArray | None:
+    def _as_values(self, numbers: NDArray[Any] | None, count: int) -> Float32Array | None:
         return None if numbers is None else bounded(numbers.astype(np.float32, copy=False).reshape(count, self.width))
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rehearsal_plugin.core.arrays import FloatArray, IntArray
+from rehearsal_plugin.core.arrays import Float32Array, IntArray
 
-__all__ = ["SumTree", "Values", "bounded"]
+__all__ = ["Scores", "SumTree", "bounded"]
 
 
 LARGEST = 1e9
@@ -64,7 +64,7 @@ class SumTree:
         return nodes
 
 
-class Values:
+class Scores:
     """Score or features of every stored row, and the mean of all features that were offered.
 
     Args:
@@ -84,7 +84,7 @@ class Values:
         self._sums = np.zeros((0, width))
         self._seen = np.zeros(0, dtype=np.int64)
 
-    def set(self, slots: IntArray, values: FloatArray) -> None:
+    def set(self, slots: IntArray, values: Float32Array) -> None:
         """Give the rows at `slots` `[n]`, all different, the values `[n, width]`."""
         if self._extremes is not None:
             self._extremes = _extremes_after(self._extremes, self.stored[slots, 0].tolist(), values[:, 0].tolist())
@@ -109,7 +109,7 @@ class Values:
             self._tickets.set(np.arange(count), _tickets_of(self.stored[:count]))
         return self._tickets
 
-    def count_offers(self, owners: IntArray, values: FloatArray) -> None:
+    def count_offers(self, owners: IntArray, values: Float32Array) -> None:
         """Add offered rows, values `[n, width]` of owners `[n]`, to the owners' means."""
         if not self._means:
             return
@@ -131,7 +131,7 @@ class Values:
         self.set(np.arange(len(stored)), stored)
         self._sums, self._seen = state["sums"].copy(), state["seen"].copy()
 
-    def centre(self, owner: int, offered: FloatArray) -> NDArray[np.float64]:
+    def centre(self, owner: int, offered: Float32Array) -> NDArray[np.float64]:
         """The mean `[width]` of all values of an owner, those just `offered` `[n, width]` with them."""
         sums, seen = offered.sum(axis=0, dtype=np.float64), len(offered)
         if owner < len(self._seen):
@@ -147,13 +147,13 @@ def _extremes_after(extremes: tuple[float, float], old: list[float], new: list[f
     return min([lowest, *new]), max([highest, *new])
 
 
-def _tickets_of(scores: FloatArray) -> IntArray:
+def _tickets_of(scores: Float32Array) -> IntArray:
     """Of rows with scores `[n, 1]`: `[n]`, at least one each, so that every row can be drawn."""
     shares = scores[:, 0] * np.float64(TICKETS_PER_UNIT)
     return np.minimum(np.maximum(shares, 1), MOST_TICKETS).astype(np.int64)
 
 
-def bounded(values: FloatArray) -> FloatArray:
+def bounded(values: Float32Array) -> Float32Array:
     """Values that can be compared: what is no number becomes 0, what is infinite the largest one.
 
     The array itself where they all can be.

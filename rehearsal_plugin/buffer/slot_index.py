@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from rehearsal_plugin.buffer.scores import Values
-from rehearsal_plugin.core.arrays import FloatArray, IntArray
+from rehearsal_plugin.buffer.scores import Scores
+from rehearsal_plugin.core.arrays import Float32Array, IntArray
 
-__all__ = ["Occupancy", "Partitions", "earlier", "kept_places"]
+__all__ = ["Partitions", "SlotIndex", "earlier", "kept_places"]
 
 
-class Occupancy:
+class SlotIndex:
     """The index of one rank's buffer. Slots 0 to `count - 1` are taken; a row is replaced, never removed.
 
     Args:
@@ -35,7 +35,7 @@ class Occupancy:
         self.count = 0
         self.seen = 0
         self.partitions = Partitions(capacity) if partitioned else None
-        self.values = Values(capacity, width, means=means) if width else None
+        self.values = Scores(capacity, width, means=means) if width else None
 
     @property
     def sizes(self) -> IntArray:
@@ -46,7 +46,7 @@ class Occupancy:
         """The slots of a partition, `[size]` int64; a view that the next `record` changes."""
         return np.arange(self.count) if self.partitions is None else self.partitions.members(number)
 
-    def record(self, slots: IntArray, owners: IntArray, values: FloatArray | None = None) -> IntArray:
+    def record(self, slots: IntArray, owners: IntArray, values: Float32Array | None = None) -> IntArray:
         """Note the outcome of an admission.
 
         Args:

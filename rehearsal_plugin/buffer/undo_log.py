@@ -12,13 +12,13 @@ from torch import Tensor
 from rehearsal_plugin.buffer.storage import RowStorage
 from rehearsal_plugin.core.arrays import IntArray
 
-__all__ = ["Journal"]
+__all__ = ["UndoLog"]
 
 
 T = TypeVar("T")
 
 
-class Journal(Generic[T]):
+class UndoLog(Generic[T]):
     """Takes a buffer back to the moment when the journal was begun.
 
     Memory grows with the rows that are overwritten until the next commit, not with the rows stored.

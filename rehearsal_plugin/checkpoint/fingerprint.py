@@ -11,7 +11,7 @@ import torch
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.checkpoint.format import checksum
 from rehearsal_plugin.checkpoint.state_tree import flatten
-from rehearsal_plugin.runtime.coordinator import Supply
+from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 
 __all__ = ["Fingerprint", "fingerprint_of"]
 
@@ -34,18 +34,18 @@ class Fingerprint:
     state: str = ""
 
 
-def fingerprint_of(supply: Supply) -> Fingerprint:
+def fingerprint_of(coordinator: ReplayCoordinator) -> Fingerprint:
     """The fingerprint of a rank between two steps; waits for the exchange in flight.
 
     Raises:
         ExchangeError: That failed.
     """
-    supply.drain()
-    if supply.pipeline is None:
+    coordinator.drain()
+    if coordinator.prefetcher is None:
         return Fingerprint()
-    buffer = supply.pipeline.buffer
+    buffer = coordinator.prefetcher.buffer
     fields, state = _rows(buffer)
-    return Fingerprint(_index(buffer, supply.step), fields, state)
+    return Fingerprint(_index(buffer, coordinator.step), fields, state)
 
 
 def _index(buffer: RehearsalBuffer, step: int) -> str:

@@ -20,7 +20,7 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.rng import Purpose, generator
 from rehearsal_plugin.errors import CheckpointError
-from rehearsal_plugin.runtime.coordinator import Supply
+from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.strategies import Strategy
 
 __all__ = ["content_of", "preload", "resume"]
@@ -29,34 +29,40 @@ GO_ON, TAKE_OVER, MISSING, FAILED = range(4)
 """What a rank can do with what it finds."""
 
 
-def content_of(config: RehearsalConfig, supply: Supply, strategy: Strategy) -> tuple[Place, Content]:
+def content_of(config: RehearsalConfig, coordinator: ReplayCoordinator, strategy: Strategy) -> tuple[Place, Content]:
     """What is to be saved, and under which name; waits for the exchange in flight.
 
     Raises:
         ExchangeError: That failed.
     """
-    supplied, pipeline = supply.state_dict(), supply.pipeline
+    supplied, prefetcher = coordinator.state_dict(), coordinator.prefetcher
     progress = {"supply": supplied, "strategy": strategy.state_dict()}
     record = Record(
         job=_job(config, strategy),
-        layout=None if pipeline is None else pipeline.buffer.layout,
-        device="cpu" if pipeline is None else pipeline.device.type,
-        buffer=None if pipeline is None else pipeline.buffer.state_dict(),
-        progress=None if supply.alone else progress,
-        digest=supply.digest,
+        layout=None if prefetcher is None else prefetcher.buffer.layout,
+        device="cpu" if prefetcher is None else prefetcher.device.type,
+        buffer=None if prefetcher is None else prefetcher.buffer.state_dict(),
+        progress=None if coordinator.alone else progress,
+        digest=coordinator.digest,
     )
-    return Place(supply.step, supply.size, supply.rank), pack(record)
+    return Place(coordinator.step, coordinator.size, coordinator.rank), pack(record)
 
 
 def resume(
-    folder: Path, config: RehearsalConfig, supply: Supply, strategy: Strategy, *, step: int | None, missing_ok: bool
+    folder: Path,
+    config: RehearsalConfig,
+    coordinator: ReplayCoordinator,
+    strategy: Strategy,
+    *,
+    step: int | None,
+    missing_ok: bool,
 ) -> bool:
     """Go on from a checkpoint in a folder: all ranks from the same one, in the same way, or none.
 
     Args:
         folder: Where.
         config: The `rehearsal` section.
-        supply: Is filled.
+        coordinator: Is filled.
         strategy: Is told what it remembered.
         step: Of the checkpoint; None for the newest complete one.
         missing_ok: Whether there may be none.
@@ -69,22 +75,24 @@ def resume(
             this job's strategy.
         ExchangeError: A rank does not answer.
     """
-    files, way = _found(folder, step, supply, _job(config, strategy), rows_only=False)
+    files, way = _found(folder, step, coordinator, _job(config, strategy), rows_only=False)
     if way == MISSING and not missing_ok:
         raise CheckpointError(f"{folder} has no rehearsal checkpoint; start without loading one, or name its folder")
     if way == MISSING:
         return False
-    _together(lambda: _load(files, way, config, supply, strategy), folder, supply)
+    _together(lambda: _load(files, way, config, coordinator, strategy), folder, coordinator)
     return True
 
 
-def preload(folder: Path, config: RehearsalConfig, supply: Supply, strategy: Strategy, device: torch.device) -> None:
+def preload(
+    folder: Path, config: RehearsalConfig, coordinator: ReplayCoordinator, strategy: Strategy, device: torch.device
+) -> None:
     """Begin a new job with the rows of a folder, shared out between its ranks; all ranks must call it.
 
     Args:
         folder: Of a checkpoint of any job, or what was seeded.
         config: The `rehearsal` section.
-        supply: Is filled, and begins at step 0.
+        coordinator: Is filled, and begins at step 0.
         strategy: Is told what it remembered, if it is the one of that job.
         device: Where batches live.
 
@@ -93,46 +101,46 @@ def preload(folder: Path, config: RehearsalConfig, supply: Supply, strategy: Str
             this job's strategy.
         ExchangeError: A rank does not answer.
     """
-    files, way = _found(folder, None, supply, _job(config, strategy), rows_only=True)
+    files, way = _found(folder, None, coordinator, _job(config, strategy), rows_only=True)
     if way == MISSING:
         raise CheckpointError(f"{folder} has no rehearsal checkpoint; name the folder of one, or of a seed")
-    _together(lambda: _load(files, way, config, supply, strategy, new_on=device), folder, supply)
-    if supply.pipeline is None:
+    _together(lambda: _load(files, way, config, coordinator, strategy, new_on=device), folder, coordinator)
+    if coordinator.prefetcher is None:
         raise CheckpointError(f"{folder} holds no rows yet; name the folder of a checkpoint with rows, or of a seed")
 
 
 def _found(
-    folder: Path, step: int | None, supply: Supply, job: Mapping[str, Any], *, rows_only: bool
+    folder: Path, step: int | None, coordinator: ReplayCoordinator, job: Mapping[str, Any], *, rows_only: bool
 ) -> tuple[list[Saved], int]:
     """The files of the checkpoint that all ranks see, and the way that is open to all of them."""
     try:
         files = [(folder, place) for place in find_set(folder, step) or []]
-        seen = _look(files, supply, job, rows_only=rows_only) if files else (MISSING, 0, 0, 0)
+        seen = _look(files, coordinator, job, rows_only=rows_only) if files else (MISSING, 0, 0, 0)
     except Exception:
-        supply.agree(FAILED, 0, 0, 0)  # nobody waits for this rank
+        coordinator.agree(FAILED, 0, 0, 0)  # nobody waits for this rank
         raise
-    return files, _agreed(supply.agree(*seen), folder)
+    return files, _agreed(coordinator.agree(*seen), folder)
 
 
-def _together(load: Callable[[], None], folder: Path, supply: Supply) -> None:
+def _together(load: Callable[[], None], folder: Path, coordinator: ReplayCoordinator) -> None:
     """Load on every rank, or fail on every rank."""
     try:
         load()
     except Exception:
-        supply.agree(FAILED, 0, 0, 0)
+        coordinator.agree(FAILED, 0, 0, 0)
         raise
-    _agreed(supply.agree(TAKE_OVER, 0, 0, 0), folder)
+    _agreed(coordinator.agree(TAKE_OVER, 0, 0, 0), folder)
 
 
 def _look(
-    files: Sequence[Saved], supply: Supply, job: Mapping[str, Any], *, rows_only: bool
+    files: Sequence[Saved], coordinator: ReplayCoordinator, job: Mapping[str, Any], *, rows_only: bool
 ) -> tuple[int, int, int, int]:
     """What this rank can do with a checkpoint, and which one it is: way, step, ranks, and digest of one save."""
-    own = files[supply.rank % len(files)]
+    own = files[coordinator.rank % len(files)]
     with consistent(own[0] / own[1].name):
         meta = peek(*own)
         _check_strategy(meta["job"], job, rows=meta["layout"] is not None, path=own[0] / own[1].name)
-        alike = len(files) == supply.size and meta["state"]["progress"] is not None and meta["job"] == job
+        alike = len(files) == coordinator.size and meta["state"]["progress"] is not None and meta["job"] == job
         whole = alike and not rows_only
         digest = int(meta["digest"])
         if digest.bit_length() > 63:
@@ -168,12 +176,12 @@ def _load(
     files: Sequence[Saved],
     way: int,
     config: RehearsalConfig,
-    supply: Supply,
+    coordinator: ReplayCoordinator,
     strategy: Strategy,
     new_on: torch.device | None = None,
 ) -> None:
     """Fill this rank; `new_on` is where batches of a new job live, None where the job of the files goes on."""
-    own = files[supply.rank % len(files)]
+    own = files[coordinator.rank % len(files)]
     with consistent(own[0] / own[1].name):
         meta = peek(*own)
         device = _device(str(meta["device"])) if new_on is None else new_on
@@ -183,22 +191,22 @@ def _load(
             assert record.progress is not None  # the header says so, and is part of the checksum
             strategy.load_state_dict(record.progress["strategy"])
             if way == GO_ON:
-                supply.load_state_dict(record.progress["supply"], record.layout, device, record.buffer)
+                coordinator.load_state_dict(record.progress["supply"], record.layout, device, record.buffer)
     if way == TAKE_OVER:
-        _take_over(files, config, supply, device, new=new_on is not None)
+        _take_over(files, config, coordinator, device, new=new_on is not None)
 
 
 def _take_over(
-    files: Sequence[Saved], config: RehearsalConfig, supply: Supply, device: torch.device, *, new: bool
+    files: Sequence[Saved], config: RehearsalConfig, coordinator: ReplayCoordinator, device: torch.device, *, new: bool
 ) -> None:
     """Fill an empty buffer with this rank's share of the rows."""
-    rows, policy = dealt(files, supply.rank, supply.size), config.buffer.policy
+    rows, policy = dealt(files, coordinator.rank, coordinator.size), config.buffer.policy
     step = 0 if new else files[0][1].step
     if rows is None:
-        supply.reset(step)
+        coordinator.reset(step)
         return
-    buffer = supply.adopt(step, rows.layout, device)
-    rng = generator(config.seed, Purpose.RESHARD, step, supply.rank)
+    buffer = coordinator.adopt(step, rows.layout, device)
+    rng = generator(config.seed, Purpose.RESHARD, step, coordinator.rank)
     if config.buffer.deduplicate:
         rows = rows.distinct()
     if policy == "fifo":  # rows are in the order of their age
@@ -214,7 +222,7 @@ def _take_over(
 
 def _keys(buffer: RehearsalBuffer, rows: Rows) -> IntArray:
     """The partition keys `[n]` int64 that the rows have in a buffer."""
-    if buffer.occupancy.partitions is None:
+    if buffer.slot_index.partitions is None:
         return np.zeros(len(rows.rows), dtype=np.int64)
     return np.concatenate([np.zeros(0, dtype=np.int64), *map(buffer.keys, rows.rows.parts())])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rehearsal_plugin.checkpoint.format import Content, Place, places
 from rehearsal_plugin.checkpoint.increments import Chain, Increment, Whole, remove_unused
 from rehearsal_plugin.core.arrays import IntArray
-from rehearsal_plugin.core.background_thread import Worker
+from rehearsal_plugin.core.background_thread import BackgroundThread
 from rehearsal_plugin.errors import CheckpointError
 
 __all__ = ["Saver"]
@@ -28,7 +28,7 @@ class Saver:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._worker: Worker[Chain | None] | None = None
+        self._worker: BackgroundThread[Chain | None] | None = None
         self._job: Future[Chain | None] | None = None
         self._last: Chain | None = None
 
@@ -56,7 +56,7 @@ class Saver:
             self._last = _write(save)
             return
         copied = save.copied()
-        self._worker = self._worker or Worker(f"rehearsal-save-rank{place.rank}")
+        self._worker = self._worker or BackgroundThread(f"rehearsal-save-rank{place.rank}")
         self._job = self._worker.submit(lambda: _write(copied))
 
     def wait(self) -> None:

@@ -68,26 +68,26 @@ def check_buffer(buffer: Mapping[str, Any], row_bytes: int) -> int:
 
 def check_progress(progress: Mapping[str, Any], form: Form | None, buffer: Mapping[str, Any] | None, step: int) -> None:
     """ValueError and the like if there is anything wrong; without rows there is no form and no buffer."""
-    supply = progress["supply"]
-    pipeline = supply["pipeline"]
-    _whole(supply["first_step"], 0, step)
-    _check_schedule(supply["schedule"])
-    _wholes(supply["amounts"], MOST)
-    if not isinstance(supply["words"], list) or len(supply["words"]) != NOTES - 1:
+    coordinator = progress["supply"]
+    prefetcher = coordinator["pipeline"]
+    _whole(coordinator["first_step"], 0, step)
+    _check_schedule(coordinator["schedule"])
+    _wholes(coordinator["amounts"], MOST)
+    if not isinstance(coordinator["words"], list) or len(coordinator["words"]) != NOTES - 1:
         raise ValueError("other notes than there is room for")
-    for word in (*supply["words"], supply["heard"]):
+    for word in (*coordinator["words"], coordinator["heard"]):
         _whole(word, -LARGEST, LARGEST)
-    if supply["guard"] is not None:
-        _check_guard(supply["guard"])
-    in_flight = pipeline is not None and pipeline["in_flight"]
-    if not isinstance(in_flight, bool) or len(supply["asked"]) != 1 + in_flight:
+    if coordinator["guard"] is not None:
+        _check_guard(coordinator["guard"])
+    in_flight = prefetcher is not None and prefetcher["in_flight"]
+    if not isinstance(in_flight, bool) or len(coordinator["asked"]) != 1 + in_flight:
         raise ValueError("another number of requests than there are exchanges on their way")
-    for shares in supply["asked"]:
+    for shares in coordinator["asked"]:
         _wholes(shares, LARGEST)
-    if (pipeline is None) != (form is None) or (buffer is None) != (form is None):
+    if (prefetcher is None) != (form is None) or (buffer is None) != (form is None):
         raise ValueError("rows without progress, or progress without rows")
     if form is None or buffer is None:
-        if supply["ready"] is not None or supply["spent"] is not None:
+        if coordinator["ready"] is not None or coordinator["spent"] is not None:
             raise ValueError("replayed rows before there were any")
         return
     _whole(form.draws, 1, MOST_DRAWS)
@@ -96,27 +96,27 @@ def check_progress(progress: Mapping[str, Any], form: Form | None, buffer: Mappi
     if values is not None and values["stored"].shape[1] != form.width:
         raise ValueError("rows are judged by another number of values")
     for name in ("ready", "spent"):
-        if supply[name] is not None:
-            _check_ready(supply[name], form, stored)
-    _check_pipeline(pipeline, form, stored, step)
+        if coordinator[name] is not None:
+            _check_ready(coordinator[name], form, stored)
+    _check_pipeline(prefetcher, form, stored, step)
 
 
-def _check_pipeline(pipeline: Mapping[str, Any], form: Form, stored: int, step: int) -> None:
-    _whole(pipeline["step"], step, step)
-    _whole(pipeline["micro_batch"])
-    _packed(pipeline["staged"], form.row_bytes)
-    census, outgoing, arrival = pipeline["census"], pipeline["outgoing"], pipeline["arrival"]
-    columns = _array(census["keys"], np.int64, (None,))
-    _different(census["keys"])
-    _array(census["counts"], np.int64, (form.ranks, columns), 0, MOST)
-    _array(census["notes"], np.int64, (form.ranks, NOTES))
-    for weights in (pipeline["mixture"]["weights"], pipeline["mixture"]["proposed"]):
+def _check_pipeline(prefetcher: Mapping[str, Any], form: Form, stored: int, step: int) -> None:
+    _whole(prefetcher["step"], step, step)
+    _whole(prefetcher["micro_batch"])
+    _packed(prefetcher["staged"], form.row_bytes)
+    global_counts, outgoing, arrival = prefetcher["census"], prefetcher["outgoing"], prefetcher["arrival"]
+    columns = _array(global_counts["keys"], np.int64, (None,))
+    _different(global_counts["keys"])
+    _array(global_counts["counts"], np.int64, (form.ranks, columns), 0, MOST)
+    _array(global_counts["notes"], np.int64, (form.ranks, NOTES))
+    for weights in (prefetcher["mixture"]["weights"], prefetcher["mixture"]["proposed"]):
         _check_weights(weights)
-    neighbours = pipeline.get("neighbours")
+    neighbours = prefetcher.get("neighbours")
     if neighbours is not None:
         _check_neighbours(neighbours, form, stored)
     for name in ("pairs", "least"):
-        pairs = _whole(census[name], 1, MOST_PAIRS)
+        pairs = _whole(global_counts[name], 1, MOST_PAIRS)
         if pairs & (pairs - 1):
             raise ValueError("headers of no possible length")
     if outgoing is not None:
@@ -124,7 +124,7 @@ def _check_pipeline(pipeline: Mapping[str, Any], form: Form, stored: int, step: 
         _packed(outgoing["rows"], form.row_bytes, sent)
     if arrival is not None:
         _check_arrival(arrival, form, stored)
-    if (arrival is not None or pipeline["in_flight"]) and (outgoing is None or not pipeline["in_flight"]):
+    if (arrival is not None or prefetcher["in_flight"]) and (outgoing is None or not prefetcher["in_flight"]):
         raise ValueError("an exchange on its way without what it brings")
 
 

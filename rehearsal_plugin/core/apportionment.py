@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rehearsal_plugin.core.arrays import IntArray, WeightArray
+from rehearsal_plugin.core.arrays import Float64Array, IntArray
 
 __all__ = ["fair_level", "fair_shares", "weighted_shares"]
 
@@ -42,7 +42,7 @@ def fair_shares(limits: IntArray, total: int) -> IntArray:
     return shares
 
 
-def weighted_shares(limits: IntArray, weights: WeightArray, total: int) -> tuple[IntArray, WeightArray]:
+def weighted_shares(limits: IntArray, weights: Float64Array, total: int) -> tuple[IntArray, Float64Array]:
     """Split `total` in proportion to weights, none above its limit; what one cannot take goes to the others.
 
     Args:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["ByteArray", "FloatArray", "IntArray", "Mask", "RankArray", "WeightArray"]
+__all__ = ["ByteArray", "Float32Array", "Float64Array", "IntArray", "Mask", "RankArray"]
 
 IntArray: TypeAlias = NDArray[np.int64]
 """Slots, counts, sizes, steps, keys of partitions: whatever is counted or pointed at."""
@@ -15,10 +15,10 @@ IntArray: TypeAlias = NDArray[np.int64]
 RankArray: TypeAlias = NDArray[np.int32]
 """Ranks, one a row."""
 
-FloatArray: TypeAlias = NDArray[np.float32]
+Float32Array: TypeAlias = NDArray[np.float32]
 """Scores and embeddings of rows, as they are stored."""
 
-WeightArray: TypeAlias = NDArray[np.float64]
+Float64Array: TypeAlias = NDArray[np.float64]
 """Weights, losses and similarities, as they are reckoned with."""
 
 ByteArray: TypeAlias = NDArray[np.uint8]

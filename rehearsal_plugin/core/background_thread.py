@@ -9,13 +9,13 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Generic, TypeAlias, TypeVar
 
-__all__ = ["Worker"]
+__all__ = ["BackgroundThread"]
 
 T = TypeVar("T")
 Jobs: TypeAlias = "SimpleQueue[tuple[Callable[[], T], Future[T]] | None]"
 
 
-class Worker(Generic[T]):
+class BackgroundThread(Generic[T]):
     """A daemon thread, so that a job that waits for a lost peer cannot keep the process from ending.
 
     (`concurrent.futures` joins its threads before any exit handler could stop them.)

@@ -14,7 +14,7 @@ import numpy as np
 
 from rehearsal_plugin.core.arrays import IntArray
 
-__all__ = ["Numbers", "Purpose", "below", "choose_from", "generator"]
+__all__ = ["Purpose", "RandomStream", "below", "choose_from", "generator"]
 
 
 class Purpose(IntEnum):
@@ -30,7 +30,7 @@ class Purpose(IntEnum):
     QUERIES = 8
 
 
-class Numbers:
+class RandomStream:
     """The numbers of all steps for one purpose, from a generator that is made once and moved from step to step.
 
     Args:
@@ -78,5 +78,5 @@ def choose_from(size: int, wanted: int, rng: np.random.Generator) -> IntArray:
 
 
 def generator(seed: int, purpose: Purpose, step: int, rank: int = 0) -> np.random.Generator:
-    """A generator of its own, as `Numbers.at` gives it."""
-    return Numbers(seed, purpose).at(step, rank)
+    """A generator of its own, as `RandomStream.at` gives it."""
+    return RandomStream(seed, purpose).at(step, rank)

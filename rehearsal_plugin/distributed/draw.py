@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from rehearsal_plugin.core.apportionment import fair_level, weighted_shares
-from rehearsal_plugin.core.arrays import IntArray, Mask, WeightArray
+from rehearsal_plugin.core.arrays import Float64Array, IntArray, Mask
 
 __all__ = ["Draws", "Plan", "choose", "draw", "joined", "plan"]
 
@@ -97,7 +97,7 @@ def draw(
     requests: IntArray,
     rng: np.random.Generator,
     turns: int = 1,
-    weights: WeightArray | None = None,
+    weights: Float64Array | None = None,
 ) -> Draws:
     """Draw rows for every rank.
 
@@ -239,7 +239,7 @@ def _with_repeats(segment: IntArray, item: IntArray, wanted: IntArray) -> Mask:
 
 
 def _quotas(
-    totals: IntArray, weights: WeightArray | None, wanted: int, readers: IntArray, rng: np.random.Generator
+    totals: IntArray, weights: Float64Array | None, wanted: int, readers: IntArray, rng: np.random.Generator
 ) -> tuple[IntArray, IntArray, IntArray]:
     """Share `wanted` rows between partitions, for each of `readers`: (reader, partition, quota) entries."""
     if len(totals) == 1:  # nothing to share out
@@ -266,7 +266,7 @@ def _quotas(
 
 
 def _systematic(
-    fractions: WeightArray, count: int, readers: int, rng: np.random.Generator
+    fractions: Float64Array, count: int, readers: int, rng: np.random.Generator
 ) -> tuple[IntArray, IntArray]:
     """For each reader `count` different partitions, each with the chance that its fraction says.
 

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
-from rehearsal_plugin.buffer.rows.allocator import Recycled
+from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.staging import RowPool
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.metrics import Metrics
-from rehearsal_plugin.core.rng import Numbers, Purpose
+from rehearsal_plugin.core.rng import Purpose, RandomStream
 from rehearsal_plugin.distributed.draw import Draws, Plan, draw, joined, plan
-from rehearsal_plugin.distributed.global_counts import LEAST_PAIRS, NOTES, Census
+from rehearsal_plugin.distributed.global_counts import LEAST_PAIRS, NOTES, GlobalCounts
 from rehearsal_plugin.distributed.mixture import Mixture, Weights
-from rehearsal_plugin.distributed.nearest_draw import Neighbours
+from rehearsal_plugin.distributed.nearest_draw import NearestDraw
 from rehearsal_plugin.distributed.transport import Pending, Transport, wait
 
 __all__ = ["Arrival", "Exchange", "Outgoing", "Posted", "Refresh"]
@@ -144,21 +144,21 @@ class Exchange:
         stopped: Callable[[], bool],
     ) -> None:
         self._buffer, self._transport, self._metrics = buffer, transport, metrics
-        self._memory = Recycled()
-        self._turns, self._stream, self._numbers = turns, stream, Numbers(config.seed, Purpose.DRAW)
+        self._memory = RecycledMemory()
+        self._turns, self._stream, self._numbers = turns, stream, RandomStream(config.seed, Purpose.DRAW)
         sampling = config.sampling
         self._by_score, self._by_partition = sampling.weights == "score", sampling.by_partition
         self.mixture = Mixture(sampling)
-        self.neighbours: Neighbours | None = None
+        self.neighbours: NearestDraw | None = None
         if sampling.weights == "retrieved":
-            self.neighbours = Neighbours(buffer, config, transport.rank, transport.size, turns)
+            self.neighbours = NearestDraw(buffer, config, transport.rank, transport.size, turns)
         self._timeout_s, self._stopped = config.exchange.timeout_s, stopped
         self.device = transport.device
         layout = buffer.layout
         # Ranks with different seeds or weights would draw different plans.
         weights = json.dumps(config.drawn_by, sort_keys=True)
         fingerprint = layout.fingerprint ^ config.seed ^ zlib.crc32(weights.encode())
-        self.census = Census(
+        self.global_counts = GlobalCounts(
             transport.rank, transport.size, fingerprint, pairs=LEAST_PAIRS if self._by_partition else 1
         )
         self._sending = RowPool(layout.row_bytes, buffer.device)
@@ -181,12 +181,12 @@ class Exchange:
             outgoing: The rows drawn after the last exchange; None at first.
             staged: `[n, row_bytes]` uint8, the new rows of this step.
             refresh: New state for rows that arrived earlier; None on all ranks or on none.
-            words: What this rank tells the others beside it; see `Census.notes`.
+            words: What this rank tells the others beside it; see `GlobalCounts.notes`.
             proposed: The weights by partition that this rank wants; see `Mixture`.
         """
         rows = self._send(outgoing) if outgoing and outgoing.plan.moved else None
         back = None if refresh is None else self._send_back(refresh)
-        header = self.census.header(step, request, *self._counts(), (Mixture.digest(proposed), *words))
+        header = self.global_counts.header(step, request, *self._counts(), (Mixture.digest(proposed), *words))
         if self._transport.size > 1:
             self._metrics.collectives += 1 + (rows is not None) + (back is not None)
         if self.neighbours is not None:
@@ -245,12 +245,12 @@ class Exchange:
 
     def _draw(self, headers: IntArray, posted: Posted) -> Draws:
         """The rows of all ranks that move in the next exchange, by what all ranks told."""
-        headers, told = np.split(headers, [self.census.words], axis=1)
-        requests = self.census.absorb(headers)
-        counts, rng = self.census.counts, self._numbers.at(posted.step, self._stream)
-        self.mixture.agree(self.census.notes[:, 0], posted.proposed)
+        headers, told = np.split(headers, [self.global_counts.words], axis=1)
+        requests = self.global_counts.absorb(headers)
+        counts, rng = self.global_counts.counts, self._numbers.at(posted.step, self._stream)
+        self.mixture.agree(self.global_counts.notes[:, 0], posted.proposed)
         if self.neighbours is None:
-            return draw(counts, requests, rng, self._turns, self.mixture.weights(self.census.keys))
+            return draw(counts, requests, rng, self._turns, self.mixture.weights(self.global_counts.keys))
         near, requests = self.neighbours.hear(told, counts, requests, posted.step, rng)
         self._metrics.rows_retrieved += int(np.count_nonzero(near.reader == self._transport.rank))
         return joined(near, draw(counts, requests, rng, self._turns))
@@ -263,7 +263,7 @@ class Exchange:
 
     def _slots(self, drawn: Plan) -> IntArray:
         if self._by_partition:
-            return self._buffer.slots(self.census.keys[drawn.partition], drawn.index)
+            return self._buffer.slots(self.global_counts.keys[drawn.partition], drawn.index)
         if self._by_score:
             return self._buffer.holders(drawn.index)
         return drawn.index  # slots are taken without gaps, so in a draw over all rows the index is the slot

@@ -17,7 +17,7 @@ import numpy as np
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import ExchangeError
 
-__all__ = ["FIXED", "LEAST_PAIRS", "NOTES", "Census"]
+__all__ = ["FIXED", "LEAST_PAIRS", "NOTES", "GlobalCounts"]
 
 NOTES = 4  # integers that layers above may use as they like
 FIXED = 4 + NOTES  # integers of a header before its pairs
@@ -25,7 +25,7 @@ FIRST_PAIRS = 64  # of the first header: as wide on a rank with another config, 
 LEAST_PAIRS = 8  # of later ones where rows are drawn by partition, unless more of these change in a step
 
 
-class Census:
+class GlobalCounts:
     """The counts of all ranks.
 
     Args:

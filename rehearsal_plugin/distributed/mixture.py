@@ -18,7 +18,7 @@ import numpy as np
 import yaml
 
 from rehearsal_plugin.config import SamplingConfig
-from rehearsal_plugin.core.arrays import IntArray, WeightArray
+from rehearsal_plugin.core.arrays import Float64Array, IntArray
 from rehearsal_plugin.errors import ConfigError
 
 __all__ = ["Mixture", "Weights"]
@@ -101,7 +101,7 @@ class Mixture:
         """The weights that rows are drawn by."""
         return self._weights
 
-    def weights(self, keys: IntArray) -> WeightArray | None:
+    def weights(self, keys: IntArray) -> Float64Array | None:
         """The weights in force of partitions with `keys` `[n]`, `[n]` float64; None where all count alike."""
         if self._weights is None:
             return None

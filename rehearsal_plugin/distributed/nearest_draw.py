@@ -23,13 +23,13 @@ from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.vector_index.faiss_library import import_faiss
 from rehearsal_plugin.buffer.vector_index.filters import Where
 from rehearsal_plugin.buffer.vector_index.index import RowIndex
-from rehearsal_plugin.buffer.vector_index.scores import Scores, normalized
+from rehearsal_plugin.buffer.vector_index.similarity import normalized
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.core.arrays import FloatArray, IntArray
-from rehearsal_plugin.core.rng import Numbers, Purpose
+from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray
+from rehearsal_plugin.core.rng import Purpose, RandomStream
 from rehearsal_plugin.distributed.draw import Draws
 
-__all__ = ["Neighbours"]
+__all__ = ["NearestDraw"]
 
 HEAD = 2
 """Words before the queries: how many there are, and how many rows this rank wants to know of."""
@@ -37,7 +37,7 @@ HEAD = 2
 EARLIER = Where(min_age=1)
 
 
-class Neighbours:
+class NearestDraw:
     """Finds the rows that `sampling.weights: retrieved` replays.
 
     Args:
@@ -66,7 +66,7 @@ class Neighbours:
         self._index, self._cosine = RowIndex(buffer, config.retrieval), config.retrieval.metric == "cosine"
         self._share, self._queries = config.sampling.retrieved_share, config.sampling.queries
         self._rank, self._size, self._turns = rank, size, turns
-        self._numbers = Numbers(config.seed, Purpose.QUERIES)
+        self._numbers = RandomStream(config.seed, Purpose.QUERIES)
         self._largest = 0
         self._wanted: IntArray | None = None  # rows by the queries that were heard last; None before all ranks agreed
         self._own = np.empty((2, 0), dtype=np.int64)  # this rank's answers to these: scores (their bits) and slots
@@ -146,7 +146,7 @@ class Neighbours:
         """The word of a message behind the queries, of which two numbers share a word."""
         return HEAD + -(-self._queries * self._index.width // 2)
 
-    def _queries_of(self, staged: Tensor, step: int) -> FloatArray:
+    def _queries_of(self, staged: Tensor, step: int) -> Float32Array:
         """The embeddings of new rows, `[n, width]` float32, prepared for the metric."""
         vectors = self._index.embeddings(staged)
         vectors = vectors[np.isfinite(vectors).all(axis=1)]
@@ -189,7 +189,7 @@ class Neighbours:
         return own
 
 
-def _distinct(reader: IntArray, slots: IntArray, scores: Scores) -> tuple[IntArray, IntArray, Scores]:
+def _distinct(reader: IntArray, slots: IntArray, scores: Float64Array) -> tuple[IntArray, IntArray, Float64Array]:
     """Rows found for any query of a reader, each once and with its best score: reader by reader, the nearest first.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rehearsal_plugin.buffer.vector_index.filters import Where
 from rehearsal_plugin.buffer.vector_index.index import RowIndex
-from rehearsal_plugin.buffer.vector_index.known import Embed
+from rehearsal_plugin.buffer.vector_index.known_rows import Embed
 from rehearsal_plugin.retrieval.retrieved import Retrieved
 from rehearsal_plugin.retrieval.retriever import Retriever
 from rehearsal_plugin.retrieval.texts import TextEmbedder, pack_texts, unpack_texts

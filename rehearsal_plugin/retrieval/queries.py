@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rehearsal_plugin.buffer.vector_index.filters import whole
-from rehearsal_plugin.buffer.vector_index.scores import normalized
-from rehearsal_plugin.core.arrays import FloatArray
+from rehearsal_plugin.buffer.vector_index.similarity import normalized
+from rehearsal_plugin.core.arrays import Float32Array
 from rehearsal_plugin.errors import BatchError
 
 __all__ = ["prepared", "wanted"]
@@ -19,7 +19,7 @@ __all__ = ["prepared", "wanted"]
 
 def prepared(
     queries: ArrayLike | Tensor | None, width: int, metric: Literal["inner_product", "cosine", "l2"]
-) -> FloatArray:
+) -> Float32Array:
     """Queries as `[n, width]` float32, of length 1 where cosines are compared; none for None.
 
     Args:
@@ -52,7 +52,7 @@ def wanted(k: int) -> int:
     return count
 
 
-def _as_vectors(queries: ArrayLike | Tensor) -> FloatArray:
+def _as_vectors(queries: ArrayLike | Tensor) -> Float32Array:
     if isinstance(queries, Tensor):
         queries = queries.to(torch.float32).numpy(force=True)
     try:

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.layout import RowLayout
-from rehearsal_plugin.buffer.vector_index.known import columns_of
-from rehearsal_plugin.buffer.vector_index.scores import Scores
-from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.buffer.vector_index.known_rows import columns_of
+from rehearsal_plugin.core.arrays import Float64Array, IntArray
 
 __all__ = ["Retrieved"]
 
@@ -35,7 +34,7 @@ class Retrieved:
         layout: Theirs; None where no rank has any.
     """
 
-    scores: Scores
+    scores: Float64Array
     rank: IntArray
     slot: IntArray
     partition: IntArray

@@ -18,9 +18,9 @@ from torch import Tensor
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.vector_index.filters import Where
 from rehearsal_plugin.buffer.vector_index.index import RowIndex
-from rehearsal_plugin.buffer.vector_index.known import Embed, columns_of
+from rehearsal_plugin.buffer.vector_index.known_rows import Embed, columns_of
 from rehearsal_plugin.config import ExchangeConfig, RetrievalConfig
-from rehearsal_plugin.core.background_thread import Worker
+from rehearsal_plugin.core.background_thread import BackgroundThread
 from rehearsal_plugin.distributed.transport import Transport, default_transport
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError, RehearsalError
 from rehearsal_plugin.rehearsal import Rehearsal
@@ -74,7 +74,7 @@ class Retriever:
         self._stop = threading.Event()
         self._search = DistributedSearch(self._transport, timeout_s, self._stop.is_set)
         self._index: RowIndex | None = None
-        self._worker: Worker[Retrieved] | None = None
+        self._worker: BackgroundThread[Retrieved] | None = None
         self._last: Future[Retrieved] | None = None
         self._refreshed = 0
         atexit.register(self.close)  # a search in the background would have the interpreter abort
@@ -147,7 +147,7 @@ class Retriever:
                 f"{type(self._transport).__name__} issues collectives from the training thread only; use search()"
             )
         job = self._ask(queries, k, where)
-        self._worker = self._worker or Worker(f"retrieval-rank{self._transport.rank}")
+        self._worker = self._worker or BackgroundThread(f"retrieval-rank{self._transport.rank}")
         self._last = self._worker.submit(job)
         return self._last
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.vector_index.filters import Where
 from rehearsal_plugin.buffer.vector_index.index import RowIndex
-from rehearsal_plugin.buffer.vector_index.scores import Scores, rank_by
-from rehearsal_plugin.core.arrays import FloatArray, IntArray
+from rehearsal_plugin.buffer.vector_index.similarity import rank_by
+from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray
 from rehearsal_plugin.distributed.transport import Pending, Transport, wait
 from rehearsal_plugin.errors import ClosedError, ExchangeError
 from rehearsal_plugin.retrieval.retrieved import Retrieved
@@ -45,7 +45,7 @@ class Own:
         rows: `[rows, row_bytes]` uint8, what is there.
     """
 
-    scores: Scores
+    scores: Float64Array
     slots: IntArray
     distinct: IntArray
     rows: Tensor
@@ -72,7 +72,7 @@ class DistributedSearch:
         self.searches = self.collectives = self.rows_received = 0
 
     def __call__(
-        self, index: RowIndex | None, queries: FloatArray, k: int, where: Where, now: int, **told: str
+        self, index: RowIndex | None, queries: Float32Array, k: int, where: Where, now: int, **told: str
     ) -> Retrieved:
         """Search.
 
@@ -187,7 +187,7 @@ class DistributedSearch:
 
 def _merged(
     gathered: Tensor, queries: int, most: int, requests: Sequence[Request]
-) -> tuple[Scores, IntArray, IntArray]:
+) -> tuple[Float64Array, IntArray, IntArray]:
     """The nearest rows of all ranks: scores, ranks and slots, `[queries, most]` each; rank and slot -1 for none."""
     size = len(gathered)
     both = gathered.numpy().reshape(size, 2, queries, most).transpose(1, 2, 0, 3).reshape(2, queries, size * most)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from rehearsal_plugin.buffer.vector_index.filters import Where
-from rehearsal_plugin.core.arrays import FloatArray, IntArray
+from rehearsal_plugin.core.arrays import Float32Array, IntArray
 from rehearsal_plugin.errors import ExchangeError
 
 __all__ = ["Request", "agreed", "needed"]
@@ -35,7 +35,7 @@ class Request:
         error: Why it does not take part; empty where it does.
     """
 
-    queries: FloatArray
+    queries: Float32Array
     k: int
     where: Where
     now: int

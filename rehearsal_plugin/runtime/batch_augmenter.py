@@ -9,32 +9,32 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows.allocator import Recycled
+from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.padding import Padding
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.tree import leaves_of, without
 from rehearsal_plugin.errors import CheckpointError, ConfigError
-from rehearsal_plugin.runtime.coordinator import Supply
+from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
-from rehearsal_plugin.runtime.pending_losses import Answers
+from rehearsal_plugin.runtime.pending_losses import PendingLosses
 from rehearsal_plugin.runtime.representatives import Share
 from rehearsal_plugin.runtime.token_losses import token_counts
 from rehearsal_plugin.strategies import Strategy
 
-__all__ = ["Batches", "Transform"]
+__all__ = ["BatchAugmenter", "Transform"]
 
 Transform: TypeAlias = Callable[[Any], Any]
 
 
-class Batches:
+class BatchAugmenter:
     """Stages candidates and joins replayed rows to batches.
 
     Args:
         config: The `rehearsal` section.
         strategy: What replayed rows are used for.
-        supply: Where rows go to and come from.
+        coordinator: Where rows go to and come from.
         answers: Waits for what the model makes of a micro-batch.
         transform: See `Rehearsal`.
         fill: Called before the first batch, with the device on which it lives; may fill the buffer.
@@ -47,17 +47,17 @@ class Batches:
         self,
         config: RehearsalConfig,
         strategy: Strategy,
-        supply: Supply,
-        answers: Answers,
+        coordinator: ReplayCoordinator,
+        answers: PendingLosses,
         *,
         transform: Transform | None,
         fill: Callable[[torch.device], None],
     ) -> None:
-        self._config, self._strategy, self._supply, self._answers = config, strategy, supply, answers
+        self._config, self._strategy, self._coordinator, self._answers = config, strategy, coordinator, answers
         self._transform, self._fill = transform or _unchanged, fill
         self.padding = None if config.padding is None else Padding(config.padding)
         self._layout: RowLayout | None = None
-        self._memory = Recycled()
+        self._memory = RecycledMemory()
 
     @property
     def fed(self) -> bool:
@@ -75,8 +75,8 @@ class Batches:
         columns = layout.columns(stored)
         size, replacing = len(columns[0]), self._config.mode == "replace"
         if not self._strategy.records:
-            self._supply.stage(columns, layout, {})  # first: rows that it refuses must leave no trace
-        share = self._supply.take(size if replacing and displace else None)
+            self._coordinator.stage(columns, layout, {})  # first: rows that it refuses must leave no trace
+        share = self._coordinator.take(size if replacing and displace else None)
         displaced = len(share.rows) if share is not None and replacing and displace else 0
         new = size - displaced
         self._weigh(batch, new, share)
@@ -99,9 +99,9 @@ class Batches:
         if self._config.mode == "replace":
             check_room(self._config.representatives, self._strategy.draws, len(first))
         self._fill(first.device)
-        if self._supply.pipeline is None:
+        if self._coordinator.prefetcher is None:
             return layout
-        buffer = self._supply.pipeline.buffer
+        buffer = self._coordinator.prefetcher.buffer
         stored = buffer.layout
         loaded, given = (
             {field.name: (str(field.dtype), field.shape) for field in one.fields} for one in (stored, layout)
@@ -134,8 +134,8 @@ class Batches:
             lengths = (self.padding.lengths(batch)[:new], None if replayed is None else self.padding.lengths(replayed))
             amounts = [0 if part is None else int(part.sum()) for part in lengths]
             for count, amount, again in zip(rows, amounts, (False, True), strict=True):
-                self._supply.schedule.saw(count, amount, replayed=again)
-        self._supply.seen(sum(amounts) if self._config.mode == "replace" else amounts[0])
+                self._coordinator.schedule.saw(count, amount, replayed=again)
+        self._coordinator.seen(sum(amounts) if self._config.mode == "replace" else amounts[0])
 
     def _keys(self, layout: RowLayout, columns: list[Tensor], new: int, share: Share | None) -> IntArray | None:
         """The partition keys of all rows that the model sees, `[rows]` int64; None without partitions."""
@@ -150,7 +150,7 @@ class Batches:
         return keys
 
     def _count(self, seen: Any, new: int, displaced: int, share: Share | None, keys: IntArray | None) -> None:
-        metrics = self._supply.metrics
+        metrics = self._coordinator.metrics
         tokens = token_counts(seen)
         if tokens is not None:
             metrics.count_tokens(tokens, new, keys)

@@ -17,16 +17,16 @@ from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.metrics import Metrics
-from rehearsal_plugin.core.rng import Numbers, Purpose
+from rehearsal_plugin.core.rng import Purpose, RandomStream
 from rehearsal_plugin.distributed.global_counts import NOTES
 from rehearsal_plugin.distributed.transport import LocalTransport, Transport, wait
 from rehearsal_plugin.errors import ExchangeError, StorageError
-from rehearsal_plugin.runtime.forgetting_guard import Guard
-from rehearsal_plugin.runtime.prefetcher import Pipeline
-from rehearsal_plugin.runtime.replay_ratio import Schedule
+from rehearsal_plugin.runtime.forgetting_guard import ForgettingGuard
+from rehearsal_plugin.runtime.prefetcher import Prefetcher
+from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 from rehearsal_plugin.runtime.representatives import Representatives, Share
 
-__all__ = ["Supply"]
+__all__ = ["ReplayCoordinator"]
 
 LOG = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ LARGEST_LOSS = 1e12
 LEAD = 3  # steps from asking for rows to seeing them, at most (a loop of update() needs one less)
 
 
-class Supply:
+class ReplayCoordinator:
     """Takes candidates in and gives representatives out, one exchange a step.
 
     Args:
@@ -52,22 +52,22 @@ class Supply:
         metrics: What is counted and timed.
         schedule: How many rows are asked for.
         guard: Watches the loss on replayed rows; None for nobody.
-        pipeline: This rank's buffer, exchange and worker; None until the first rows.
+        prefetcher: This rank's buffer, exchange and worker; None until the first rows.
     """
 
     def __init__(self, config: RehearsalConfig, transport: Transport, turns: int, refreshes: bool) -> None:
         self.metrics = Metrics()
-        self.pipeline: Pipeline | None = None
+        self.prefetcher: Prefetcher | None = None
         self._config, self._transport, self._turns = config, transport, turns
         self.rank, self.size, self.alone = transport.rank, transport.size, False
-        self._orders = Numbers(config.seed, Purpose.ORDER)
+        self._orders = RandomStream(config.seed, Purpose.ORDER)
         self._refreshes = refreshes
         self._first_step = 0
         self._ready: Representatives | None = None
         self._spent: Representatives | None = None
         self._amounts: list[int] = []  # of the micro-batches since the last exchange
         self._words: list[int]  # sum and weight of the losses measured last, and how often it was done
-        self.guard: Guard | None = None
+        self.guard: ForgettingGuard | None = None
         self._proposed: Mapping[Any, float] | None = None
         self._asked: deque[list[int]] = deque()  # shares asked for with each exchange, oldest first
         self._begin()
@@ -75,7 +75,7 @@ class Supply:
     @property
     def step(self) -> int:
         """Number of the next exchange, the same on all ranks."""
-        return self._first_step if self.pipeline is None else self.pipeline.step
+        return self._first_step if self.prefetcher is None else self.prefetcher.step
 
     @property
     def due(self) -> int:
@@ -93,10 +93,10 @@ class Supply:
         Raises:
             BatchError: The state does not look like the first one.
         """
-        if self.pipeline is None:
-            self.pipeline = self._make_pipeline(self._make_buffer(layout.with_state(state)), columns[0].device)
-        layout = self.pipeline.buffer.layout
-        self.pipeline.stage([*columns, *layout.state_columns(state, len(columns[0]))])
+        if self.prefetcher is None:
+            self.prefetcher = self._make_prefetcher(self._make_buffer(layout.with_state(state)), columns[0].device)
+        layout = self.prefetcher.buffer.layout
+        self.prefetcher.stage([*columns, *layout.state_columns(state, len(columns[0]))])
 
     def take(self, most: int | None) -> Share | None:
         """The rows of the next micro-batch, or None.
@@ -129,8 +129,8 @@ class Supply:
     def reweigh(self, weights: Mapping[Any, float]) -> None:
         """See `Rehearsal.reweigh`."""
         self._proposed = weights
-        if self.pipeline is not None:
-            self.pipeline.mixture.propose(weights)
+        if self.prefetcher is not None:
+            self.prefetcher.mixture.propose(weights)
 
     def collect(self) -> None:
         """Wait for the exchange in flight; what it brought is ready then.
@@ -138,10 +138,10 @@ class Supply:
         Raises:
             ExchangeError: The exchange failed, and `exchange.on_failure` is `raise`; every later call says so.
         """
-        if self.pipeline is None or not self.pipeline.in_flight:
+        if self.prefetcher is None or not self.prefetcher.in_flight:
             return  # a batch was refused; what was ready still is
         try:
-            arrival = self.pipeline.collect()
+            arrival = self.prefetcher.collect()
         except ExchangeError as error:
             self._fail(error)
             return
@@ -149,22 +149,22 @@ class Supply:
         self._spent, self._ready = self._ready, None
         shares = self._asked.popleft()
         if arrival is not None:
-            rng = self._orders.at(self.pipeline.step, self.rank)
-            self._ready = Representatives.shuffled(arrival, self.pipeline.buffer.layout, self._turns, shares, rng)
+            rng = self._orders.at(self.prefetcher.step, self.rank)
+            self._ready = Representatives.shuffled(arrival, self.prefetcher.buffer.layout, self._turns, shares, rng)
         self._watch()  # last: whoever is stopped here can save and load
 
     def launch(self) -> None:
         """Admit what was staged, and ask for the rows of a later step."""
-        if self.pipeline is None:
+        if self.prefetcher is None:
             return
-        wanted = self.pipeline.step + LEAD >= self._config.start_step
-        self.schedule.go_by(self.pipeline.step)
+        wanted = self.prefetcher.step + LEAD >= self._config.start_step
+        self.schedule.go_by(self.prefetcher.step)
         shares = [self.schedule.next(amount) for amount in self._amounts] if wanted else []
         self._amounts.clear()
         self._asked.append(shares)
         spent, self._spent = self._spent, None
         refresh = spent.refresh() if self._refreshes and spent is not None else None
-        self.pipeline.launch(sum(shares), refresh, self._words)
+        self.prefetcher.launch(sum(shares), refresh, self._words)
 
     def drain(self) -> None:
         """Wait until the exchange in flight, if any, has ended.
@@ -173,26 +173,26 @@ class Supply:
             ExchangeError: It failed, and `exchange.on_failure` is `raise`.
         """
         try:
-            if self.pipeline is not None:
-                self.pipeline.drain()
+            if self.prefetcher is not None:
+                self.prefetcher.drain()
         except ExchangeError as error:
             self._fail(error)
 
     def commit(self) -> None:
         """See `Rehearsal.commit`."""
         self.drain()
-        if self.pipeline is not None:
-            self.pipeline.buffer.commit()
+        if self.prefetcher is not None:
+            self.prefetcher.buffer.commit()
 
     def rollback(self) -> None:
         """See `Rehearsal.rollback`."""
         self.restart(self.step)
-        if self.pipeline is not None:
-            self.pipeline.buffer.rollback()
+        if self.prefetcher is not None:
+            self.prefetcher.buffer.rollback()
 
     def restart(self, step: int, connect: Callable[[], Transport] | None = None) -> None:
         """See `Rehearsal.restart`."""
-        old, self._first_step = self.pipeline, step
+        old, self._first_step = self.prefetcher, step
         patience = self._config.exchange.timeout_s
         if old is not None and not old.close(drain_s=0.0, grace_s=patience):
             raise StorageError(
@@ -204,7 +204,7 @@ class Supply:
             self._transport = connect()
             self.rank, self.size, self.alone = self._transport.rank, self._transport.size, False
         if old is not None:
-            self.pipeline = self._make_pipeline(old.buffer, old.device)
+            self.prefetcher = self._make_prefetcher(old.buffer, old.device)
         self._begin()
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class Supply:
             ExchangeError: That failed.
         """
         self.drain()
-        pipeline = None if self.pipeline is None else self.pipeline.state_dict()
+        prefetcher = None if self.prefetcher is None else self.prefetcher.state_dict()
         return {
             "first_step": self._first_step,
             "schedule": self.schedule.state_dict(),
@@ -226,7 +226,7 @@ class Supply:
             "words": list(self._words),
             "heard": self._heard,
             "guard": None if self.guard is None else self.guard.state_dict(),
-            "pipeline": pipeline,
+            "pipeline": prefetcher,
         }
 
     def load_state_dict(
@@ -255,8 +255,8 @@ class Supply:
             return
         buffer = self._make_buffer(layout)
         buffer.load_state_dict(rows)
-        self.pipeline = self._make_pipeline(buffer, device)
-        self.pipeline.load_state_dict(state["pipeline"])
+        self.prefetcher = self._make_prefetcher(buffer, device)
+        self.prefetcher.load_state_dict(state["pipeline"])
         self._ready, self._spent = (
             None if state[name] is None else Representatives.load(state[name], layout, device)
             for name in ("ready", "spent")
@@ -264,22 +264,22 @@ class Supply:
 
     def reset(self, step: int) -> None:
         """Begin anew at `step` without a row."""
-        if self.pipeline is not None:
-            self.pipeline.close(drain_s=0.0)
-            self.pipeline = None
+        if self.prefetcher is not None:
+            self.prefetcher.close(drain_s=0.0)
+            self.prefetcher = None
         self._first_step = step
         self._begin()
 
     def adopt(self, step: int, layout: RowLayout, device: torch.device) -> RehearsalBuffer:
         """Begin anew at `step` with an empty buffer, to be filled by the caller; see `RehearsalBuffer.adopt`."""
         self.reset(step)
-        self.pipeline = self._make_pipeline(self._make_buffer(layout), device)
-        return self.pipeline.buffer
+        self.prefetcher = self._make_prefetcher(self._make_buffer(layout), device)
+        return self.prefetcher.buffer
 
     @property
     def digest(self) -> int:
         """A number that follows from what all ranks hold: alike on the ranks of a job at a step."""
-        return 0 if self.pipeline is None else self.pipeline.digest
+        return 0 if self.prefetcher is None else self.prefetcher.digest
 
     def agree(self, *values: int) -> list[list[int]]:
         """What every rank gives, by rank; between two steps, when all ranks ask.
@@ -296,8 +296,8 @@ class Supply:
     def close(self, drain_s: float) -> None:
         """Stop the worker after up to `drain_s` seconds, and close the transport."""
         try:
-            if self.pipeline is not None:
-                self.pipeline.close(drain_s)
+            if self.prefetcher is not None:
+                self.prefetcher.close(drain_s)
         finally:
             self._transport.close()
 
@@ -307,28 +307,28 @@ class Supply:
         Raises:
             ForgettingError: The guard ends the job.
         """
-        if self.guard is None or self.pipeline is None or self.alone:
+        if self.guard is None or self.prefetcher is None or self.alone:
             return
-        total, weight, count = self.pipeline.announced.astype(np.float64).T
+        total, weight, count = self.prefetcher.announced.astype(np.float64).T
         if int(count.min()) <= self._heard:
             return
         self._heard = int(count.min())
         if weight.sum():
-            self.guard.hear(float(total.sum() / weight.sum()), self.pipeline.step, self.schedule)
+            self.guard.hear(float(total.sum() / weight.sum()), self.prefetcher.step, self.schedule)
 
     @property
     def _started(self) -> bool:
         return self.step >= self._config.start_step
 
     def _begin(self) -> None:
-        self.schedule = Schedule(self._config, self._turns)
+        self.schedule = ReplayRatio(self._config, self._turns)
         self._ready = self._spent = None
         self._amounts = []
         self._asked = deque([[]])  # the first exchange brings none
         self._words = [0] * (NOTES - 1)
         self._heard = 0
         good = None if self.guard is None else self.guard.good
-        self.guard = None if self._config.guard is None else Guard(self._config.guard, self.rank, good)
+        self.guard = None if self._config.guard is None else ForgettingGuard(self._config.guard, self.rank, good)
 
     def _fail(self, error: ExchangeError) -> None:
         """Raise the error, or go on without the others, as the config says."""
@@ -351,8 +351,8 @@ class Supply:
     def _make_buffer(self, layout: RowLayout) -> RehearsalBuffer:
         return RehearsalBuffer(self._config.buffer, layout, rank=self.rank, seed=self._config.seed)
 
-    def _make_pipeline(self, buffer: RehearsalBuffer, device: torch.device) -> Pipeline:
-        pipeline = Pipeline(
+    def _make_prefetcher(self, buffer: RehearsalBuffer, device: torch.device) -> Prefetcher:
+        prefetcher = Prefetcher(
             self._config,
             self._transport,
             buffer,
@@ -363,5 +363,5 @@ class Supply:
             step=self._first_step,
         )
         if self._proposed is not None:
-            pipeline.mixture.propose(self._proposed)
-        return pipeline
+            prefetcher.mixture.propose(self._proposed)
+        return prefetcher

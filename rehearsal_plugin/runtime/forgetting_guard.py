@@ -9,14 +9,14 @@ from typing import Any
 
 from rehearsal_plugin.config import GuardConfig
 from rehearsal_plugin.errors import ForgettingError
-from rehearsal_plugin.runtime.replay_ratio import Schedule
+from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 
-__all__ = ["Guard"]
+__all__ = ["ForgettingGuard"]
 
 LOG = logging.getLogger(__name__)
 
 
-class Guard:
+class ForgettingGuard:
     """Compares the mean loss of the last measurements with the lowest such mean so far.
 
     It hears what all ranks measured together, and so does the same on all of them at the same step. After it has
@@ -41,7 +41,7 @@ class Guard:
         """The last checkpoint whose model was measured to be within the bound; None for none."""
         return self._good
 
-    def hear(self, loss: float, step: int, schedule: Schedule) -> None:
+    def hear(self, loss: float, step: int, schedule: ReplayRatio) -> None:
         """Take in a measurement.
 
         Args:
@@ -85,7 +85,7 @@ class Guard:
         self._best, self._exceeded, self._good = state["best"], state["exceeded"], state["good"]
         self._pending = [(int(step), str(name)) for step, name in state["pending"]]
 
-    def _act(self, mean: float, step: int, schedule: Schedule, *, again: bool) -> None:
+    def _act(self, mean: float, step: int, schedule: ReplayRatio, *, again: bool) -> None:
         """Do what the config says; what was done already is not said twice."""
         told = (
             f"the loss on replayed rows is {mean:.4g} at step {step}, more than {self._config.bound:g} times its "

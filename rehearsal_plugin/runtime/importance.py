@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.core.arrays import IntArray, WeightArray
-from rehearsal_plugin.runtime.coordinator import Supply
+from rehearsal_plugin.core.arrays import Float64Array, IntArray
+from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.token_losses import groups
 from rehearsal_plugin.strategies import Part
 from rehearsal_plugin.strategies.base import Criterion
@@ -25,16 +25,16 @@ class Importance:
 
     Args:
         config: The `rehearsal` section.
-        supply: Counts what is replayed.
+        coordinator: Counts what is replayed.
     """
 
-    def __init__(self, config: RehearsalConfig, supply: Supply) -> None:
+    def __init__(self, config: RehearsalConfig, coordinator: ReplayCoordinator) -> None:
         self._weights = {int(key): weight for key, weight in (config.strategy.partition_weights or {}).items()}
-        self._supply = supply
+        self._coordinator = coordinator
 
-    def factors(self, keys: IntArray) -> WeightArray:
+    def factors(self, keys: IntArray) -> Float64Array:
         """By how much rows with `keys` `[n]` count, `[n]` float64; the rows themselves are counted already."""
-        counts = self._supply.metrics.replayed_by_partition
+        counts = self._coordinator.metrics.replayed_by_partition
         named = [key for key in self._weights if counts[key]]
         weight, rows = sum(self._weights[key] for key in named), sum(counts[key] for key in named)
         factor = {key: self._weights[key] * rows / (weight * counts[key]) if weight else 0.0 for key in named}

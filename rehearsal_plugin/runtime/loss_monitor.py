@@ -10,33 +10,33 @@ from torch import Tensor
 
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import BatchError
-from rehearsal_plugin.runtime.coordinator import Supply
+from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.importance import Importance
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
 from rehearsal_plugin.runtime.token_losses import LossMeter, groups, predicts_next, token_losses
 from rehearsal_plugin.strategies import Part
 
-__all__ = ["Measuring"]
+__all__ = ["LossMonitor"]
 
 
-class Measuring:
+class LossMonitor:
     """Measures the micro-batches of every `losses_every`-th step.
 
     Args:
         config: The `rehearsal` section.
-        supply: Knows the step, and tells the other ranks what was measured.
+        coordinator: Knows the step, and tells the other ranks what was measured.
         importance: What partitions count for; None where all rows count alike.
     """
 
-    def __init__(self, config: RehearsalConfig, supply: Supply, importance: Importance | None) -> None:
-        self._every, self._supply, self._importance = config.losses_every, supply, importance
+    def __init__(self, config: RehearsalConfig, coordinator: ReplayCoordinator, importance: Importance | None) -> None:
+        self._every, self._coordinator, self._importance = config.losses_every, coordinator, importance
         self._watched = None if config.guard is None else config.guard.partitions
         self._meter = LossMeter()
 
     @property
     def due(self) -> bool:
         """Whether this step is measured."""
-        return self._every > 0 and self._supply.step % self._every == 0
+        return self._every > 0 and self._coordinator.step % self._every == 0
 
     @torch.no_grad()
     def parts(self, micro_batch: MicroBatch, parts: Sequence[Part]) -> None:
@@ -91,8 +91,8 @@ class Measuring:
     def end_step(self) -> None:
         """Note what was measured in this step."""
         if self.due:
-            self._supply.measured(*self._meter.total("replayed", self._watched))
-            self._supply.metrics.losses = self._meter.close()
+            self._coordinator.measured(*self._meter.total("replayed", self._watched))
+            self._coordinator.metrics.losses = self._meter.close()
 
     def clear(self) -> None:
         """Forget what was measured in this step so far."""

@@ -13,30 +13,30 @@ from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.tree import map_leaves
 from rehearsal_plugin.errors import BatchError, ConfigError
-from rehearsal_plugin.runtime.coordinator import Supply
+from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.importance import Importance
-from rehearsal_plugin.runtime.loss_monitor import Measuring
+from rehearsal_plugin.runtime.loss_monitor import LossMonitor
 from rehearsal_plugin.runtime.micro_batch import MicroBatch, no_criterion
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import Criterion
 
-__all__ = ["Answers"]
+__all__ = ["PendingLosses"]
 
 
-class Answers:
+class PendingLosses:
     """Waits for what the model makes of a micro-batch.
 
     Args:
         config: The `rehearsal` section.
         strategy: What replayed rows are used for.
-        supply: Where rows with their state, and new state of replayed rows, go.
+        coordinator: Where rows with their state, and new state of replayed rows, go.
     """
 
-    def __init__(self, config: RehearsalConfig, strategy: Strategy, supply: Supply) -> None:
-        self._config, self._strategy, self._supply = config, strategy, supply
+    def __init__(self, config: RehearsalConfig, strategy: Strategy, coordinator: ReplayCoordinator) -> None:
+        self._config, self._strategy, self._coordinator = config, strategy, coordinator
         self._waiting: deque[tuple[MicroBatch, RowLayout]] = deque()
-        self._importance = None if config.strategy.partition_weights is None else Importance(config, supply)
-        self._measuring = Measuring(config, supply, self._importance)
+        self._importance = None if config.strategy.partition_weights is None else Importance(config, coordinator)
+        self._measuring = LossMonitor(config, coordinator, self._importance)
 
     def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
         """Wait for the answer for this micro-batch too, after those for the ones before it."""
@@ -124,7 +124,7 @@ class Answers:
 
     def _parts(self, outputs: Any, targets: tuple[Any, ...], criterion: Criterion) -> list[Part]:
         micro_batch, layout = self._current()
-        stored = layout if self._supply.pipeline is None else self._supply.pipeline.buffer.layout
+        stored = layout if self._coordinator.prefetcher is None else self._coordinator.prefetcher.buffer.layout
         return micro_batch.parts(self._strategy, stored, outputs, targets, criterion)
 
     def _weighted(self, replayed: list[Part]) -> list[Part]:
@@ -148,7 +148,7 @@ class Answers:
         if self._strategy.records:
             micro_batch, layout = self._current()
             state = self._strategy.state(replace(new, outputs=map_leaves(new.outputs, _detached)))
-            self._supply.stage(micro_batch.columns, layout, state)
+            self._coordinator.stage(micro_batch.columns, layout, state)
         self._waiting.popleft()
 
     def _refresh(self, replayed: list[Part]) -> None:
@@ -156,7 +156,7 @@ class Answers:
         if not self._strategy.refreshes or share is None:
             return
         for part, index in zip(replayed, torch.split(share.index, [part.size for part in replayed]), strict=True):
-            self._supply.update(index, self._strategy.refresh(part))
+            self._coordinator.update(index, self._strategy.refresh(part))
 
     def _current(self) -> tuple[MicroBatch, RowLayout]:
         if not self._waiting:

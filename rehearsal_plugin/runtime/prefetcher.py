@@ -19,16 +19,16 @@ from rehearsal_plugin.buffer.dedup import DUPLICATE
 from rehearsal_plugin.buffer.rows.staging import Staging
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
-from rehearsal_plugin.core.background_thread import Worker
+from rehearsal_plugin.core.background_thread import BackgroundThread
 from rehearsal_plugin.core.metrics import Metrics
-from rehearsal_plugin.core.rng import Numbers, Purpose
+from rehearsal_plugin.core.rng import Purpose, RandomStream
 from rehearsal_plugin.distributed.exchange import Arrival, Exchange, Outgoing, Posted, Refresh
 from rehearsal_plugin.distributed.mixture import Mixture
 from rehearsal_plugin.distributed.transport import LocalTransport, Transport
 from rehearsal_plugin.errors import BatchError, ExchangeTimeout, RehearsalError
 from rehearsal_plugin.runtime.cuda_stream import SideStream
 
-__all__ = ["Pipeline"]
+__all__ = ["Prefetcher"]
 
 GRACE_S = 5.0  # the worker's own deadline is reported first
 
@@ -41,7 +41,7 @@ class Outcome:
     outgoing: Outgoing
 
 
-class Pipeline:
+class Prefetcher:
     """Stages candidates, launches a background job a step, collects the rows that it brought.
 
     At most one job runs at a time, and between `collect` and `launch` none does; so the index and the storage
@@ -89,12 +89,12 @@ class Pipeline:
             metrics=metrics,
             stopped=self._stop.is_set,
         )
-        self._candidates = Numbers(config.seed, Purpose.CANDIDATES)
+        self._candidates = RandomStream(config.seed, Purpose.CANDIDATES)
         self._staging = Staging(buffer.layout.row_bytes, device)
         self._stream = SideStream(device)
         self._outgoing: Outgoing | None = None
         self._job: Future[Outcome] | None = None
-        self._worker: Worker[Outcome] = Worker(f"rehearsal-rank{rank}")
+        self._worker: BackgroundThread[Outcome] = BackgroundThread(f"rehearsal-rank{rank}")
         self._micro_batch = 0
 
     def stage(self, columns: list[Tensor]) -> None:
@@ -193,7 +193,7 @@ class Pipeline:
             "arrival": None if arrival is None else arrival.state_dict(),
             "staged": self._staging.staged(),
             "micro_batch": self._micro_batch,
-            "census": self._exchange.census.state_dict(),
+            "census": self._exchange.global_counts.state_dict(),
             "mixture": self.mixture.state_dict(),
             "neighbours": None if neighbours is None else neighbours.state_dict(),
         }
@@ -205,7 +205,7 @@ class Pipeline:
             ValueError: It contradicts itself, or is that of other ranks.
         """
         self.step, self._micro_batch = int(state["step"]), int(state["micro_batch"])
-        self._exchange.census.load_state_dict(state["census"])
+        self._exchange.global_counts.load_state_dict(state["census"])
         self.mixture.load_state_dict(state["mixture"])
         if self._exchange.neighbours is not None:
             self._exchange.neighbours.load_state_dict(state["neighbours"])
@@ -227,14 +227,14 @@ class Pipeline:
     @property
     def announced(self) -> IntArray:
         """The words that ranks gave `launch` for the last exchange that was collected, `[ranks, NOTES - 1]` int64."""
-        return self._exchange.census.notes[:, 1:]
+        return self._exchange.global_counts.notes[:, 1:]
 
     @property
     def digest(self) -> int:
         """A number that is alike on all ranks of a job at a step; 0 where every rank draws from itself alone."""
         if self._config.sampling.scope == "local":
             return 0
-        return self._exchange.census.digest ^ Mixture.digest(self.mixture.in_force)
+        return self._exchange.global_counts.digest ^ Mixture.digest(self.mixture.in_force)
 
     def close(self, drain_s: float, grace_s: float = GRACE_S) -> bool:
         """Let the job in flight end for up to `drain_s` seconds, then stop the worker.

@@ -9,7 +9,7 @@ from typing import Any
 
 from rehearsal_plugin.config import RehearsalConfig
 
-__all__ = ["Schedule"]
+__all__ = ["ReplayRatio"]
 
 UNIT = 1 << 40
 """Ratios that change are rounded to multiples of its reciprocal, so that the sum of fractions stays a small one."""
@@ -18,7 +18,7 @@ FURTHEST = 1 << 62
 HIGHEST_BOOST = 1e6
 
 
-class Schedule:
+class ReplayRatio:
     """Whole numbers of rows whose running sum never strays from the ratio by a whole row a draw.
 
     `ratio` is the share of replayed rows in what the model sees: with b new rows and `mode: append` that is

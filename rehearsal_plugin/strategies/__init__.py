@@ -7,8 +7,8 @@ from rehearsal_plugin.strategies.der import DarkExperienceReplay
 from rehearsal_plugin.strategies.der_plus_plus import DarkExperienceReplayPlusPlus
 from rehearsal_plugin.strategies.er import ExperienceReplay
 from rehearsal_plugin.strategies.er_ace import AsymmetricReplay
-from rehearsal_plugin.strategies.row_embedding import WithEmbedding
-from rehearsal_plugin.strategies.row_loss import ScoredByLoss
+from rehearsal_plugin.strategies.row_embedding import RowEmbedding
+from rehearsal_plugin.strategies.row_loss import RowLoss
 from rehearsal_plugin.strategies.topk import TopKDistillation
 from rehearsal_plugin.strategies.x_der import ExtendedDarkExperienceReplay
 
@@ -20,10 +20,10 @@ __all__ = [
     "ExperienceReplay",
     "ExtendedDarkExperienceReplay",
     "Part",
-    "ScoredByLoss",
+    "RowEmbedding",
+    "RowLoss",
     "Strategy",
     "TopKDistillation",
-    "WithEmbedding",
     "make_strategy",
     "register",
 ]

@@ -11,10 +11,10 @@ from torch import Tensor
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.strategies.base import Part, Strategy
 
-__all__ = ["WithEmbedding"]
+__all__ = ["RowEmbedding"]
 
 
-class WithEmbedding(Strategy):
+class RowEmbedding(Strategy):
     """Does what another strategy does, and records the embedding of each row.
 
     A new row's embedding is that of the forward in which it was new. Where `refresh` is asked for, the present one is

@@ -14,7 +14,7 @@ from rehearsal_plugin.core.tree import map_leaves
 from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.strategies.base import Part, Strategy, tensors_of
 
-__all__ = ["ScoredByLoss", "row_losses"]
+__all__ = ["RowLoss", "row_losses"]
 
 OWN_LOSS = (
     "rehearsal.buffer.score_by is 'loss', and the model computes its loss itself, one for all rows; compute it "
@@ -22,7 +22,7 @@ OWN_LOSS = (
 )
 
 
-class ScoredByLoss(Strategy):
+class RowLoss(Strategy):
     """Does what another strategy does, and records the task's loss of each row alone.
 
     A new row's loss is that of the forward in which it was new. Whenever the row is replayed, its present loss is

@@ -297,8 +297,8 @@ def on_ranks(folder: Path) -> bytes:
     found: dict[str, Any] = {name: compare(folder / name, **keys) for name, keys in ON_RANKS.items()}
     job = Job(**ON_RANKS["many partitions"])
     job.train(0, HALF)
-    assert job.rehearsal._supply.pipeline is not None
-    found["partitions"] = len(job.rehearsal._supply.pipeline._exchange.census.keys)
+    assert job.rehearsal._coordinator.prefetcher is not None
+    found["partitions"] = len(job.rehearsal._coordinator.prefetcher._exchange.global_counts.keys)
     job.rehearsal.save(folder / "again")
     dist.barrier()
     once = job.train(HALF, HALF + 4)

@@ -301,14 +301,14 @@ def test_numbers_within_tensors_may_be_anything(variant: str, data: st.DataObjec
 def test_a_forgery_is_refused_before_a_job_believes_it() -> None:
     whole, _ = right("x-der")
     index = ("state", "buffer", "index")
-    supply = ("state", "progress", "supply")
+    coordinator = ("state", "progress", "supply")
     for at, value in {
         (*index, "count"): 5,
         (*index, "seen"): 3,
-        (*supply, "pipeline", "step"): 2**41,
-        (*supply, "pipeline", "census", "pairs"): 2**40,
-        (*supply, "asked"): [],
-        (*supply, "ready", "shares"): [-1],
+        (*coordinator, "pipeline", "step"): 2**41,
+        (*coordinator, "pipeline", "census", "pairs"): 2**40,
+        (*coordinator, "asked"): [],
+        (*coordinator, "ready", "shares"): [-1],
         ("count",): 3,
         ("digest",): 2**70,
         ("job",): [],

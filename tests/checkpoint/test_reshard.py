@@ -80,8 +80,8 @@ def load(folder: Path, size: int, **keys: Any) -> list[Rehearsal]:
 def stored(rehearsal: Rehearsal) -> Batch:
     """All rows of a buffer, by slot."""
     assert rehearsal.buffer is not None
-    assert rehearsal._supply.pipeline is not None
-    rehearsal._supply.pipeline.drain()  # the last rows are written in the background
+    assert rehearsal._coordinator.prefetcher is not None
+    rehearsal._coordinator.prefetcher.drain()  # the last rows are written in the background
     batch: Batch = rehearsal.buffer.layout.unpack(rehearsal.buffer.state_dict()["rows"])
     return batch
 
@@ -92,7 +92,7 @@ def ids(rehearsal: Rehearsal) -> list[int]:
 
 def seen(rehearsal: Rehearsal) -> int:
     assert rehearsal.buffer is not None
-    return rehearsal.buffer.occupancy.seen
+    return rehearsal.buffer.slot_index.seen
 
 
 def offered(size: int, steps: int = STEPS) -> list[int]:
@@ -260,7 +260,7 @@ def test_what_was_written_for_other_ranks_goes_on(saves: dict[int, Path]) -> Non
     for size in (1, 3):
         for rehearsal in load(saves[2], size, buffer={"capacity": 501}):
             with rehearsal:
-                rank = rehearsal._supply.rank
+                rank = rehearsal._coordinator.rank
                 batches = [rehearsal.update(own(rank, step)) for step in range(STEPS, STEPS + 4)]
                 assert [len(batch["id"]) - 4 - rank for batch in batches] == [0, 0, 4, 4], "as late as in a new job"
                 assert all(map(intact, batches))

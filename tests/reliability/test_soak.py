@@ -80,7 +80,7 @@ def soak(folder: Path, steps: int) -> dict[str, Any]:
             "windows": windows,
             "intact": whole,
             "step": rehearsal.steps,
-            "digest": rehearsal._supply.digest,
+            "digest": rehearsal._coordinator.digest,
             "rows": len(rows["id"]),
             "lost": CAPACITY - len(set(rows["id"][sound].tolist())),
             "metrics": rehearsal.metrics(),

@@ -22,10 +22,10 @@ from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.buffer.rows import allocator as memory
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.storage import HostStorage
-from rehearsal_plugin.core.background_thread import Worker
+from rehearsal_plugin.core.background_thread import BackgroundThread
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, ClosedError, ConfigError, RehearsalError, StorageError
-from rehearsal_plugin.runtime import prefetcher as pipeline
+from rehearsal_plugin.runtime import prefetcher as prefetcher
 from tests.helpers.samples import Batch, ids_of, intact, new_batch, same, step_of
 
 SIZE = 8
@@ -316,7 +316,7 @@ def test_batches_that_somebody_holds_on_to_stay_as_they_are() -> None:
     assert all(map(same, seen, before))
 
 
-def at_once(worker: Worker[Any], job: Callable[[], Any]) -> Future[Any]:
+def at_once(worker: BackgroundThread[Any], job: Callable[[], Any]) -> Future[Any]:
     """Do the work of the background on the caller, where a profiler sees it."""
     future: Future[Any] = Future()
     future.set_result(job())
@@ -328,7 +328,7 @@ def at_once(worker: Worker[Any], job: Callable[[], Any]) -> Future[Any]:
 def test_a_step_allocates_no_memory_for_rows(
     policy: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Worker, "submit", at_once)
+    monkeypatch.setattr(BackgroundThread, "submit", at_once)
     row, steps = torch.zeros(SIZE, 1 << 16, dtype=torch.uint8), 10
     with alone(buffer={"capacity": 40, "policy": policy}, **more) as rehearsal:
         for step in range(40):
@@ -360,7 +360,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.mark.parametrize("policy", ["fifo", "random_replace", "reservoir"])
 def test_a_step_gives_up_the_gil_a_fixed_number_of_times(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every operation of torch does; the longer copies of rows do once."""
-    monkeypatch.setattr(Worker, "submit", at_once)
+    monkeypatch.setattr(BackgroundThread, "submit", at_once)
     counts, steps = [], 10
     for size in (SIZE, 8 * SIZE):
         batch = {"x": torch.zeros(size, 1 << 12, dtype=torch.int64), "id": torch.arange(size)}
@@ -409,7 +409,7 @@ def test_rows_that_would_replace_all_new_ones_are_refused(keys: dict[str, Any]) 
 
 
 def test_a_rollback_waits_for_rows_that_are_being_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "GRACE_S", 0.05)
+    monkeypatch.setattr(prefetcher, "GRACE_S", 0.05)
     stall, written, write = threading.Event(), threading.Event(), HostStorage.write
 
     def stalled(storage: HostStorage, *arguments: Any) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rehearsal_plugin.buffer.policies.base import Offer, last_writers, register, vacant
 from rehearsal_plugin.buffer.policies.reservoir import places
-from rehearsal_plugin.buffer.slot_index import Occupancy, Partitions, earlier
+from rehearsal_plugin.buffer.slot_index import Partitions, SlotIndex, earlier
 from rehearsal_plugin.core.apportionment import fair_shares
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import ConfigError
@@ -22,12 +22,12 @@ __all__ = ["balanced"]
 
 
 @register
-def balanced(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
+def balanced(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Equal shares per partition, rebalanced as partitions appear."""
-    partitions, owners = occupancy.partitions, offer.owners
+    partitions, owners = slot_index.partitions, offer.owners
     if partitions is None:
         raise ConfigError("rehearsal.buffer.policy 'balanced' needs rehearsal.buffer.partition_by")
-    targets = _targets(partitions, owners, occupancy.capacity)
+    targets = _targets(partitions, owners, slot_index.capacity)
     place = places(partitions.seen[owners] + earlier(owners), targets[owners], rng)
     if np.array_equal(targets, partitions.sizes):  # every place is one that a row has
         return last_writers(np.where(place < 0, -1, partitions.slots(owners, place)))

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import numpy as np
 
-from rehearsal_plugin.buffer.slot_index import Occupancy
-from rehearsal_plugin.core.arrays import FloatArray, IntArray
+from rehearsal_plugin.buffer.slot_index import SlotIndex
+from rehearsal_plugin.core.arrays import Float32Array, IntArray
 
 __all__ = ["POLICIES", "Offer", "Policy", "last_writers", "register", "vacant"]
 
@@ -24,17 +24,17 @@ class Offer:
     """
 
     owners: IntArray
-    values: FloatArray | None = None
+    values: Float32Array | None = None
 
     def __len__(self) -> int:
         return len(self.owners)
 
 
-Policy: TypeAlias = Callable[[Occupancy, Offer, np.random.Generator], IntArray]
+Policy: TypeAlias = Callable[[SlotIndex, Offer, np.random.Generator], IntArray]
 """`policy(occupancy, offer, rng) -> slots`.
 
 The result `[n]` int64 is the slot of each offered row, -1 where it is not kept; no slot twice; new slots are
-taken in order from `occupancy.count`. A policy changes nothing: the buffer records the outcome.
+taken in order from `slot_index.count`. A policy changes nothing: the buffer records the outcome.
 """
 
 POLICIES: dict[str, Policy] = {}

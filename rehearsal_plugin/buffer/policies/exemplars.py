@@ -13,55 +13,55 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_plugin.buffer.policies.base import Offer, register, vacant
-from rehearsal_plugin.buffer.slot_index import Occupancy
+from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.apportionment import fair_shares
-from rehearsal_plugin.core.arrays import FloatArray, IntArray
+from rehearsal_plugin.core.arrays import Float32Array, IntArray
 
 __all__ = ["closest_to_centre", "herding"]
 
-Choice: TypeAlias = Callable[[FloatArray, NDArray[np.float64], int], IntArray]
+Choice: TypeAlias = Callable[[Float32Array, NDArray[np.float64], int], IntArray]
 """`choice(features [n, width], mean [width], count) -> [count]` int64, the rows to keep, best first."""
 
 
 @register
-def closest_to_centre(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
+def closest_to_centre(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Each partition keeps the rows that are nearest to its mean."""
-    return _keep_best(occupancy, offer, _nearest)
+    return _keep_best(slot_index, offer, _nearest)
 
 
 @register
-def herding(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
+def herding(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Each partition keeps the rows whose mean is near its own: row by row, whichever brings it nearest.
 
     Rebuffi et al., "iCaRL: incremental classifier and representation learning", CVPR 2017, algorithm 4. Takes
     (rows of a partition)^2 operations for every partition that a batch touches, so it is for small buffers.
     """
-    return _keep_best(occupancy, offer, _herd)
+    return _keep_best(slot_index, offer, _herd)
 
 
-def _keep_best(occupancy: Occupancy, offer: Offer, choice: Choice) -> IntArray:
-    assert occupancy.values is not None
+def _keep_best(slot_index: SlotIndex, offer: Offer, choice: Choice) -> IntArray:
+    assert slot_index.values is not None
     assert offer.values is not None  # the config asks for features
-    sizes, owners = occupancy.sizes, offer.owners
-    targets = fair_shares(sizes + np.bincount(owners, minlength=len(sizes)), occupancy.capacity)
+    sizes, owners = slot_index.sizes, offer.owners
+    targets = fair_shares(sizes + np.bincount(owners, minlength=len(sizes)), slot_index.capacity)
     kept, freed = np.zeros(len(offer), dtype=bool), []
     for number in np.union1d(owners, np.flatnonzero(targets < sizes)).tolist():
-        members, rows = occupancy.members(number), np.flatnonzero(owners == number)
-        features = np.concatenate((occupancy.values.stored[members], offer.values[rows]))
+        members, rows = slot_index.members(number), np.flatnonzero(owners == number)
+        features = np.concatenate((slot_index.values.stored[members], offer.values[rows]))
         stays = np.zeros(len(features), dtype=bool)
-        stays[choice(features, occupancy.values.centre(number, offer.values[rows]), int(targets[number]))] = True
+        stays[choice(features, slot_index.values.centre(number, offer.values[rows]), int(targets[number]))] = True
         freed.append(members[~stays[: len(members)]])
         kept[rows] = stays[len(members) :]
     slots = np.full(len(offer), -1, dtype=np.int64)
-    slots[kept] = vacant(freed, occupancy.count, int(np.count_nonzero(kept)))
+    slots[kept] = vacant(freed, slot_index.count, int(np.count_nonzero(kept)))
     return slots
 
 
-def _nearest(features: FloatArray, mean: NDArray[np.float64], count: int) -> IntArray:
+def _nearest(features: Float32Array, mean: NDArray[np.float64], count: int) -> IntArray:
     return np.argsort(_squares(features - mean), kind="stable")[:count]
 
 
-def _herd(features: FloatArray, mean: NDArray[np.float64], count: int) -> IntArray:
+def _herd(features: Float32Array, mean: NDArray[np.float64], count: int) -> IntArray:
     if count >= len(features):
         return np.arange(len(features))
     chosen, total, taken = [], np.zeros_like(mean), np.zeros(len(features), dtype=bool)

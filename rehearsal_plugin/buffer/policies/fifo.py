@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_plugin.buffer.policies.base import Offer, last_writers, register
-from rehearsal_plugin.buffer.slot_index import Occupancy
+from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.arrays import IntArray
 
 __all__ = ["fifo"]
 
 
 @register
-def fifo(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
+def fifo(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Each row takes the place of the oldest one."""
-    return last_writers((occupancy.seen + np.arange(len(offer))) % occupancy.capacity)
+    return last_writers((slot_index.seen + np.arange(len(offer))) % slot_index.capacity)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_plugin.buffer.policies.base import Offer, last_writers, register
-from rehearsal_plugin.buffer.slot_index import Occupancy
+from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.rng import below
 
@@ -13,7 +13,7 @@ __all__ = ["random_replace"]
 
 
 @register
-def random_replace(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
+def random_replace(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Fill the buffer, then overwrite random rows.
 
     With c candidates a batch of b (`rehearsal.candidates`) a sample is taken with probability c/b, as in
@@ -21,8 +21,8 @@ def random_replace(occupancy: Occupancy, offer: Offer, rng: np.random.Generator)
     shall be represented alike.
     """
     offered = len(offer)
-    room = min(occupancy.capacity - occupancy.count, offered)
-    places = below(occupancy.capacity, offered - room, rng)
+    room = min(slot_index.capacity - slot_index.count, offered)
+    places = below(slot_index.capacity, offered - room, rng)
     if room:
-        places = np.concatenate((occupancy.count + np.arange(room), places))
+        places = np.concatenate((slot_index.count + np.arange(room), places))
     return last_writers(places)

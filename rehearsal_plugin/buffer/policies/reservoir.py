@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_plugin.buffer.policies.base import Offer, last_writers, register
-from rehearsal_plugin.buffer.slot_index import Occupancy
+from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.rng import below
 
@@ -70,6 +70,6 @@ def thinned(seen: int, stored: int, offered: int, capacity: int, rng: np.random.
 
 
 @register
-def reservoir(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
+def reservoir(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Every row offered so far has the same chance to be stored."""
-    return thinned(occupancy.seen, occupancy.count, len(offer), occupancy.capacity, rng)
+    return thinned(slot_index.seen, slot_index.count, len(offer), slot_index.capacity, rng)

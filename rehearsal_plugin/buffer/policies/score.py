@@ -6,8 +6,8 @@ import numpy as np
 
 from rehearsal_plugin.buffer.policies.base import Offer, register
 from rehearsal_plugin.buffer.policies.reservoir import thinned
-from rehearsal_plugin.buffer.scores import Values
-from rehearsal_plugin.buffer.slot_index import Occupancy
+from rehearsal_plugin.buffer.scores import Scores
+from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.rng import below
 
@@ -18,23 +18,25 @@ ROUNDS, PROPOSALS = 3, 4
 
 
 @register
-def score(occupancy: Occupancy, offer: Offer, rng: np.random.Generator) -> IntArray:
+def score(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Rows come in as into a reservoir; the chance to be replaced falls in a line with the score.
 
     Loss-aware reservoir sampling (Buzzega et al., "Rethinking experience replay: a bag of tricks", ICPR 2020):
     with the loss as the score, rows that the model knows make room. The row with the highest score stays as long
     as any other can go.
     """
-    slots = thinned(occupancy.seen, occupancy.count, len(offer), occupancy.capacity, rng)
+    slots = thinned(slot_index.seen, slot_index.count, len(offer), slot_index.capacity, rng)
     placed = slots >= 0
-    replacing = (placed if occupancy.count == occupancy.capacity else placed & (slots < occupancy.count)).nonzero()[0]
+    replacing = (placed if slot_index.count == slot_index.capacity else placed & (slots < slot_index.count)).nonzero()[
+        0
+    ]
     if len(replacing):
-        assert occupancy.values is not None  # the config asks for a score
-        slots[replacing] = _leaving(occupancy.values, occupancy.count, len(replacing), rng)
+        assert slot_index.values is not None  # the config asks for a score
+        slots[replacing] = _leaving(slot_index.values, slot_index.count, len(replacing), rng)
     return slots
 
 
-def _leaving(values: Values, stored: int, count: int, rng: np.random.Generator) -> IntArray:
+def _leaving(values: Scores, stored: int, count: int, rng: np.random.Generator) -> IntArray:
     """`count` of `stored` slots, one after the other with chances in proportion to their distance from the highest.
 
     Slots are proposed at random and accepted with these chances; one that comes again is passed over, so that they

@@ -16,7 +16,7 @@ from torch import Tensor
 from rehearsal_plugin.buffer.rows._copies import scatter
 from rehearsal_plugin.buffer.rows.fields import as_array
 
-__all__ = ["Recycled", "zeros"]
+__all__ = ["RecycledMemory", "zeros"]
 
 LINE = 64  # bytes of a line of the cache
 LARGE = 1 << 17  # bytes from which on the allocator of C may ask the kernel
@@ -30,7 +30,7 @@ def zeros(nbytes: int) -> NDArray[np.uint8]:
     return memory[start : start + nbytes]
 
 
-class Recycled:
+class RecycledMemory:
     """Blocks of host memory, each lent to one tensor, and free again once nothing refers to the tensor's storage.
 
     That may happen on any thread, and in the midst of anything: so a look at the free blocks is a list of their keys,

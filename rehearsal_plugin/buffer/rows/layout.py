@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows.allocator import Recycled
+from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out, put, sparse_field
 from rehearsal_plugin.core.tree import leaves_of, map_leaves
 from rehearsal_plugin.errors import BatchError
@@ -177,7 +177,7 @@ class RowLayout:
         """Rows `[n, row_bytes]` with the batch that lies in them."""
         return Packed(rows, self.unpack(rows))
 
-    def join(self, batch: Any, replayed: Any, memory: Recycled, displaced: int = 0) -> Any:
+    def join(self, batch: Any, replayed: Any, memory: RecycledMemory, displaced: int = 0) -> Any:
         """The batch with replayed samples behind it.
 
         Args:

@@ -13,7 +13,7 @@ import numpy as np
 
 from rehearsal_plugin.buffer.vector_index.faiss_library import import_faiss
 from rehearsal_plugin.config import RetrievalConfig
-from rehearsal_plugin.core.arrays import FloatArray, IntArray, Mask
+from rehearsal_plugin.core.arrays import Float32Array, IntArray, Mask
 
 __all__ = ["Approximate"]
 
@@ -30,7 +30,7 @@ class Approximate:
         capacity: Slots that there are.
     """
 
-    def __init__(self, config: RetrievalConfig, vectors: FloatArray, slots: IntArray, capacity: int) -> None:
+    def __init__(self, config: RetrievalConfig, vectors: Float32Array, slots: IntArray, capacity: int) -> None:
         self._config, self._faiss = config, import_faiss()
         self._built = len(slots)
         self._slot = np.empty(0, dtype=np.int64)  # of each entry
@@ -44,7 +44,7 @@ class Approximate:
         """Whether it should be built anew."""
         return len(self._slot) - self._built > self._config.rebuild * max(1, self._built)
 
-    def add(self, vectors: FloatArray, slots: IntArray) -> None:
+    def add(self, vectors: Float32Array, slots: IntArray) -> None:
         """Let `vectors` `[n, d]` take the places of whatever was at `slots` `[n]`."""
         self.remove(slots)
         self._entry[slots] = len(self._slot) + np.arange(len(slots))
@@ -59,7 +59,7 @@ class Approximate:
         self._alive[entries[entries >= 0]] = False
         self._entry[slots] = -1
 
-    def search(self, queries: FloatArray, k: int, allowed: Mask | None) -> IntArray:
+    def search(self, queries: Float32Array, k: int, allowed: Mask | None) -> IntArray:
         """About the nearest `k` slots of each query, in no order; -1 for those that were not found.
 
         Args:
@@ -75,7 +75,7 @@ class Approximate:
         _, entries = self._index.search(queries, k, params=self._parameters(k, selector))
         return np.where(entries >= 0, self._slot[entries], -1)
 
-    def _make(self, vectors: FloatArray) -> Any:
+    def _make(self, vectors: Float32Array) -> Any:
         faiss, config, width = self._faiss, self._config, vectors.shape[1]
         metric = faiss.METRIC_L2 if config.metric == "l2" else faiss.METRIC_INNER_PRODUCT
         if config.index == "hnsw":

@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_plugin.buffer.vector_index.faiss_library import import_faiss
-from rehearsal_plugin.buffer.vector_index.scores import Scores, error_bound, rank_by, scores_of
-from rehearsal_plugin.core.arrays import FloatArray, IntArray
+from rehearsal_plugin.buffer.vector_index.similarity import error_bound, rank_by, scores_of
+from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray
 
 __all__ = ["nearest"]
 
@@ -23,8 +23,8 @@ AT_ONCE = 4096
 
 
 def nearest(
-    queries: FloatArray, vectors: FloatArray, lengths: Scores, k: int, *, squared_distance: bool
-) -> tuple[Scores, IntArray]:
+    queries: Float32Array, vectors: Float32Array, lengths: Float64Array, k: int, *, squared_distance: bool
+) -> tuple[Float64Array, IntArray]:
     """The nearest vectors of each query, from the nearest on; of equally near ones, the first.
 
     Args:
@@ -58,8 +58,8 @@ def nearest(
 
 
 def _settled(
-    query: FloatArray, vectors: FloatArray, k: int, least: float, squared_distance: bool
-) -> tuple[Scores, IntArray]:
+    query: Float32Array, vectors: Float32Array, k: int, least: float, squared_distance: bool
+) -> tuple[Float64Array, IntArray]:
     """The nearest `k` of a query `[d]`, all of which score `least` or more up to rounding."""
     near = np.arange(len(vectors))
     if least > -np.inf:

@@ -12,10 +12,10 @@ from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.vector_index.approximate import Approximate
 from rehearsal_plugin.buffer.vector_index.exact import nearest
 from rehearsal_plugin.buffer.vector_index.filters import Where
-from rehearsal_plugin.buffer.vector_index.known import Embed, KnownRows, rows_at
-from rehearsal_plugin.buffer.vector_index.scores import Scores, rank_by, scores_of
+from rehearsal_plugin.buffer.vector_index.known_rows import Embed, KnownRows, rows_at
+from rehearsal_plugin.buffer.vector_index.similarity import rank_by, scores_of
 from rehearsal_plugin.config import RetrievalConfig
-from rehearsal_plugin.core.arrays import FloatArray, IntArray, Mask
+from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray, Mask
 
 __all__ = ["Found", "RowIndex"]
 
@@ -32,7 +32,7 @@ class Found:
         slots: `[q, k]` int64, -1 there.
     """
 
-    scores: Scores
+    scores: Float64Array
     slots: IntArray
 
 
@@ -103,7 +103,7 @@ class RowIndex:
             self.skipped = count - self.rows
             return len(changed)
 
-    def embeddings(self, rows: Tensor) -> FloatArray:
+    def embeddings(self, rows: Tensor) -> Float32Array:
         """The embeddings of packed rows `[n, row_bytes]`, `[n, width]` float32.
 
         Raises:
@@ -111,7 +111,7 @@ class RowIndex:
         """
         return self._known.embeddings(rows)
 
-    def search(self, queries: FloatArray, k: int, where: Where, now: int) -> Found:
+    def search(self, queries: Float32Array, k: int, where: Where, now: int) -> Found:
         """The nearest rows; of equally near ones, those at the lowest slots.
 
         Args:
@@ -182,7 +182,7 @@ class RowIndex:
         """Stop following the buffer."""
         self.buffer.unfollow(self._changes)
 
-    def _exact(self, queries: FloatArray, k: int, allowed: Mask | None) -> Found:
+    def _exact(self, queries: Float32Array, k: int, allowed: Mask | None) -> Found:
         used = slice(self._known.count)
         vectors, lengths = self._known.vectors[used], self._known.lengths[used]
         if allowed is None:
@@ -198,7 +198,7 @@ class RowIndex:
         return _filled(np.take_along_axis(scores, order, 1), np.take_along_axis(index, order, 1), k)
 
     def _approximately(
-        self, approximate: Approximate, queries: FloatArray, k: int, allowed: Mask | None, wanted: int
+        self, approximate: Approximate, queries: Float32Array, k: int, allowed: Mask | None, wanted: int
     ) -> Found:
         mask = None
         if allowed is not None:
@@ -233,7 +233,7 @@ class RowIndex:
         self._approximate = Approximate(self._config, known.vectors[used], used, self.buffer.capacity)
 
 
-def _filled(scores: Scores, slots: IntArray, k: int) -> Found:
+def _filled(scores: Float64Array, slots: IntArray, k: int) -> Found:
     """Columns for the rows that there are not, up to `k`."""
     missing = ((0, 0), (0, k - scores.shape[1]))
     return Found(np.pad(scores, missing, constant_values=-np.inf), np.pad(slots, missing, constant_values=-1))

@@ -489,7 +489,7 @@ def without_buffer(folder: Path) -> dict[str, Any]:
     train(engine, 6, first=6)
     engine.save_checkpoint(folder, tag="full")
     engine.load_checkpoint(folder, tag="full", load_module_only=True)
-    kept = engine.rehearsal.rehearsal.buffer.occupancy.count
+    kept = engine.rehearsal.rehearsal.buffer.slot_index.count
     torn = engine.module.torn
     engine.destroy()
     return {"empty": empty, "kept": kept, "torn": torn, "files": [p.name for p in folder.glob("plain/rehearsal-*")]}

@@ -40,9 +40,9 @@ def snapshot(buffer: RehearsalBuffer) -> Snapshot:
     rows = torch.empty((len(buffer), buffer.layout.row_bytes), dtype=torch.uint8)
     buffer.read(np.arange(len(buffer)), rows)
     keys, sizes = buffer.counts()
-    partitions = buffer.occupancy.partitions
+    partitions = buffer.slot_index.partitions
     members = [] if partitions is None else [partitions.members(i).tolist() for i in range(len(partitions))]
-    return rows.numpy().tobytes(), buffer.occupancy.seen, keys.tolist(), sizes.tolist(), members
+    return rows.numpy().tobytes(), buffer.slot_index.seen, keys.tolist(), sizes.tolist(), members
 
 
 actions = st.lists(st.one_of(st.integers(1, 12), st.sampled_from(["commit", "rollback"])), max_size=25)

@@ -18,18 +18,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows import allocator as memory
-from rehearsal_plugin.buffer.rows.allocator import KEPT, LARGE, Recycled, zeros
+from rehearsal_plugin.buffer.rows.allocator import KEPT, LARGE, RecycledMemory, zeros
 
 SIZE = 4 * LARGE
 DTYPES = [torch.uint8, torch.bool, torch.int64, torch.bfloat16, torch.float32, torch.complex64, torch.float8_e4m3fn]
 
 
 @pytest.fixture
-def recycled() -> Recycled:
-    return Recycled()
+def recycled() -> RecycledMemory:
+    return RecycledMemory()
 
 
-def room(recycled: Recycled, nbytes: int = SIZE) -> Tensor:
+def room(recycled: RecycledMemory, nbytes: int = SIZE) -> Tensor:
     return recycled.rows(torch.empty((0, nbytes), dtype=torch.uint8), 1)
 
 
@@ -52,7 +52,7 @@ def test_memory_begins_with_a_line_of_the_cache(nbytes: int) -> None:
         assert memory.ctypes.data % 64 == 0
 
 
-def test_memory_is_used_again_once_nothing_refers_to_it(recycled: Recycled) -> None:
+def test_memory_is_used_again_once_nothing_refers_to_it(recycled: RecycledMemory) -> None:
     address = room(recycled).data_ptr()
     with no_new_memory():
         for _ in range(10):
@@ -74,7 +74,7 @@ HOLDERS: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_memory_is_not_used_again_while_anything_refers_to_it(holder: str, recycled: Recycled) -> None:
+def test_memory_is_not_used_again_while_anything_refers_to_it(holder: str, recycled: RecycledMemory) -> None:
     rows = room(recycled)
     address = rows.data_ptr()
     held = HOLDERS[holder](rows)
@@ -86,27 +86,27 @@ def test_memory_is_not_used_again_while_anything_refers_to_it(holder: str, recyc
     assert address in {block.ctypes.data for block in recycled._free.values()}
 
 
-def test_two_batches_at_a_time_have_memory_of_their_own(recycled: Recycled) -> None:
+def test_two_batches_at_a_time_have_memory_of_their_own(recycled: RecycledMemory) -> None:
     first, second = room(recycled), room(recycled)
     first.fill_(1)
     second.fill_(2)
     assert first.eq(1).all()
 
 
-def test_what_is_kept_is_bounded(recycled: Recycled) -> None:
+def test_what_is_kept_is_bounded(recycled: RecycledMemory) -> None:
     many = [room(recycled) for _ in range(3 * KEPT)]
     del many
     assert len(recycled._free) == KEPT
 
 
-def test_a_block_serves_batches_that_are_a_little_smaller_but_not_much(recycled: Recycled) -> None:
+def test_a_block_serves_batches_that_are_a_little_smaller_but_not_much(recycled: RecycledMemory) -> None:
     address = room(recycled, SIZE).data_ptr()
     assert room(recycled, SIZE - 1).data_ptr() == address
     assert room(recycled, SIZE // 2).data_ptr() == address
     assert room(recycled, SIZE // 2 - 1).data_ptr() != address
 
 
-def test_a_tensor_may_end_in_another_thread_and_after_its_owner(recycled: Recycled) -> None:
+def test_a_tensor_may_end_in_another_thread_and_after_its_owner(recycled: RecycledMemory) -> None:
     held = [room(recycled) for _ in range(20)]
     del recycled
     thread = threading.Thread(target=held.clear)
@@ -115,7 +115,7 @@ def test_a_tensor_may_end_in_another_thread_and_after_its_owner(recycled: Recycl
     assert not held
 
 
-def test_threads_never_get_one_block_at_a_time(recycled: Recycled) -> None:
+def test_threads_never_get_one_block_at_a_time(recycled: RecycledMemory) -> None:
     def use(number: int) -> None:
         held: list[Tensor] = []
         for turn in range(400):
@@ -139,7 +139,7 @@ def test_threads_never_get_one_block_at_a_time(recycled: Recycled) -> None:
 
 
 @pytest.mark.parametrize("later", range(12))
-def test_a_block_may_come_back_while_one_is_looked_for(later: int, recycled: Recycled) -> None:
+def test_a_block_may_come_back_while_one_is_looked_for(later: int, recycled: RecycledMemory) -> None:
     """As where the garbage collector runs in between, which ends a batch that is part of a cycle."""
     rows = [room(recycled) for _ in range(4)]
     rows[0].cycle = rows[0]  # type: ignore[attr-defined]
@@ -153,7 +153,7 @@ def test_a_block_may_come_back_while_one_is_looked_for(later: int, recycled: Rec
     assert len(tuples) == 2100
 
 
-def test_small_rows_and_those_elsewhere_are_left_to_torch(recycled: Recycled) -> None:
+def test_small_rows_and_those_elsewhere_are_left_to_torch(recycled: RecycledMemory) -> None:
     del recycled._free  # whatever would use it fails
     assert recycled.rows(torch.empty((0, 16), dtype=torch.uint8), 3).shape == (3, 16)
     assert recycled.rows(torch.empty((0, SIZE), dtype=torch.uint8, device="meta"), 3).device.type == "meta"
@@ -164,7 +164,7 @@ def test_joining_gives_what_torch_gives(dtype: torch.dtype, shape: list[int], si
     first, second = (torch.randint(0, 2, (size, *shape)).to(dtype) for size in sizes)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(memory, "LARGE", 1)
-        joined = Recycled().cat(first, second)
+        joined = RecycledMemory().cat(first, second)
     expected = torch.cat((first, second))
     assert joined.dtype == expected.dtype
     assert joined.shape == expected.shape
@@ -182,26 +182,26 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_tensors_of_any_form_are_joined(form: str, recycled: Recycled) -> None:
+def test_tensors_of_any_form_are_joined(form: str, recycled: RecycledMemory) -> None:
     first, second = (FORMS[form](torch.randn(8, SIZE // 16)) for _ in range(2))
     joined, expected = recycled.cat(first, second), torch.cat((first, second))
     assert joined.equal(expected)
     assert joined.stride() == expected.stride()
 
 
-def test_a_history_is_continued(recycled: Recycled) -> None:
+def test_a_history_is_continued(recycled: RecycledMemory) -> None:
     first, second = torch.randn(2, SIZE, requires_grad=True), torch.randn(1, SIZE)
     recycled.cat(first, second).sum().backward()  # type: ignore[no-untyped-call]
     assert first.grad is not None
 
 
-def test_dtypes_are_promoted_and_misfits_refused_as_by_torch(recycled: Recycled) -> None:
+def test_dtypes_are_promoted_and_misfits_refused_as_by_torch(recycled: RecycledMemory) -> None:
     assert recycled.cat(torch.zeros(1, SIZE), torch.zeros(1, SIZE, dtype=torch.float64)).dtype == torch.float64
     with pytest.raises(RuntimeError):
         recycled.cat(torch.zeros(1, SIZE), torch.zeros(1, SIZE + 1))
 
 
-def test_joining_touches_no_fresh_page_in_the_steady_state(recycled: Recycled) -> None:
+def test_joining_touches_no_fresh_page_in_the_steady_state(recycled: RecycledMemory) -> None:
     first, second = torch.randn(6, 1 << 18), torch.randn(2, 1 << 18)
     for _ in range(3):
         recycled.cat(first, second)

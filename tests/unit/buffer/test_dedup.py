@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from rehearsal_plugin import Rehearsal, RehearsalBuffer, RowLayout
 from rehearsal_plugin.buffer import dedup as duplicates
-from rehearsal_plugin.buffer.dedup import DUPLICATE, Contents, content_hashes, repeated
+from rehearsal_plugin.buffer.dedup import DUPLICATE, ContentIndex, content_hashes, repeated
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.distributed.transport import LocalTransport
 from tests.helpers.chance import SIGNIFICANCE, equally_included
@@ -142,9 +142,9 @@ def test_a_duplicate_is_not_counted_as_offered() -> None:
     buffer = buffer_of(100)
     for step in range(5):
         offer(buffer, list(range(20)), step)
-    partitions = buffer.occupancy.partitions
+    partitions = buffer.slot_index.partitions
     assert partitions is not None
-    assert (buffer.occupancy.seen, partitions.seen.sum()) == (20, 20)
+    assert (buffer.slot_index.seen, partitions.seen.sum()) == (20, 20)
     assert offer(buffer, list(range(20, 60)), 5) == []
     assert len(buffer) == 60, "whoever kept everything has room for everything"
 
@@ -210,7 +210,7 @@ def test_of_equal_rows_the_first_stays_whatever_their_hashes(rows: list[int], bu
 
 
 def test_only_rows_of_the_same_hash_are_read() -> None:
-    contents, rows = Contents(1 << 16, 32), torch.arange(1 << 16)[:, None].repeat(1, 4).view(torch.uint8)
+    contents, rows = ContentIndex(1 << 16, 32), torch.arange(1 << 16)[:, None].repeat(1, 4).view(torch.uint8)
     contents.put(np.arange(1 << 16), contents.hashes(rows))
     asked: list[int] = []
 
@@ -226,7 +226,7 @@ def test_only_rows_of_the_same_hash_are_read() -> None:
 
 @pytest.mark.parametrize("capacity", [1000, 1 << 10, 1025, 100_000])
 def test_the_table_takes_at_most_21_bytes_a_slot(capacity: int) -> None:
-    arrays = [value for value in vars(Contents(capacity, 32)).values() if isinstance(value, np.ndarray)]
+    arrays = [value for value in vars(ContentIndex(capacity, 32)).values() if isinstance(value, np.ndarray)]
     assert sum(array.nbytes for array in arrays) <= 21 * capacity
 
 
@@ -243,7 +243,7 @@ def epoch(rehearsal: Rehearsal, rows: int = 40) -> list[Batch]:
 
 
 def rows_of(rehearsal: Rehearsal) -> list[int]:
-    rehearsal._supply.drain()
+    rehearsal._coordinator.drain()
     assert rehearsal.buffer is not None
     return stored(rehearsal.buffer)
 
@@ -295,6 +295,6 @@ def test_rows_that_are_taken_over_are_stored_once(policy: str, tmp_path: Path) -
         rehearsal.load(tmp_path)
         assert sorted(rows_of(rehearsal)) == list(range(40))
         assert rehearsal.buffer is not None
-        assert rehearsal.buffer.occupancy.seen == 40, "what was refused was not offered"
+        assert rehearsal.buffer.slot_index.seen == 40, "what was refused was not offered"
         epoch(rehearsal)
         assert sorted(rows_of(rehearsal)) == list(range(40))

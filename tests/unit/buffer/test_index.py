@@ -14,7 +14,7 @@ import torch
 from rehearsal_plugin import BatchError, MissingDependencyError, RehearsalBuffer, RowLayout
 from rehearsal_plugin.buffer.vector_index import index as row_index
 from rehearsal_plugin.buffer.vector_index.index import FEW
-from rehearsal_plugin.buffer.vector_index.scores import normalized
+from rehearsal_plugin.buffer.vector_index.similarity import normalized
 from rehearsal_plugin.config import BufferConfig, RetrievalConfig
 from rehearsal_plugin.retrieval import RowIndex, Where
 from tests.helpers.retrieval_rows import batch_of, brute_force, buffer_of, clustered, of_few_values, random

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows.allocator import Recycled
+from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.core.tree import map_leaves
 from rehearsal_plugin.errors import BatchError
@@ -56,7 +56,7 @@ def packed(layout: RowLayout, batch: Any, index: Tensor | None = None) -> Tensor
 
 
 def extended(layout: RowLayout, batch: Any, rows: Tensor, displaced: int = 0) -> Any:
-    return layout.join(batch, layout.unpack(rows), Recycled(), displaced)
+    return layout.join(batch, layout.unpack(rows), RecycledMemory(), displaced)
 
 
 def round_trip(batch: Any) -> Any:

@@ -16,7 +16,7 @@ from scipy.stats import binomtest, chisquare
 
 from rehearsal_plugin.buffer.policies import POLICIES, Offer, balanced
 from rehearsal_plugin.buffer.policies.base import last_writers
-from rehearsal_plugin.buffer.slot_index import Occupancy
+from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import ConfigError
 from tests.helpers.chance import SIGNIFICANCE, equally_included, equally_likely
@@ -32,19 +32,19 @@ class Simulation:
     """A buffer that stores the number of each row in the stream, and remembers every decision in plain dicts."""
 
     def __init__(self, policy: str, capacity: int, seed: int = 0, partitioned: bool = True, width: int = 1) -> None:
-        self.occupancy = Occupancy(capacity, partitioned, width)
+        self.slot_index = SlotIndex(capacity, partitioned, width)
         self.rows: dict[int, int] = {}
         self.stream: list[int] = []
         self._policy, self._rng = POLICIES[policy], np.random.default_rng(seed)
 
     def offer(self, keys: Sequence[int], values: ArrayLike | None = None) -> IntArray:
         """Rows by their keys, judged by values; without them, by numbers of a fixed sequence."""
-        wide, partitions = np.array(keys, dtype=np.int64), self.occupancy.partitions
+        wide, partitions = np.array(keys, dtype=np.int64), self.slot_index.partitions
         owners = np.zeros(len(keys), dtype=np.int64) if partitions is None else partitions.number(wide)
         given = np.sin(np.arange(len(keys)) + len(self.stream)) if values is None else np.array(values)
         judged = given.reshape(len(keys), -1 if len(keys) else 1).astype(np.float32)
-        slots = self._policy(self.occupancy, Offer(owners, judged), self._rng)
-        self.occupancy.record(slots, owners, judged)
+        slots = self._policy(self.slot_index, Offer(owners, judged), self._rng)
+        self.slot_index.record(slots, owners, judged)
         first = len(self.stream)
         self.rows.update({slot: first + i for i, slot in enumerate(slots.tolist()) if slot >= 0})
         self.stream.extend(keys)
@@ -88,8 +88,8 @@ def test_slots_are_taken_without_gaps_and_within_capacity(policy: str, capacity:
     simulation = Simulation(policy, capacity)
     for keys in batches:
         simulation.offer(keys)
-        assert set(simulation.rows) == set(range(simulation.occupancy.count))
-        assert simulation.occupancy.count <= capacity
+        assert set(simulation.rows) == set(range(simulation.slot_index.count))
+        assert simulation.slot_index.count <= capacity
 
 
 @pytest.mark.parametrize("policy", ALL)
@@ -97,7 +97,7 @@ def test_slots_are_taken_without_gaps_and_within_capacity(policy: str, capacity:
 @given(capacity=st.integers(1, 12), batches=STREAMS)
 def test_no_room_is_wasted(policy: str, capacity: int, batches: Batches) -> None:
     simulation = Simulation(policy, capacity).run(batches)
-    assert simulation.occupancy.count == min(capacity, len(simulation.stream))
+    assert simulation.slot_index.count == min(capacity, len(simulation.stream))
 
 
 @pytest.mark.parametrize("policy", ALL)
@@ -105,7 +105,7 @@ def test_no_room_is_wasted(policy: str, capacity: int, batches: Batches) -> None
 @given(capacity=st.integers(1, 12), batches=STREAMS)
 def test_partitions_list_the_slots_of_the_rows_stored_there(policy: str, capacity: int, batches: Batches) -> None:
     simulation = Simulation(policy, capacity).run(batches)
-    partitions = simulation.occupancy.partitions
+    partitions = simulation.slot_index.partitions
     assert partitions is not None
     for number, key in enumerate(partitions.keys.tolist()):
         slots = {slot for slot, row in simulation.rows.items() if simulation.stream[row] == key}
@@ -115,13 +115,13 @@ def test_partitions_list_the_slots_of_the_rows_stored_there(policy: str, capacit
 @pytest.mark.parametrize("policy", ALL)
 def test_a_policy_changes_nothing_by_itself(policy: str) -> None:
     simulation = Simulation(policy, 5).run([[1, 1, 2], [3, 3, 3, 3]])
-    occupancy = simulation.occupancy
-    assert occupancy.partitions is not None
-    before = (occupancy.count, occupancy.seen, occupancy.partitions.sizes.copy(), occupancy.partitions.seen.copy())
+    slot_index = simulation.slot_index
+    assert slot_index.partitions is not None
+    before = (slot_index.count, slot_index.seen, slot_index.partitions.sizes.copy(), slot_index.partitions.seen.copy())
     offer = Offer(np.array([0, 1, 2]), np.ones((3, 1), dtype=np.float32))
-    POLICIES[policy](occupancy, offer, np.random.default_rng(0))
+    POLICIES[policy](slot_index, offer, np.random.default_rng(0))
     np.testing.assert_equal(
-        (occupancy.count, occupancy.seen, occupancy.partitions.sizes, occupancy.partitions.seen), before
+        (slot_index.count, slot_index.seen, slot_index.partitions.sizes, slot_index.partitions.seen), before
     )
 
 
@@ -246,9 +246,9 @@ def test_balanced_has_one_row_each_for_the_first_when_partitions_outnumber_the_r
 def test_balanced_never_grows_a_partition_that_has_turned_rows_away() -> None:
     """Its sample would not be uniform any more; here the room comes from a capacity that was raised."""
     simulation = Simulation("balanced", 12)
-    simulation.occupancy.capacity = 4
+    simulation.slot_index.capacity = 4
     simulation.run([[0] * 20])
-    simulation.occupancy.capacity = 12
+    simulation.slot_index.capacity = 12
     simulation.run([[0] * 20, [1] * 3])
     assert simulation.sizes() == {0: 4, 1: 3}
 
@@ -278,7 +278,7 @@ def test_balanced_decides_for_each_partition_on_its_own() -> None:
 
 def test_balanced_without_partitions_says_what_is_missing() -> None:
     with pytest.raises(ConfigError, match=r"rehearsal\.buffer\.partition_by"):
-        balanced(Occupancy(4, partitioned=False), Offer(np.zeros(2, dtype=np.int64)), np.random.default_rng(0))
+        balanced(SlotIndex(4, partitioned=False), Offer(np.zeros(2, dtype=np.int64)), np.random.default_rng(0))
 
 
 # Random replace
@@ -363,10 +363,10 @@ def test_score_keeps_every_set_of_rows_with_the_chance_computed_by_hand() -> Non
 
 def decisions(scores: Sequence[float], seen: int, offered: int, trials: int) -> list[tuple[int, ...]]:
     """Slots that a full buffer of these scores gives to so many rows, again and again."""
-    occupancy, rng = judged(len(scores), [scores]).occupancy, np.random.default_rng(0)
-    occupancy.seen = seen
+    slot_index, rng = judged(len(scores), [scores]).slot_index, np.random.default_rng(0)
+    slot_index.seen = seen
     offer = Offer(np.zeros(offered, dtype=np.int64), np.full((offered, 1), -9, dtype=np.float32))
-    return [tuple(POLICIES["score"](occupancy, offer, rng).tolist()) for _ in range(trials)]
+    return [tuple(POLICIES["score"](slot_index, offer, rng).tolist()) for _ in range(trials)]
 
 
 def test_score_lets_the_rows_of_a_batch_take_the_places_of_low_scores() -> None:
@@ -417,8 +417,8 @@ def test_score_keeps_the_highest_stored_row_unless_a_batch_replaces_all(
 def test_score_follows_scores_that_changed() -> None:
     for seed in range(50):
         simulation = judged(3, [[5.0, 6.0, 7.0]], seed)
-        assert simulation.occupancy.values is not None
-        simulation.occupancy.values.set(np.arange(3), np.array([[9.0], [9.0], [0.0]], dtype=np.float32))
+        assert simulation.slot_index.values is not None
+        simulation.slot_index.values.set(np.arange(3), np.array([[9.0], [9.0], [0.0]], dtype=np.float32))
         simulation.offer([0], [9.0])
         assert simulation.kept() in ({0, 1, 2}, {0, 1, 3})
 

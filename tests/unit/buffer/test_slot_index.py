@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rehearsal_plugin.buffer.slot_index import Occupancy, Partitions
+from rehearsal_plugin.buffer.slot_index import Partitions, SlotIndex
 from rehearsal_plugin.core.arrays import IntArray
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
@@ -41,42 +41,42 @@ def admissions(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
     return batches
 
 
-def replay(batches: list[tuple[list[int], list[int]]]) -> tuple[Occupancy, dict[int, int], list[int]]:
+def replay(batches: list[tuple[list[int], list[int]]]) -> tuple[SlotIndex, dict[int, int], list[int]]:
     """The index after the batches; the key at each slot and all offered keys, by a dict and a list."""
-    occupancy, owner, offered = Occupancy(CAPACITY, partitioned=True), dict[int, int](), list[int]()
-    assert occupancy.partitions is not None
+    slot_index, owner, offered = SlotIndex(CAPACITY, partitioned=True), dict[int, int](), list[int]()
+    assert slot_index.partitions is not None
     for keys, slots in batches:
-        occupancy.record(ints(slots), occupancy.partitions.number(ints(keys)))
+        slot_index.record(ints(slots), slot_index.partitions.number(ints(keys)))
         owner.update({slot: key for key, slot in zip(keys, slots, strict=True) if slot >= 0})
         offered += keys
-    return occupancy, owner, offered
+    return slot_index, owner, offered
 
 
 @PROPERTY
 @given(admissions())
 def test_every_slot_is_listed_by_the_partition_of_its_last_row(batches: list[tuple[list[int], list[int]]]) -> None:
-    occupancy, owner, _ = replay(batches)
-    assert occupancy.partitions is not None
+    slot_index, owner, _ = replay(batches)
+    assert slot_index.partitions is not None
     expected = {key: {slot for slot in owner if owner[slot] == key} for key in owner.values()}
-    assert members_by_key(occupancy.partitions) == expected
+    assert members_by_key(slot_index.partitions) == expected
 
 
 @PROPERTY
 @given(admissions())
 def test_sizes_sum_to_the_count(batches: list[tuple[list[int], list[int]]]) -> None:
-    occupancy, owner, _ = replay(batches)
-    assert occupancy.partitions is not None
-    assert occupancy.partitions.sizes.sum() == occupancy.count == len(owner)
+    slot_index, owner, _ = replay(batches)
+    assert slot_index.partitions is not None
+    assert slot_index.partitions.sizes.sum() == slot_index.count == len(owner)
 
 
 @PROPERTY
 @given(admissions())
 def test_every_offered_row_is_counted_kept_or_not(batches: list[tuple[list[int], list[int]]]) -> None:
-    occupancy, _, offered = replay(batches)
-    assert occupancy.partitions is not None
-    seen = dict(zip(occupancy.partitions.keys.tolist(), occupancy.partitions.seen.tolist(), strict=True))
+    slot_index, _, offered = replay(batches)
+    assert slot_index.partitions is not None
+    seen = dict(zip(slot_index.partitions.keys.tolist(), slot_index.partitions.seen.tolist(), strict=True))
     assert seen == {key: offered.count(key) for key in offered}
-    assert occupancy.seen == len(offered)
+    assert slot_index.seen == len(offered)
 
 
 def test_partitions_are_numbered_for_good() -> None:
@@ -94,48 +94,48 @@ def test_numbers_point_at_their_keys() -> None:
 
 
 def test_a_partition_may_lose_all_its_rows() -> None:
-    occupancy, _, _ = replay([([1, 1], [0, 1]), ([2, 2], [1, 0])])
-    assert occupancy.partitions is not None
-    assert dict(zip(occupancy.partitions.keys.tolist(), occupancy.partitions.sizes.tolist(), strict=True)) == {
+    slot_index, _, _ = replay([([1, 1], [0, 1]), ([2, 2], [1, 0])])
+    assert slot_index.partitions is not None
+    assert dict(zip(slot_index.partitions.keys.tolist(), slot_index.partitions.sizes.tolist(), strict=True)) == {
         1: 0,
         2: 2,
     }
 
 
 def test_without_partitions_rows_are_only_counted() -> None:
-    occupancy = Occupancy(CAPACITY, partitioned=False)
-    occupancy.record(ints([0, -1, 1]), ints([0, 0, 0]))
-    assert (occupancy.count, occupancy.seen, occupancy.partitions) == (2, 3, None)
+    slot_index = SlotIndex(CAPACITY, partitioned=False)
+    slot_index.record(ints([0, -1, 1]), ints([0, 0, 0]))
+    assert (slot_index.count, slot_index.seen, slot_index.partitions) == (2, 3, None)
 
 
 def test_thousands_of_partitions_of_one_row_each() -> None:
-    occupancy = Occupancy(5000, partitioned=True)
-    assert occupancy.partitions is not None
+    slot_index = SlotIndex(5000, partitioned=True)
+    assert slot_index.partitions is not None
     keys = np.arange(5000) * 1_000_003 - 2**40
-    occupancy.record(np.arange(5000), occupancy.partitions.number(keys))
-    assert (occupancy.partitions.sizes == 1).all()
+    slot_index.record(np.arange(5000), slot_index.partitions.number(keys))
+    assert (slot_index.partitions.sizes == 1).all()
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_any_batches_of_hundreds_of_rows_leave_every_slot_with_its_last_owner(seed: int) -> None:
     """Lists of several partitions grow, shrink and move at once."""
     rng = np.random.default_rng(seed)
-    occupancy, owner = Occupancy(600, partitioned=True), np.full(600, -1)
-    assert occupancy.partitions is not None
+    slot_index, owner = SlotIndex(600, partitioned=True), np.full(600, -1)
+    assert slot_index.partitions is not None
     for _ in range(30):
         size = int(rng.integers(1, 400))
         first = rng.integers(0, 40)
         keys = rng.integers(first, first + rng.integers(1, 12), size)
-        fresh = min(size, 600 - occupancy.count)
-        old = rng.permutation(occupancy.count)[: min(size - fresh, occupancy.count)]
+        fresh = min(size, 600 - slot_index.count)
+        old = rng.permutation(slot_index.count)[: min(size - fresh, slot_index.count)]
         slots = np.full(size, -1)
-        slots[: fresh + len(old)] = np.concatenate((np.arange(occupancy.count, occupancy.count + fresh), old))
+        slots[: fresh + len(old)] = np.concatenate((np.arange(slot_index.count, slot_index.count + fresh), old))
         slots = rng.permutation(slots)  # new ones in any order
-        occupancy.record(slots, occupancy.partitions.number(keys))
+        slot_index.record(slots, slot_index.partitions.number(keys))
         owner[slots[slots >= 0]] = keys[slots >= 0]
-        stored = owner[: occupancy.count]
+        stored = owner[: slot_index.count]
         expected = {key: set(np.flatnonzero(stored == key).tolist()) for key in set(stored.tolist())}
-        assert members_by_key(occupancy.partitions) == expected
+        assert members_by_key(slot_index.partitions) == expected
 
 
 def grown(batches: list[list[int]], capacity: int) -> tuple[Partitions, int]:

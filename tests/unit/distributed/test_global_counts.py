@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rehearsal_plugin.core.arrays import IntArray
-from rehearsal_plugin.distributed.global_counts import Census
+from rehearsal_plugin.distributed.global_counts import GlobalCounts
 from rehearsal_plugin.errors import ExchangeError
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
@@ -22,24 +22,29 @@ class Ranks:
     """The censuses of several ranks, wired by hand: step by step, everyone hears everyone's header."""
 
     def __init__(self, size: int, pairs: int = 8) -> None:
-        self.censuses = [Census(rank, size, FINGERPRINT, pairs, pairs) for rank in range(size)]
+        self.censuses = [GlobalCounts(rank, size, FINGERPRINT, pairs, pairs) for rank in range(size)]
         self.step = 0
 
     def headers(self, stored: list[Stored], requests: list[int] | None = None) -> IntArray:
         asked = requests or [0] * len(stored)
         told = zip(self.censuses, asked, stored, strict=True)
-        return np.stack([census.header(self.step, request, *arrays(rows)) for census, request, rows in told])
+        return np.stack(
+            [global_counts.header(self.step, request, *arrays(rows)) for global_counts, request, rows in told]
+        )
 
     def exchange(self, stored: list[Stored], requests: list[int] | None = None) -> list[IntArray]:
         headers = self.headers(stored, requests)
         self.step += 1
-        return [census.absorb(headers) for census in self.censuses]
+        return [global_counts.absorb(headers) for global_counts in self.censuses]
 
     def tables(self) -> list[list[Stored]]:
         """What every rank believes that every rank holds."""
         return [
-            [{k: n for k, n in zip(census.keys.tolist(), row, strict=True) if n} for row in census.counts.tolist()]
-            for census in self.censuses
+            [
+                {k: n for k, n in zip(global_counts.keys.tolist(), row, strict=True) if n}
+                for row in global_counts.counts.tolist()
+            ]
+            for global_counts in self.censuses
         ]
 
 
@@ -81,8 +86,8 @@ def test_all_ranks_number_the_partitions_alike(history: list[list[Stored]]) -> N
     ranks = Ranks(len(history[0]))
     for stored in history:
         ranks.exchange(stored)
-    assert len({tuple(census.keys.tolist()) for census in ranks.censuses}) == 1
-    assert all(census.counts.shape == (len(stored), len(census.keys)) for census in ranks.censuses)
+    assert len({tuple(global_counts.keys.tolist()) for global_counts in ranks.censuses}) == 1
+    assert all(global_counts.counts.shape == (len(stored), len(global_counts.keys)) for global_counts in ranks.censuses)
 
 
 def test_requests_arrive_by_rank() -> None:
@@ -98,7 +103,7 @@ def test_a_single_rank_knows_itself() -> None:
 def test_nothing_stored_anywhere_is_an_empty_table() -> None:
     ranks = Ranks(2)
     ranks.exchange([{}, {}])
-    assert [census.counts.shape for census in ranks.censuses] == [(2, 0), (2, 0)]
+    assert [global_counts.counts.shape for global_counts in ranks.censuses] == [(2, 0), (2, 0)]
 
 
 # What travels
@@ -194,18 +199,18 @@ def test_a_rank_at_another_step_is_named_with_both_steps() -> None:
     headers = Ranks(3).headers([{}, {}, {}])
     headers[2, 1] = 5
     with pytest.raises(ExchangeError, match=r"rank 0\b.*step 0\b.*rank 2\b.*step 5\b"):
-        Census(0, 3, FINGERPRINT, 8, 8).absorb(headers)
+        GlobalCounts(0, 3, FINGERPRINT, 8, 8).absorb(headers)
 
 
 def test_a_rank_with_other_fields_is_named() -> None:
     headers = Ranks(3).headers([{}, {}, {}])
     headers[1, 0] = 99
     with pytest.raises(ExchangeError, match=r"rank 2\b.*rank 1\b.*fields, dtypes or shapes"):
-        Census(2, 3, FINGERPRINT, 8, 8).absorb(headers)
+        GlobalCounts(2, 3, FINGERPRINT, 8, 8).absorb(headers)
 
 
 def test_the_odd_one_out_raises_as_well() -> None:
     headers = Ranks(3).headers([{}, {}, {}])
     headers[1, 0] = 99
     with pytest.raises(ExchangeError, match=r"rank 1\b.*rank 0\b"):
-        Census(1, 3, FINGERPRINT, 8, 8).absorb(headers)
+        GlobalCounts(1, 3, FINGERPRINT, 8, 8).absorb(headers)

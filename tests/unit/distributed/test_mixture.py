@@ -132,7 +132,7 @@ def mixed_on_ranks() -> dict[str, Any]:
             if step == 60 + 7 * rank:
                 rehearsal.reweigh({0: 1, 1: 0})
             seen.append(labels(rehearsal.update(batch_of(rank, step))))
-        return {"before": seen[20:60], "between": seen[68:70], "after": seen, "digest": rehearsal._supply.digest}
+        return {"before": seen[20:60], "between": seen[68:70], "after": seen, "digest": rehearsal._coordinator.digest}
 
 
 def test_a_change_takes_effect_on_all_ranks_at_once_when_all_have_it() -> None:

@@ -17,8 +17,8 @@ from rehearsal_plugin.checkpoint.format import Place
 from rehearsal_plugin.config import GuardConfig
 from rehearsal_plugin.distributed.transport import LocalTransport, TorchDistributedTransport
 from rehearsal_plugin.errors import CheckpointError, ConfigError, ForgettingError
-from rehearsal_plugin.runtime.forgetting_guard import Guard
-from rehearsal_plugin.runtime.replay_ratio import Schedule
+from rehearsal_plugin.runtime.forgetting_guard import ForgettingGuard
+from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 from tests.helpers.ranks import run_ranks
 from tests.helpers.samples import new_batch
 
@@ -66,7 +66,10 @@ def test_a_loss_that_stays_is_no_rise_whatever_its_sign(level: float) -> None:
 
 def heard(losses: list[float], **config: Any) -> list[int]:
     """After which of the measurements the guard would have ended the job."""
-    guard, schedule = Guard(GuardConfig(**{"action": "stop", "window": 1, **config}), 0), Schedule(RehearsalConfig())
+    guard, schedule = (
+        ForgettingGuard(GuardConfig(**{"action": "stop", "window": 1, **config}), 0),
+        ReplayRatio(RehearsalConfig()),
+    )
     stops = []
     for number, loss in enumerate(losses):
         try:
@@ -103,8 +106,8 @@ def one_rank_without_numbers() -> dict[str, Any]:
     rank = dist.get_rank()
     with Rehearsal(section()) as rehearsal:
         stopped = train(rehearsal, 0, 20, rank, lambda _: float("nan") if rank else 1.0)
-        assert rehearsal._supply.guard is not None
-        return {"stopped": stopped, "mean": rehearsal._supply.guard.state_dict()["best"]}
+        assert rehearsal._coordinator.guard is not None
+        return {"stopped": stopped, "mean": rehearsal._coordinator.guard.state_dict()["best"]}
 
 
 # --- what it says and does -------------------------------------------------------------------------------------------
@@ -159,8 +162,8 @@ def test_a_checkpoint_from_after_the_rise_is_no_good_one(tmp_path: Path) -> None
         rehearsal.save(tmp_path / "before")
         train(rehearsal, 10, 40)
         rehearsal.save(tmp_path / "after")
-        assert rehearsal._supply.guard is not None
-        assert rehearsal._supply.guard.good == f"{tmp_path / 'before'}, step 10"
+        assert rehearsal._coordinator.guard is not None
+        assert rehearsal._coordinator.guard.good == f"{tmp_path / 'before'}, step 10"
 
 
 @pytest.mark.parametrize("pending", [None, 3, [3], [[3]], [["3", "a"]], [[-1, "a"]], [[3, 4]], [[2.5, "a"]]])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.runtime.replay_ratio import Schedule
+from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 
 STEPS = 1000
 RATIOS = [0.0, 1e-9, 0.001, 0.05, 0.1, 0.125, 0.3, 1 / 3, 0.5, 0.7, 0.875, 0.99]
@@ -25,7 +25,12 @@ def per_row(ratio: float, mode: Mode) -> Fraction:
 
 def furthest_from_exact(ratio: float, mode: Mode, sizes: Iterable[int]) -> Fraction:
     """The largest distance between rows replayed and rows due, over all steps."""
-    schedule, due, replayed, furthest = Schedule(RehearsalConfig(ratio=ratio, mode=mode)), Fraction(0), 0, Fraction(0)
+    schedule, due, replayed, furthest = (
+        ReplayRatio(RehearsalConfig(ratio=ratio, mode=mode)),
+        Fraction(0),
+        0,
+        Fraction(0),
+    )
     for size in sizes:
         due += per_row(ratio, mode) * size
         replayed += schedule.next(size)
@@ -48,44 +53,44 @@ def test_sum_is_never_a_whole_row_off_with_batches_of_any_size(ratio: float, mod
 
 
 def test_no_drift_over_a_hundred_thousand_steps() -> None:
-    schedule = Schedule(RehearsalConfig(ratio=0.1, mode="replace"))
+    schedule = ReplayRatio(RehearsalConfig(ratio=0.1, mode="replace"))
     assert sum(schedule.next(1) for _ in range(100_000)) == 10_000
 
 
 def test_ratio_is_the_share_of_what_the_model_sees() -> None:
-    schedule = Schedule(RehearsalConfig(ratio=0.2, mode="append"))
+    schedule = ReplayRatio(RehearsalConfig(ratio=0.2, mode="append"))
     assert [schedule.next(8) for _ in range(10)] == [2] * 10
 
 
 def test_replaced_rows_are_a_share_of_the_batch() -> None:
-    schedule = Schedule(RehearsalConfig(ratio=0.125, mode="replace"))
+    schedule = ReplayRatio(RehearsalConfig(ratio=0.125, mode="replace"))
     assert [schedule.next(8) for _ in range(10)] == [1] * 10
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_no_batch_is_replaced_more_than_whole(ratio: float) -> None:
-    schedule, sizes = Schedule(RehearsalConfig(ratio=ratio, mode="replace")), random.Random(1)
+    schedule, sizes = ReplayRatio(RehearsalConfig(ratio=ratio, mode="replace")), random.Random(1)
     assert all(schedule.next(size) <= size for size in (sizes.randrange(1, 5) for _ in range(STEPS)))
 
 
 def test_representatives_are_the_same_at_every_step() -> None:
-    schedule = Schedule(RehearsalConfig(representatives=7))
+    schedule = ReplayRatio(RehearsalConfig(representatives=7))
     assert [schedule.next(size) for size in (1, 8, 0, 100)] == [7, 7, 7, 7]
 
 
 def test_an_empty_batch_is_due_no_rows() -> None:
-    schedule = Schedule(RehearsalConfig(ratio=0.5))
+    schedule = ReplayRatio(RehearsalConfig(ratio=0.5))
     assert schedule.next(0) == 0
 
 
 def test_all_ranks_agree() -> None:
     sizes = [random.Random(2).randrange(1, 50) for _ in range(STEPS)]
-    ranks = [Schedule(RehearsalConfig(ratio=0.3)) for _ in range(4)]
+    ranks = [ReplayRatio(RehearsalConfig(ratio=0.3)) for _ in range(4)]
     assert len({tuple(map(schedule.next, sizes)) for schedule in ranks}) == 1
 
 
-def change(to: float, steps: int, **keys: Any) -> Schedule:
-    return Schedule(RehearsalConfig.load({"ratio_schedule": {"to": to, "steps": steps}, "mode": "replace", **keys}))
+def change(to: float, steps: int, **keys: Any) -> ReplayRatio:
+    return ReplayRatio(RehearsalConfig.load({"ratio_schedule": {"to": to, "steps": steps}, "mode": "replace", **keys}))
 
 
 @pytest.mark.parametrize(("first", "to"), [(0.05, 0.25), (0.5, 0.1), (0.0, 1 / 3)])
@@ -115,7 +120,7 @@ def test_the_carried_fraction_of_a_changing_ratio_stays_a_small_one() -> None:
 
 
 def test_a_ratio_can_be_raised_up_to_a_bound() -> None:
-    schedule = Schedule(RehearsalConfig(ratio=0.1))
+    schedule = ReplayRatio(RehearsalConfig(ratio=0.1))
     ratios = []
     for step in range(4):
         schedule.boost(2.0, 0.5)
@@ -125,7 +130,7 @@ def test_a_ratio_can_be_raised_up_to_a_bound() -> None:
 
 
 def test_a_bound_below_the_ratio_lowers_nothing() -> None:
-    schedule = Schedule(RehearsalConfig(ratio=0.5))
+    schedule = ReplayRatio(RehearsalConfig(ratio=0.5))
     schedule.boost(2.0, 0.3)
     schedule.go_by(1)
     assert schedule.ratio == 0.5

@@ -373,7 +373,7 @@ def worse(rehearsal: Rehearsal, first: int, last: int, rank: int = 0, rising: in
         value = torch.tensor(bad, requires_grad=True)
         rehearsal.loss(lambda outputs, value=value: value + 0 * outputs.sum(), batch["x"].float())
         rehearsal.step()
-        ratios.append(rehearsal._supply.schedule.ratio)
+        ratios.append(rehearsal._coordinator.schedule.ratio)
     return ratios
 
 

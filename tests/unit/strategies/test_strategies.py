@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from rehearsal_plugin.config import StrategyConfig
 from rehearsal_plugin.config.names import ROW_LOSS
 from rehearsal_plugin.errors import BatchError, ConfigError
-from rehearsal_plugin.strategies import STRATEGIES, Part, ScoredByLoss, Strategy, make_strategy
+from rehearsal_plugin.strategies import STRATEGIES, Part, RowLoss, Strategy, make_strategy
 from rehearsal_plugin.strategies.base import distance, flatten
 from rehearsal_plugin.strategies.row_loss import row_losses
 from rehearsal_plugin.strategies.topk import distillation_loss
@@ -404,7 +404,7 @@ def test_a_criterion_that_cannot_be_mapped_says_how_to_write_it(criterion: Calla
 @pytest.mark.parametrize("name", ["er", "der", "der++", "er-ace", "topk"])
 def test_rows_scored_by_their_loss_carry_it_beside_the_state_of_the_strategy(name: str) -> None:
     inner = strategy(name, k=2)
-    built, new = ScoredByLoss(inner), part(scores(0), labels(1))
+    built, new = RowLoss(inner), part(scores(0), labels(1))
     state = built.state(new)
     assert state.keys() == inner.state(new).keys() | {ROW_LOSS}
     assert torch.equal(state[ROW_LOSS], row_losses(new))
@@ -414,7 +414,7 @@ def test_rows_scored_by_their_loss_carry_it_beside_the_state_of_the_strategy(nam
 @pytest.mark.parametrize("name", ["er", "der", "der++", "er-ace", "topk"])
 def test_a_strategy_does_not_see_that_its_rows_are_scored(name: str) -> None:
     inner = strategy(name, k=2, alpha=0.3, beta=0.7, loss_weight=0.4)
-    built, new = ScoredByLoss(inner), part(scores(0), labels(1))
+    built, new = RowLoss(inner), part(scores(0), labels(1))
     draws = [
         part(scores(seed, 4), labels(seed, 4), state=built.state(part(scores(seed + 1, 4), labels(seed, 4))))
         for seed in range(2, 2 + inner.draws)
@@ -428,7 +428,7 @@ def test_a_strategy_does_not_see_that_its_rows_are_scored(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["er", "der++", "topk"])
 def test_a_refresh_brings_the_present_loss_and_leaves_other_state(name: str) -> None:
-    built = ScoredByLoss(strategy(name, k=2))
+    built = RowLoss(strategy(name, k=2))
     before = built.state(part(scores(0), labels(1)))
     now = part(scores(5), labels(1), state=before)
     after = built.refresh(now)
@@ -440,7 +440,7 @@ def test_a_refresh_brings_the_present_loss_and_leaves_other_state(name: str) -> 
 
 def test_x_der_refreshes_its_own_state_beside_the_loss() -> None:
     inner = strategy("x-der")
-    built, few, many = ScoredByLoss(inner), torch.tensor([0, 1, 0]), torch.arange(CLASSES)
+    built, few, many = RowLoss(inner), torch.tensor([0, 1, 0]), torch.arange(CLASSES)
     first = part(scores(0, 3), few)
     built.loss(first, [])
     state = {name: value.clone() for name, value in built.state(first).items()}
@@ -453,7 +453,7 @@ def test_x_der_refreshes_its_own_state_beside_the_loss() -> None:
 
 def test_rows_scored_by_their_loss_refuse_the_models_own() -> None:
     with pytest.raises(ConfigError, match=r"score_by is 'loss'.*rehearsal\.loss\(criterion, outputs"):
-        ScoredByLoss(strategy("der")).regularizer([])
+        RowLoss(strategy("der")).regularizer([])
 
 
 # --- names and errors ------------------------------------------------------------------------------------------------

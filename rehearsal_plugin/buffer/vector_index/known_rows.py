@@ -14,9 +14,9 @@ from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.fields import Field
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.vector_index.filters import Where
-from rehearsal_plugin.buffer.vector_index.scores import Scores, lengths_of, normalized
+from rehearsal_plugin.buffer.vector_index.similarity import lengths_of, normalized
 from rehearsal_plugin.config import RetrievalConfig
-from rehearsal_plugin.core.arrays import FloatArray, IntArray, Mask
+from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray, Mask
 from rehearsal_plugin.errors import BatchError
 
 __all__ = ["Embed", "KnownRows", "columns_of", "rows_at"]
@@ -70,7 +70,7 @@ class KnownRows:
         self.usable[count:] = False
         self.count = count
 
-    def take_over(self, slots: IntArray, now: int, given: FloatArray | None = None) -> None:
+    def take_over(self, slots: IntArray, now: int, given: Float32Array | None = None) -> None:
         """Note all about the rows at `slots` `[n]`, whose embeddings may be given `[n, width]`."""
         drifts, chunk = [], max(1, READ_BYTES // self._buffer.layout.row_bytes)
         for start in range(0, len(slots), chunk):
@@ -95,7 +95,7 @@ class KnownRows:
         if len(drifted):
             self.drift = float(drifted.mean())
 
-    def embeddings(self, rows: Tensor) -> FloatArray:
+    def embeddings(self, rows: Tensor) -> Float32Array:
         """See `RowIndex.embeddings`; memory of their own."""
         if self.field is not None:
             return _as_floats(self.field.view(rows).reshape(len(rows), -1))
@@ -140,7 +140,7 @@ class KnownRows:
                 "it has to give one vector a row, all of one length"
             )
 
-    def checked(self, vectors: Tensor, rows: int) -> FloatArray:
+    def checked(self, vectors: Tensor, rows: int) -> Float32Array:
         """What `embed` gave for so many rows; see `check`."""
         self.check(vectors, rows)
         if not self.width:
@@ -148,7 +148,7 @@ class KnownRows:
         return _as_floats(vectors)
 
     def _widen(self, width: int) -> None:
-        self.vectors: FloatArray = np.empty((self._buffer.capacity, width), dtype=np.float32)
+        self.vectors: Float32Array = np.empty((self._buffer.capacity, width), dtype=np.float32)
 
 
 def columns_of(layout: RowLayout, rows: Tensor) -> dict[str, Tensor]:
@@ -164,13 +164,13 @@ def rows_at(buffer: RehearsalBuffer, slots: IntArray) -> Tensor:
     return rows.cpu()
 
 
-def _as_floats(vectors: Tensor) -> FloatArray:
+def _as_floats(vectors: Tensor) -> Float32Array:
     """A copy in single precision, in host memory."""
-    floats: FloatArray = vectors.to("cpu", torch.float32, copy=True).numpy()
+    floats: Float32Array = vectors.to("cpu", torch.float32, copy=True).numpy()
     return floats
 
 
-def _drift(before: FloatArray, after: FloatArray) -> Scores:
+def _drift(before: Float32Array, after: Float32Array) -> Float64Array:
     """1 - cosine of vectors `[n, d]` one by one, `[n]` float64."""
     return np.asarray(1 - (normalized(before).astype(np.float64) * normalized(after)).sum(axis=1))
 

@@ -10,29 +10,30 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rehearsal_plugin.core.arrays import FloatArray, IntArray
+from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray
 
-__all__ = ["Scores", "error_bound", "lengths_of", "normalized", "rank_by", "scores_of"]
+__all__ = ["error_bound", "lengths_of", "normalized", "rank_by", "scores_of"]
 
-Scores = NDArray[np.float64]
 
 AT_ONCE = 1 << 20  # numbers in double precision
 
 SINGLE = np.finfo(np.float32)
 
 
-def lengths_of(vectors: FloatArray) -> Scores:
+def lengths_of(vectors: Float32Array) -> Float64Array:
     """The lengths of vectors `[n, d]` float32, `[n]` float64."""
     return np.asarray(np.sqrt(np.square(vectors.astype(np.float64)).sum(axis=1)))
 
 
-def normalized(vectors: FloatArray) -> FloatArray:
+def normalized(vectors: Float32Array) -> Float32Array:
     """Vectors `[n, d]` float32 of length 1; zeros stay zeros."""
     lengths = lengths_of(vectors)[:, None]
     return (vectors / np.where(lengths > 0, lengths, 1)).astype(np.float32)
 
 
-def scores_of(queries: FloatArray, vectors: FloatArray, chosen: IntArray, *, squared_distance: bool) -> Scores:
+def scores_of(
+    queries: Float32Array, vectors: Float32Array, chosen: IntArray, *, squared_distance: bool
+) -> Float64Array:
     """The score of every query with the vectors that are chosen for it; the higher, the nearer.
 
     Args:
@@ -53,7 +54,7 @@ def scores_of(queries: FloatArray, vectors: FloatArray, chosen: IntArray, *, squ
     return scores
 
 
-def error_bound(queries: FloatArray, longest: float, *, squared_distance: bool) -> Scores:
+def error_bound(queries: Float32Array, longest: float, *, squared_distance: bool) -> Float64Array:
     """How far scores in single precision may be from `scores_of`, `[q]` float64, whatever the order of summation.
 
     Infinitely far where numbers may become too large for it.
@@ -69,6 +70,6 @@ def error_bound(queries: FloatArray, longest: float, *, squared_distance: bool) 
     return np.where(size < float(SINGLE.max) / 2, bound, np.inf)
 
 
-def rank_by(scores: Scores, *ties: NDArray[np.int64]) -> NDArray[np.int64]:
+def rank_by(scores: Float64Array, *ties: NDArray[np.int64]) -> NDArray[np.int64]:
     """The order `[..., c]` of scores `[..., c]` from the highest; equal ones by the first of `ties`, then the next."""
     return np.lexsort((*reversed(ties), -scores), axis=-1)
