@@ -34,7 +34,7 @@ def run_exits(scenarios: Iterable[Callable[[int], Any]], size: int = 2) -> dict[
     """
     scenarios = list(scenarios)
     names = [scenario.__name__ for scenario in scenarios]
-    command = [sys.executable, "-m", "tests.exits", str(size), scenarios[0].__module__, *names]
+    command = [sys.executable, "-m", "tests.helpers.exits", str(size), scenarios[0].__module__, *names]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert done.returncode == 0, done.stderr

@@ -73,7 +73,7 @@ def try_horovod(
     """As `run_horovod`, for jobs that may fail: None where a rank gave no result, and how the job ended."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "call").write_bytes(pickle.dumps((function.__module__, function.__name__, args)))
-        job = horovodrun(["-np", str(size)], "-m", "tests.horovod_ranks", folder, timeout_s=timeout_s, **more)
+        job = horovodrun(["-np", str(size)], "-m", "tests.helpers.horovod_ranks", folder, timeout_s=timeout_s, **more)
         results = [Path(folder, str(rank)) for rank in range(size)]
         return [pickle.loads(path.read_bytes()) if path.exists() else None for path in results], job
 

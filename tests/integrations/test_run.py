@@ -70,7 +70,7 @@ def test_torchrun_runs_an_untouched_script(tmp_path: Path, config: Path) -> None
 
 def test_a_module_runs_as_one(tmp_path: Path, config: Path) -> None:
     given = ["--out", str(tmp_path), "--deepspeed_config", str(config)]
-    succeed(start(*TORCHRUN, free_port(), "-m", "rehearsal_plugin.run", "-m", "tests.jobs.train", *given))
+    succeed(start(*TORCHRUN, free_port(), "-m", "rehearsal_plugin.run", "-m", "tests.helpers.jobs.train", *given))
     for note in notes(tmp_path):
         assert note["argv"] == [str(JOB), *given]
         assert note["path"] == str(ROOT)
@@ -88,7 +88,7 @@ def test_a_rank_that_fails_ends_the_job_with_its_traceback(tmp_path: Path, confi
     assert not list(tmp_path.glob("rank*.json"))
 
 
-@pytest.mark.parametrize("script", [[ENDS], ["-m", "tests.jobs.ends"]], ids=["script", "module"])
+@pytest.mark.parametrize("script", [[ENDS], ["-m", "tests.helpers.jobs.ends"]], ids=["script", "module"])
 def test_an_exception_keeps_its_traceback(script: list[object]) -> None:
     done = start("-m", "rehearsal_plugin.run", *script, "raise")
     assert done.returncode == 1

@@ -35,7 +35,7 @@ def endure(launch: str) -> dict[str, Any]:
     rank, strangers = dist.get_rank(), []
     processes = [torch.zeros(1, dtype=torch.int64) for _ in range(2)]
     dist.all_gather(processes, torch.tensor([os.getpid()]))
-    command = [sys.executable, "-m", "tests.jobs.stranger", *(str(int(process)) for process in processes)]
+    command = [sys.executable, "-m", "tests.helpers.jobs.stranger", *(str(int(process)) for process in processes)]
 
     def make(rank: int, step: int, size: int) -> Batch:
         if rank == 0 and step in (FIRST, SECOND):

@@ -1,6 +1,6 @@
 """A process that belongs to no job: finds the TCP ports that processes listen on, and sends them noise.
 
-python -m tests.jobs.stranger PROCESS [PROCESS ...]
+python -m tests.helpers.jobs.stranger PROCESS [PROCESS ...]
 """
 
 from __future__ import annotations
