@@ -29,7 +29,7 @@ from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.padding import Padding
 from rehearsal_plugin.checkpoint import Fingerprint, Saver, content_of, fingerprint_of, preload, resume
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, SamplingConfig
-from rehearsal_plugin.distributed.transport import Transport, default_transport
+from rehearsal_plugin.distributed.transport import Transport, open_transport
 from rehearsal_plugin.errors import CheckpointError, ClosedError, ConfigError
 from rehearsal_plugin.runtime.batch_augmenter import BatchAugmenter, Transform
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
@@ -68,6 +68,7 @@ class Rehearsal:
         self, config: ConfigSource, transport: Transport | None = None, *, transform: Transform | None = None
     ) -> None:
         self.config = RehearsalConfig.load(config)
+        self.config.look_up_names()
         strategy = make_strategy(self.config.strategy)
         self.strategy = RowLoss(strategy) if self.config.buffer.by_loss else strategy
         found = self.config.retrieval
@@ -76,7 +77,7 @@ class Rehearsal:
             self.hidden_states = HiddenStates(found.module, found.pool, found.mask, training_only=True)
             take = self.hidden_states.take
             self.strategy = RowEmbedding(self.strategy, found.embedding, take, refresh=found.refresh)
-        transport = transport or default_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
+        transport = transport or open_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
         self._coordinator = ReplayCoordinator(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self._answers = PendingLosses(self.config, self.strategy, self._coordinator)
         self._batches = BatchAugmenter(

@@ -69,7 +69,7 @@ def thinned(seen: int, stored: int, offered: int, capacity: int, rng: np.random.
     return last_writers(slots)
 
 
-@register
+@register("reservoir")
 def reservoir(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Every row offered so far has the same chance to be stored."""
     return thinned(slot_index.seen, slot_index.count, len(offer), slot_index.capacity, rng)

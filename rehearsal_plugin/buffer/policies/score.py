@@ -17,7 +17,7 @@ ROUNDS, PROPOSALS = 3, 4
 """How often slots are proposed, and how many for each that shall leave."""
 
 
-@register
+@register("score", judges="score")
 def score(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Rows come in as into a reservoir; the chance to be replaced falls in a line with the score.
 
