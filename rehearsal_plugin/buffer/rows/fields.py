@@ -45,7 +45,7 @@ class Field:
         shape = (rows.shape[0], *self.shape)
         if not self.nbytes:
             return rows.new_empty(shape, dtype=self.dtype)
-        if rows.is_contiguous():  # an operation of torch less
+        if len(rows) and rows.is_contiguous():  # an operation of torch less
             numbers = rows.view(self.dtype)
             start = numbers.storage_offset() + self.offset // self.dtype.itemsize
             return numbers.as_strided(shape, (numbers.shape[1], *self._strides), start)

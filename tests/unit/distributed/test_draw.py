@@ -16,7 +16,6 @@ from scipy.stats import chi2_contingency
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.rng import Purpose, generator
 from rehearsal_plugin.distributed.draw import Draws, draw, plan
-from rehearsal_plugin.distributed.without_replacement import choose
 from tests.helpers.chance import SIGNIFICANCE, equally_included, equally_likely
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
@@ -229,15 +228,6 @@ SKEWED = [[1, 500, 20], [0, 500, 0], [0, 0, 80]]
 """Rows of three ranks in three partitions: 1, 1000 and 100."""
 
 
-@pytest.mark.parametrize("size", [40, 1 << 50])
-def test_no_item_stands_twice_in_a_segment_however_large_the_numbers(size: int) -> None:
-    wanted = np.random.default_rng(0).integers(3, 20, 1 << 14)
-    segment, item = choose(np.full(len(wanted), size), wanted, np.random.default_rng(1))
-    assert np.array_equal(np.bincount(segment), wanted)
-    assert len(np.unique(np.stack((segment, item)), axis=1)[0]) == wanted.sum()
-    assert 0 <= item.min() <= item.max() < size
-
-
 def test_equal_numbers_from_partitions_of_very_different_size() -> None:
     draws = one([[10, 500, 20], [2, 500, 80]], [30, 0])
     assert np.bincount(draws.partition).tolist() == [10, 10, 10]
@@ -299,28 +289,3 @@ def test_random_numbers_used_do_not_grow_with_the_rows_stored(stored: int) -> No
     draw(table([[stored]]), np.array([10_000]), rng)
     blocks = int(rng.bit_generator.state["state"]["counter"][0])
     assert 4 * blocks < 3 * 10_000  # 64-bit numbers
-
-
-# choose
-
-
-@pytest.mark.parametrize("wanted", [0, 1, 4, 5, 9, 10])
-def test_choosing_never_repeats(wanted: int) -> None:
-    segment, item = choose(np.array([10, 10]), np.array([wanted, 10 - wanted]), np.random.default_rng(0))
-    pairs = list(zip(segment.tolist(), item.tolist(), strict=True))
-    assert len(set(pairs)) == len(pairs) == 10
-
-
-def test_choosing_from_many_ranges_keeps_them_apart() -> None:
-    """Every combination of a single and a pair out of ranges of 3 and 4: 3 x 6."""
-    sizes, wanted = np.array([3, 4]), np.array([1, 2])
-    drawn = []
-    for seed in range(4000):
-        segment, item = choose(sizes, wanted, np.random.default_rng(seed))
-        drawn.append(frozenset(zip(segment.tolist(), item.tolist(), strict=True)))
-    assert equally_likely(drawn, 18) > SIGNIFICANCE
-
-
-def test_choosing_nothing_from_nothing() -> None:
-    segment, item = choose(np.array([0]), np.array([0]), np.random.default_rng(0))
-    assert (len(segment), len(item)) == (0, 0)

@@ -1,4 +1,4 @@
-"""Every transport passes the conformance suite, alone and between real processes."""
+"""torch.distributed passes the conformance suite between real processes, and leaves the user's own group alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from rehearsal_plugin.distributed.transport import LocalTransport, TorchDistributedTransport, Transport
+from rehearsal_plugin.distributed.transport import TorchDistributedTransport, Transport
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError
 from tests.helpers import conformance
 from tests.helpers.exits import run_exits
@@ -20,10 +20,6 @@ from tests.helpers.ranks import run_ranks
 
 gpu = pytest.mark.gpu
 needs_gpu = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-
-
-def local() -> Transport:
-    return LocalTransport()
 
 
 def gloo() -> Transport:
@@ -38,13 +34,10 @@ def nccl() -> Transport:
 @functools.cache
 def facts_of(make: conformance.Make, size: int) -> list[dict[str, str]]:
     """What does not hold, by rank; one job for all facts."""
-    if make is local:
-        return [conformance.check_facts(local)]
     return run_ranks(conformance.check_facts, size, make)
 
 
 TRANSPORTS = [
-    pytest.param(local, 1, id="local"),
     pytest.param(gloo, 2, id="gloo-2"),
     pytest.param(gloo, 4, id="gloo-4"),
     pytest.param(nccl, 2, id="nccl-2", marks=[gpu, needs_gpu]),

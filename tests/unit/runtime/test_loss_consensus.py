@@ -1,0 +1,92 @@
+"""What ranks tell each other of losses, and when the guard hears of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rehearsal_plugin import RehearsalConfig
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.distributed.header import Headers, Notes, compose
+from rehearsal_plugin.errors import ForgettingError
+from rehearsal_plugin.runtime.loss_consensus import FIXED_POINT, LossConsensus
+from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
+
+SECTION: dict[str, Any] = {"losses_every": 1, "guard": {"window": 1, "bound": 1.5, "action": "stop"}}
+RATIO = ReplayRatio(RehearsalConfig())
+NO_PAIRS = np.empty((0, 2), dtype=np.int64)
+
+
+def consensus() -> LossConsensus:
+    return LossConsensus(RehearsalConfig.load(SECTION), 0)
+
+
+def notes_of(*ranks: LossConsensus) -> IntArray:
+    """What the headers of ranks leave behind."""
+    return Headers(np.stack([compose(0, 0, 0, 0, rank.notes, NO_PAIRS, 1) for rank in ranks]), 1).notes
+
+
+def best(rank: LossConsensus) -> float | None:
+    assert rank.guard is not None
+    lowest: float | None = rank.guard.state_dict()["best"]
+    return lowest
+
+
+def test_the_guard_hears_the_mean_over_the_rows_of_all_ranks() -> None:
+    first, second = consensus(), consensus()
+    first.report(6.0, 2.0)
+    second.report(1.0, 5.0)
+    first.hear(notes_of(first, second), 1, RATIO)
+    assert best(first) == pytest.approx(1.0)
+
+
+def test_the_guard_hears_nothing_before_all_ranks_have_measured() -> None:
+    first, second = consensus(), consensus()
+    first.report(6.0, 2.0)
+    first.hear(notes_of(first, second), 1, RATIO)
+    assert best(first) is None
+
+
+def test_a_measurement_is_heard_once() -> None:
+    rank = consensus()
+    rank.report(1.0, 1.0)
+    rank.hear(notes_of(rank), 1, RATIO)
+    rank.report(9.0, 1.0)
+    heard = notes_of(rank)
+    with pytest.raises(ForgettingError):
+        rank.hear(heard, 2, RATIO)
+    rank.hear(heard, 3, RATIO)
+
+
+@pytest.mark.parametrize("total", [float("nan"), float("inf"), 1e13])
+def test_a_loss_that_cannot_be_told_weighs_nothing(total: float) -> None:
+    rank = consensus()
+    rank.report(total, 4.0)
+    assert rank.notes == Notes(losses_measured=1)
+    rank.hear(notes_of(rank), 1, RATIO)
+    assert best(rank) is None
+
+
+def test_losses_travel_in_fixed_point() -> None:
+    rank = consensus()
+    rank.report(0.5, 3.0)
+    assert rank.notes == Notes(loss_sum=FIXED_POINT // 2, loss_weight=3 * FIXED_POINT, losses_measured=1)
+
+
+def test_it_goes_on_from_its_state() -> None:
+    rank, loaded = consensus(), consensus()
+    rank.report(1.0, 1.0)
+    rank.hear(notes_of(rank), 1, RATIO)
+    loaded.load_state_dict(rank.state_dict())
+    assert loaded.state_dict() == rank.state_dict()
+    loaded.hear(notes_of(rank), 2, RATIO)
+    assert best(loaded) == 1.0
+
+
+def test_without_a_guard_nobody_listens() -> None:
+    rank = LossConsensus(RehearsalConfig(), 0)
+    rank.report(1.0, 1.0)
+    rank.hear(notes_of(rank), 1, RATIO)
+    assert rank.state_dict() == {"words": [FIXED_POINT, FIXED_POINT, 1], "heard": 0, "guard": None}

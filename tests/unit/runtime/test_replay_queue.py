@@ -1,0 +1,101 @@
+"""Replayed rows by their stage: how many are asked for, and when they are handed out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from rehearsal_plugin import RehearsalConfig, RowLayout
+from rehearsal_plugin.distributed.draw import Plan
+from rehearsal_plugin.distributed.exchange import Arrival, Outgoing
+from rehearsal_plugin.runtime.replay_queue import LEAD, ReplayQueue
+
+LAYOUT = RowLayout.infer({"id": torch.zeros(2, dtype=torch.int64)})
+
+
+def queue(**keys: Any) -> ReplayQueue:
+    return ReplayQueue(RehearsalConfig.load({"representatives": 2, **keys}), draws=1, rank=0)
+
+
+def arrival(count: int) -> Arrival:
+    rows = torch.zeros((count, LAYOUT.row_bytes), dtype=torch.uint8)
+    LAYOUT.pack([torch.arange(count)], rows)
+    none = np.empty(0, dtype=np.int64)
+    plan = Plan(none, none, [0], [count], np.zeros(count, dtype=np.int64), count)
+    return Arrival(rows, Outgoing(rows[:0], plan, none, none))
+
+
+def taken(rows: ReplayQueue, step: int = LEAD) -> int:
+    share = rows.take(step, None)
+    return 0 if share is None else len(share.rows)
+
+
+def test_rows_are_asked_for_by_the_micro_batches_since_the_last_request() -> None:
+    rows = queue()
+    for _ in range(3):
+        rows.count_micro_batch(8)
+    assert rows.request(0) == 6
+    assert rows.request(1) == 0
+
+
+def test_a_ratio_is_met_over_micro_batches() -> None:
+    rows = ReplayQueue(RehearsalConfig.load({"ratio": 0.25}), draws=1, rank=0)
+    for _ in range(9):
+        rows.count_micro_batch(4)
+    assert rows.request(0) == 12
+
+
+def test_the_first_exchange_brings_none_and_the_next_its_shares() -> None:
+    rows = queue()
+    rows.count_micro_batch(8)
+    rows.request(0)
+    rows.receive(None, LAYOUT, 1)
+    assert rows.due(LEAD) == taken(rows) == 0
+    rows.receive(arrival(2), LAYOUT, 2)
+    assert rows.due(LEAD) == 2
+    assert taken(rows) == 2
+    assert taken(rows) == 0
+
+
+def test_nothing_is_asked_for_that_would_come_before_the_start() -> None:
+    rows = queue(start_step=10)
+    rows.count_micro_batch(8)
+    assert rows.request(10 - LEAD - 1) == 0
+    rows.count_micro_batch(8)
+    assert rows.request(10 - LEAD) == 2
+
+
+def test_nothing_is_handed_out_before_the_start() -> None:
+    rows = queue(start_step=10)
+    rows.count_micro_batch(8)
+    rows.request(10 - LEAD)
+    rows.receive(None, LAYOUT, 8)
+    rows.receive(arrival(2), LAYOUT, 9)
+    assert rows.due(9) == taken(rows, 9) == 0
+    assert rows.due(10) == taken(rows, 10) == 2
+
+
+def test_rows_are_spent_once_others_are_ready() -> None:
+    rows = queue()
+    rows.receive(arrival(2), LAYOUT, 1)
+    assert rows.take_refresh() is None
+    rows.count_micro_batch(8)
+    rows.request(1)
+    rows.receive(None, LAYOUT, 2)
+    assert rows.take_refresh() is not None
+    assert rows.take_refresh() is None
+
+
+def test_it_goes_on_from_its_state() -> None:
+    rows = queue()
+    rows.count_micro_batch(8)
+    rows.request(0)
+    rows.receive(None, LAYOUT, 1)
+    rows.count_micro_batch(8)
+    rows.receive(arrival(2), LAYOUT, 2)
+    loaded = queue()
+    loaded.load_state_dict(rows.state_dict(), LAYOUT, torch.device("cpu"))
+    assert loaded.due(LEAD) == rows.due(LEAD) == 2
+    assert loaded.request(2) == rows.request(2) == 2
