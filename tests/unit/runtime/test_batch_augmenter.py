@@ -85,5 +85,5 @@ def test_a_transform_of_replayed_rows_leaves_the_batchs_own() -> None:
 def test_rows_may_not_take_the_place_of_a_whole_batch() -> None:
     check_room(3, 1, 4)
     check_room(None, 2, 1)
-    with pytest.raises(ConfigError, match="a batch has 6 rows.* 2 draw"):
+    with pytest.raises(ConfigError, match=r"a batch has 6 rows.* 2 draw"):
         check_room(3, 2, 6)

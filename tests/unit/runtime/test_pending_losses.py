@@ -66,7 +66,7 @@ def test_a_dropped_micro_batch_is_not_missed() -> None:
 def test_measured_losses_are_missed_in_their_steps() -> None:
     losses = pending(losses_every=1)
     expect(losses, 2)
-    with pytest.raises(BatchError, match="rehearsal.losses_every needs the losses"):
+    with pytest.raises(BatchError, match=r"rehearsal\.losses_every needs the losses"):
         losses.check()
 
 
