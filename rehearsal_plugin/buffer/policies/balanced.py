@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from rehearsal_plugin.buffer.partitions import Partitions, earlier
 from rehearsal_plugin.buffer.policies.base import Offer, last_writers, register, vacant
 from rehearsal_plugin.buffer.policies.reservoir import places
-from rehearsal_plugin.buffer.slot_index import Partitions, SlotIndex, earlier
+from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.apportionment import fair_shares
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import ConfigError

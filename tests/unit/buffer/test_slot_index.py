@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rehearsal_plugin.buffer.slot_index import Partitions, SlotIndex
+from rehearsal_plugin.buffer.partitions import Partitions
+from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.arrays import IntArray
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
