@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.admissions import Admissions
+from rehearsal_plugin.buffer.change_tracking import Changes, TrackedStorage
 from rehearsal_plugin.buffer.dedup import DUPLICATE, ContentIndex
 from rehearsal_plugin.buffer.keys_and_scores import KeysAndScores
 from rehearsal_plugin.buffer.policies import POLICIES, Offer
@@ -17,7 +18,7 @@ from rehearsal_plugin.buffer.policies.base import last_writers
 from rehearsal_plugin.buffer.rows.fields import picked
 from rehearsal_plugin.buffer.rows.layout import Packed, RowLayout
 from rehearsal_plugin.buffer.slot_index import SlotIndex, kept_places
-from rehearsal_plugin.buffer.storage import Changes, TrackedStorage, open_storage
+from rehearsal_plugin.buffer.storage import open_storage
 from rehearsal_plugin.buffer.undo_log import UndoLog
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.core.arrays import Float32Array, IntArray, RankArray
