@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from rehearsal_plugin.buffer.dedup import DUPLICATE, ContentIndex
 from rehearsal_plugin.buffer.keys_and_scores import KeysAndScores
 from rehearsal_plugin.buffer.policies import POLICIES, Offer
 from rehearsal_plugin.buffer.policies.base import last_writers
+from rehearsal_plugin.buffer.restore import RowRecords, adopt_rows, load_rows
 from rehearsal_plugin.buffer.rows.fields import picked
 from rehearsal_plugin.buffer.rows.layout import Packed, RowLayout
 from rehearsal_plugin.buffer.slot_index import SlotIndex, kept_places
@@ -26,12 +27,6 @@ from rehearsal_plugin.core.rng import Purpose, RandomStream, choose_from
 from rehearsal_plugin.errors import BatchError
 
 __all__ = ["RehearsalBuffer"]
-
-IndexState: TypeAlias = tuple[SlotIndex, Admissions, ContentIndex | None]
-"""What is known of the rows, beside the rows themselves."""
-
-CHUNK_BYTES = 4 << 20
-"""Of rows that are copied at a time when a buffer is filled."""
 
 
 class RehearsalBuffer:
@@ -49,7 +44,6 @@ class RehearsalBuffer:
     Attributes:
         capacity: Rows.
         layout: As given.
-        occupancy: The index; read it, do not change it.
 
     Raises:
         ConfigError: The capacity cannot hold one row.
@@ -64,14 +58,19 @@ class RehearsalBuffer:
         self._policy = POLICIES[config.policy]
         self._storage = TrackedStorage(open_storage(config, self.capacity, layout.row_bytes, rank), self.capacity)
         self._rank, self._deduplicates = rank, config.deduplicate
-        self.slot_index, self._provenance, self._contents = self._empty()
+        self._records = self._empty_records()
         self._rescored: list[tuple[IntArray, Float32Array]] = []
         self._admissions, self._draws = (RandomStream(seed, purpose) for purpose in (Purpose.ADMISSION, Purpose.DRAW))
         self._calls = 0
-        self._journal: UndoLog[IndexState] | None = None
+        self._journal: UndoLog[RowRecords] | None = None
 
     def __len__(self) -> int:
         return self.slot_index.count
+
+    @property
+    def slot_index(self) -> SlotIndex:
+        """Slots in use, their partitions and their scores; read it, do not change it."""
+        return self._records.slot_index
 
     @property
     def device(self) -> torch.device:
@@ -124,14 +123,14 @@ class RehearsalBuffer:
             already and was not offered. `write` must follow before the next `read`.
         """
         self._settle()
-        if self._contents is None:
+        if self._records.contents is None:
             return self._decide(*self._traits.of_rows(rows), step)[0]
-        hashes = self._contents.hashes(rows)
-        new = np.flatnonzero(~self._contents.duplicates(rows, hashes, self._at))
+        hashes = self._records.contents.hashes(rows)
+        new = np.flatnonzero(~self._records.contents.duplicates(rows, hashes, self._at))
         slots = np.full(len(rows), DUPLICATE, dtype=np.int64)
         fresh = picked(rows, None if len(new) == len(rows) else new)
         slots[new] = self._decide(*self._traits.of_rows(fresh), step)[0]
-        self._contents.put(slots[slots >= 0], hashes[slots >= 0])
+        self._records.contents.put(slots[slots >= 0], hashes[slots >= 0])
         return slots
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
@@ -154,11 +153,11 @@ class RehearsalBuffer:
 
         Whoever wants to update a row tells by it whether another one has taken its place.
         """
-        return self._provenance.steps(slots)
+        return self._records.admissions.steps(slots)
 
     def origin(self, slots: IntArray) -> RankArray:
         """The rank on which each row at `slots` `[n]` was admitted, `[n]` int32."""
-        return self._provenance.ranks(slots)
+        return self._records.admissions.ranks(slots)
 
     def update_fields(self, slots: IntArray, fields: Mapping[str, Tensor]) -> None:
         """Rewrite fields of stored rows in place.
@@ -181,8 +180,8 @@ class RehearsalBuffer:
         for name, values in fields.items():
             known[name].view(rows).copy_(values[index.to(values.device)])
         self.write(slots[last], rows)
-        if self._contents is not None and any(field.name in fields for field in self.layout.fields):
-            self._contents.put(slots[last], self._contents.hashes(rows))
+        if self._records.contents is not None and any(field.name in fields for field in self.layout.fields):
+            self._records.contents.put(slots[last], self._records.contents.hashes(rows))
         judged = self._traits.value
         if judged is not None and judged.name in fields:
             new = self._traits.values(rows)
@@ -192,13 +191,12 @@ class RehearsalBuffer:
     def commit(self) -> None:
         """Make the present state the one that `rollback` returns to, until the next commit."""
         self._settle()
-        self._journal = UndoLog(self._storage, len(self), (self.slot_index, self._provenance, self._contents))
+        self._journal = UndoLog(self._storage, len(self), self._records)
 
     def rollback(self) -> None:
         """Return to the state of the last `commit`, row by row; a buffer without one becomes empty."""
         self._rescored.clear()
-        known = self._empty() if self._journal is None else self._journal.undo()
-        self.slot_index, self._provenance, self._contents = known
+        self._records = self._empty_records() if self._journal is None else self._journal.undo()
 
     def state_dict(self) -> dict[str, Any]:
         """All rows and the index, as tensors, arrays and numbers; views where that is possible."""
@@ -206,8 +204,8 @@ class RehearsalBuffer:
         count = self.slot_index.count
         return {
             "rows": self._storage.first(count),
-            "written": self._provenance.steps(slice(count)),
-            "origin": self._provenance.ranks(slice(count)),
+            "written": self._records.admissions.steps(slice(count)),
+            "origin": self._records.admissions.ranks(slice(count)),
             "calls": self._calls,
             "index": self.slot_index.state_dict(),
         }
@@ -230,39 +228,23 @@ class RehearsalBuffer:
         Raises:
             ValueError: It contradicts itself.
         """
-        self.slot_index.load_state_dict(state["index"])
-        rows, count = state["rows"], self.slot_index.count
-        if rows.shape != (count, self.layout.row_bytes):
-            raise ValueError(f"rows of shape {tuple(rows.shape)} for {count} of {self.layout.row_bytes} bytes")
-        for slots, part in _numbered(rows.split(self._chunk)):
-            self._place(slots, part)
-        self._describe(state["written"], state["origin"])
+        load_rows(self._records, state, self.layout.row_bytes, self.write)
         self._calls = int(state["calls"])
 
-    def adopt(self, parts: Iterable[Tensor], written: IntArray, origin: RankArray, seen: Mapping[int, int]) -> None:
+    def adopt(self, parts: Iterable[Tensor], written: IntArray, origin: RankArray, offered: Mapping[int, int]) -> None:
         """Fill an empty buffer with rows of others.
 
         Args:
             parts: `[n, row_bytes]` uint8 each, together at most `capacity`, in the order in which they were admitted.
             written: `[rows]` int64, the step in which each was.
             origin: `[rows]` int32, the rank on which it was.
-            seen: Rows offered so far of each partition key, or of key 0 without partitions; no less than there are
+            offered: Rows offered so far of each partition key, or of key 0 without partitions; no less than there are
                 rows.
 
         Raises:
             ValueError: It contradicts itself.
         """
-        partitions = self.slot_index.partitions
-        for slots, rows in _numbered(parts):
-            keys, values = self._traits.of_rows(rows)
-            owners = keys if partitions is None else partitions.number(keys)
-            self.slot_index.record(slots, owners, values)
-            self._place(slots, rows)
-        self.slot_index.seen = max(len(self), sum(seen.values()))
-        if partitions is not None:
-            told = np.array([seen.get(key, 0) for key in partitions.keys.tolist()], dtype=np.int64)
-            partitions.seen = np.maximum(told, partitions.sizes)
-        self._describe(written, origin)
+        adopt_rows(self._records, self._traits, parts, written, origin, offered, self.write)
 
     def offer(self, batch: Any) -> int:
         """Offer all samples of a batch; returns how many were kept.
@@ -274,7 +256,7 @@ class RehearsalBuffer:
         size = columns[0].shape[0]
         if self.layout.state:
             columns += self.layout.state_columns({}, size)
-        if self._contents is None:
+        if self._records.contents is None:
             return self._offer(columns)
         rows = self._rows(size)
         self.layout.pack(columns, rows)
@@ -301,27 +283,10 @@ class RehearsalBuffer:
         """Memory for `count` rows, and the batch that lies in it; see `sample`."""
         return self.layout.packed(self._rows(count))
 
-    @property
-    def _chunk(self) -> int:
-        return max(1, CHUNK_BYTES // self.layout.row_bytes)
-
-    def _place(self, slots: IntArray, rows: Tensor) -> None:
-        """Store rows `[n, row_bytes]` that the index has already."""
-        if self._contents is not None:
-            self._contents.put(slots, self._contents.hashes(rows))
-        self.write(slots, rows)
-
-    def _describe(self, written: IntArray, origin: RankArray) -> None:
-        """Note of all rows when and where they were admitted."""
-        if len(written) != len(self):
-            raise ValueError(f"{len(written)} steps of {len(self)} rows")
-        self._provenance.take_over(written, origin)
-
-    def _empty(self) -> IndexState:
-        """What is known of the rows while there are none."""
+    def _empty_records(self) -> RowRecords:
         content_bytes = self.layout.row_bytes - self.layout.state_bytes
         traits = self._traits
-        return (
+        return RowRecords(
             SlotIndex(self.capacity, traits.key is not None, traits.width, means=traits.features),
             Admissions(self.capacity, self._rank),
             ContentIndex(self.capacity, content_bytes) if self._deduplicates else None,
@@ -348,7 +313,7 @@ class RehearsalBuffer:
         owners = keys if partitions is None else partitions.number(keys)
         slots = self._policy(self.slot_index, Offer(owners, values), self._admissions.at(step, self._rank))
         kept = self.slot_index.record(slots, owners, values)
-        self._provenance.note(kept, step)
+        self._records.admissions.note(kept, step)
         return slots, kept
 
     def _note(self, slots: IntArray) -> None:
@@ -369,11 +334,3 @@ class RehearsalBuffer:
     def _next(self) -> int:
         self._calls += 1
         return self._calls
-
-
-def _numbered(parts: Iterable[Tensor]) -> Iterator[tuple[IntArray, Tensor]]:
-    """Rows that are laid end to end, with the slots that they get."""
-    start = 0
-    for part in parts:
-        yield np.arange(start, start + len(part)), part
-        start += len(part)

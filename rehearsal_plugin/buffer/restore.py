@@ -1,0 +1,110 @@
+"""Fill an empty buffer: with its own saved state, or with rows that other ranks admitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from rehearsal_plugin.buffer.admissions import Admissions
+from rehearsal_plugin.buffer.dedup import ContentIndex
+from rehearsal_plugin.buffer.keys_and_scores import KeysAndScores
+from rehearsal_plugin.buffer.slot_index import SlotIndex
+from rehearsal_plugin.core.arrays import IntArray, RankArray
+
+__all__ = ["RowRecords", "adopt_rows", "load_rows"]
+
+CHUNK_BYTES = 4 << 20
+"""Bytes of rows that are copied at a time."""
+
+WriteRows: TypeAlias = Callable[[IntArray, Tensor], None]
+"""`write(slots [n], rows [n, row_bytes])` stores rows, such as `RehearsalBuffer.write`."""
+
+
+class RowRecords(NamedTuple):
+    """Everything that a buffer knows of its rows, besides their bytes.
+
+    Attributes:
+        slot_index: Slots in use, their partitions and their scores.
+        admissions: Step and rank of admission of each row.
+        contents: Hashes of the rows' content; None unless duplicates are refused.
+    """
+
+    slot_index: SlotIndex
+    admissions: Admissions
+    contents: ContentIndex | None
+
+
+def load_rows(records: RowRecords, state: Mapping[str, Any], row_bytes: int, write: WriteRows) -> None:
+    """Take over what `RehearsalBuffer.state_dict` returned for a buffer of the same config.
+
+    Args:
+        records: Those of an empty buffer.
+        state: As `state_dict` returned it.
+        row_bytes: Bytes a row.
+        write: Stores rows.
+
+    Raises:
+        ValueError: The state contradicts itself.
+    """
+    records.slot_index.load_state_dict(state["index"])
+    rows, count = state["rows"], records.slot_index.count
+    if rows.shape != (count, row_bytes):
+        raise ValueError(f"rows of shape {tuple(rows.shape)} for {count} of {row_bytes} bytes")
+    for slots, part in _with_slots(rows.split(max(1, CHUNK_BYTES // row_bytes))):
+        _store(records, slots, part, write)
+    _note_admissions(records, state["written"], state["origin"])
+
+
+def adopt_rows(
+    records: RowRecords,
+    keys_and_scores: KeysAndScores,
+    parts: Iterable[Tensor],
+    written: IntArray,
+    origin: RankArray,
+    offered: Mapping[int, int],
+    write: WriteRows,
+) -> None:
+    """Store rows of other buffers in an empty one; see `RehearsalBuffer.adopt`.
+
+    Raises:
+        ValueError: There is not one step and one rank of admission for every row.
+    """
+    index = records.slot_index
+    partitions = index.partitions
+    for slots, rows in _with_slots(parts):
+        keys, scores = keys_and_scores.of_rows(rows)
+        owners = keys if partitions is None else partitions.number(keys)
+        index.record(slots, owners, scores)
+        _store(records, slots, rows, write)
+    # `record` has counted the stored rows as the only offers. The true number is larger, and policies go by it.
+    index.seen = max(index.count, sum(offered.values()))
+    if partitions is not None:
+        by_partition = np.array([offered.get(key, 0) for key in partitions.keys.tolist()], dtype=np.int64)
+        partitions.seen = np.maximum(by_partition, partitions.sizes)
+    _note_admissions(records, written, origin)
+
+
+def _with_slots(parts: Iterable[Tensor]) -> Iterator[tuple[IntArray, Tensor]]:
+    """Each part `[n, row_bytes]` with its slots `[n]`: 0, 1, 2, ... through all parts."""
+    start = 0
+    for part in parts:
+        yield np.arange(start, start + len(part)), part
+        start += len(part)
+
+
+def _store(records: RowRecords, slots: IntArray, rows: Tensor, write: WriteRows) -> None:
+    """Store rows `[n, row_bytes]` that the slot index has already."""
+    if records.contents is not None:
+        records.contents.put(slots, records.contents.hashes(rows))
+    write(slots, rows)
+
+
+def _note_admissions(records: RowRecords, written: IntArray, origin: RankArray) -> None:
+    """Note step and rank of admission of all rows, `[rows]` each."""
+    count = records.slot_index.count
+    if len(written) != count:
+        raise ValueError(f"{len(written)} steps of {count} rows")
+    records.admissions.take_over(written, origin)
