@@ -1,20 +1,18 @@
-"""Fill an empty buffer: with its own saved state, or with rows that other ranks admitted."""
+"""The state of a buffer, and how an empty one is filled: with that state, or with rows that other ranks admitted."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from torch import Tensor
 
-from rehearsal_plugin.buffer.admissions import Admissions
-from rehearsal_plugin.buffer.dedup import ContentIndex
 from rehearsal_plugin.buffer.keys_and_scores import KeysAndScores
-from rehearsal_plugin.buffer.slot_index import SlotIndex
+from rehearsal_plugin.buffer.row_records import RowRecords
 from rehearsal_plugin.core.arrays import IntArray, RankArray
 
-__all__ = ["RowRecords", "adopt_rows", "load_rows"]
+__all__ = ["adopt_rows", "load_rows", "rows_state"]
 
 CHUNK_BYTES = 4 << 20
 """Bytes of rows that are copied at a time."""
@@ -23,18 +21,22 @@ WriteRows: TypeAlias = Callable[[IntArray, Tensor], None]
 """`write(slots [n], rows [n, row_bytes])` stores rows, such as `RehearsalBuffer.write`."""
 
 
-class RowRecords(NamedTuple):
-    """Everything that a buffer knows of its rows, besides their bytes.
+def rows_state(records: RowRecords, rows: Tensor, calls: int) -> dict[str, Any]:
+    """The state of a buffer, as tensors, arrays and numbers; views where possible.
 
-    Attributes:
-        slot_index: Slots in use, their partitions and their scores.
-        admissions: Step and rank of admission of each row.
-        contents: Hashes of the rows' content; None unless duplicates are refused.
+    Args:
+        records: Of the rows stored.
+        rows: `[count, row_bytes]` uint8.
+        calls: Calls of `offer` and `sample` so far, which key their random numbers.
     """
-
-    slot_index: SlotIndex
-    admissions: Admissions
-    contents: ContentIndex | None
+    every = slice(records.slot_index.count)
+    return {
+        "rows": rows,
+        "written": records.admissions.steps(every),
+        "origin": records.admissions.ranks(every),
+        "calls": calls,
+        "index": records.slot_index.state_dict(),
+    }
 
 
 def load_rows(records: RowRecords, state: Mapping[str, Any], row_bytes: int, write: WriteRows) -> None:
@@ -80,10 +82,10 @@ def adopt_rows(
         index.record(slots, owners, scores)
         _store(records, slots, rows, write)
     # `record` has counted the stored rows as the only offers. The true number is larger, and policies go by it.
-    index.seen = max(index.count, sum(offered.values()))
+    index.offered = max(index.count, sum(offered.values()))
     if partitions is not None:
         by_partition = np.array([offered.get(key, 0) for key in partitions.keys.tolist()], dtype=np.int64)
-        partitions.seen = np.maximum(by_partition, partitions.sizes)
+        partitions.offered = np.maximum(by_partition, partitions.sizes)
     _note_admissions(records, written, origin)
 
 
@@ -97,8 +99,7 @@ def _with_slots(parts: Iterable[Tensor]) -> Iterator[tuple[IntArray, Tensor]]:
 
 def _store(records: RowRecords, slots: IntArray, rows: Tensor, write: WriteRows) -> None:
     """Store rows `[n, row_bytes]` that the slot index has already."""
-    if records.contents is not None:
-        records.contents.put(slots, records.contents.hashes(rows))
+    records.note_contents(slots, rows)
     write(slots, rows)
 
 

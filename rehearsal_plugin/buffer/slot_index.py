@@ -1,4 +1,4 @@
-"""Which slots of a buffer are taken, and by which partition: the index that policies and draws look at."""
+"""Which slots of a buffer are in use, and by which partition: the index that policies and draws look at."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ __all__ = ["SlotIndex", "kept_places"]
 
 
 class SlotIndex:
-    """The index of one rank's buffer. Slots 0 to `count - 1` are taken; a row is replaced, never removed.
+    """The index of one rank's buffer. Slots 0 to `count - 1` are in use; a row is replaced, never removed.
 
     Args:
         capacity: Slots.
         partitioned: Whether rows have owners.
-        width: Numbers that a row is judged by; 0 where rows are not judged.
-        means: Whether the means of these numbers are asked for.
+        width: Numbers in a row's score; 0 where rows have none.
+        means: Whether the mean score of each partition is asked for.
 
     Attributes:
         capacity: Slots.
         count: Rows stored.
-        seen: Rows offered so far.
-        partitions: Who owns which slot; None where rows are not partitioned.
-        values: What rows are judged by; None where they are not.
+        offered: Rows offered so far.
+        partitions: The slots of each partition; None where rows are not partitioned.
+        scores: The score of each row; None where rows have none.
     """
 
     def __init__(self, capacity: int, partitioned: bool, width: int = 0, *, means: bool = True) -> None:
         self.capacity = capacity
         self.count = 0
-        self.seen = 0
+        self.offered = 0
         self.partitions = Partitions(capacity) if partitioned else None
-        self.values = Scores(capacity, width, means=means) if width else None
+        self.scores = Scores(capacity, width, means=means) if width else None
 
     @property
     def sizes(self) -> IntArray:
@@ -47,28 +47,38 @@ class SlotIndex:
         """The slots of a partition, `[size]` int64; a view that the next `record` changes."""
         return np.arange(self.count) if self.partitions is None else self.partitions.members(number)
 
-    def record(self, slots: IntArray, owners: IntArray, values: Float32Array | None = None) -> IntArray:
+    def counts(self) -> tuple[IntArray, IntArray]:
+        """Partition keys and rows stored of each, two arrays `[partitions]` int64; empty without partitions."""
+        if self.partitions is None:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        return self.partitions.keys, self.partitions.sizes
+
+    def slots(self, keys: IntArray, index: IntArray) -> IntArray:
+        """The slots `[n]` of the `index`-th rows `[n]` of the partitions with `keys` `[n]`."""
+        return index if self.partitions is None else self.partitions.slots(self.partitions.number(keys), index)
+
+    def record(self, slots: IntArray, owners: IntArray, scores: Float32Array | None = None) -> IntArray:
         """Note the outcome of an admission.
 
         Args:
             slots: `[n]` int64, where each offered row goes, -1 where it is not kept; no slot twice.
             owners: `[n]` int64, the partition of each offered row; zeros where rows are not partitioned.
-            values: `[n, width]` float32, what each offered row is judged by.
+            scores: `[n, width]` float32, those of the offered rows.
 
         Returns:
             The slots of the rows that are kept; the same array where all are.
         """
-        kept, own, judged = slots, owners, values
+        kept, kept_owners, kept_scores = slots, owners, scores
         places = kept_places(slots)
         if places is not None:
-            kept, own, judged = slots[places], owners[places], None if values is None else values[places]
-        if self.values is not None and values is not None and judged is not None:
-            self.values.set(kept, judged)
-            self.values.count_offers(owners, values)
+            kept, kept_owners, kept_scores = slots[places], owners[places], None if scores is None else scores[places]
+        if self.scores is not None and scores is not None and kept_scores is not None:
+            self.scores.set(kept, kept_scores)
+            self.scores.count_offers(owners, scores)
         if self.partitions is not None:
-            self.partitions.record(kept, own, replaced=kept < self.count)
+            self.partitions.record(kept, kept_owners, replaced=kept < self.count)
             self.partitions.count_offers(owners)
-        self.seen += len(slots)
+        self.offered += len(slots)
         if self.count < self.capacity:
             self.count += int(np.count_nonzero(slots >= self.count))
         return kept
@@ -77,28 +87,32 @@ class SlotIndex:
         """The whole index, as arrays and numbers; views of it where it is large."""
         return {
             "count": self.count,
-            "seen": self.seen,
+            "seen": self.offered,
             "partitions": None if self.partitions is None else self.partitions.state_dict(),
-            "values": None if self.values is None else self.values.state_dict(self.count),
+            "values": None if self.scores is None else self.scores.state_dict(self.count),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave for an index of the same capacity, into an empty one.
+        """Take over what `state_dict` returned for an index of the same capacity, into an empty one.
 
         Raises:
-            ValueError: It contradicts itself.
+            ValueError: The state contradicts itself.
         """
-        self.count, self.seen = int(state["count"]), int(state["seen"])
-        if not 0 <= self.count <= min(self.capacity, self.seen):
-            raise ValueError(f"{self.count} rows stored of {self.seen} offered, with room for {self.capacity}")
+        self.count, self.offered = int(state["count"]), int(state["seen"])
+        if not 0 <= self.count <= min(self.capacity, self.offered):
+            raise ValueError(f"{self.count} rows stored of {self.offered} offered, with room for {self.capacity}")
         if self.partitions is not None:
             self.partitions.load_state_dict(state["partitions"], self.count)
-        if self.values is not None:
-            self.values.load_state_dict(state["values"])
+        if self.scores is not None:
+            self.scores.load_state_dict(state["values"])
 
 
 def kept_places(slots: IntArray) -> IntArray | None:
-    """Which rows are kept that were given `slots` `[n]`, -1 for none: `[kept]` int64; None where all are."""
+    """The places `[kept]` int64 of the rows that are kept, by their `slots` `[n]`; None where all are.
+
+    >>> kept_places(np.array([5, -1, 0]))
+    array([0, 2])
+    """
     if not len(slots) or slots[slots.argmin()] >= 0:  # several times faster than to compare them all
         return None
     return (slots >= 0).nonzero()[0]

@@ -92,7 +92,7 @@ def ids(rehearsal: Rehearsal) -> list[int]:
 
 def seen(rehearsal: Rehearsal) -> int:
     assert rehearsal.buffer is not None
-    return rehearsal.buffer.slot_index.seen
+    return rehearsal.buffer.slot_index.offered
 
 
 def offered(size: int, steps: int = STEPS) -> list[int]:

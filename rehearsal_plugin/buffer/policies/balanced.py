@@ -29,7 +29,7 @@ def balanced(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> I
     if partitions is None:
         raise ConfigError("rehearsal.buffer.policy 'balanced' needs rehearsal.buffer.partition_by")
     targets = _targets(partitions, owners, slot_index.capacity)
-    place = places(partitions.seen[owners] + earlier(owners), targets[owners], rng)
+    place = places(partitions.offered[owners] + earlier(owners), targets[owners], rng)
     if np.array_equal(targets, partitions.sizes):  # every place is one that a row has
         return last_writers(np.where(place < 0, -1, partitions.slots(owners, place)))
     return _rebalanced(partitions, owners, targets, _latest(owners, targets, place), rng)
@@ -76,7 +76,7 @@ def _leave(
 
 def _targets(partitions: Partitions, owners: IntArray, capacity: int) -> IntArray:
     """Rows that each partition holds after this batch, `[partitions]` int64."""
-    limits, complete = partitions.sizes, partitions.sizes == partitions.seen
+    limits, complete = partitions.sizes, partitions.sizes == partitions.offered
     if np.count_nonzero(complete):
         limits = np.where(complete, limits + np.bincount(owners, minlength=len(partitions)), limits)
     return fair_shares(limits, capacity)

@@ -40,16 +40,16 @@ def herding(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> In
 
 
 def _keep_best(slot_index: SlotIndex, offer: Offer, choice: Choice) -> IntArray:
-    assert slot_index.values is not None
-    assert offer.values is not None  # the config asks for features
+    assert slot_index.scores is not None
+    assert offer.scores is not None  # the config asks for features
     sizes, owners = slot_index.sizes, offer.owners
     targets = fair_shares(sizes + np.bincount(owners, minlength=len(sizes)), slot_index.capacity)
     kept, freed = np.zeros(len(offer), dtype=bool), []
     for number in np.union1d(owners, np.flatnonzero(targets < sizes)).tolist():
         members, rows = slot_index.members(number), np.flatnonzero(owners == number)
-        features = np.concatenate((slot_index.values.stored[members], offer.values[rows]))
+        features = np.concatenate((slot_index.scores.stored[members], offer.scores[rows]))
         stays = np.zeros(len(features), dtype=bool)
-        stays[choice(features, slot_index.values.centre(number, offer.values[rows]), int(targets[number]))] = True
+        stays[choice(features, slot_index.scores.centre(number, offer.scores[rows]), int(targets[number]))] = True
         freed.append(members[~stays[: len(members)]])
         kept[rows] = stays[len(members) :]
     slots = np.full(len(offer), -1, dtype=np.int64)

@@ -17,7 +17,7 @@ from rehearsal_plugin.buffer.rows._copies import scatter
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["ALIGNMENT", "Field", "as_array", "bytes_of", "lay_out", "picked", "put", "sparse_field"]
+__all__ = ["ALIGNMENT", "Field", "as_array", "bytes_of", "lay_out", "named_fields", "picked", "put", "sparse_field"]
 
 ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
 
@@ -85,6 +85,20 @@ class Field:
                 "in rehearsal.padding.values"
             )
         return sparse_field(self.name, tensor)
+
+
+def named_fields(fields: Sequence[Field], values: Mapping[str, Tensor], count: int) -> dict[str, Field]:
+    """Fields by the names in `values`, once each of these tensors `[count, ...]` is known to fill its field.
+
+    Raises:
+        BatchError: There is no such field, or dtype or shape are not its own.
+    """
+    known = {field.name: field for field in fields}
+    for name, value in values.items():
+        if name not in known:
+            raise BatchError(f"rows have no field '{name}'; they have {sorted(known)}")
+        known[name].check(value, count)
+    return {name: known[name] for name in values}
 
 
 def lay_out(tensors: Mapping[str, Tensor], offset: int) -> tuple[tuple[Field, ...], int]:

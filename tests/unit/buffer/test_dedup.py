@@ -144,7 +144,7 @@ def test_a_duplicate_is_not_counted_as_offered() -> None:
         offer(buffer, list(range(20)), step)
     partitions = buffer.slot_index.partitions
     assert partitions is not None
-    assert (buffer.slot_index.seen, partitions.seen.sum()) == (20, 20)
+    assert (buffer.slot_index.offered, partitions.offered.sum()) == (20, 20)
     assert offer(buffer, list(range(20, 60)), 5) == []
     assert len(buffer) == 60, "whoever kept everything has room for everything"
 
@@ -295,6 +295,6 @@ def test_rows_that_are_taken_over_are_stored_once(policy: str, tmp_path: Path) -
         rehearsal.load(tmp_path)
         assert sorted(rows_of(rehearsal)) == list(range(40))
         assert rehearsal.buffer is not None
-        assert rehearsal.buffer.slot_index.seen == 40, "what was refused was not offered"
+        assert rehearsal.buffer.slot_index.offered == 40, "what was refused was not offered"
         epoch(rehearsal)
         assert sorted(rows_of(rehearsal)) == list(range(40))

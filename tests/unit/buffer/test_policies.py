@@ -117,11 +117,16 @@ def test_a_policy_changes_nothing_by_itself(policy: str) -> None:
     simulation = Simulation(policy, 5).run([[1, 1, 2], [3, 3, 3, 3]])
     slot_index = simulation.slot_index
     assert slot_index.partitions is not None
-    before = (slot_index.count, slot_index.seen, slot_index.partitions.sizes.copy(), slot_index.partitions.seen.copy())
+    before = (
+        slot_index.count,
+        slot_index.offered,
+        slot_index.partitions.sizes.copy(),
+        slot_index.partitions.offered.copy(),
+    )
     offer = Offer(np.array([0, 1, 2]), np.ones((3, 1), dtype=np.float32))
     POLICIES[policy](slot_index, offer, np.random.default_rng(0))
     np.testing.assert_equal(
-        (slot_index.count, slot_index.seen, slot_index.partitions.sizes, slot_index.partitions.seen), before
+        (slot_index.count, slot_index.offered, slot_index.partitions.sizes, slot_index.partitions.offered), before
     )
 
 
@@ -364,7 +369,7 @@ def test_score_keeps_every_set_of_rows_with_the_chance_computed_by_hand() -> Non
 def decisions(scores: Sequence[float], seen: int, offered: int, trials: int) -> list[tuple[int, ...]]:
     """Slots that a full buffer of these scores gives to so many rows, again and again."""
     slot_index, rng = judged(len(scores), [scores]).slot_index, np.random.default_rng(0)
-    slot_index.seen = seen
+    slot_index.offered = seen
     offer = Offer(np.zeros(offered, dtype=np.int64), np.full((offered, 1), -9, dtype=np.float32))
     return [tuple(POLICIES["score"](slot_index, offer, rng).tolist()) for _ in range(trials)]
 
@@ -417,8 +422,8 @@ def test_score_keeps_the_highest_stored_row_unless_a_batch_replaces_all(
 def test_score_follows_scores_that_changed() -> None:
     for seed in range(50):
         simulation = judged(3, [[5.0, 6.0, 7.0]], seed)
-        assert simulation.slot_index.values is not None
-        simulation.slot_index.values.set(np.arange(3), np.array([[9.0], [9.0], [0.0]], dtype=np.float32))
+        assert simulation.slot_index.scores is not None
+        simulation.slot_index.scores.set(np.arange(3), np.array([[9.0], [9.0], [0.0]], dtype=np.float32))
         simulation.offer([0], [9.0])
         assert simulation.kept() in ({0, 1, 2}, {0, 1, 3})
 

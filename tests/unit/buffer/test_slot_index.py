@@ -75,9 +75,9 @@ def test_sizes_sum_to_the_count(batches: list[tuple[list[int], list[int]]]) -> N
 def test_every_offered_row_is_counted_kept_or_not(batches: list[tuple[list[int], list[int]]]) -> None:
     slot_index, _, offered = replay(batches)
     assert slot_index.partitions is not None
-    seen = dict(zip(slot_index.partitions.keys.tolist(), slot_index.partitions.seen.tolist(), strict=True))
+    seen = dict(zip(slot_index.partitions.keys.tolist(), slot_index.partitions.offered.tolist(), strict=True))
     assert seen == {key: offered.count(key) for key in offered}
-    assert slot_index.seen == len(offered)
+    assert slot_index.offered == len(offered)
 
 
 def test_partitions_are_numbered_for_good() -> None:
@@ -106,7 +106,7 @@ def test_a_partition_may_lose_all_its_rows() -> None:
 def test_without_partitions_rows_are_only_counted() -> None:
     slot_index = SlotIndex(CAPACITY, partitioned=False)
     slot_index.record(ints([0, -1, 1]), ints([0, 0, 0]))
-    assert (slot_index.count, slot_index.seen, slot_index.partitions) == (2, 3, None)
+    assert (slot_index.count, slot_index.offered, slot_index.partitions) == (2, 3, None)
 
 
 def test_thousands_of_partitions_of_one_row_each() -> None:
