@@ -53,7 +53,8 @@ def thinned(offered_before: int, stored: int, offered: int, capacity: int, rng: 
     that it counts as offered, with room for 50. If it took every new row, these would be likelier to be stored than
     the old ones. So each is taken with the chance 20 / 100 that every earlier one had, until the room is filled.
 
-    Invariant: all rows offered so far are equally likely to be stored.
+    While there is room, all rows offered so far are equally likely to be stored. Then Algorithm R goes on. The change
+    comes at a row that was itself taken, so later chances are equal up to about one row of the reservoir.
 
     Args:
         offered_before: Rows offered before this batch.
