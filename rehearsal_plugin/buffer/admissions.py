@@ -1,4 +1,4 @@
-"""When and where each row of a buffer was admitted."""
+"""Step and rank of admission of each row."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Admissions:
             self._ranks[slots] = self._rank
 
     def steps(self, slots: IntArray | slice) -> IntArray:
-        """The step in which each row at `slots` `[n]` was admitted, `[n]` int64; a view of them for a slice."""
+        """The step in which each row at `slots` `[n]` was admitted, `[n]` int64; a view for a slice."""
         return self._steps[slots]
 
     def ranks(self, slots: IntArray | slice) -> RankArray:
-        """The rank on which it was, `[n]` int32."""
+        """The rank on which each row at `slots` `[n]` was admitted, `[n]` int32."""
         if self._ranks is None:
             return np.full(len(self._steps[slots]), self._rank, dtype=np.int32)
         return self._ranks[slots]
@@ -42,7 +42,7 @@ class Admissions:
         """Rows at the first slots were admitted in `steps` `[n]`, on `ranks` `[n]`.
 
         Raises:
-            ValueError: They are not of the same length.
+            ValueError: `steps` and `ranks` differ in length.
         """
         if len(steps) != len(ranks):
             raise ValueError(f"{len(steps)} steps and {len(ranks)} ranks")

@@ -1,4 +1,4 @@
-"""Which slots were written lately, for each who asks: incremental checkpoints, and the vector index."""
+"""Slots that were written lately, for each reader: incremental checkpoints, and the vector index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Changes", "TrackedStorage"]
 
 
 class Changes:
-    """Which slots were written lately, for one who wants to know; all, at first.
+    """Slots that were written since the last `take`, for one reader; all slots, at first.
 
     Args:
         capacity: Slots.
@@ -36,7 +36,14 @@ class Changes:
 
 
 class TrackedStorage:
-    """Rows of another storage, and which of them were written lately.
+    """Rows of another storage, whose writes are noted for every reader.
+
+    | call | thread |
+    |---|---|
+    | `write`, `write_fields` | background; training while the buffer is filled or rolled back |
+    | `read`, `first` | either |
+    | `follow`, `unfollow` | training, also while the background writes: it replaces the tuple of readers as a whole |
+    | `take_changed`, `Changes.take` | wherever no row is being written, as a write in between would be lost |
 
     Args:
         storage: The rows.
@@ -47,7 +54,7 @@ class TrackedStorage:
         self._storage, self._capacity = storage, capacity
         self.device, self.row_bytes = storage.device, storage.row_bytes
         self.read, self.first = storage.read, storage.first
-        self._own: Changes | None = None  # until somebody asks
+        self._own: Changes | None = None  # until the first `take_changed`
         self._followers: tuple[Changes, ...] = ()  # replaced as a whole: another thread may be writing
 
     def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
@@ -72,11 +79,11 @@ class TrackedStorage:
         return self._own.take(count)
 
     def follow(self) -> Changes:
-        """An account of what is written from now on; until the first `take`, all slots count as written."""
+        """A record of the slots that are written from now on; until the first `take`, all slots count as written."""
         changes = Changes(self._capacity)
         self._followers = (*self._followers, changes)
         return changes
 
     def unfollow(self, changes: Changes) -> None:
-        """Keep this account no longer."""
+        """Give up this record."""
         self._followers = tuple(kept for kept in self._followers if kept is not changes)

@@ -67,13 +67,17 @@ def below(high: int | IntArray, size: int, rng: np.random.Generator) -> IntArray
 
 
 def choose_from(size: int, wanted: int, rng: np.random.Generator) -> IntArray:
-    """A uniform sample `[wanted]` int64 without replacement from the range 0 to `size - 1`, `wanted <= size`."""
+    """A uniform sample `[wanted]` int64 without replacement from the range 0 to `size - 1`, `wanted <= size`.
+
+    Rejection sampling where few are wanted, as a permutation touches the whole range: numbers that were drawn before
+    are drawn anew, until all are different.
+    """
     if 2 * wanted > size:
         return rng.permutation(size)[:wanted]
     item = below(size, wanted, rng)
     while len(set(item.tolist())) < wanted:
-        again = np.delete(np.arange(wanted), np.unique(item, return_index=True)[1])
-        item[again] = below(size, len(again), rng)
+        repeats = np.delete(np.arange(wanted), np.unique(item, return_index=True)[1])
+        item[repeats] = below(size, len(repeats), rng)
     return item
 
 

@@ -1,4 +1,4 @@
-"""Rows that stand for their partition: those whose features are nearest to its mean, alone or together.
+"""Exemplars of each partition: the rows whose features are nearest to its mean, alone or together.
 
 The buffer is shared equally between partitions. Of the rows that a partition has stored and those that it is
 offered, the best ones fill its share; the mean is that of everything that the partition has ever offered here.
@@ -31,7 +31,10 @@ def closest_to_centre(slot_index: SlotIndex, offer: Offer, rng: np.random.Genera
 
 @register
 def herding(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
-    """Each partition keeps the rows whose mean is near its own: row by row, whichever brings it nearest.
+    """Each partition keeps rows whose mean is near its own: a greedy choice of the row that brings it nearest.
+
+    For the features 0, 4, 5 of mean 3: first 4. Then 0, as (4 + 0) / 2 is 2, nearer than (4 + 5) / 2. The policy
+    `closest_to_centre` takes 5 in its place.
 
     Rebuffi et al., "iCaRL: incremental classifier and representation learning", CVPR 2017, algorithm 4. Takes
     (rows of a partition)^2 operations for every partition that a batch touches, so it is for small buffers.
@@ -40,6 +43,11 @@ def herding(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> In
 
 
 def _keep_best(slot_index: SlotIndex, offer: Offer, choice: Choice) -> IntArray:
+    """The slots `[n]` of offered rows, -1 where they are not kept.
+
+    A partition that the batch touches, or that has to shrink, chooses anew among its stored and offered rows. Stored
+    rows that are not chosen give up their slots, which go to the chosen rows of any partition.
+    """
     assert slot_index.scores is not None
     assert offer.scores is not None  # the config asks for features
     sizes, owners = slot_index.sizes, offer.owners
@@ -66,7 +74,7 @@ def _herd(features: Float32Array, mean: NDArray[np.float64], count: int) -> IntA
         return np.arange(len(features))
     chosen, total, taken = [], np.zeros_like(mean), np.zeros(len(features), dtype=bool)
     for size in range(1, count + 1):
-        gaps = _squares((total + features) / size - mean)
+        gaps = _squares((total + features) / size - mean)  # of the mean with each row as the next one
         gaps[taken] = np.inf
         best = int(np.argmin(gaps))
         taken[best] = True

@@ -39,7 +39,13 @@ class Found:
 class RowIndex:
     """Finds rows of a buffer by their embedding, in step with what the buffer admits and evicts.
 
-    `sync` may not run while rows are written; `search` may, and goes by what was there at the last `sync`.
+    One lock covers the index; it is not held while rows are read.
+
+    | call | thread |
+    |---|---|
+    | `sync` | wherever no row is being written: training with no job in flight, or a job after its own writes |
+    | `store` | training, no job in flight |
+    | `search`, `read`, `forget` | any; a search goes by the rows of the last `sync`, and `read` says which are gone |
 
     Args:
         buffer: This rank's rows.
@@ -122,13 +128,13 @@ class RowIndex:
         """
         with self._lock:
             allowed = self._known.allowed(where, now)
-            some = self._known.count if allowed is None else int(np.count_nonzero(allowed))
-            if self._approximate is None or some <= max(self._config.exact_below, k):
+            searchable = self._known.count if allowed is None else int(np.count_nonzero(allowed))
+            if self._approximate is None or searchable <= max(self._config.exact_below, k):
                 return self._exact(queries, k, allowed)
-            return self._approximately(self._approximate, queries, k, allowed, min(k, some))
+            return self._approximately(self._approximate, queries, k, allowed, min(k, searchable))
 
     def read(self, slots: IntArray) -> tuple[Tensor, IntArray]:
-        """Rows that `search` found, and which of them are there no more.
+        """Rows at slots that `search` returned, and the slots that other rows have taken since.
 
         Args:
             slots: `[n]` int64.

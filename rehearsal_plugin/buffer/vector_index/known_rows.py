@@ -1,4 +1,4 @@
-"""What is known of the rows of a buffer, by slot: their embeddings, and all that filters look at."""
+"""Embeddings of a buffer's rows, and everything that filters look at, by slot."""
 
 from __future__ import annotations
 
@@ -70,23 +70,23 @@ class KnownRows:
         self.usable[count:] = False
         self.count = count
 
-    def take_over(self, slots: IntArray, now: int, given: Float32Array | None = None) -> None:
-        """Note all about the rows at `slots` `[n]`, whose embeddings may be given `[n, width]`."""
+    def take_over(self, slots: IntArray, now: int, embeddings: Float32Array | None = None) -> None:
+        """Note everything about the rows at `slots` `[n]`; their `embeddings` `[n, width]` are read or made if None."""
         drifts, chunk = [], max(1, READ_BYTES // self._buffer.layout.row_bytes)
         for start in range(0, len(slots), chunk):
             part = slots[start : start + chunk]
             rows = rows_at(self._buffer, part)
             self._keys[part] = self._buffer.keys(rows)
-            vectors = self.embeddings(rows) if given is None else given[start : start + chunk].copy()
+            vectors = self.embeddings(rows) if embeddings is None else embeddings[start : start + chunk].copy()
             usable = np.isfinite(vectors).all(axis=1)
             vectors[~usable] = 0
             if self._cosine:
                 vectors = normalized(vectors)
             written = self._buffer.written(part)
-            known = (self.written[part] == written) & self.usable[part] & usable
-            changed = ~known | (self.vectors[part] != vectors).any(axis=1)
-            drifts.append(_drift(self.vectors[part[known & changed]], vectors[known & changed]))
-            recorded = np.full(len(part), now) if self.field is None else np.where(known, now, written)
+            kept = (self.written[part] == written) & self.usable[part] & usable  # the row, with an embedding before
+            changed = ~kept | (self.vectors[part] != vectors).any(axis=1)
+            drifts.append(_drift(self.vectors[part[kept & changed]], vectors[kept & changed]))
+            recorded = np.full(len(part), now) if self.field is None else np.where(kept, now, written)
             self._embedded[part[changed]] = np.where(usable, recorded, -1)[changed]
             self.vectors[part], self.usable[part], self.written[part] = vectors, usable, written
             self.lengths[part] = lengths_of(vectors)
@@ -176,18 +176,18 @@ def _drift(before: Float32Array, after: Float32Array) -> Float64Array:
 
 
 def _embedding_field(layout: RowLayout, name: str) -> Field:
-    known = {field.name: field for field in (*layout.state, *layout.fields)}
-    if name not in known:
+    fields = {field.name: field for field in (*layout.state, *layout.fields)}
+    if name not in fields:
         raise BatchError(
-            f"rehearsal.retrieval.embedding names '{name}', and rows have {sorted(known)}; name the field that holds "
+            f"rehearsal.retrieval.embedding names '{name}', and rows have {sorted(fields)}; name the field that holds "
             "an embedding, or give a function that makes embeddings of rows"
         )
-    if all(name in {field.name for field in some} for some in (layout.state, layout.fields)):
+    if all(name in {field.name for field in part} for part in (layout.state, layout.fields)):
         raise BatchError(
             f"rehearsal.retrieval.embedding names '{name}', which is both a field of the batch and recorded beside it; "
             "give what is recorded, or the field, another name"
         )
-    field = known[name]
+    field = fields[name]
     if not field.dtype.is_floating_point or not field.nbytes:
         raise BatchError(
             f"rehearsal.retrieval.embedding names '{name}', which has {field.dtype} of shape {field.shape} a sample; "
