@@ -11,7 +11,7 @@ from rehearsal_plugin.buffer.dedup import DUPLICATE
 from rehearsal_plugin.buffer.keys_and_scores import KeysAndScores
 from rehearsal_plugin.buffer.policies.base import Offer, Policy
 from rehearsal_plugin.buffer.row_records import RowRecords
-from rehearsal_plugin.buffer.rows.fields import picked
+from rehearsal_plugin.buffer.rows.fields import pick_rows
 from rehearsal_plugin.core.arrays import Float32Array, IntArray
 from rehearsal_plugin.core.rng import RandomStream
 
@@ -51,7 +51,7 @@ class AdmissionRule:
         hashes = records.contents.hashes(rows)
         new = np.flatnonzero(~records.contents.duplicates(rows, hashes, read_rows))
         slots = np.full(len(rows), DUPLICATE, dtype=np.int64)
-        fresh = picked(rows, None if len(new) == len(rows) else new)
+        fresh = pick_rows(rows, None if len(new) == len(rows) else new)
         slots[new] = self.decide(records, *self._keys_and_scores.of_rows(fresh), step)[0]
         records.contents.put(slots[slots >= 0], hashes[slots >= 0])
         return slots

@@ -16,7 +16,7 @@ from rehearsal_plugin.buffer.policies import POLICIES
 from rehearsal_plugin.buffer.policies.base import last_writers
 from rehearsal_plugin.buffer.restore import adopt_rows, load_rows, rows_state
 from rehearsal_plugin.buffer.row_records import RowRecords
-from rehearsal_plugin.buffer.rows.fields import named_fields, picked
+from rehearsal_plugin.buffer.rows.fields import named_fields, pick_rows
 from rehearsal_plugin.buffer.rows.layout import Packed, RowLayout
 from rehearsal_plugin.buffer.slot_index import SlotIndex, kept_places
 from rehearsal_plugin.buffer.storage import open_storage
@@ -42,7 +42,7 @@ class RehearsalBuffer:
     | `admit`, `commit`, `rollback`, `state_dict`, `load_state_dict`, `adopt` | training, no job in flight |
     | `take_changed`, `follow`, `unfollow` | training |
     | `counts`, `tickets` | background; training with `exchange.launch: inline`, before the job is submitted |
-    | `write`, `update_fields`, `slots`, `holders` | background |
+    | `write`, `update_fields`, `slots`, `holders` | background; `update_fields` also training, no job in flight |
     | `read`, `written`, `origin`, `keys` | either: a search reads rows while the job may be writing others |
 
     Args:
@@ -138,7 +138,7 @@ class RehearsalBuffer:
         if len(kept):
             self._save_old_rows(kept)
             if rows.device != self.device:  # only what is kept has to travel
-                rows, places = picked(rows, places).to(self.device), None
+                rows, places = pick_rows(rows, places).to(self.device), None
             self._storage.write(kept, rows, places)
 
     def read(self, slots: IntArray, out: Tensor) -> None:

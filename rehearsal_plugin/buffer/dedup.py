@@ -12,7 +12,7 @@ from torch import Tensor
 from rehearsal_plugin.core.arrays import IntArray, Mask
 from rehearsal_plugin.core.rng import Purpose, generator
 
-__all__ = ["DUPLICATE", "ContentIndex", "content_hashes", "repeated", "same_content"]
+__all__ = ["DUPLICATE", "ContentIndex", "content_hashes", "repeated_rows", "same_content"]
 
 DUPLICATE = -2
 """Stands for the slot of a row that is not offered, because an equal one is stored."""
@@ -36,7 +36,7 @@ def same_content(first: Tensor, second: Tensor, content_bytes: int) -> Mask:
     return np.asarray((next(words) == next(words)).all(1).cpu().numpy())
 
 
-def repeated(hashes: IntArray, same: Callable[[IntArray, IntArray], Mask]) -> Mask:
+def repeated_rows(hashes: IntArray, same: Callable[[IntArray, IntArray], Mask]) -> Mask:
     """Which rows equal an earlier one.
 
     Each round compares every row with the first of its hash, the model. Rows that equal it are repeats, the others, of
@@ -106,7 +106,7 @@ class ContentIndex:
         """
         duplicate = self._stored(rows, hashes, read)
         new = np.flatnonzero(~duplicate)
-        duplicate[new] = repeated(hashes[new], lambda one, other: self._same(rows, new[one], rows, new[other]))
+        duplicate[new] = repeated_rows(hashes[new], lambda one, other: self._same(rows, new[one], rows, new[other]))
         return duplicate
 
     def put(self, slots: IntArray, hashes: IntArray) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.fields import Field
 from rehearsal_plugin.buffer.rows.layout import RowLayout
-from rehearsal_plugin.buffer.scores import bounded
+from rehearsal_plugin.buffer.scores import bounded_scores
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.config.names import ROW_LOSS
 from rehearsal_plugin.core.arrays import Float32Array, IntArray
@@ -69,7 +69,11 @@ class KeysAndScores:
         return columns[self._fields.index(field)]
 
     def _as_scores(self, numbers: NDArray[Any] | None, count: int) -> Float32Array | None:
-        return None if numbers is None else bounded(numbers.astype(np.float32, copy=False).reshape(count, self.width))
+        return (
+            None
+            if numbers is None
+            else bounded_scores(numbers.astype(np.float32, copy=False).reshape(count, self.width))
+        )
 
 
 def _as_keys(numbers: NDArray[Any] | None, count: int) -> IntArray:
@@ -88,7 +92,7 @@ def _array(column: Tensor, dtype: torch.dtype) -> NDArray[Any]:
     """A tensor in host memory; of `dtype` where numpy does not have its own."""
     try:
         return column.numpy()
-    except (RuntimeError, TypeError):  # it lies elsewhere, has a history, or numpy lacks its dtype
+    except (RuntimeError, TypeError):  # on a device, with a history, or of a dtype that numpy lacks
         return column.detach().to("cpu", dtype).numpy()
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from rehearsal_plugin.core.arrays import IntArray, Mask
 
-__all__ = ["Partitions", "earlier"]
+__all__ = ["Partitions", "count_earlier"]
 
 
 class Partitions:
@@ -141,7 +141,7 @@ class Partitions:
         """Put `slots` `[n]`, in their order, behind the lists of their `owners` `[n]`."""
         grown = self.sizes + np.bincount(owners, minlength=len(self))
         self._make_room(grown)
-        places = self.sizes[owners] + earlier(owners)
+        places = self.sizes[owners] + count_earlier(owners)
         self._lists[self._begin[owners] + places] = slots
         self._place[slots], self._owner[slots] = places, owners
         self.sizes[:] = grown
@@ -167,10 +167,10 @@ class Partitions:
         self._lists, self._end = lists, end + int(rooms.sum())
 
 
-def earlier(owners: IntArray) -> IntArray:
+def count_earlier(owners: IntArray) -> IntArray:
     """How many rows of a batch before each row `[n]` have the same owner, `[n]` int64.
 
-    >>> earlier(np.array([7, 3, 7, 7])).tolist()
+    >>> count_earlier(np.array([7, 3, 7, 7])).tolist()
     [0, 0, 1, 2]
     """
     order = owners.argsort(kind="stable")

@@ -12,7 +12,7 @@ import numpy as np
 
 from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray
 
-__all__ = ["Scores", "SumTree", "bounded"]
+__all__ = ["Scores", "SumTree", "bounded_scores"]
 
 LARGEST = 1e9
 """Largest score, so that sums and squares stay finite."""
@@ -183,7 +183,7 @@ def _tickets_of(scores: Float32Array) -> IntArray:
     return np.minimum(np.maximum(shares, 1), MOST_TICKETS).astype(np.int64)
 
 
-def bounded(scores: Float32Array) -> Float32Array:
+def bounded_scores(scores: Float32Array) -> Float32Array:
     """Scores that can be compared: NaN becomes 0, and infinity the largest score.
 
     The array itself where they all can be.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows._copies import gather, scatter
 from rehearsal_plugin.buffer.rows.allocator import zeros
-from rehearsal_plugin.buffer.rows.fields import Field, as_array, bytes_of, picked, put
+from rehearsal_plugin.buffer.rows.fields import Field, as_array, bytes_of, pick_rows, put
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.core.arrays import ByteArray, IntArray
 from rehearsal_plugin.errors import StorageError
@@ -33,7 +33,7 @@ class RowStorage(Protocol):
 
     Attributes:
         device: Where the rows live, and where the tensors given to `write` and `read` must live.
-        row_bytes: ByteArray a row.
+        row_bytes: Bytes a row.
     """
 
     device: torch.device
@@ -90,8 +90,8 @@ class HostStorage:
 class FileStorage(HostStorage):
     """Rows in a file that is mapped to memory, and may be larger than that.
 
-    Before rows are touched, the kernel is asked for all their pages at once. Otherwise it would fetch them one after
-    the other, as they are touched, and around each as many again that nobody wants.
+    Before rows are touched, the kernel is asked for all their pages at once. Otherwise it would fetch them one by one
+    as they are touched, each with as many pages around it that nobody wants.
     """
 
     def __init__(self, mapped: mmap.mmap, shape: tuple[int, int]) -> None:
@@ -118,7 +118,7 @@ class FileStorage(HostStorage):
     def _fetch(self, slots: IntArray) -> None:
         starts = slots * self.row_bytes
         first = starts - starts % mmap.PAGESIZE
-        with suppress(OSError):  # it may be short of memory, and fetches them when they are touched
+        with suppress(OSError):  # the kernel may be short of memory; it then fetches pages as they are touched
             for start, length in zip(first.tolist(), (starts + self.row_bytes - first).tolist(), strict=True):
                 self._mapped.madvise(mmap.MADV_WILLNEED, start, length)
 
@@ -133,7 +133,7 @@ class DeviceStorage:
 
     def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
-        self._rows.index_copy_(0, torch.from_numpy(slots).to(self.device), picked(rows, places))
+        self._rows.index_copy_(0, torch.from_numpy(slots).to(self.device), pick_rows(rows, places))
 
     def write_fields(
         self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
@@ -143,7 +143,7 @@ class DeviceStorage:
         for field, column in zip(fields, columns, strict=True):
             if field.nbytes:
                 cells = self._rows[:, field.offset : field.offset + field.nbytes]
-                cells.index_copy_(0, index, picked(bytes_of(column), places).to(self.device))
+                cells.index_copy_(0, index, pick_rows(bytes_of(column), places).to(self.device))
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -160,7 +160,7 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
     Args:
         config: `storage` says where; `path` is the folder of a file-backed storage.
         capacity: Rows.
-        row_bytes: ByteArray a row.
+        row_bytes: Bytes a row.
         rank: Names the file of this rank.
 
     Raises:

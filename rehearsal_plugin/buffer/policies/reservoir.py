@@ -7,9 +7,9 @@ import numpy as np
 from rehearsal_plugin.buffer.policies.base import Offer, last_writers, register
 from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.arrays import IntArray
-from rehearsal_plugin.core.rng import below
+from rehearsal_plugin.core.rng import integers_below
 
-__all__ = ["algorithm_r", "places", "reservoir", "thinned"]
+__all__ = ["algorithm_r", "algorithm_r_places", "reservoir", "thinned_places"]
 
 
 def algorithm_r(offered_before: int, offered: int, capacity: int, rng: np.random.Generator) -> IntArray:
@@ -29,10 +29,10 @@ def algorithm_r(offered_before: int, offered: int, capacity: int, rng: np.random
         `[n]` int64, the place that each row holds after the batch, -1 where it is not in the reservoir.
         Each of the `offered_before + n` rows is then kept with the same chance, whatever the sizes of the batches.
     """
-    return last_writers(places(offered_before + np.arange(offered), capacity, rng))
+    return last_writers(algorithm_r_places(offered_before + np.arange(offered), capacity, rng))
 
 
-def places(order: IntArray, capacity: int | IntArray, rng: np.random.Generator) -> IntArray:
+def algorithm_r_places(order: IntArray, capacity: int | IntArray, rng: np.random.Generator) -> IntArray:
     """Where Algorithm R puts rows, -1 for nowhere; a row that is put to the same place later replaces the earlier one.
 
     Args:
@@ -40,13 +40,13 @@ def places(order: IntArray, capacity: int | IntArray, rng: np.random.Generator) 
         capacity: Places of the reservoir, or `[n]` int64 of that of each row.
         rng: Source of random numbers.
     """
-    place = below(order + 1, len(order), rng)
+    place = integers_below(order + 1, len(order), rng)
     np.copyto(place, order, where=order < capacity)  # there is room: rows take the places in order
     np.copyto(place, -1, where=place >= capacity)
     return place
 
 
-def thinned(offered_before: int, stored: int, offered: int, capacity: int, rng: np.random.Generator) -> IntArray:
+def thinned_places(offered_before: int, stored: int, offered: int, capacity: int, rng: np.random.Generator) -> IntArray:
     """Algorithm R for a reservoir that may have room although it has turned rows away.
 
     That happens when the rows of a job are shared out between more ranks. A rank may then store 20 of the 100 rows
@@ -80,4 +80,4 @@ def thinned(offered_before: int, stored: int, offered: int, capacity: int, rng: 
 @register
 def reservoir(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Every row offered so far has the same chance to be stored."""
-    return thinned(slot_index.offered, slot_index.count, len(offer), slot_index.capacity, rng)
+    return thinned_places(slot_index.offered, slot_index.count, len(offer), slot_index.capacity, rng)

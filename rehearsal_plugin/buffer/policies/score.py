@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from rehearsal_plugin.buffer.policies.base import Offer, register
-from rehearsal_plugin.buffer.policies.reservoir import thinned
+from rehearsal_plugin.buffer.policies.reservoir import thinned_places
 from rehearsal_plugin.buffer.scores import Scores
 from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.arrays import IntArray
-from rehearsal_plugin.core.rng import below
+from rehearsal_plugin.core.rng import integers_below
 
 __all__ = ["score"]
 
@@ -25,7 +25,7 @@ def score(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntA
     with the loss as the score, rows that the model knows make room. The row with the highest score stays as long
     as any other can go.
     """
-    slots = thinned(slot_index.offered, slot_index.count, len(offer), slot_index.capacity, rng)
+    slots = thinned_places(slot_index.offered, slot_index.count, len(offer), slot_index.capacity, rng)
     placed = slots >= 0
     if slot_index.count < slot_index.capacity:
         placed &= slots < slot_index.count  # the others get slots that nobody has
@@ -49,7 +49,7 @@ def _leaving(scores: Scores, stored: int, count: int, rng: np.random.Generator) 
     levels, (lowest, highest) = scores.stored[:stored, 0], scores.extremes(stored)
     accepted: dict[int, None] = {}  # each once, in the order of their acceptance
     for _ in range(ROUNDS):
-        proposed = below(stored, PROPOSALS * count, rng)
+        proposed = integers_below(stored, PROPOSALS * count, rng)
         passed = proposed[rng.random(len(proposed)) * (highest - lowest) < highest - levels[proposed]]
         accepted.update(dict.fromkeys(passed.tolist()))
         if len(accepted) >= count:

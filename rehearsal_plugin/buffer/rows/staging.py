@@ -1,4 +1,4 @@
-"""Byte-row buffers that are allocated once and used in turn."""
+"""Double buffers of rows, allocated once: one is filled while the other is read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ class RowPool:
 
 
 class Staging:
-    """Candidates on their way into the buffer: copied at once, so that the caller may change the batch."""
+    """Candidates on their way into the buffer: copied at once, so that the caller may change the batch.
+
+    All calls come from the training thread. The background reads the rows that `flush` returned while the next ones
+    are staged in the other buffer.
+    """
 
     def __init__(self, row_bytes: int, device: torch.device) -> None:
         self._pool = RowPool(row_bytes, device)

@@ -21,7 +21,7 @@ from rehearsal_plugin.buffer.vector_index.faiss_library import import_faiss
 from rehearsal_plugin.buffer.vector_index.similarity import error_bound, rank_by, scores_of
 from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray
 
-__all__ = ["nearest"]
+__all__ = ["nearest_vectors"]
 
 MARGIN = 16
 """Candidates beyond the k-th."""
@@ -30,7 +30,7 @@ AT_ONCE = 4096
 """Vectors that are rescored at a time."""
 
 
-def nearest(
+def nearest_vectors(
     queries: Float32Array, vectors: Float32Array, lengths: Float64Array, k: int, *, squared_distance: bool
 ) -> tuple[Float64Array, IntArray]:
     """The nearest vectors of each query, from the nearest on; of equally near ones, the first.

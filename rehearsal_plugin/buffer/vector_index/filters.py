@@ -12,7 +12,7 @@ import numpy as np
 from rehearsal_plugin.core.arrays import IntArray, Mask
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["Where", "whole"]
+__all__ = ["Where", "whole_number"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Where:
         for name, value in vars(self).items():
             if value is not None:  # as plain numbers, which travel to other ranks
                 several = name in ("partitions", "origins")
-                object.__setattr__(self, name, _wholes(value, name) if several else whole(value, name))
+                object.__setattr__(self, name, _wholes(value, name) if several else whole_number(value, name))
 
     def mask(self, keys: IntArray, origin: IntArray, written: IntArray, now: int) -> Mask | None:
         """Which rows `[n]` meet the conditions; None for all.
@@ -70,7 +70,7 @@ class Where:
         return cls(**conditions)
 
 
-def whole(value: Any, name: str) -> int:
+def whole_number(value: Any, name: str) -> int:
     """A whole number of any type as a plain one.
 
     Raises:
@@ -84,6 +84,6 @@ def whole(value: Any, name: str) -> int:
 
 def _wholes(values: Any, name: str) -> tuple[int, ...]:
     try:
-        return tuple(sorted({whole(value, name) for value in values}))
+        return tuple(sorted({whole_number(value, name) for value in values}))
     except TypeError as error:
         raise BatchError(f"{name} is {values!r}; give a list of whole numbers") from error

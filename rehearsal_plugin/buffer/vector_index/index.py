@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.vector_index.approximate import Approximate
-from rehearsal_plugin.buffer.vector_index.exact import nearest
+from rehearsal_plugin.buffer.vector_index.exact import nearest_vectors
 from rehearsal_plugin.buffer.vector_index.filters import Where
 from rehearsal_plugin.buffer.vector_index.known_rows import Embed, KnownRows, rows_at
 from rehearsal_plugin.buffer.vector_index.similarity import rank_by, scores_of
@@ -127,7 +127,7 @@ class RowIndex:
             now: The step that ages are counted to.
         """
         with self._lock:
-            allowed = self._known.allowed(where, now)
+            allowed = self._known.allowed_slots(where, now)
             searchable = self._known.count if allowed is None else int(np.count_nonzero(allowed))
             if self._approximate is None or searchable <= max(self._config.exact_below, k):
                 return self._exact(queries, k, allowed)
@@ -171,14 +171,14 @@ class RowIndex:
         with self._lock:
             known = self._known
             if known.field is None:
-                known.take_over(slots, now, known.checked(vectors, len(slots)))
+                known.take_over(slots, now, known.checked_embeddings(vectors, len(slots)))
                 self._keep_up(slots)
             else:
-                known.check(vectors.flatten(1) if vectors.ndim > 2 else vectors, len(slots))
+                known.check_embeddings(vectors.flatten(1) if vectors.ndim > 2 else vectors, len(slots))
                 shaped = vectors.to(known.field.dtype).reshape(len(vectors), *known.field.shape)
                 self.buffer.update_fields(slots, {known.field.name: shaped})
                 self.sync(now)
-            known.refreshed(slots, now)
+            known.note_refreshed(slots, now)
 
     def staleness(self, now: int) -> IntArray:
         """Steps since the embedding of each row that can be found was computed, `[rows]` int64."""
@@ -192,14 +192,14 @@ class RowIndex:
         used = slice(self._known.count)
         vectors, lengths = self._known.vectors[used], self._known.lengths[used]
         if allowed is None:
-            return _filled(*nearest(queries, vectors, lengths, k, squared_distance=self._l2), k)
+            return _filled(*nearest_vectors(queries, vectors, lengths, k, squared_distance=self._l2), k)
         slots = np.flatnonzero(allowed)
         excluded = len(vectors) - len(slots)
         if excluded > FEW:
-            scores, index = nearest(queries, vectors[slots], lengths[slots], k, squared_distance=self._l2)
+            scores, index = nearest_vectors(queries, vectors[slots], lengths[slots], k, squared_distance=self._l2)
             return _filled(scores, slots[index], k)
         # Too few to copy all the others for: so many more are looked at.
-        scores, index = nearest(queries, vectors, lengths, k + excluded, squared_distance=self._l2)
+        scores, index = nearest_vectors(queries, vectors, lengths, k + excluded, squared_distance=self._l2)
         order = np.argsort(~allowed[index], axis=1, kind="stable")[:, : min(k, len(slots))]
         return _filled(np.take_along_axis(scores, order, 1), np.take_along_axis(index, order, 1), k)
 

@@ -100,9 +100,9 @@ class KnownRows:
         if self.field is not None:
             return _as_floats(self.field.view(rows).reshape(len(rows), -1))
         assert self._embed is not None
-        return self.checked(self._embed(columns_of(self._buffer.layout, rows)).detach(), len(rows))
+        return self.checked_embeddings(self._embed(columns_of(self._buffer.layout, rows)).detach(), len(rows))
 
-    def allowed(self, where: Where, now: int) -> Mask | None:
+    def allowed_slots(self, where: Where, now: int) -> Mask | None:
         """Which of the slots in use count, `[count]` bool; None for all."""
         used = slice(self.count)
         mask = where.mask(self._keys[used], self._origin[used], self.written[used], now)
@@ -116,7 +116,7 @@ class KnownRows:
         columns = (self._keys, self._origin, self.written, self._embedded)
         return np.stack([column[slots] for column in columns], axis=1)
 
-    def refreshed(self, slots: IntArray, now: int) -> None:
+    def note_refreshed(self, slots: IntArray, now: int) -> None:
         """Note that embeddings of the rows at `slots` `[n]` were computed anew, even if they are the same."""
         self._embedded[slots] = now
 
@@ -128,7 +128,7 @@ class KnownRows:
         """See `RowIndex.staleness`."""
         return now - self._embedded[: self.count][self.usable[: self.count]]
 
-    def check(self, vectors: Tensor, rows: int) -> None:
+    def check_embeddings(self, vectors: Tensor, rows: int) -> None:
         """Refuse what `embed` gave for so many rows if it is no embedding of each.
 
         Raises:
@@ -140,9 +140,9 @@ class KnownRows:
                 "it has to give one vector a row, all of one length"
             )
 
-    def checked(self, vectors: Tensor, rows: int) -> Float32Array:
-        """What `embed` gave for so many rows; see `check`."""
-        self.check(vectors, rows)
+    def checked_embeddings(self, vectors: Tensor, rows: int) -> Float32Array:
+        """What `embed` gave for so many rows; see `check_embeddings`."""
+        self.check_embeddings(vectors, rows)
         if not self.width:
             self._widen(vectors.shape[1])
         return _as_floats(vectors)

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from rehearsal_plugin import Rehearsal, RehearsalBuffer, RowLayout
 from rehearsal_plugin.buffer import dedup as duplicates
-from rehearsal_plugin.buffer.dedup import DUPLICATE, ContentIndex, content_hashes, repeated
+from rehearsal_plugin.buffer.dedup import DUPLICATE, ContentIndex, content_hashes, repeated_rows
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.distributed.transport import LocalTransport
 from tests.helpers.chance import SIGNIFICANCE, equally_included
@@ -202,7 +202,7 @@ def test_a_gpu_gives_the_same_hashes() -> None:
 @PROPERTY
 def test_of_equal_rows_the_first_stays_whatever_their_hashes(rows: list[int], buckets: int) -> None:
     values = np.array(rows, dtype=np.int64)
-    found = repeated(values % buckets, lambda one, other: values[one] == values[other])
+    found = repeated_rows(values % buckets, lambda one, other: values[one] == values[other])
     assert found.tolist() == [row in rows[:place] for place, row in enumerate(rows)]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rehearsal_plugin.buffer.vector_index import exact
-from rehearsal_plugin.buffer.vector_index.exact import MARGIN, nearest
+from rehearsal_plugin.buffer.vector_index.exact import MARGIN, nearest_vectors
 from rehearsal_plugin.buffer.vector_index.similarity import lengths_of
 from rehearsal_plugin.core.arrays import Float64Array, IntArray
 from tests.helpers.retrieval_rows import Vectors, brute_force, of_few_values, random
@@ -17,7 +17,7 @@ METRICS = {False: "inner_product", True: "l2"}
 
 
 def search(queries: Vectors, vectors: Vectors, k: int, squared_distance: bool) -> tuple[Float64Array, IntArray]:
-    return nearest(queries, vectors, lengths_of(vectors), k, squared_distance=squared_distance)
+    return nearest_vectors(queries, vectors, lengths_of(vectors), k, squared_distance=squared_distance)
 
 
 @pytest.mark.parametrize("squared_distance", METRICS)

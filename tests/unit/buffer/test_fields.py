@@ -14,7 +14,7 @@ from rehearsal_plugin.buffer.rows.fields import (
     bytes_of,
     lay_out,
     named_fields,
-    picked,
+    pick_rows,
     put,
 )
 from rehearsal_plugin.errors import BatchError
@@ -99,8 +99,8 @@ def test_a_value_that_does_not_fit_its_field_is_refused() -> None:
 
 def test_all_rows_are_picked_without_a_copy() -> None:
     rows = torch.arange(8, dtype=torch.uint8).view(4, 2)
-    assert picked(rows, None) is rows
-    assert picked(rows, np.array([3, 0])).tolist() == [[6, 7], [0, 1]]
+    assert pick_rows(rows, None) is rows
+    assert pick_rows(rows, np.array([3, 0])).tolist() == [[6, 7], [0, 1]]
 
 
 @pytest.mark.parametrize(

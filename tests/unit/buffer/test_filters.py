@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rehearsal_plugin.buffer.vector_index.filters import Where, whole
+from rehearsal_plugin.buffer.vector_index.filters import Where, whole_number
 from rehearsal_plugin.errors import BatchError
 
 KEYS, ORIGIN, WRITTEN = np.array([0, 1, 0, 2]), np.array([0, 0, 1, 1]), np.array([10, 8, 6, 4])
@@ -61,6 +61,6 @@ def test_a_condition_of_no_whole_number_is_refused_by_name(conditions: dict[str,
 
 
 def test_a_whole_number_of_any_type_becomes_a_plain_one() -> None:
-    assert type(whole(np.int16(7), "k")) is int
+    assert type(whole_number(np.int16(7), "k")) is int
     with pytest.raises(BatchError, match=r"k is 7\.0"):
-        whole(7.0, "k")
+        whole_number(7.0, "k")

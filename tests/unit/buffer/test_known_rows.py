@@ -72,7 +72,7 @@ def test_a_vector_that_is_no_number_makes_its_row_unusable() -> None:
     vectors[4, 2] = np.nan
     known = known_of(buffer_of(vectors))
     assert np.flatnonzero(~known.usable).tolist() == [4]
-    allowed = known.allowed(Where(), now=1)
+    allowed = known.allowed_slots(Where(), now=1)
     assert allowed is not None
     assert np.flatnonzero(~allowed).tolist() == [4]
 
@@ -84,11 +84,11 @@ def test_partition_origin_and_steps_are_told_of_each_row() -> None:
 
 
 def test_all_rows_count_without_conditions() -> None:
-    assert known_of(buffer_of(random(ROWS))).allowed(Where(), now=1) is None
+    assert known_of(buffer_of(random(ROWS))).allowed_slots(Where(), now=1) is None
 
 
 def test_rows_that_meet_the_conditions_count() -> None:
-    mask = known_of(buffer_of(random(ROWS))).allowed(Where(partitions=[3]), now=1)
+    mask = known_of(buffer_of(random(ROWS))).allowed_slots(Where(partitions=[3]), now=1)
     assert mask is not None
     assert np.flatnonzero(mask).tolist() == [3, 8]
 
@@ -119,7 +119,7 @@ def test_a_row_that_replaces_another_is_no_drift() -> None:
 
 def test_the_stalest_embeddings_are_the_oldest() -> None:
     known = known_of(buffer_of(random(ROWS)), embed=doubled)
-    known.refreshed(np.array([0, 1, 2, 5, 6, 7, 8]), now=9)
+    known.note_refreshed(np.array([0, 1, 2, 5, 6, 7, 8]), now=9)
     assert known.stalest(3).tolist() == [3, 4, 9]
     assert sorted(known.staleness(now=10).tolist()) == [1] * 7 + [9] * 3
 
@@ -133,7 +133,7 @@ def test_an_embedding_of_another_shape_is_refused(shape: tuple[int, ...]) -> Non
 def test_an_embedding_of_another_width_than_before_is_refused() -> None:
     known = known_of(buffer_of(random(ROWS)))
     with pytest.raises(BatchError, match="all of one length"):
-        known.check(torch.zeros(ROWS, 25), ROWS)
+        known.check_embeddings(torch.zeros(ROWS, 25), ROWS)
 
 
 @pytest.mark.parametrize(("name", "reason"), [("missing", "rows have"), ("id", "int64"), ("label", "floating-point")])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rehearsal_plugin.buffer.partitions import Partitions, earlier
+from rehearsal_plugin.buffer.partitions import Partitions, count_earlier
 from rehearsal_plugin.core.arrays import IntArray
 
 CAPACITY = 12
@@ -75,7 +75,7 @@ def test_offers_are_counted_apart_from_rows() -> None:
 
 
 def test_rows_of_one_owner_are_counted_through_a_batch() -> None:
-    assert earlier(ints([4, 0, 4, 4, 0])).tolist() == [0, 0, 1, 2, 1]
+    assert count_earlier(ints([4, 0, 4, 4, 0])).tolist() == [0, 0, 1, 2, 1]
 
 
 def test_saved_partitions_are_loaded_in_the_same_order() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from rehearsal_plugin.buffer.policies.reservoir import algorithm_r, thinned
+from rehearsal_plugin.buffer.policies.reservoir import algorithm_r, thinned_places
 from tests.helpers.chance import SIGNIFICANCE, equally_included, equally_likely
 from tests.helpers.policy_runs import BATCHINGS, Simulation, outcomes
 
@@ -50,18 +50,18 @@ def test_a_batch_of_algorithm_r_gives_no_place_twice() -> None:
 
 def test_a_reservoir_with_room_that_has_turned_rows_away_takes_new_ones_with_the_chance_of_the_old() -> None:
     """20 of 100 rows are stored, with room for 60."""
-    taken = sum(int((thinned(100, 20, 30, 60, np.random.default_rng(seed)) >= 0).sum()) for seed in range(400))
+    taken = sum(int((thinned_places(100, 20, 30, 60, np.random.default_rng(seed)) >= 0).sum()) for seed in range(400))
     assert binomtest(taken, 30 * 400, 20 / 100).pvalue > SIGNIFICANCE
 
 
 def test_a_thinned_reservoir_goes_on_by_algorithm_r_once_its_room_is_filled() -> None:
     """The last of 400 rows is kept with the chance 10 / 600, as by a reservoir that was always full."""
-    kept = sum(int(thinned(200, 5, 400, 10, np.random.default_rng(seed))[-1] >= 0) for seed in range(6000))
+    kept = sum(int(thinned_places(200, 5, 400, 10, np.random.default_rng(seed))[-1] >= 0) for seed in range(6000))
     assert binomtest(kept, 6000, 10 / 600).pvalue > SIGNIFICANCE
 
 
 def test_a_thinned_reservoir_takes_new_places_in_order() -> None:
     for seed in range(50):
-        slots = thinned(20, 2, 30, 6, np.random.default_rng(seed))
+        slots = thinned_places(20, 2, 30, 6, np.random.default_rng(seed))
         fresh = sorted(slots[slots >= 2].tolist())
         assert fresh == list(range(2, 2 + len(fresh)))

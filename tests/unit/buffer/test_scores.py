@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rehearsal_plugin.buffer.scores import MOST_TICKETS, TICKETS_PER_UNIT, Scores, SumTree, bounded
+from rehearsal_plugin.buffer.scores import MOST_TICKETS, TICKETS_PER_UNIT, Scores, SumTree, bounded_scores
 from rehearsal_plugin.core.arrays import Float32Array, IntArray
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
@@ -242,12 +242,12 @@ def test_scores_keep_no_means() -> None:
 def test_what_is_no_number_becomes_one_that_can_be_compared() -> None:
     given_values = column(np.nan, np.inf, -np.inf, 3e38, -3e38, 1.5, -0.25)
     before = given_values.copy()
-    assert bounded(given_values)[:, 0].tolist() == [0, 1e9, -1e9, 1e9, -1e9, 1.5, -0.25]
+    assert bounded_scores(given_values)[:, 0].tolist() == [0, 1e9, -1e9, 1e9, -1e9, 1.5, -0.25]
     np.testing.assert_array_equal(given_values, before)
 
 
 def test_the_largest_values_keep_means_and_squares_finite() -> None:
-    scores, largest = Scores(2, width=3), bounded(np.full((4, 3), np.inf, dtype=np.float32))
+    scores, largest = Scores(2, width=3), bounded_scores(np.full((4, 3), np.inf, dtype=np.float32))
     scores.count_offers(np.zeros(4, dtype=np.int64), largest)
     centre = scores.centre(0, -largest)
     assert np.isfinite(centre).all()
@@ -255,4 +255,4 @@ def test_the_largest_values_keep_means_and_squares_finite() -> None:
 
 
 def test_bounded_values_stay_single_precision() -> None:
-    assert bounded(column(1, np.nan)).dtype == np.float32
+    assert bounded_scores(column(1, np.nan)).dtype == np.float32
