@@ -32,7 +32,7 @@ class RehearsalBuffer:
     """Rows, their slots and their partitions on one rank; it knows no other rank.
 
     An admission has two halves: `admit` decides, on the index alone, and `write` copies. `offer` and `sample`
-    do the whole of it for use without a pipeline.
+    are complete, for use without a pipeline.
 
     There is no lock. With a pipeline, calls are kept apart by the step: a background job is submitted after
     `admit`, and collected before anything else is called on the training thread.
@@ -190,7 +190,7 @@ class RehearsalBuffer:
         self._records = self._empty_records() if self._undo_log is None else self._undo_log.undo()
 
     def take_changed(self) -> IntArray:
-        """The slots `[n]` whose rows are not those that they were at the last call; all of them at the first."""
+        """The slots `[n]` whose rows have changed since the last call; all of them at the first."""
         return self._storage.take_changed(len(self))
 
     def follow(self) -> Changes:

@@ -1,8 +1,14 @@
 """IVF and HNSW over rows that come and go.
 
 faiss cannot take a row out of an HNSW graph, and out of an inverted file only slowly. So a row that is replaced stays
-where it is and is not found any more, its successor is added behind, and all is built anew when that has happened to
-enough of them.
+in the index as a tombstone, and its successor is appended. Slots 0 to 2, after slot 1 was replaced:
+
+    entry    0  1  2  3
+    _slot    0  1  2  1
+    _alive   y  n  y  y        _entry of slots 0, 1, 2: 0, 3, 2
+
+Invariant: a slot has one entry that is alive, or none. Searches pass over the dead, and the index is built anew when
+there are enough of them.
 """
 
 from __future__ import annotations
@@ -41,7 +47,7 @@ class Approximate:
 
     @property
     def outdated(self) -> bool:
-        """Whether it should be built anew."""
+        """Whether so many entries were appended that the index should be built anew."""
         return len(self._slot) - self._built > self._config.rebuild * max(1, self._built)
 
     def add(self, vectors: Float32Array, slots: IntArray) -> None:
@@ -54,13 +60,13 @@ class Approximate:
             self._index.add(vectors)
 
     def remove(self, slots: IntArray) -> None:
-        """Do not find `slots` `[n]` any more."""
+        """Take `slots` `[n]` out of all later searches."""
         entries = self._entry[slots]
         self._alive[entries[entries >= 0]] = False
         self._entry[slots] = -1
 
     def search(self, queries: Float32Array, k: int, allowed: Mask | None) -> IntArray:
-        """About the nearest `k` slots of each query, in no order; -1 for those that were not found.
+        """Roughly the nearest `k` slots of each query, in no order; -1 where fewer were found.
 
         Args:
             queries: `[q, d]` float32.

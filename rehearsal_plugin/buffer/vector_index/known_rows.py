@@ -76,24 +76,33 @@ class KnownRows:
         for start in range(0, len(slots), chunk):
             part = slots[start : start + chunk]
             rows = rows_at(self._buffer, part)
-            self._keys[part] = self._buffer.keys(rows)
             vectors = self.embeddings(rows) if embeddings is None else embeddings[start : start + chunk].copy()
-            usable = np.isfinite(vectors).all(axis=1)
-            vectors[~usable] = 0
-            if self._cosine:
-                vectors = normalized(vectors)
-            written = self._buffer.written(part)
-            kept = (self.written[part] == written) & self.usable[part] & usable  # the row, with an embedding before
-            changed = ~kept | (self.vectors[part] != vectors).any(axis=1)
-            drifts.append(_drift(self.vectors[part[kept & changed]], vectors[kept & changed]))
-            recorded = np.full(len(part), now) if self.field is None else np.where(kept, now, written)
-            self._embedded[part[changed]] = np.where(usable, recorded, -1)[changed]
-            self.vectors[part], self.usable[part], self.written[part] = vectors, usable, written
-            self.lengths[part] = lengths_of(vectors)
-            self._origin[part] = self._buffer.origin(part)
+            drifts.append(self._note_rows(part, rows, vectors, now))
         drifted = np.concatenate(drifts)
         if len(drifted):
             self.drift = float(drifted.mean())
+
+    def _note_rows(self, slots: IntArray, rows: Tensor, vectors: Float32Array, now: int) -> Float64Array:
+        """Note rows `[n, row_bytes]` at `slots` `[n]`, and their `vectors` `[n, width]`, which are changed in place.
+
+        Returns:
+            `[m]` float64, the drift of each row whose embedding has changed.
+        """
+        usable = np.isfinite(vectors).all(axis=1)
+        vectors[~usable] = 0
+        if self._cosine:
+            vectors = normalized(vectors)
+        written = self._buffer.written(slots)
+        kept = (self.written[slots] == written) & self.usable[slots] & usable  # the row, with an embedding before
+        changed = ~kept | (self.vectors[slots] != vectors).any(axis=1)
+        drifts = _drift(self.vectors[slots[kept & changed]], vectors[kept & changed])
+        # A field came with its row, unless it changed since. A vector of `embed` is as old as this call.
+        embedded = np.full(len(slots), now) if self.field is None else np.where(kept, now, written)
+        self._embedded[slots[changed]] = np.where(usable, embedded, -1)[changed]
+        self.vectors[slots], self.usable[slots], self.written[slots] = vectors, usable, written
+        self.lengths[slots] = lengths_of(vectors)
+        self._keys[slots], self._origin[slots] = self._buffer.keys(rows), self._buffer.origin(slots)
+        return drifts
 
     def embeddings(self, rows: Tensor) -> Float32Array:
         """See `RowIndex.embeddings`; memory of their own."""
