@@ -15,22 +15,19 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
 import weakref
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.padding import Padding
-from rehearsal_plugin.checkpoint import Fingerprint, Saver, content_of, fingerprint_of, preload, resume
+from rehearsal_plugin.checkpoint.checkpointed import Checkpointed
+from rehearsal_plugin.checkpoint.saver import Saver
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, SamplingConfig
-from rehearsal_plugin.distributed.transport import Transport, default_transport
-from rehearsal_plugin.errors import CheckpointError, ClosedError, ConfigError
+from rehearsal_plugin.distributed.transport import Transport, open_transport
+from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.runtime.batch_augmenter import BatchAugmenter, Transform
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.pending_losses import PendingLosses
@@ -41,7 +38,7 @@ from rehearsal_plugin.strategies.hidden_states import HiddenStates
 __all__ = ["Rehearsal"]
 
 
-class Rehearsal:
+class Rehearsal(Checkpointed):
     """Rehearsal for any training loop.
 
     In a plain loop, call `update` once a step. A framework's hooks call `augment` for every micro-batch and
@@ -68,6 +65,7 @@ class Rehearsal:
         self, config: ConfigSource, transport: Transport | None = None, *, transform: Transform | None = None
     ) -> None:
         self.config = RehearsalConfig.load(config)
+        self.config.look_up_names()
         strategy = make_strategy(self.config.strategy)
         self.strategy = RowLoss(strategy) if self.config.buffer.by_loss else strategy
         found = self.config.retrieval
@@ -76,26 +74,20 @@ class Rehearsal:
             self.hidden_states = HiddenStates(found.module, found.pool, found.mask, training_only=True)
             take = self.hidden_states.take
             self.strategy = RowEmbedding(self.strategy, found.embedding, take, refresh=found.refresh)
-        transport = transport or default_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
+        transport = transport or open_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
         self._coordinator = ReplayCoordinator(self.config, transport, self.strategy.draws, self.strategy.refreshes)
-        self._answers = PendingLosses(self.config, self.strategy, self._coordinator)
-        self._batches = BatchAugmenter(
-            self.config, self.strategy, self._coordinator, self._answers, transform=transform, fill=self._preload
+        self._pending = PendingLosses(self.config, self.strategy, self._coordinator)
+        self._augmenter = BatchAugmenter(
+            self.config, self.strategy, self._coordinator, self._pending, transform=transform, fill=self._preload
         )
         self._saver = Saver(self.config.checkpoint.write_timeout_s)
-        self._preloaded = self._commits = self._closed = False
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
 
     @property
-    def buffer(self) -> RehearsalBuffer | None:
-        """This rank's buffer; None until the first batch."""
-        return None if self._coordinator.prefetcher is None else self._coordinator.prefetcher.buffer
-
-    @property
     def fed(self) -> bool:
         """Whether a batch has come yet."""
-        return self._batches.fed
+        return self._augmenter.fed
 
     @property
     def measures(self) -> bool:
@@ -105,7 +97,7 @@ class Rehearsal:
     @property
     def padding(self) -> Padding | None:
         """How rows of different length are stored; None where all have the same."""
-        return self._batches.padding
+        return self._augmenter.padding
 
     @property
     def closed(self) -> bool:
@@ -130,7 +122,7 @@ class Rehearsal:
         self._check_open()
         if self.strategy.records or self.measures:
             raise ConfigError(
-                f"{self._answers.need}, which update() never sees; "
+                f"{self._pending.need}, which update() never sees; "
                 "call augment(batch), loss(criterion, outputs, *targets) and step() instead"
             )
         self._coordinator.collect()
@@ -157,13 +149,13 @@ class Rehearsal:
         """
         self._check_open()
         if not ahead:
-            self._answers.check()
+            self._pending.check()
         with self._coordinator.metrics.timed("augmented_ms"):
-            return self._batches.augment(batch, displace=displace)
+            return self._augmenter.augment(batch, displace=displace)
 
     def visible(self, batch: Any) -> Any:
         """A batch without the fields that `hidden` names: what the model gets."""
-        return self._batches.visible(batch)
+        return self._augmenter.visible(batch)
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """The strategy's loss for the micro-batch that `augment` returned last; also records its outputs.
@@ -179,7 +171,7 @@ class Rehearsal:
         Raises:
             BatchError: The outputs do not fit the strategy, or are not those of all rows.
         """
-        return self._answers.loss(criterion, outputs, *targets)
+        return self._pending.loss(criterion, outputs, *targets)
 
     def complete(self, outputs: Any, scale: float = 1.0) -> Any:
         """Add the strategy's term to the loss that a model computed itself; also records its outputs.
@@ -197,7 +189,7 @@ class Rehearsal:
         Raises:
             BatchError: The outputs do not fit the strategy.
         """
-        return self._answers.complete(outputs, scale)
+        return self._pending.complete(outputs, scale)
 
     def record(self, outputs: Any) -> None:
         """Store the outputs for the new rows beside them, where the strategy wants that; `loss` does it too.
@@ -208,15 +200,15 @@ class Rehearsal:
         Raises:
             BatchError: The outputs' dtype or shape are not those of the first time.
         """
-        self._answers.record(outputs)
+        self._pending.record(outputs)
 
     def drop(self) -> None:
         """Forget the micro-batch whose turn it is, as after a forward that failed: its rows are not recorded."""
-        self._answers.drop()
+        self._pending.drop()
 
     def give_up_step(self) -> None:
         """Forget all micro-batches that wait for their loss, as after a step that was broken off."""
-        self._answers.clear()
+        self._pending.clear()
 
     def step(self) -> None:
         """The end of an optimizer step: take what was prepared for the next one, start preparing anew.
@@ -226,8 +218,8 @@ class Rehearsal:
             ClosedError: `close` was called.
         """
         self._check_open()
-        self._answers.check()
-        self._answers.end_step()
+        self._pending.check()
+        self._pending.end_step()
         self._coordinator.collect()
         self._coordinator.launch()
 
@@ -250,7 +242,7 @@ class Rehearsal:
                 "partitions; start the job with 'balanced' or with weights by partition"
             )
         SamplingConfig(weights=dict(weights))
-        self._coordinator.reweigh(weights)
+        self._coordinator.lifecycle.propose_mixture(weights)
 
     def metrics(self) -> dict[str, float]:
         """Totals since the start on this rank, by name; see `metrics.Metrics` for names and units.
@@ -265,11 +257,6 @@ class Rehearsal:
                 totals |= {f"rows_offered/{key}": seen, f"rows_stored/{key}": size}
         return totals
 
-    @property
-    def steps(self) -> int:
-        """Exchanges so far, the same number on all ranks."""
-        return self._coordinator.step
-
     def drain(self) -> None:
         """Wait until the exchange in flight, if any, has ended, as before a script takes its process groups down.
 
@@ -277,121 +264,6 @@ class Rehearsal:
             ExchangeError: It failed.
         """
         self._coordinator.drain()
-
-    def commit(self) -> None:
-        """Make the buffer's present state the one that `rollback` returns to.
-
-        Raises:
-            ExchangeError: The exchange in flight failed.
-            ClosedError: `close` was called.
-        """
-        self._check_open()
-        self._commits = True
-        self._coordinator.commit()
-
-    def rollback(self) -> None:
-        """Return the buffer to the last `commit`, or to empty; what was in flight or staged is dropped.
-
-        Raises:
-            StorageError: The background does not end writing within `exchange.timeout_s`.
-            ClosedError: `close` was called.
-        """
-        self._check_open()
-        self._answers.clear()
-        self._coordinator.rollback()
-
-    def restart(self, step: int, connect: Callable[[], Transport] | None = None) -> None:
-        """Begin the exchange anew: the buffer stays, what was in flight or staged is dropped.
-
-        Args:
-            step: Number of the next exchange, the same on all ranks.
-            connect: Makes the transport to go on with, after the present one was closed; None keeps that.
-
-        Raises:
-            StorageError: As for `rollback`.
-            ClosedError: `close` was called.
-        """
-        self._check_open()
-        self._answers.clear()
-        self._coordinator.restart(step, connect)
-        if self._preloaded and step == 0:  # together with the ranks that had no part in it
-            self._coordinator.reset(0)
-            self._batches.begin()
-            self._preloaded = False
-
-    def save(self, folder: str | os.PathLike[str], *, write: bool = True) -> None:
-        """Save this rank's rows and everything that the next steps depend on; all ranks must save at the same step.
-
-        Call it between two steps. Each rank writes one file, of which the last two stay in the folder; it is
-        complete as soon as the files of all ranks are there. With `checkpoint.asynchronous` they are written in the
-        background, and errors are raised by the next call or by `close`.
-
-        Args:
-            folder: Made where it is missing; shared by all ranks.
-            write: False where another rank has the same rows, and writes them.
-
-        Raises:
-            CheckpointError: The file cannot be written; the checkpoint before it stays.
-            BatchError: A micro-batch waits for its loss.
-            ExchangeError: The exchange in flight failed.
-        """
-        self._check_open()
-        self._answers.check()
-        if write:
-            settings = self.config.checkpoint
-            place, content = content_of(self.config, self._coordinator, self.strategy)
-            changed = self.buffer.take_changed() if settings.incremental and self.buffer is not None else None
-            self._saver.save(Path(folder), place, content, changed, asynchronous=settings.asynchronous)
-        if self._coordinator.guard is not None:
-            self._coordinator.guard.saved(str(folder), self.steps)
-
-    def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
-        """Go on from a checkpoint; all ranks must call it, and agree on which.
-
-        With as many ranks and the same buffer, weights and strategy as when it was saved, the job goes on bit for
-        bit. Otherwise the rows are shared out between the ranks, none lost while there is room, partitions in
-        the shares that they had (`policy: balanced`: in equal ones), and replay begins as in a new job.
-
-        Args:
-            folder: Where `save` was told to write.
-            step: The value of `steps` when it was saved, for a script that keeps it beside its model; None takes the
-                newest complete checkpoint in the folder.
-            missing_ok: Whether the job starts as it is where there is none.
-
-        Returns:
-            Whether there was one.
-
-        Raises:
-            CheckpointError: There is none, it cannot be read on every rank, or its rows do not suit the strategy.
-        """
-        self._check_open()
-        self._saver.wait()
-        self._answers.clear()
-        self._batches.begin()
-        self._preloaded = False
-        loaded = resume(Path(folder), self.config, self._coordinator, self.strategy, step=step, missing_ok=missing_ok)
-        if loaded and self._coordinator.guard is not None:
-            self._coordinator.guard.saved(str(folder), self.steps)
-        return loaded
-
-    def flush(self) -> None:
-        """Wait until a checkpoint that is written in the background is on the disk.
-
-        Raises:
-            CheckpointError: It cannot be written.
-        """
-        self._saver.wait()
-
-    def fingerprint(self) -> Fingerprint:
-        """What this rank holds, in brief: alike on ranks that were given the same batches; between two steps.
-
-        Raises:
-            BatchError: A micro-batch waits for its loss.
-            ExchangeError: The exchange in flight failed.
-        """
-        self._check_open()
-        self._answers.check()
-        return fingerprint_of(self._coordinator)
 
     def close(self, drain_s: float | None = None) -> None:
         """Stop the worker and give up the transport; a second call does nothing.
@@ -407,7 +279,7 @@ class Rehearsal:
         if self.hidden_states is not None:
             self.hidden_states.close()
         try:
-            self._coordinator.close(self.config.exchange.timeout_s if drain_s is None else drain_s)
+            self._coordinator.lifecycle.close(self.config.exchange.timeout_s if drain_s is None else drain_s)
         finally:
             self._saver.close()
 
@@ -418,26 +290,6 @@ class Rehearsal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(drain_s=None if kind is None else 0.0)
-
-    def _preload(self, device: torch.device) -> None:
-        """Begin a new job with the rows that `buffer.preload` names; `device` is where batches live."""
-        folder = self.config.buffer.preload
-        if folder is None or self.buffer is not None or self.steps:
-            return
-        try:
-            preload(Path(folder), self.config, self._coordinator, self.strategy, device)
-            if self._commits:  # a rollback returns to these rows, not to none
-                self._coordinator.commit()
-        except BaseException as error:
-            self._coordinator.reset(0)
-            if isinstance(error, CheckpointError):
-                raise CheckpointError(f"rehearsal.buffer.preload: {error}") from error
-            raise
-        self._preloaded = True
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ClosedError("the rehearsal was closed; make a new one to go on")
 
 
 def _close_at_exit(rehearsal: weakref.ref[Rehearsal]) -> None:

@@ -41,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         ConfigError: The file of `--rehearsal-config` cannot be used.
     """
     options = _parser().parse_args(argv)
-    _patch(None if options.rehearsal_config is None else RehearsalConfig.load(options.rehearsal_config))
+    _patch(
+        None if options.rehearsal_config is None else RehearsalConfig.load(options.rehearsal_config, open_names=True)
+    )
     rank = [] if options.local_rank is None else [f"--local_rank={options.local_rank}"]
     _leave_on_sigterm()
     sys.argv = [options.script, *rank, *options.arguments]

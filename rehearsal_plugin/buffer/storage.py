@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -22,10 +22,11 @@ from rehearsal_plugin.buffer.rows._copies import gather, scatter
 from rehearsal_plugin.buffer.rows.allocator import zeros
 from rehearsal_plugin.buffer.rows.fields import Field, as_array, bytes_of, pick_rows, put
 from rehearsal_plugin.config import BufferConfig
+from rehearsal_plugin.config.registries import STORAGES
 from rehearsal_plugin.core.arrays import ByteArray, IntArray
 from rehearsal_plugin.errors import StorageError
 
-__all__ = ["DeviceStorage", "FileStorage", "HostStorage", "RowStorage", "open_storage"]
+__all__ = ["DeviceStorage", "FileStorage", "HostStorage", "RowStorage", "open_storage", "register"]
 
 
 class RowStorage(Protocol):
@@ -154,6 +155,40 @@ class DeviceStorage:
         return self._rows[:count].cpu()
 
 
+Opener: TypeAlias = Callable[[BufferConfig, tuple[int, int], int], RowStorage]
+"""`opener(config, (capacity, row_bytes), rank) -> storage`, all rows zero: the bytes between fields are never written,
+and are sent and saved."""
+
+
+def register(name: str) -> Callable[[Opener], Opener]:
+    """Make a storage available as `rehearsal.buffer.storage`; decorates its opener."""
+    return STORAGES.register(name)
+
+
+@register("memory")
+def open_memory(_: BufferConfig, shape: tuple[int, int], rank: int) -> RowStorage:
+    """Host memory."""
+    return HostStorage(zeros(math.prod(shape)).reshape(shape))
+
+
+@register("pinned")
+def open_pinned(_: BufferConfig, shape: tuple[int, int], rank: int) -> RowStorage:
+    """Page-locked host memory."""
+    return HostStorage(torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy())
+
+
+@register("cuda")
+def open_cuda(_: BufferConfig, shape: tuple[int, int], rank: int) -> RowStorage:
+    """Memory of the current CUDA device."""
+    return DeviceStorage(torch.zeros(shape, dtype=torch.uint8, device="cuda"))
+
+
+@register("mmap")
+def open_mmap(config: BufferConfig, shape: tuple[int, int], rank: int) -> RowStorage:
+    """A file, mapped to memory."""
+    return FileStorage(_map_file(Path(config.path or "."), shape, rank), shape)
+
+
 def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int = 0) -> RowStorage:
     """Make the storage that the config asks for.
 
@@ -166,16 +201,9 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
     Raises:
         StorageError: The memory, the device or the disk space cannot be had.
     """
-    # Zeros: the padding between fields is never written, and is sent and saved.
-    shape = (capacity, row_bytes)
     try:
-        if config.storage == "cuda":
-            return DeviceStorage(torch.zeros(shape, dtype=torch.uint8, device="cuda"))
-        if config.storage == "pinned":
-            return HostStorage(torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy())
-        if config.storage == "mmap":
-            return FileStorage(_map_file(Path(config.path or "."), shape, rank), shape)
-        return HostStorage(zeros(math.prod(shape)).reshape(shape))
+        opener: Opener = STORAGES[config.storage]
+        return opener(config, (capacity, row_bytes), rank)
     except (MemoryError, RuntimeError, AssertionError, OSError, ValueError, OverflowError) as error:
         raise StorageError(
             f"rehearsal.buffer.storage '{config.storage}' cannot hold {capacity} rows of {row_bytes} bytes "

@@ -42,10 +42,10 @@ def content_of(config: RehearsalConfig, coordinator: ReplayCoordinator, strategy
         layout=None if prefetcher is None else prefetcher.buffer.layout,
         device="cpu" if prefetcher is None else prefetcher.device.type,
         buffer=None if prefetcher is None else prefetcher.buffer.state_dict(),
-        progress=None if coordinator.alone else progress,
+        progress=None if coordinator.lifecycle.alone else progress,
         digest=coordinator.digest,
     )
-    return Place(coordinator.step, coordinator.size, coordinator.rank), pack(record)
+    return Place(coordinator.step, coordinator.lifecycle.size, coordinator.lifecycle.rank), pack(record)
 
 
 def resume(
@@ -136,11 +136,13 @@ def _look(
     files: Sequence[Saved], coordinator: ReplayCoordinator, job: Mapping[str, Any], *, rows_only: bool
 ) -> tuple[int, int, int, int]:
     """What this rank can do with a checkpoint, and which one it is: way, step, ranks, and digest of one save."""
-    own = files[coordinator.rank % len(files)]
+    own = files[coordinator.lifecycle.rank % len(files)]
     with consistent(own[0] / own[1].name):
         meta = peek(*own)
         _check_strategy(meta["job"], job, rows=meta["layout"] is not None, path=own[0] / own[1].name)
-        alike = len(files) == coordinator.size and meta["state"]["progress"] is not None and meta["job"] == job
+        alike = (
+            len(files) == coordinator.lifecycle.size and meta["state"]["progress"] is not None and meta["job"] == job
+        )
         whole = alike and not rows_only
         digest = int(meta["digest"])
         if digest.bit_length() > 63:
@@ -181,7 +183,7 @@ def _load(
     new_on: torch.device | None = None,
 ) -> None:
     """Fill this rank; `new_on` is where batches of a new job live, None where the job of the files goes on."""
-    own = files[coordinator.rank % len(files)]
+    own = files[coordinator.lifecycle.rank % len(files)]
     with consistent(own[0] / own[1].name):
         meta = peek(*own)
         device = _device(str(meta["device"])) if new_on is None else new_on
@@ -200,13 +202,13 @@ def _take_over(
     files: Sequence[Saved], config: RehearsalConfig, coordinator: ReplayCoordinator, device: torch.device, *, new: bool
 ) -> None:
     """Fill an empty buffer with this rank's share of the rows."""
-    rows, policy = dealt(files, coordinator.rank, coordinator.size), config.buffer.policy
+    rows, policy = dealt(files, coordinator.lifecycle.rank, coordinator.lifecycle.size), config.buffer.policy
     step = 0 if new else files[0][1].step
     if rows is None:
         coordinator.reset(step)
         return
     buffer = coordinator.adopt(step, rows.layout, device)
-    rng = generator(config.seed, Purpose.RESHARD, step, coordinator.rank)
+    rng = generator(config.seed, Purpose.RESHARD, step, coordinator.lifecycle.rank)
     if config.buffer.deduplicate:
         rows = rows.distinct()
     if policy == "fifo":  # rows are in the order of their age

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.config import SamplingConfig
-from rehearsal_plugin.distributed.global_counts import NOTES
+from rehearsal_plugin.distributed.header import NOTES
 
 __all__ = ["LAST_STEP", "Form", "check_buffer", "check_progress"]
 

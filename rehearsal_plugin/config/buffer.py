@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from rehearsal_plugin.config.names import Name
+from rehearsal_plugin.config.registries import POLICIES, STORAGES, RegisteredPolicy, listing, registered_in
 from rehearsal_plugin.config.section import Section
 from rehearsal_plugin.config.size import Size, parse_size
 from rehearsal_plugin.errors import ConfigError
@@ -24,7 +25,7 @@ class BufferConfig(Section):
         default="1GiB",
         description="What each rank keeps: a number of rows, or bytes as in '4GiB', '512 MiB', '1.5GB', '64B'.",
     )
-    storage: Literal["memory", "pinned", "cuda", "mmap"] = Field(
+    storage: Annotated[str, registered_in(STORAGES), listing(STORAGES)] = Field(
         default="memory",
         description="Where the rows live: host memory, page-locked host memory, the GPU, or a file for "
         "buffers larger than memory.",
@@ -32,7 +33,7 @@ class BufferConfig(Section):
     path: Name | None = Field(
         default=None, description="Folder of the files of storage 'mmap'; given with that storage only."
     )
-    policy: Literal["reservoir", "balanced", "random_replace", "fifo", "score", "herding", "closest_to_centre"] = Field(
+    policy: Annotated[str, registered_in(POLICIES), listing(POLICIES)] = Field(
         default="reservoir",
         description="Which rows stay: a uniform sample of all that were offered, equal shares for each "
         "partition, every candidate in place of a random row, or the newest. By 'score_by': a reservoir in which "
@@ -87,7 +88,17 @@ class BufferConfig(Section):
     @property
     def by_features(self) -> bool:
         """Whether the policy judges rows by features, not by one number."""
-        return self.policy in ("herding", "closest_to_centre")
+        return self._policy.judges == "features"
+
+    @property
+    def by_score(self) -> bool:
+        """Whether the policy judges rows by one number."""
+        return self._policy.judges == "score"
+
+    @property
+    def _policy(self) -> RegisteredPolicy:
+        """The policy, or one that reads no key where its name is not registered yet."""
+        return POLICIES[self.policy] if self.policy in POLICIES else RegisteredPolicy(lambda *_: None)
 
     def broken_rules(self) -> Iterator[str]:
         """Storage and path, policy and partitions, policy and score."""
@@ -98,15 +109,15 @@ class BufferConfig(Section):
                 f"{self.KEY_PATH}.path has no use with {self.KEY_PATH}.storage '{self.storage}'; "
                 "leave it out or set the storage to 'mmap'"
             )
-        if self.policy == "balanced" and self.partition_by is None:
+        if self._policy.partitions and self.partition_by is None:
             yield (
-                f"{self.KEY_PATH}.partition_by is missing: policy 'balanced' shares the buffer between "
+                f"{self.KEY_PATH}.partition_by is missing: policy '{self.policy}' shares the buffer between "
                 "partitions, so name the batch field that tells them apart"
             )
-        if (self.by_features or self.policy == "score") and self.score_by is None:
+        if (self.by_features or self.by_score) and self.score_by is None:
             yield (
                 f"{self.KEY_PATH}.score_by is missing: policy '{self.policy}' judges rows by it, so name a "
-                "floating-point batch field" + (", or 'loss'" if self.policy == "score" else " of features")
+                "floating-point batch field" + (", or 'loss'" if self.by_score else " of features")
             )
         if self.by_features and self.by_loss:
             yield f"{self.KEY_PATH}.score_by is 'loss', and policy '{self.policy}' needs a batch field of features"

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from rehearsal_plugin.config.buffer import BufferConfig
 from rehearsal_plugin.config.names import Name
+from rehearsal_plugin.config.registries import POLICIES, STORAGES, STRATEGIES, TRANSPORTS
 from rehearsal_plugin.config.replay import GuardConfig, PaddingConfig, RatioSchedule, SamplingConfig, StrategyConfig
 from rehearsal_plugin.config.retrieval import RetrievalConfig
 from rehearsal_plugin.config.running import CheckpointConfig, ExchangeConfig
@@ -112,12 +113,14 @@ class RehearsalConfig(Section):
     )
 
     @classmethod
-    def load(cls, source: ConfigSource) -> RehearsalConfig:
+    def load(cls, source: ConfigSource, *, open_names: bool = False) -> RehearsalConfig:
         """Read the section from wherever it is written.
 
         Args:
             source: A `RehearsalConfig` (returned as it is), a mapping, the path of a JSON or YAML file, or
                 base64 of JSON as DeepSpeed takes it; the bare section or a whole DeepSpeed config.
+            open_names: Whether policies, strategies, storages and transports may be named that are registered later,
+                as by a script that has not started yet.
 
         Raises:
             ConfigError: There is no section, or it cannot be used; every problem is named by its key path.
@@ -128,7 +131,16 @@ class RehearsalConfig(Section):
         if block is None:
             raise ConfigError("the DeepSpeed config has no 'rehearsal' section; add one ({} takes the defaults)")
         with refusing(cls):
-            return cls.model_validate(block)
+            return cls.model_validate(block, context={"open_names": open_names})
+
+    def look_up_names(self) -> None:
+        """Refuse a section whose names are still not registered; see `load`.
+
+        Raises:
+            ConfigError: One is not.
+        """
+        POLICIES[self.buffer.policy], STORAGES[self.buffer.storage]
+        STRATEGIES[self.strategy.name], TRANSPORTS[self.exchange.backend]
 
     @property
     def drawn_by(self) -> Any:
@@ -175,7 +187,7 @@ class RehearsalConfig(Section):
                 f"rehearsal.sampling.weights is 'score', and rehearsal.buffer.policy '{self.buffer.policy}' judges "
                 "rows by features, which are no score; use the weights 'uniform' or 'balanced'"
             )
-        used = self.buffer.by_features or "score" in (self.sampling.weights, self.buffer.policy)
+        used = self.buffer.by_features or self.buffer.by_score or self.sampling.weights == "score"
         if self.buffer.score_by is not None and not used:
             yield (
                 "rehearsal.buffer.score_by has no use: set rehearsal.buffer.policy or rehearsal.sampling.weights "

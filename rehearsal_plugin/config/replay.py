@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 from pydantic import Discriminator, Field, Tag
 
 from rehearsal_plugin.config.names import Name, PartitionWeights
+from rehearsal_plugin.config.registries import STRATEGIES, registered_in
 from rehearsal_plugin.config.section import Section
 from rehearsal_plugin.config.size import INT64
 
@@ -72,7 +73,7 @@ class StrategyConfig(Section):
 
     KEY_PATH: ClassVar[str] = "rehearsal.strategy"
 
-    name: Name = Field(
+    name: Annotated[Name, registered_in(STRATEGIES)] = Field(
         default="er",
         description="'er' (trained on like new rows), 'der' and 'der++' (held to the outputs recorded when they were "
         "seen), 'x-der' ('der++' whose records are refreshed), 'er-ace' (new classes compete among themselves), 'topk' "

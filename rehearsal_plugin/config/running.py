@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from rehearsal_plugin.config.names import LONGEST_WAIT_S
+from rehearsal_plugin.config.registries import TRANSPORTS, listing, registered_in
 from rehearsal_plugin.config.section import Section
 
 __all__ = ["CheckpointConfig", "ExchangeConfig"]
@@ -18,7 +19,7 @@ class ExchangeConfig(Section):
 
     KEY_PATH: ClassVar[str] = "rehearsal.exchange"
 
-    backend: Literal["auto", "gloo", "nccl"] = Field(
+    backend: Annotated[str, registered_in(TRANSPORTS), listing(TRANSPORTS)] = Field(
         default="auto",
         description="Communication library; 'auto' is NCCL where the ranks' own group uses it, else gloo.",
     )

@@ -1,33 +1,114 @@
-"""Any nesting of mappings, lists and tuples, leaf by leaf; the keys on the way to a leaf, by dots, are its name."""
+"""Batches and outputs as flat lists of leaves: any nesting of mappings, lists and tuples, walked by optree.
+
+A leaf is called by the keys on the way to it, joined by dots: in `{"inputs": {"ids": a}, "labels": [b]}` the leaves are
+`inputs.ids` and `labels.0`. They stand in the order in which the mappings were filled.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
+import optree
 from torch import Tensor
 
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["leaves_of", "map_leaves", "without"]
+__all__ = ["FlatBatch", "flatten", "leaves_of", "map_leaves", "without"]
+
+NAMESPACE = "rehearsal_plugin"  # of optree: what is registered here changes nothing for others
+
+MOST_STRUCTURES = 256  # whose names are kept
+
+# optree sorts the keys of mappings elsewhere; entered for good.
+_INSERTION_ORDER = optree.dict_insertion_ordered(True, namespace=NAMESPACE)
+_INSERTION_ORDER.__enter__()
+
+_registered: set[type] = set()
+_structures: dict[Any, Structure] = {}
 
 
-def map_leaves(tree: Any, function: Callable[[str, Any], Any], path: str = "") -> Any:
-    """Rebuild nested mappings, lists and tuples with `function(dotted path, leaf)` at every leaf."""
-    prefix = f"{path}." if path else ""
-    if isinstance(tree, MutableMapping):
-        rebuilt = copy.copy(tree)  # keeps what a constructor would ask for, such as a default factory
-        for key, value in tree.items():
-            rebuilt[key] = map_leaves(value, function, f"{prefix}{key}")
-        return rebuilt
-    if isinstance(tree, Mapping):
-        mapped = {key: map_leaves(value, function, f"{prefix}{key}") for key, value in tree.items()}
-        return type(tree)(mapped)  # type: ignore[call-arg]
-    if isinstance(tree, (list, tuple)):
-        items = [map_leaves(value, function, f"{prefix}{i}") for i, value in enumerate(tree)]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-    return function(path, tree)
+@dataclass(frozen=True)
+class Structure:
+    """What batches of one nesting share.
+
+    Attributes:
+        names: Of the leaves, in their order.
+        places: Which leaf each name is.
+    """
+
+    names: tuple[str, ...]
+    places: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class FlatBatch:
+    """The leaves of a batch, and how to make the batch of them again.
+
+    Attributes:
+        leaves: All leaves, in the order of `names`.
+        structure: Their names.
+        spec: The nesting, as optree has it.
+    """
+
+    leaves: list[Any]
+    structure: Structure
+    spec: Any
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the leaves."""
+        return self.structure.names
+
+    def get(self, name: str) -> Any:
+        """The leaf called `name`, or None."""
+        place = self.structure.places.get(name)
+        return None if place is None else self.leaves[place]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.leaves[self.structure.places[name]]
+
+    def with_leaves(self, changed: Mapping[str, Any]) -> FlatBatch:
+        """The same batch with other leaves for some names."""
+        leaves = list(self.leaves)
+        for name, leaf in changed.items():
+            leaves[self.structure.places[name]] = leaf
+        return FlatBatch(leaves, self.structure, self.spec)
+
+    def rebuild(self) -> Any:
+        """The batch in its nesting, with containers of the same types."""
+        return optree.tree_unflatten(self.spec, self.leaves)
+
+
+def flatten(batch: Any) -> FlatBatch:
+    """Walk a batch once; one that is flat already is returned as it is.
+
+    Raises:
+        BatchError: Two leaves have the same name.
+    """
+    if isinstance(batch, FlatBatch):
+        return batch
+    leaves, spec = optree.tree_flatten(batch, none_is_leaf=True, namespace=NAMESPACE)
+    unknown = [leaf for leaf in leaves if type(leaf) is not Tensor and _is_container(leaf)]
+    if unknown:
+        for container in unknown:
+            _register(type(container))
+        return flatten(batch)
+    structure = _structures.get(spec)
+    if structure is None:
+        structure = _structures[spec] = _structure_of(spec)
+        if len(_structures) > MOST_STRUCTURES:
+            del _structures[next(iter(_structures))]
+    return FlatBatch(leaves, structure, spec)
+
+
+def map_leaves(tree: Any, function: Callable[[str, Any], Any]) -> Any:
+    """Rebuild a batch with `function(name, leaf)` in place of every leaf."""
+    flat = flatten(tree)
+    leaves = [function(name, leaf) for name, leaf in zip(flat.names, flat.leaves, strict=True)]
+    return optree.tree_unflatten(flat.spec, leaves)
 
 
 def leaves_of(tree: Any) -> dict[str, Any]:
@@ -36,24 +117,12 @@ def leaves_of(tree: Any) -> dict[str, Any]:
     Raises:
         BatchError: Two have the same.
     """
-    leaves: dict[str, Any] = {}
-    _collect(tree, "", leaves)
-    return leaves
-
-
-def _collect(tree: Any, path: str, leaves: dict[str, Any]) -> None:
-    # Tensors first: to find out that one is no mapping takes longest.
-    if isinstance(tree, Tensor) or not isinstance(tree, (dict, Mapping, list, tuple)):
-        if path in leaves:
-            raise BatchError(f"the batch has two leaves called '{path}'; rename one (keys are joined by dots)")
-        leaves[path] = tree
-        return
-    for key, value in enumerate(tree) if isinstance(tree, (list, tuple)) else tree.items():
-        _collect(value, f"{path}.{key}" if path else f"{key}", leaves)
+    flat = flatten(tree)
+    return dict(zip(flat.names, flat.leaves, strict=True))
 
 
 def without(tree: Any, names: Collection[str], path: str = "") -> Any:
-    """The tree without the leaves called `names`; those behind them in a list or tuple move up."""
+    """The batch without the leaves called `names`; those behind them in a list or tuple move up."""
     prefix = f"{path}." if path else ""
     if isinstance(tree, MutableMapping):
         rest = copy.copy(tree)
@@ -70,3 +139,62 @@ def without(tree: Any, names: Collection[str], path: str = "") -> Any:
         items = [(f"{prefix}{i}", value) for i, value in enumerate(tree)]
         return type(tree)(without(value, names, name) for name, value in items if name not in names)
     return tree
+
+
+def _structure_of(spec: Any) -> Structure:
+    names = tuple(".".join(map(str, path)) for path in spec.paths())
+    places = {name: place for place, name in enumerate(names)}
+    if len(places) < len(names):
+        twice = next(name for place, name in enumerate(names) if places[name] != place)
+        raise BatchError(f"the batch has two leaves called '{twice}'; rename one (keys are joined by dots)")
+    return Structure(names, places)
+
+
+def _is_container(leaf: object) -> bool:
+    """Whether optree took a mapping, a list or a tuple for a leaf, as it does with types that it does not know."""
+    return isinstance(leaf, (Mapping, list, tuple))
+
+
+def _register(kind: type) -> None:
+    """Tell optree how containers of a type come apart: mappings by their keys, lists and tuples by place."""
+    if kind in _registered:
+        return
+    _registered.add(kind)
+    come_apart: Any = _keys_and_values if issubclass(kind, Mapping) else _items
+    fill: Any = _Frame.fill
+    optree.register_pytree_node(kind, come_apart, fill, namespace=NAMESPACE)
+
+
+class _Frame:
+    """A container without its items: its type, its keys, and what else it carries, such as a default factory."""
+
+    def __init__(self, kind: Any, keys: tuple[Any, ...], empty: Any = None) -> None:
+        self.kind, self.keys, self.empty = kind, keys, empty
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Frame) and (self.kind, self.keys) == (other.kind, other.keys)
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.keys))
+
+    def fill(self, items: Iterable[Any]) -> Any:
+        """A container of the same type with other items."""
+        if not issubclass(self.kind, Mapping):
+            return self.kind(items)
+        filled = {} if self.empty is None else copy.copy(self.empty)
+        for key, item in zip(self.keys, items, strict=True):
+            filled[key] = item
+        return self.kind(filled) if self.empty is None else filled
+
+
+def _keys_and_values(container: Mapping[Any, Any]) -> tuple[list[Any], _Frame, tuple[Any, ...]]:
+    keys, empty = tuple(container), None
+    if isinstance(container, MutableMapping):
+        empty = copy.copy(container)
+        for key in keys:
+            empty[key] = None  # a structure is kept, and must keep no batch alive
+    return [container[key] for key in keys], _Frame(type(container), keys, empty), keys
+
+
+def _items(container: Any) -> tuple[list[Any], _Frame]:
+    return list(container), _Frame(type(container), tuple(range(len(container))))

@@ -12,15 +12,20 @@ rows. With all rows in one partition that is a uniform draw: every stored row of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from rehearsal_plugin.core.apportionment import fair_level, weighted_shares
-from rehearsal_plugin.core.arrays import Float64Array, IntArray, Mask
+from rehearsal_plugin.core.arrays import Float64Array, IntArray
+from rehearsal_plugin.distributed.without_replacement import choose
 
-__all__ = ["Draws", "Plan", "choose", "draw", "joined", "plan"]
+__all__ = ["Draws", "Plan", "draw", "joined", "plan"]
+
+KEYS_ON_DISK = {"draw_numbers": "turns"}  # where checkpoints have another name
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,14 @@ class Draws:
 
     Attributes:
         reader: The rank that asked for the row.
-        turn: Which of the reader's independent draws gave it, from 0.
+        draw_number: Which of the reader's independent draws gave it, from 0.
         partition: Its partition, as a column of the table of counts.
         item: Which of the rows of that partition, counted through the ranks in order.
         counts: `[ranks, partitions]` int64, rows stored.
     """
 
     reader: IntArray
-    turn: IntArray
+    draw_number: IntArray
     partition: IntArray
     item: IntArray
     counts: IntArray
@@ -80,7 +85,7 @@ class Plan:
         index: `[sent]` int64, which of its rows of that partition.
         send_counts: Rows for each rank.
         recv_counts: Rows from each rank.
-        turns: `[received]` int64, which draw gave each row that this rank receives, grouped by owner.
+        draw_numbers: `[received]` int64, which draw gave each row that this rank receives, grouped by owner.
         moved: Rows that move between any two ranks or stay, over all; 0 means that nobody needs an exchange.
     """
 
@@ -88,25 +93,34 @@ class Plan:
     index: IntArray
     send_counts: list[int]
     recv_counts: list[int]
-    turns: IntArray
+    draw_numbers: IntArray
     moved: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """The same as arrays and numbers."""
+        return {KEYS_ON_DISK.get(name, name): value for name, value in vars(self).items()}
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any]) -> Plan:
+        """What `state_dict` gave."""
+        return cls(**{name: state[KEYS_ON_DISK.get(name, name)] for name in cls.__dataclass_fields__})
 
 
 def draw(
     counts: IntArray,
     requests: IntArray,
     rng: np.random.Generator,
-    turns: int = 1,
+    draws: int = 1,
     weights: Float64Array | None = None,
 ) -> Draws:
     """Draw rows for every rank.
 
     Args:
         counts: `[ranks, partitions]` int64, rows stored.
-        requests: `[ranks]` int64, rows asked for in each turn, or `[ranks, turns]`. Who asks for more than all ranks
+        requests: `[ranks]` int64, rows asked for in each draw, or `[ranks, draws]`. Who asks for more than all ranks
             hold gets all.
         rng: The same state on every rank.
-        turns: Independent draws for every rank.
+        draws: Independent draws for every rank.
         weights: `[partitions]` float64, the shares of the partitions in every draw, in proportion; None for equal ones.
             What a partition has too few rows for goes to the others, and one of weight 0 gives none.
 
@@ -116,20 +130,20 @@ def draw(
     totals = counts.sum(axis=0)
     if weights is not None:
         totals = np.where(weights > 0, totals, 0)
-    wanted = np.broadcast_to(requests.reshape(len(counts), -1), (len(counts), turns)).ravel().clip(max=totals.sum())
+    wanted = np.broadcast_to(requests.reshape(len(counts), -1), (len(counts), draws)).ravel().clip(max=totals.sum())
     parts = [_quotas(totals, weights, int(n), np.flatnonzero(wanted == n), rng) for n in np.unique(wanted) if n]
     if not parts:
         none = np.empty(0, dtype=np.int64)
         return Draws(none, none, none, none, counts)
     drawer, partition, quota = (np.concatenate(column) for column in zip(*parts, strict=True))
     segment, item = choose(totals[partition], quota, rng)
-    reader, turn = (drawer, np.zeros_like(drawer)) if turns == 1 else np.divmod(drawer, turns)
-    return Draws(reader[segment], turn[segment], partition[segment], item, counts)
+    reader, number = (drawer, np.zeros_like(drawer)) if draws == 1 else np.divmod(drawer, draws)
+    return Draws(reader[segment], number[segment], partition[segment], item, counts)
 
 
 def joined(first: Draws, second: Draws) -> Draws:
     """The rows of both, which were drawn from the same counts."""
-    names = ("reader", "turn", "partition", "item")
+    names = ("reader", "draw_number", "partition", "item")
     both = {name: np.concatenate((getattr(first, name), getattr(second, name))) for name in names}
     return Draws(**both, counts=first.counts)
 
@@ -138,110 +152,32 @@ def plan(draws: Draws, rank: int, size: int) -> Plan:
     """What `rank` of `size` ranks sends and receives."""
     (sent, index), (received, owner) = draws.sent(rank), draws.received(rank)
     # Sender and receiver sort alike, so that no row needs a label.
-    outward = np.lexsort((draws.turn[sent], draws.reader[sent]))
+    outward = np.lexsort((draws.draw_number[sent], draws.reader[sent]))
     sent, index = sent[outward], index[outward]
-    inward = np.lexsort((draws.turn[received], owner))
+    inward = np.lexsort((draws.draw_number[received], owner))
     return Plan(
         draws.partition[sent],
         index,
         np.bincount(draws.reader[sent], minlength=size).tolist(),
         np.bincount(owner, minlength=size).tolist(),
-        draws.turn[received[inward]],
+        draws.draw_number[received[inward]],
         len(draws.item),
     )
-
-
-def choose(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-    """Uniform samples without replacement from many ranges at once.
-
-    Args:
-        sizes: `[segments]` int64; segment s is the range 0 to `sizes[s] - 1`.
-        wanted: `[segments]` int64, how many of each, `wanted <= sizes`.
-        rng: Source of random numbers.
-
-    Returns:
-        Segment and item of every choice, two arrays `[sum(wanted)]` int64. Every subset of a segment has the
-        same chance. Time and memory are O(sum(wanted)).
-    """
-    crowded = 2 * wanted > sizes
-    sparse = _choose_few(sizes, np.where(crowded, 0, wanted), rng)
-    if not crowded.any():
-        return sparse
-    dense = _choose_many(np.where(crowded, sizes, 0), wanted, rng)
-    return np.concatenate((sparse[0], dense[0])), np.concatenate((sparse[1], dense[1]))
-
-
-def _choose_few(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-    """Draw with replacement and redraw whatever repeats: at most half of a range is ever asked for.
-
-    Which of two equal items is redrawn depends on their positions, never on their values, so all items are
-    treated alike and every subset is as likely as any other.
-    """
-    segment = np.repeat(np.arange(len(sizes)), wanted)
-    high = sizes[segment]
-    item = _integers(high, rng)
-    again = _repeats(segment, item, wanted)
-    while len(again):
-        item[again] = _integers(high[again], rng)
-        again = _repeats(segment, item, wanted)
-    return segment, item
-
-
-def _choose_many(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
-    """Shuffle whole ranges and take the first of each.
-
-    An item is sorted as one number, its segment before a random one before itself: of all ways to sort, that gives
-    the same on every processor, and takes least.
-    """
-    segment = np.repeat(np.arange(len(sizes)), sizes)
-    place = np.arange(len(segment)) - (np.cumsum(sizes) - sizes)[segment]
-    low = int(sizes.max()).bit_length()
-    middle = 63 - low - len(sizes).bit_length()
-    shuffled = np.sort((segment << (middle + low)) + (rng.integers(1 << middle, size=len(segment)) << low) + place)
-    first = place < wanted[segment]
-    return segment[first], shuffled[first] & ((1 << low) - 1)
-
-
-def _integers(high: IntArray, rng: np.random.Generator) -> IntArray:
-    """A uniform integer below each of `high`; one bound for all is several times faster in numpy."""
-    if len(high) and (high == high[0]).all():
-        return rng.integers(0, high[0], len(high))
-    return rng.integers(0, high)
-
-
-def _repeats(segment: IntArray, item: IntArray, wanted: IntArray) -> IntArray:
-    """Positions of items that stand earlier in their segment already.
-
-    Args:
-        segment: `[n]` int64, ascending.
-        item: `[n]` int64.
-        wanted: `[segments]` int64, items of each.
-    """
-    doubtful = np.flatnonzero(_with_repeats(segment, item, wanted)[segment])
-    order = np.lexsort((item[doubtful], segment[doubtful]))
-    ordered, owner = item[doubtful][order], segment[doubtful][order]
-    repeats: IntArray = doubtful[order[1:]][(ordered[1:] == ordered[:-1]) & (owner[1:] == owner[:-1])]
-    return repeats
-
-
-def _with_repeats(segment: IntArray, item: IntArray, wanted: IntArray) -> Mask:
-    """Which segments may have an item twice, `[segments]` bool; arguments as of `_repeats`."""
-    if len(item) and len(item) == len(wanted) * wanted[0] and (wanted == wanted[0]).all():
-        ordered = np.sort(item.reshape(len(wanted), wanted[0]), axis=1)
-        return np.asarray((ordered[:, 1:] == ordered[:, :-1]).any(axis=1))
-    span = int(item.max(initial=0)) + 1
-    if len(wanted) * span >= 1 << 63:
-        return np.ones(len(wanted), dtype=bool)
-    keys = np.sort(segment * span + item)
-    found = np.zeros(len(wanted), dtype=bool)
-    found[keys[1:][keys[1:] == keys[:-1]] // span] = True
-    return found
 
 
 def _quotas(
     totals: IntArray, weights: Float64Array | None, wanted: int, readers: IntArray, rng: np.random.Generator
 ) -> tuple[IntArray, IntArray, IntArray]:
-    """Share `wanted` rows between partitions, for each of `readers`: (reader, partition, quota) entries."""
+    """Share `wanted` rows between partitions, for each of `readers`: (reader, partition, quota) entries.
+
+    Every reader gets the whole parts of the fair shares; the rows that are left over go to partitions drawn at random,
+    for every reader anew. So shares are exact in the mean. For example, 5 rows of partitions that hold 1, 10 and 10::
+
+        level 2    base    [1, 2, 2]     5 rows, none left over
+        4 rows:    base    [1, 1, 1]     1 left over, for each reader to one of the partitions with room
+        reader 0   quotas  [1, 2, 1]
+        reader 1   quotas  [1, 1, 2]
+    """
     if len(totals) == 1:  # nothing to share out
         return readers, np.zeros_like(readers), np.full_like(readers, wanted)
     if wanted == totals.sum():
@@ -271,7 +207,12 @@ def _systematic(
     """For each reader `count` different partitions, each with the chance that its fraction says.
 
     Systematic sampling (Madow 1949): the partitions, in random order, lie side by side on a line, each as long as its
-    fraction, and are picked by points at equal distances from a random start.
+    fraction, and are picked by points at equal distances from a random start. A fraction is below 1, the distance, so
+    no partition is picked twice. For example, fractions 0.5, 0.9 and 0.6, of which 2 are picked::
+
+        line      |--0.5--|-----0.9-----|---0.6---|
+        points         0.3          1.3              start 0.3, distance 1
+        picked    0                1
 
     Args:
         fractions: `[partitions]` float64 below 1, with the sum `count`.

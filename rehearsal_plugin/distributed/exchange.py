@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,12 +26,15 @@ from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.metrics import Metrics
 from rehearsal_plugin.core.rng import Purpose, RandomStream
 from rehearsal_plugin.distributed.draw import Draws, Plan, draw, joined, plan
-from rehearsal_plugin.distributed.global_counts import LEAST_PAIRS, NOTES, GlobalCounts
+from rehearsal_plugin.distributed.global_counts import LEAST_PAIRS, GlobalCounts
+from rehearsal_plugin.distributed.header import NOTES, Headers, Notes, Word, compose
 from rehearsal_plugin.distributed.mixture import Mixture, Weights
 from rehearsal_plugin.distributed.nearest_draw import NearestDraw
 from rehearsal_plugin.distributed.transport import Pending, Transport, wait
 
 __all__ = ["Arrival", "Exchange", "Outgoing", "Posted", "Refresh"]
+
+NO_NOTES = Notes()
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,12 @@ class Outgoing:
 
     def state_dict(self) -> dict[str, Any]:
         """The same as plain tensors, arrays and numbers."""
-        return {**vars(self), "plan": vars(self.plan)}
+        return {**vars(self), "plan": self.plan.state_dict()}
 
     @classmethod
     def load(cls, state: Mapping[str, Any], device: torch.device) -> Outgoing:
         """What `state_dict` gave, with the rows on `device`."""
-        plan = Plan(**state["plan"])
-        return cls(state["rows"].to(device), plan, state["slots"], state["written"])
+        return cls(state["rows"].to(device), Plan.load(state["plan"]), state["slots"], state["written"])
 
 
 @dataclass(frozen=True)
@@ -120,15 +122,16 @@ class Exchange:
             (`uniform`) or partition (`balanced`); in proportion to a row's score (`score`), so that a row can come
             several times in one draw; in part because they are near to new rows (`retrieved`); or with a weight by
             partition.
-        turns: Independent draws of a step.
+        draws: Independent draws of a step.
         stream: Keys the draws; ranks that draw from themselves alone use different ones.
         metrics: Where bytes and times are counted.
         stopped: Asked while waiting; True gives up.
 
     Attributes:
-        census: What all ranks hold.
+        global_counts: What all ranks hold.
         mixture: The share of each partition.
-        neighbours: Finds rows near to the new ones; None for other weights than `retrieved`.
+        notes: `[ranks, NOTES]` int64, the words of other layers in the last headers; see `header`.
+        nearest_draw: Finds rows near to the new ones; None for other weights than `retrieved`.
         device: Where rows to be sent live.
     """
 
@@ -138,30 +141,29 @@ class Exchange:
         transport: Transport,
         config: RehearsalConfig,
         *,
-        turns: int,
+        draws: int,
         stream: int,
         metrics: Metrics,
         stopped: Callable[[], bool],
     ) -> None:
         self._buffer, self._transport, self._metrics = buffer, transport, metrics
         self._memory = RecycledMemory()
-        self._turns, self._stream, self._numbers = turns, stream, RandomStream(config.seed, Purpose.DRAW)
+        self._draws, self._stream, self._numbers = draws, stream, RandomStream(config.seed, Purpose.DRAW)
         sampling = config.sampling
         self._by_score, self._by_partition = sampling.weights == "score", sampling.by_partition
         self.mixture = Mixture(sampling)
-        self.neighbours: NearestDraw | None = None
+        self.nearest_draw: NearestDraw | None = None
         if sampling.weights == "retrieved":
-            self.neighbours = NearestDraw(buffer, config, transport.rank, transport.size, turns)
+            self.nearest_draw = NearestDraw(buffer, config, transport.rank, transport.size, draws)
         self._timeout_s, self._stopped = config.exchange.timeout_s, stopped
         self.device = transport.device
-        layout = buffer.layout
         # Ranks with different seeds or weights would draw different plans.
         weights = json.dumps(config.drawn_by, sort_keys=True)
-        fingerprint = layout.fingerprint ^ config.seed ^ zlib.crc32(weights.encode())
-        self.global_counts = GlobalCounts(
-            transport.rank, transport.size, fingerprint, pairs=LEAST_PAIRS if self._by_partition else 1
-        )
-        self._sending = RowPool(layout.row_bytes, buffer.device)
+        self._fingerprint = buffer.layout.fingerprint ^ config.seed ^ zlib.crc32(weights.encode())
+        pairs = LEAST_PAIRS if self._by_partition else 1
+        self.global_counts = GlobalCounts(transport.rank, transport.size, pairs)
+        self.notes = np.zeros((transport.size, NOTES), dtype=np.int64)
+        self._sending = RowPool(buffer.layout.row_bytes, buffer.device)
 
     def post(
         self,
@@ -170,27 +172,29 @@ class Exchange:
         outgoing: Outgoing | None,
         staged: Tensor,
         refresh: Refresh | None = None,
-        words: Sequence[int] = (0,) * (NOTES - 1),
+        notes: Notes = NO_NOTES,
         proposed: Weights | None = None,
     ) -> Posted:
         """Issue the collectives of a step, without waiting.
 
         Args:
             step: Number of the exchange, the same on all ranks.
-            request: Rows that this rank shall get in each turn, two exchanges later.
+            request: Rows that this rank shall get in each draw, two exchanges later.
             outgoing: The rows drawn after the last exchange; None at first.
             staged: `[n, row_bytes]` uint8, the new rows of this step.
             refresh: New state for rows that arrived earlier; None on all ranks or on none.
-            words: What this rank tells the others beside it; see `GlobalCounts.notes`.
+            notes: What this rank tells the others beside it; the mixture is added here.
             proposed: The weights by partition that this rank wants; see `Mixture`.
         """
-        rows = self._send(outgoing) if outgoing and outgoing.plan.moved else None
-        back = None if refresh is None else self._send_back(refresh)
-        header = self.global_counts.header(step, request, *self._counts(), (Mixture.digest(proposed), *words))
+        rows = self._send_rows(outgoing) if outgoing and outgoing.plan.moved else None
+        back = None if refresh is None else self._send_state_back(refresh)
+        changes, pairs = self.global_counts.changes(*self._count_rows())
+        nearest = None if self.nearest_draw is None else self.nearest_draw.ask(staged, request, step)
+        notes = replace(notes, mixture=Mixture.digest(proposed))
+        room = self.global_counts.room
+        header = compose(self._fingerprint, step, request, changes, notes, pairs, room, nearest)
         if self._transport.size > 1:
             self._metrics.collectives += 1 + (rows is not None) + (back is not None)
-        if self.neighbours is not None:
-            header = np.concatenate((header, self.neighbours.tell(staged, request, step)))
         headers = self._transport.all_gather(torch.from_numpy(header))
         refreshed = None if refresh is None else refresh.source
         return Posted(step, headers, rows, outgoing, back, refreshed, proposed)
@@ -202,10 +206,11 @@ class Exchange:
             ExchangeError: A peer is gone or at odds with this rank.
             ExchangeTimeout: The headers did not come in time.
         """
-        headers = self._wait(posted.headers, posted.step, "headers")
+        gathered = self._wait(posted.headers, posted.step, "headers")
         with self._metrics.timed("drawn_ms"):
-            drawn = plan(self._draw(headers.numpy(), posted), self._transport.rank, self._transport.size)
-            slots = self._slots(drawn)
+            headers = Headers(gathered.numpy(), self.global_counts.room)
+            drawn = plan(self._draw(headers, posted), self._transport.rank, self._transport.size)
+            slots = self._slots_of(drawn)
             rows = self._sending.take(len(slots))
             self._buffer.read(slots, rows)
             written = self._buffer.written(slots) if self._buffer.layout.state else slots[:0]
@@ -240,47 +245,50 @@ class Exchange:
 
     def close(self) -> None:
         """Leave the buffer alone from now on, when nothing is under way any more."""
-        if self.neighbours is not None:
-            self.neighbours.close()
+        if self.nearest_draw is not None:
+            self.nearest_draw.close()
 
-    def _draw(self, headers: IntArray, posted: Posted) -> Draws:
-        """The rows of all ranks that move in the next exchange, by what all ranks told."""
-        headers, told = np.split(headers, [self.global_counts.words], axis=1)
-        requests = self.global_counts.absorb(headers)
-        counts, rng = self.global_counts.counts, self._numbers.at(posted.step, self._stream)
-        self.mixture.agree(self.global_counts.notes[:, 0], posted.proposed)
-        if self.neighbours is None:
-            return draw(counts, requests, rng, self._turns, self.mixture.weights(self.global_counts.keys))
-        near, requests = self.neighbours.hear(told, counts, requests, posted.step, rng)
-        self._metrics.rows_retrieved += int(np.count_nonzero(near.reader == self._transport.rank))
-        return joined(near, draw(counts, requests, rng, self._turns))
+    def _draw(self, headers: Headers, posted: Posted) -> Draws:
+        """The rows of all ranks that move in the next exchange, by the headers of all ranks."""
+        headers.check(self._transport.rank)
+        self.global_counts.absorb(headers)
+        self.notes = headers.notes
+        self.mixture.agree(headers.of(Word.MIXTURE), posted.proposed)
+        counts, requests = self.global_counts.counts, headers.of(Word.REQUEST)
+        rng = self._numbers.at(posted.step, self._stream)
+        if self.nearest_draw is None:
+            return draw(counts, requests, rng, self._draws, self.mixture.weights(self.global_counts.keys))
+        nearest, missing = self.nearest_draw.draw(headers.nearest, counts, requests, posted.step, rng)
+        self._metrics.rows_retrieved += int(np.count_nonzero(nearest.reader == self._transport.rank))
+        return joined(nearest, draw(counts, missing, rng, self._draws))
 
-    def _counts(self) -> tuple[IntArray, IntArray]:
+    def _count_rows(self) -> tuple[IntArray, IntArray]:
+        """Partition keys and rows of each on this rank; one count where rows are not drawn by partition."""
         if self._by_partition:
             return self._buffer.counts()
         count = self._buffer.tickets if self._by_score else len(self._buffer)
         return np.zeros(1, dtype=np.int64), np.array([count])
 
-    def _slots(self, drawn: Plan) -> IntArray:
+    def _slots_of(self, drawn: Plan) -> IntArray:
         if self._by_partition:
             return self._buffer.slots(self.global_counts.keys[drawn.partition], drawn.index)
         if self._by_score:
             return self._buffer.holders(drawn.index)
         return drawn.index  # slots are taken without gaps, so in a draw over all rows the index is the slot
 
-    def _send(self, outgoing: Outgoing) -> Pending:
+    def _send_rows(self, outgoing: Outgoing) -> Pending:
         drawn, rank = outgoing.plan, self._transport.rank
         rows = outgoing.rows
         received = self._memory.rows(rows, sum(drawn.recv_counts))  # whoever gets them may hold on to them
-        sent, got = len(rows) - drawn.send_counts[rank], len(received) - drawn.recv_counts[rank]
         metrics, row_bytes = self._metrics, self._buffer.layout.row_bytes
-        metrics.rows_sent += sent
-        metrics.rows_received += got
-        metrics.bytes_sent += sent * row_bytes
-        metrics.bytes_received += got * row_bytes
+        rows_sent, rows_received = len(rows) - drawn.send_counts[rank], len(received) - drawn.recv_counts[rank]
+        metrics.rows_sent += rows_sent
+        metrics.rows_received += rows_received
+        metrics.bytes_sent += rows_sent * row_bytes
+        metrics.bytes_received += rows_received * row_bytes
         return self._transport.all_to_all(rows, drawn.send_counts, received, drawn.recv_counts)
 
-    def _send_back(self, refresh: Refresh) -> Pending:
+    def _send_state_back(self, refresh: Refresh) -> Pending:
         """The way of the rows, backwards: readers send, owners receive."""
         drawn, packed = refresh.source.plan, refresh.packed.to(self._transport.device)
         received = packed.new_empty((len(refresh.source.slots), packed.shape[1]))

@@ -40,7 +40,7 @@ class Mixture:
         self._weights: Weights | None = None if isinstance(config.weights, str) else config.weights
         self._proposed = self._weights
         self._file = None if config.weights_file is None else Path(config.weights_file)
-        self._seen: tuple[int, int] | None = None  # when the file was written last, and its size
+        self._file_stamp: tuple[int, int] | None = None  # when the file was written last, and its size
         self._columns = np.empty(0)
 
     def propose(self, weights: Mapping[Any, float]) -> None:
@@ -49,24 +49,24 @@ class Mixture:
         Raises:
             ConfigError: They are no weights.
         """
-        given = SamplingConfig.model_validate({"weights": dict(weights)}).weights
-        assert not isinstance(given, str)
-        self._proposed = given
+        checked = SamplingConfig.model_validate({"weights": dict(weights)}).weights
+        assert not isinstance(checked, str)
+        self._proposed = checked
 
-    def look(self) -> None:
+    def read_file(self) -> None:
         """Propose what the file says, if it says something new; what cannot be used is logged once."""
         if self._file is None:
             return
         try:
-            found = self._file.stat()
-            stamp = found.st_mtime_ns, found.st_size
-            if stamp == self._seen:
+            status = self._file.stat()
+            stamp = status.st_mtime_ns, status.st_size
+            if stamp == self._file_stamp:
                 return
-            self._seen = stamp
-            read = yaml.safe_load(self._file.read_text(encoding="utf-8"))
-            if not isinstance(read, dict):
-                raise ConfigError(f"it holds {read!r} and no weights by partition key")
-            self.propose(read)
+            self._file_stamp = stamp
+            weights = yaml.safe_load(self._file.read_text(encoding="utf-8"))
+            if not isinstance(weights, dict):
+                raise ConfigError(f"it holds {weights!r} and no weights by partition key")
+            self.propose(weights)
         except FileNotFoundError:
             return  # it may come later
         except (OSError, ValueError, yaml.YAMLError) as error:
@@ -85,16 +85,16 @@ class Mixture:
         text = json.dumps(sorted(weights.items()))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
-    def agree(self, told: IntArray, own: Weights | None) -> None:
-        """Put weights into force, if every rank told of the same ones.
+    def agree(self, digests: IntArray, proposed: Weights | None) -> None:
+        """Put weights into force, if every rank proposes the same ones.
 
         Args:
-            told: `[ranks]` int64, the digests in the headers of an exchange.
-            own: The weights that this rank told of in it.
+            digests: `[ranks]` int64, the word `MIXTURE` of the headers of an exchange.
+            proposed: The weights whose digest this rank's header had.
         """
-        if (told == told[0]).all() and own != self._weights:
-            LOG.info("rehearsal: the mixture is %s from this step on", own)
-            self._weights, self._columns = own, np.empty(0)
+        if (digests == digests[0]).all() and proposed != self._weights:
+            LOG.info("rehearsal: the mixture is %s from this step on", proposed)
+            self._weights, self._columns = proposed, np.empty(0)
 
     @property
     def in_force(self) -> Weights | None:

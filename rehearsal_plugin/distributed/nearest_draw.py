@@ -1,10 +1,20 @@
 """Which stored rows of all ranks are nearest to what each rank has just seen, found without a collective more.
 
-In step t the header of every rank tells the others the embeddings of its new rows, its queries. While the step
-computes, each finds the nearest of its own rows for the queries of all, and its next header tells them, beside its next
-queries. From that every rank knows the nearest rows of all ranks for every reader, alike and without another word. So
-nobody waits for an answer within a step, and whoever issues collectives (the training thread or the background) changes
-nothing.
+Questions and answers travel in the headers of two steps (see `header` for the words):
+
+| step | this rank's header says | while the step computes |
+|---|---|---|
+| t | embeddings of its new rows (queries), rows it wants | every rank searches its own rows for all queries |
+| t + 1 | its answers: similarity and slot of each row found | every rank merges the answers of all ranks, alike |
+
+So nobody waits for an answer within a step, no collective is added, and it does not matter which thread issues them.
+For example, two ranks want two rows each. The columns of `WANTED` rows belong to the readers in turn::
+
+    answers of rank 0   0.9@4  0.2@1 | 0.5@4  -          similarity@slot, - for none
+    answers of rank 1   0.7@8  0.1@3 | 0.8@8  0.6@2
+    reader              0      0     | 1      1
+    merged              rank 0 gets (0, 4), (1, 8)       (owner, slot), the nearest first
+                        rank 1 gets (1, 8), (1, 2)
 
 A row that is replaced between the search and the draw is represented by the one that took its place. Rows that were
 admitted in the step of a query are not found, so that a batch does not find itself.
@@ -28,11 +38,12 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray
 from rehearsal_plugin.core.rng import Purpose, RandomStream
 from rehearsal_plugin.distributed.draw import Draws
+from rehearsal_plugin.distributed.header import NearestWord
 
 __all__ = ["NearestDraw"]
 
-HEAD = 2
-"""Words before the queries: how many there are, and how many rows this rank wants to know of."""
+HEAD = len(NearestWord)
+"""Words before the queries."""
 
 EARLIER = Where(min_age=1)
 
@@ -46,7 +57,7 @@ class NearestDraw:
             many queries a rank has (`sampling`).
         rank: This rank.
         size: Ranks.
-        turns: Independent draws of a step; the nearest rows are dealt out to them in turn.
+        draws: Independent draws of a step; the nearest rows are dealt out to them in turn.
 
     Raises:
         BatchError: Rows have no such embedding.
@@ -59,68 +70,71 @@ class NearestDraw:
         config: RehearsalConfig,
         rank: int,
         size: int,
-        turns: int,
+        draws: int,
     ) -> None:
         import_faiss()
         assert config.retrieval is not None  # by the rules of the section
         self._index, self._cosine = RowIndex(buffer, config.retrieval), config.retrieval.metric == "cosine"
         self._share, self._queries = config.sampling.retrieved_share, config.sampling.queries
-        self._rank, self._size, self._turns = rank, size, turns
+        self._rank, self._size, self._draws = rank, size, draws
         self._numbers = RandomStream(config.seed, Purpose.QUERIES)
         self._largest = 0
-        self._wanted: IntArray | None = None  # rows by the queries that were heard last; None before all ranks agreed
-        self._own = np.empty((2, 0), dtype=np.int64)  # this rank's answers to these: scores (their bits) and slots
+        self._wanted: IntArray | None = None  # rows, by the last queries of all ranks; None before all ranks agreed
+        self._answers = np.empty((2, 0), dtype=np.int64)  # this rank's to these: similarities (their bits) and slots
 
-    def tell(self, staged: Tensor, request: int, step: int) -> IntArray:
-        """What this rank tells the others: queries, and its answers to those that it heard last; at first nothing.
+    def ask(self, staged: Tensor, request: int, step: int) -> IntArray | None:
+        """This rank's words in the header of a step: queries, and answers to those of the step before.
 
         Args:
             staged: `[n, row_bytes]` uint8, new rows.
-            request: Rows that this rank asks for in each turn.
+            request: Rows that this rank asks for in each draw.
             step: Number of the exchange.
 
         Returns:
-            `[words]` int64, as many on all ranks.
+            `[words]` int64, as many on all ranks; None at first, so that a rank with another config can say so in
+            headers of one length.
         """
         if self._wanted is None:
-            return np.empty(0, dtype=np.int64)  # a rank with another config can say so in headers of one length
+            return None
         self._largest = max(self._largest, request)
         queries = self._queries_of(staged, step)
-        words = np.zeros(self._answers_at + self._own.size, dtype=np.int64)
-        words[:HEAD] = len(queries), math.ceil(self._share * self._largest) * self._turns
+        words = np.zeros(self._answers_at + self._answers.size, dtype=np.int64)
+        words[NearestWord.QUERIES] = len(queries)
+        words[NearestWord.WANTED] = math.ceil(self._share * self._largest) * self._draws
         words[HEAD : self._answers_at].view(np.float32)[: queries.size] = queries.ravel()
-        words[self._answers_at :] = self._own.ravel()
+        words[self._answers_at :] = self._answers.ravel()
         return words
 
-    def hear(
-        self, told: IntArray, counts: IntArray, requests: IntArray, step: int, rng: np.random.Generator
+    def draw(
+        self, words: IntArray, counts: IntArray, requests: IntArray, step: int, rng: np.random.Generator
     ) -> tuple[Draws, IntArray]:
-        """Take in what all ranks told, and find this rank's answers to it.
+        """The nearest rows by the answers of all ranks; finds this rank's answers to their new queries.
 
         Args:
-            told: `[ranks, words]` int64, what `tell` gave on all ranks.
+            words: `[ranks, words]` int64, those of `ask` on all ranks.
             counts: `[ranks, 1]` int64, rows stored.
-            requests: `[ranks]` int64, rows that each asks for in each turn.
+            requests: `[ranks]` int64, rows that each asks for in each draw.
             step: Number of the exchange.
             rng: The same state on every rank.
 
         Returns:
-            The nearest rows as draws, and how many `[ranks, turns]` int64 are still to be drawn by other means.
+            The nearest rows as draws, and how many `[ranks, draws]` int64 are still to be drawn by other means.
         """
         if self._wanted is None:
             self._wanted, none = np.zeros(self._size, dtype=np.int64), np.empty(0, dtype=np.int64)
             return Draws(none, none, none, none, counts), requests
-        reader, owner, slot = self._merged(told[:, self._answers_at :].reshape(self._size, 2, -1), self._wanted)
+        answers = words[:, self._answers_at :].reshape(self._size, 2, -1)
+        reader, owner, slot = self._merged(answers, self._wanted)
         # Whole numbers that are the share of the request in the mean.
-        most = np.floor(self._share * requests + rng.random(self._size)).astype(np.int64) * self._turns
+        most = np.floor(self._share * requests + rng.random(self._size)).astype(np.int64) * self._draws
         place = _places(reader)
         taken = place < most[reader]
-        reader, owner, slot, turn = reader[taken], owner[taken], slot[taken], place[taken] % self._turns
-        given = np.bincount(reader * self._turns + turn, minlength=self._size * self._turns)
+        reader, owner, slot, number = reader[taken], owner[taken], slot[taken], place[taken] % self._draws
+        nearest = np.bincount(reader * self._draws + number, minlength=self._size * self._draws)
         before = np.cumsum(counts[:, 0]) - counts[:, 0]
-        self._wanted, self._own = told[:, 1].copy(), self._answers(told, step)
-        near = Draws(reader, turn, np.zeros_like(reader), before[owner] + slot, counts)
-        return near, requests[:, None] - given.reshape(self._size, self._turns)
+        self._wanted, self._answers = words[:, NearestWord.WANTED].copy(), self._search(words, step)
+        draws = Draws(reader, number, np.zeros_like(reader), before[owner] + slot, counts)
+        return draws, requests[:, None] - nearest.reshape(self._size, self._draws)
 
     def close(self) -> None:
         """Stop following the buffer."""
@@ -128,7 +142,7 @@ class NearestDraw:
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on, as arrays and numbers."""
-        return {"wanted": self._wanted, "own": self._own, "largest": self._largest}
+        return {"wanted": self._wanted, "own": self._answers, "largest": self._largest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave on this rank of as many.
@@ -136,10 +150,10 @@ class NearestDraw:
         Raises:
             ValueError: It contradicts itself, or is that of other ranks.
         """
-        wanted, own = state["wanted"], state["own"]
-        if wanted is not None and (wanted.shape != (self._size,) or own.shape != (2, int(wanted.sum()))):
-            raise ValueError(f"answers of shape {own.shape} to {wanted.tolist()} questions of {self._size} ranks")
-        self._wanted, self._own, self._largest = wanted, own, int(state["largest"])
+        wanted, answers = state["wanted"], state["own"]
+        if wanted is not None and (wanted.shape != (self._size,) or answers.shape != (2, int(wanted.sum()))):
+            raise ValueError(f"answers of shape {answers.shape} to {wanted.tolist()} questions of {self._size} ranks")
+        self._wanted, self._answers, self._largest = wanted, answers, int(state["largest"])
 
     @property
     def _answers_at(self) -> int:
@@ -169,24 +183,24 @@ class NearestDraw:
         order = np.lexsort((slots, owner, -scores, reader))
         return reader[order], owner[order], slots[order]
 
-    def _answers(self, told: IntArray, step: int) -> IntArray:
+    def _search(self, words: IntArray, step: int) -> IntArray:
         """The nearest of this rank's rows for the queries of all ranks, `[2, sum(wanted)]` int64; slots -1 for none."""
         self._index.sync(step)
-        counts, wanted = told[:, 0], told[:, 1]
+        counts, wanted = words[:, NearestWord.QUERIES], words[:, NearestWord.WANTED]
         begin, most = np.cumsum(wanted) - wanted, int(wanted.max())
-        own = np.full((2, int(wanted.sum())), -1, dtype=np.int64)
+        answers = np.full((2, int(wanted.sum())), -1, dtype=np.int64)
         if not most or not counts.any():
-            return own
+            return answers
         width = self._index.width
-        numbers = np.ascontiguousarray(told[:, HEAD : self._answers_at]).view(np.float32)
+        numbers = np.ascontiguousarray(words[:, HEAD : self._answers_at]).view(np.float32)
         queries = numbers[:, : self._queries * width].reshape(self._size, self._queries, width)
         asked = np.arange(self._queries) < counts[:, None]
-        found = self._index.search(queries[asked], most, EARLIER, step)
-        reader, slot, score = _distinct(np.repeat(np.arange(self._size), counts), found.slots, found.scores)
+        nearest = self._index.search(queries[asked], most, EARLIER, step)
+        reader, slot, score = _distinct(np.repeat(np.arange(self._size), counts), nearest.slots, nearest.scores)
         place = _places(reader)
         taken = place < wanted[reader]
-        own[:, begin[reader[taken]] + place[taken]] = score[taken].view(np.int64), slot[taken]
-        return own
+        answers[:, begin[reader[taken]] + place[taken]] = score[taken].view(np.int64), slot[taken]
+        return answers
 
 
 def _distinct(reader: IntArray, slots: IntArray, scores: Float64Array) -> tuple[IntArray, IntArray, Float64Array]:

@@ -21,7 +21,7 @@ from rehearsal_plugin.buffer.vector_index.index import RowIndex
 from rehearsal_plugin.buffer.vector_index.known_rows import Embed, columns_of
 from rehearsal_plugin.config import ExchangeConfig, RetrievalConfig
 from rehearsal_plugin.core.background_thread import BackgroundThread
-from rehearsal_plugin.distributed.transport import Transport, default_transport
+from rehearsal_plugin.distributed.transport import Transport, open_transport
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError, RehearsalError
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.retrieval.queries import prepared, wanted
@@ -70,7 +70,7 @@ class Retriever:
         self.config = _config_of(source, config)
         exchange = source.config.exchange if isinstance(source, Rehearsal) else ExchangeConfig()
         timeout_s = exchange.timeout_s if timeout_s is None else timeout_s
-        self._transport = transport or default_transport(exchange.backend, timeout_s)
+        self._transport = transport or open_transport(exchange.backend, timeout_s)
         self._stop = threading.Event()
         self._search = DistributedSearch(self._transport, timeout_s, self._stop.is_set)
         self._index: RowIndex | None = None
@@ -104,7 +104,7 @@ class Retriever:
         Raises:
             CheckpointError: There is no checkpoint or no row, or it cannot be read.
         """
-        transport = transport or default_transport("auto", timeout_s)
+        transport = transport or open_transport("auto", timeout_s)
         buffer, step = stored_rows(Path(folder), transport.rank, transport.size)
         return cls(buffer, config, transport=transport, embed=embed, timeout_s=timeout_s, now=step)
 

@@ -1,8 +1,11 @@
-"""What becomes of a batch: its candidates go to the buffer, and replayed rows come to the model with it."""
+"""Stages the candidates of a batch, and joins replayed rows to it.
+
+A batch is flattened once on its way in, worked on leaf by leaf, and rebuilt once on its way out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -14,7 +17,7 @@ from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.padding import Padding
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
-from rehearsal_plugin.core.tree import leaves_of, without
+from rehearsal_plugin.core.tree import FlatBatch, flatten, without
 from rehearsal_plugin.errors import CheckpointError, ConfigError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
@@ -23,9 +26,11 @@ from rehearsal_plugin.runtime.representatives import Share
 from rehearsal_plugin.runtime.token_losses import token_counts
 from rehearsal_plugin.strategies import Strategy
 
-__all__ = ["BatchAugmenter", "Transform"]
+__all__ = ["BatchAugmenter", "Transform", "check_room"]
 
 Transform: TypeAlias = Callable[[Any], Any]
+
+NO_ROWS: Mapping[str, Tensor] = {}
 
 
 class BatchAugmenter:
@@ -35,7 +40,7 @@ class BatchAugmenter:
         config: The `rehearsal` section.
         strategy: What replayed rows are used for.
         coordinator: Where rows go to and come from.
-        answers: Waits for what the model makes of a micro-batch.
+        pending: Micro-batches that wait for their loss.
         transform: See `Rehearsal`.
         fill: Called before the first batch, with the device on which it lives; may fill the buffer.
 
@@ -48,13 +53,13 @@ class BatchAugmenter:
         config: RehearsalConfig,
         strategy: Strategy,
         coordinator: ReplayCoordinator,
-        answers: PendingLosses,
+        pending: PendingLosses,
         *,
         transform: Transform | None,
         fill: Callable[[torch.device], None],
     ) -> None:
-        self._config, self._strategy, self._coordinator, self._answers = config, strategy, coordinator, answers
-        self._transform, self._fill = transform or _unchanged, fill
+        self._config, self._strategy, self._coordinator, self._pending = config, strategy, coordinator, pending
+        self._transform, self._fill = transform, fill
         self.padding = None if config.padding is None else Padding(config.padding)
         self._layout: RowLayout | None = None
         self._memory = RecycledMemory()
@@ -64,35 +69,40 @@ class BatchAugmenter:
         """Whether a batch has come yet."""
         return self._layout is not None
 
-    def begin(self) -> None:
-        """The next batch is the first one again."""
+    def forget_layout(self) -> None:
+        """Take the next batch for the first one again."""
         self._layout = None
 
     def augment(self, batch: Any, *, displace: bool) -> Any:
         """See `Rehearsal.augment`."""
-        stored = batch if self.padding is None else self.padding.widen(batch)
+        flat = flatten(batch)
+        stored = flat if self.padding is None else self.padding.widen(flat)
         layout = self._layout = self._layout or self._first_layout(stored)
         columns = layout.columns(stored)
-        size, replacing = len(columns[0]), self._config.mode == "replace"
         if not self._strategy.records:
-            self._coordinator.stage(columns, layout, {})  # first: rows that it refuses must leave no trace
-        share = self._coordinator.take(size if replacing and displace else None)
-        displaced = len(share.rows) if share is not None and replacing and displace else 0
-        new = size - displaced
-        self._weigh(batch, new, share)
-        # Only what the model sees has outputs, and it has them later; whoever gave the batch may change it until then.
-        own = [column[:new].clone() for column in columns] if self._strategy.records else []
-        keys = self._keys(layout, columns, new, share)
-        seen = self._joined(layout, batch, share, displaced)
-        self._answers.expect(MicroBatch(own, new, share, self._strategy.draws, keys, _labels(seen)), layout)
-        self._count(seen, new, displaced, share, keys)
-        return self.visible(seen)
+            self._coordinator.stage_candidates(columns, layout, {})  # first: rows it refuses must leave no trace
+        share, displaced = self._take_share(len(columns[0]), displace)
+        replayed = NO_ROWS if share is None else layout.views(share.rows)
+        new = len(columns[0]) - displaced
+        self._count_towards_ratio(flat, replayed, new, share)
+        # Only what the model sees has outputs, and it has them later, when the batch may have been changed.
+        recorded = [column[:new].clone() for column in columns] if self._strategy.records else []
+        keys = self._keys(layout, columns, new, replayed)
+        joined = self._joined(layout, flat, replayed, displaced)
+        labels = joined.get("labels")
+        micro_batch = MicroBatch(
+            recorded, new, share, self._strategy.draws, keys, labels if isinstance(labels, Tensor) else None
+        )
+        self._pending.expect(micro_batch, layout)
+        self._count(joined, new, displaced, share, keys)
+        return self.visible(batch if joined is flat and not isinstance(batch, FlatBatch) else joined)
 
     def visible(self, batch: Any) -> Any:
         """See `Rehearsal.visible`."""
-        return without(batch, self._config.hidden) if self._config.hidden else batch
+        nested = batch.rebuild() if isinstance(batch, FlatBatch) else batch
+        return without(nested, self._config.hidden) if self._config.hidden else nested
 
-    def _first_layout(self, batch: Any) -> RowLayout:
+    def _first_layout(self, batch: FlatBatch) -> RowLayout:
         """The layout of the first batch; that of rows from a checkpoint gets its nesting."""
         layout = RowLayout.infer(batch, self._config.fields)
         first = layout.columns(batch)[0]
@@ -102,56 +112,68 @@ class BatchAugmenter:
         if self._coordinator.prefetcher is None:
             return layout
         buffer = self._coordinator.prefetcher.buffer
-        stored = buffer.layout
-        loaded, given = (
-            {field.name: (str(field.dtype), field.shape) for field in one.fields} for one in (stored, layout)
+        loaded, wanted = (
+            {field.name: (str(field.dtype), field.shape) for field in one.fields} for one in (buffer.layout, layout)
         )
-        if loaded != given:
+        if loaded != wanted:
             raise CheckpointError(
-                f"the checkpoint holds rows of {loaded}, and the batch has {given}; give batches of the same fields, "
+                f"the checkpoint holds rows of {loaded}, and the batch has {wanted}; give batches of the same fields, "
                 "or start with an empty buffer"
             )
-        layout = replace(layout, fields=stored.fields)  # which may be in another order
-        buffer.layout = replace(layout, state=stored.state, row_bytes=stored.row_bytes)
+        layout = replace(layout, fields=buffer.layout.fields)  # which may be in another order
+        buffer.layout = replace(layout, state=buffer.layout.state, row_bytes=buffer.layout.row_bytes)
         return layout
 
-    def _joined(self, layout: RowLayout, batch: Any, share: Share | None, displaced: int) -> Any:
+    def _take_share(self, size: int, displace: bool) -> tuple[Share | None, int]:
+        """The replayed rows of a batch of `size` rows, and how many of its rows make room for them."""
+        replacing = displace and self._config.mode == "replace"
+        share = self._coordinator.take(size if replacing else None)
+        return share, len(share.rows) if share is not None and replacing else 0
+
+    def _joined(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
         """The batch with replayed rows behind it, transformed as the strategy says."""
-        everything = self._config.strategy.transform == "all"
-        if share is not None and len(share.rows):
-            replayed = layout.unpack(share.rows)
+        transform_all = self._config.strategy.transform == "all"
+        if len(next(iter(replayed.values()), ())):
             if self.padding is not None:
                 batch, replayed = self.padding.alike(batch, replayed)
-            batch = layout.join(batch, replayed if everything else self._transform(replayed), self._memory, displaced)
-        return self._transform(batch) if everything else batch
+            if self._transform is not None and not transform_all:
+                replayed = self._transformed(layout, replayed)
+            batch = layout.join(batch, replayed, self._memory, displaced)
+        return flatten(self._transform(batch.rebuild())) if self._transform is not None and transform_all else batch
 
-    def _weigh(self, batch: Any, new: int, share: Share | None) -> None:
-        """Tell the schedule how much the model sees: `new` rows of the batch, and the replayed ones."""
-        rows = [new, 0 if share is None else len(share.rows)]
+    def _transformed(self, layout: RowLayout, replayed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        assert self._transform is not None
+        flat = flatten(self._transform(layout.nesting.with_leaves(replayed).rebuild()))
+        return {name: flat[name] for name in replayed}
+
+    def _count_towards_ratio(
+        self, batch: FlatBatch, replayed: Mapping[str, Tensor], new: int, share: Share | None
+    ) -> None:
+        """Count how much the model sees: `new` rows of the batch, and the replayed ones."""
+        queue, rows = self._coordinator.queue, [new, 0 if share is None else len(share.rows)]
         amounts = rows
-        if self._config.ratio_in == "tokens" and self.padding is not None and self._layout is not None:
-            replayed = None if share is None else self._layout.unpack(share.rows)
-            lengths = (self.padding.lengths(batch)[:new], None if replayed is None else self.padding.lengths(replayed))
-            amounts = [0 if part is None else int(part.sum()) for part in lengths]
-            for count, amount, again in zip(rows, amounts, (False, True), strict=True):
-                self._coordinator.schedule.saw(count, amount, replayed=again)
-        self._coordinator.seen(sum(amounts) if self._config.mode == "replace" else amounts[0])
+        if self._config.ratio_in == "tokens" and self.padding is not None:
+            of_new = int(self.padding.lengths(batch)[:new].sum())
+            amounts = [of_new, int(self.padding.lengths(replayed).sum()) if replayed else 0]
+            for count, amount, is_replayed in zip(rows, amounts, (False, True), strict=True):
+                queue.ratio.learn_tokens(count, amount, replayed=is_replayed)
+        queue.count_micro_batch(sum(amounts) if self._config.mode == "replace" else amounts[0])
 
-    def _keys(self, layout: RowLayout, columns: list[Tensor], new: int, share: Share | None) -> IntArray | None:
+    def _keys(
+        self, layout: RowLayout, columns: list[Tensor], new: int, replayed: Mapping[str, Tensor]
+    ) -> IntArray | None:
         """The partition keys of all rows that the model sees, `[rows]` int64; None without partitions."""
         name = self._config.buffer.partition_by
         if name is None:
             return None
-        place = [field.name for field in layout.fields].index(layout.field(name).name)
-        parts = [columns[place][:new]]
-        if share is not None:
-            parts.append(layout.fields[place].view(share.rows).to(parts[0].device))
+        own = columns[[field.name for field in layout.fields].index(layout.field(name).name)][:new]
+        parts = [own, replayed[name].to(own.device)] if replayed else [own]
         keys: IntArray = torch.cat([part.reshape(-1).to(torch.int64) for part in parts]).cpu().numpy()
         return keys
 
-    def _count(self, seen: Any, new: int, displaced: int, share: Share | None, keys: IntArray | None) -> None:
+    def _count(self, joined: FlatBatch, new: int, displaced: int, share: Share | None, keys: IntArray | None) -> None:
         metrics = self._coordinator.metrics
-        tokens = token_counts(seen)
+        tokens = token_counts(joined)
         if tokens is not None:
             metrics.count_tokens(tokens, new, keys)
         if share is None:
@@ -178,13 +200,3 @@ def check_room(representatives: int | None, draws: int, size: int) -> None:
             f"rehearsal.representatives is {representatives} and a batch has {size} rows, so with rehearsal.mode "
             f"'replace' and {draws} draw(s) a step no new row would ever be seen; lower it"
         )
-
-
-def _labels(batch: Any) -> Tensor | None:
-    """The labels of a batch, by the name that models of Hugging Face have for them."""
-    found = leaves_of(batch).get("labels")
-    return found if isinstance(found, Tensor) else None
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch

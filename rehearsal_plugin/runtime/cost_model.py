@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.distributed.global_counts import FIXED, LEAST_PAIRS
+from rehearsal_plugin.distributed.global_counts import LEAST_PAIRS
+from rehearsal_plugin.distributed.header import FIXED, WORD_BYTES
 from rehearsal_plugin.strategies import make_strategy
 
 __all__ = [
@@ -29,8 +30,6 @@ __all__ = [
     "load_of",
     "times",
 ]
-
-INTEGER = 8  # bytes of a number in a header
 
 DRAW_NS, DRAW_BY_PARTITION_NS = 40.0, 170.0
 """Nanoseconds of the draw for each row that any rank asks for, uniform and by partition, as
@@ -145,7 +144,7 @@ def load_of(config: RehearsalConfig, row_bytes: int, batch: int, accumulation: i
     offered = min(batch, config.candidates or batch)
     collectives = 0 if config.sampling.scope == "local" else 3 if strategy.refreshes else 2
     pairs = LEAST_PAIRS if config.sampling.by_partition else 1
-    header_bytes = INTEGER * (FIXED + 2 * pairs)
+    header_bytes = WORD_BYTES * (FIXED + 2 * pairs)
     return Load(offered * accumulation, replayed * accumulation, row_bytes, header_bytes, collectives)
 
 

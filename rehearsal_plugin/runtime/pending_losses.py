@@ -1,4 +1,4 @@
-"""What comes back for a micro-batch: outputs and targets, from which a strategy makes its loss and what it stores."""
+"""Micro-batches that wait for their loss: outputs and targets come back, the strategy makes its loss of them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.tree import map_leaves
 from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
-from rehearsal_plugin.runtime.importance import Importance
-from rehearsal_plugin.runtime.loss_monitor import LossMonitor
+from rehearsal_plugin.runtime.loss_monitor import LossMonitor, PartitionImportance
 from rehearsal_plugin.runtime.micro_batch import MicroBatch, no_criterion
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import Criterion
@@ -24,7 +23,7 @@ __all__ = ["PendingLosses"]
 
 
 class PendingLosses:
-    """Waits for what the model makes of a micro-batch.
+    """Micro-batches in their order, each waiting for the outputs of the model.
 
     Args:
         config: The `rehearsal` section.
@@ -35,8 +34,10 @@ class PendingLosses:
     def __init__(self, config: RehearsalConfig, strategy: Strategy, coordinator: ReplayCoordinator) -> None:
         self._config, self._strategy, self._coordinator = config, strategy, coordinator
         self._waiting: deque[tuple[MicroBatch, RowLayout]] = deque()
-        self._importance = None if config.strategy.partition_weights is None else Importance(config, coordinator)
-        self._measuring = LossMonitor(config, coordinator, self._importance)
+        self._importance = (
+            None if config.strategy.partition_weights is None else PartitionImportance(config, coordinator)
+        )
+        self._monitor = LossMonitor(config, coordinator, self._importance)
 
     def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
         """Wait for the answer for this micro-batch too, after those for the ones before it."""
@@ -45,7 +46,7 @@ class PendingLosses:
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """See `Rehearsal.loss`."""
         new, *replayed = self._parts(outputs, targets, criterion)
-        self._measuring.parts(self._current()[0], [new, *replayed])
+        self._monitor.measure_parts(self._current()[0], [new, *replayed])
         replayed = [part for part in replayed if part.size]
         # One call also where the criterion weights rows unequally, as a mean over tokens does.
         if self._strategy.plain and self._importance is None:
@@ -59,7 +60,7 @@ class PendingLosses:
     def complete(self, outputs: Any, scale: float) -> Any:
         """See `Rehearsal.complete`."""
         new, *replayed = self._parts(outputs, (), no_criterion)
-        added = self._measuring.rows(self._current()[0], outputs) if self.measures else None
+        added = self._monitor.measure_outputs(self._current()[0], outputs) if self.measures else None
         self._record(new)
         if not self._strategy.plain or self._strategy.records:
             term = self._strategy.regularizer([part for part in replayed if part.size])
@@ -81,7 +82,7 @@ class PendingLosses:
     def clear(self) -> None:
         """Forget all micro-batches, and what was measured of them."""
         self._waiting.clear()
-        self._measuring.clear()
+        self._monitor.clear()
 
     def check(self) -> None:
         """Refuse to go on without an answer: a strategy would do nothing, and nobody would know.
@@ -103,11 +104,11 @@ class PendingLosses:
     @property
     def measures(self) -> bool:
         """Whether losses are told apart in this step, or in every one."""
-        return self._importance is not None or self._measuring.due
+        return self._importance is not None or self._monitor.due
 
     def end_step(self) -> None:
         """Note what was measured in this step."""
-        self._measuring.end_step()
+        self._monitor.end_step()
 
     @property
     def need(self) -> str:
@@ -148,7 +149,7 @@ class PendingLosses:
         if self._strategy.records:
             micro_batch, layout = self._current()
             state = self._strategy.state(replace(new, outputs=map_leaves(new.outputs, _detached)))
-            self._coordinator.stage(micro_batch.columns, layout, state)
+            self._coordinator.stage_candidates(micro_batch.columns, layout, state)
         self._waiting.popleft()
 
     def _refresh(self, replayed: list[Part]) -> None:
@@ -156,7 +157,7 @@ class PendingLosses:
         if not self._strategy.refreshes or share is None:
             return
         for part, index in zip(replayed, torch.split(share.index, [part.size for part in replayed]), strict=True):
-            self._coordinator.update(index, self._strategy.refresh(part))
+            self._coordinator.queue.update_state(index, self._strategy.refresh(part))
 
     def _current(self) -> tuple[MicroBatch, RowLayout]:
         if not self._waiting:

@@ -1,10 +1,10 @@
-"""One rank's buffer, exchange and worker: what `Rehearsal` drives."""
+"""Prepares the rows of a later step in the background, while the training thread computes."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -21,11 +21,12 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.background_thread import BackgroundThread
 from rehearsal_plugin.core.metrics import Metrics
-from rehearsal_plugin.core.rng import Purpose, RandomStream
 from rehearsal_plugin.distributed.exchange import Arrival, Exchange, Outgoing, Posted, Refresh
+from rehearsal_plugin.distributed.header import Notes
 from rehearsal_plugin.distributed.mixture import Mixture
 from rehearsal_plugin.distributed.transport import LocalTransport, Transport
-from rehearsal_plugin.errors import BatchError, ExchangeTimeout, RehearsalError
+from rehearsal_plugin.errors import ExchangeTimeout, RehearsalError
+from rehearsal_plugin.runtime.candidates import CandidateSelection
 from rehearsal_plugin.runtime.cuda_stream import SideStream
 
 __all__ = ["Prefetcher"]
@@ -42,10 +43,18 @@ class Outcome:
 
 
 class Prefetcher:
-    """Stages candidates, launches a background job a step, collects the rows that it brought.
+    """Stages candidates, launches a background job a step, collects the rows that the job brought.
 
     At most one job runs at a time, and between `collect` and `launch` none does; so the index and the storage
     have one user at a time and need no lock.
+
+    | call | thread | touches |
+    |---|---|---|
+    | `stage_candidates` | training | staging area |
+    | `launch` | training | staging area, slot index; collectives where the library wants them there |
+    | job of a step | background | storage, headers, counts of all ranks, draw; collectives else |
+    | `collect`, `drain`, `state_dict` | training, waits for the job | what the job left behind |
+    | `close` | training, or at exit | waits for the job, then stops it |
 
     Args:
         config: The `rehearsal` section.
@@ -54,7 +63,7 @@ class Prefetcher:
         device: Where batches live.
         metrics: Where it is counted.
         rank: Of this process, for random numbers and messages; that in the transport unless the others are gone.
-        turns: Independent draws of a step.
+        draws: Independent draws of a step.
         step: Number of the first job, the same on all ranks.
 
     Attributes:
@@ -72,7 +81,7 @@ class Prefetcher:
         metrics: Metrics,
         *,
         rank: int,
-        turns: int = 1,
+        draws: int = 1,
         step: int = 0,
     ) -> None:
         local = config.sampling.scope == "local"
@@ -84,12 +93,12 @@ class Prefetcher:
             self.buffer,
             LocalTransport() if local else transport,
             config,
-            turns=turns,
+            draws=draws,
             stream=rank + 1 if local else 0,
             metrics=metrics,
             stopped=self._stop.is_set,
         )
-        self._candidates = RandomStream(config.seed, Purpose.CANDIDATES)
+        self._candidates = CandidateSelection(config, rank)
         self._staging = Staging(buffer.layout.row_bytes, device)
         self._stream = SideStream(device)
         self._outgoing: Outgoing | None = None
@@ -97,55 +106,36 @@ class Prefetcher:
         self._worker: BackgroundThread[Outcome] = BackgroundThread(f"rehearsal-rank{rank}")
         self._micro_batch = 0
 
-    def stage(self, columns: list[Tensor]) -> None:
-        """Copy the candidates among the samples of a micro-batch (see `RowLayout.pack`) to the staging area."""
-        size, most = len(columns[0]), self._config.candidates
-        index = None
-        if most is not None and most < size:
-            place = (self.step << 20) + self._micro_batch
-            rng = self._candidates.at(place, self._rank)
-            index = torch.from_numpy(np.sort(rng.choice(size, most, replace=False)))
-        if self._config.non_finite != "keep":
-            index = self._sound(columns, index)
+    def stage_candidates(self, columns: list[Tensor]) -> None:
+        """Copy the candidates among the rows of a micro-batch (see `RowLayout.pack`) to the staging area."""
+        layout = self.buffer.layout
+        fields = (*layout.fields, *layout.state)
+        places = self._candidates.choose(columns, fields, self.step, self._micro_batch)
         self._micro_batch += 1
-        rows = self._staging.reserve(size if index is None else len(index))
+        rows = self._staging.reserve(len(columns[0]) if places is None else len(places))
         try:
-            self.buffer.layout.pack(columns, rows, index)
+            layout.pack(columns, rows, places)
         except BaseException:
             self._staging.give_back(len(rows))
             raise
 
-    def _sound(self, columns: list[Tensor], index: Tensor | None) -> Tensor:
-        """Those of the candidates at `index` `[n]`, or of all, that hold finite numbers only."""
-        chosen = torch.arange(len(columns[0])) if index is None else index
-        whole = torch.stack([finite(column) for column in columns]).cpu()[:, chosen]  # by field
-        if self._config.non_finite == "refuse" and not whole.all():
-            fields = (*self.buffer.layout.fields, *self.buffer.layout.state)
-            bad = [field.name for field, sound in zip(fields, whole, strict=True) if not sound.all()]
-            raise BatchError(
-                f"{int((~whole.all(0)).sum())} of {len(chosen)} candidates on rank {self._rank} at step {self.step} "
-                f"hold NaN or infinity in {bad}; mend the data, or set rehearsal.non_finite to 'skip' or 'keep'"
-            )
-        return chosen[whole.all(0)]
-
-    def launch(self, request: int, refresh: Refresh | None, words: Sequence[int]) -> None:
+    def launch(self, request: int, refresh: Refresh | None, notes: Notes) -> None:
         """Admit what was staged and start preparing rows.
 
         Args:
-            request: Rows that this rank shall get in each turn from the job after this one.
+            request: Rows that this rank shall get in each draw from the job after this one.
             refresh: New state for rows that arrived earlier; None on all ranks or on none.
-            words: See `announced`.
+            notes: What this rank tells the others beside it.
         """
-        self.mixture.look()
+        self.mixture.read_file()
         step, staged = self.step, self._staging.flush()
         self._micro_batch = 0
         slots = self.buffer.admit(staged, step)
         self._count_admission(slots)
         self._stream.mark()
-        # What is wanted now, not when the background comes to it: whoever posts changes nothing.
-        post = partial(
-            self._exchange.post, step, request, self._outgoing, staged, refresh, words, self.mixture.proposed
-        )
+        # The weights as they are now, not when the background comes to it: which thread posts changes nothing.
+        weights = self.mixture.proposed
+        post = partial(self._exchange.post, step, request, self._outgoing, staged, refresh, notes, weights)
         posted = _at_once(post) if self._inline else post
         self._job = self._worker.submit(lambda: self._run(posted, slots, staged))
         self.step += 1
@@ -185,7 +175,7 @@ class Prefetcher:
         outcome = None if self._job is None else self._result(self._job)
         outgoing = self._outgoing if outcome is None else outcome.outgoing
         arrival = None if outcome is None else outcome.arrival
-        neighbours = self._exchange.neighbours
+        nearest_draw = self._exchange.nearest_draw
         return {
             "step": self.step,
             "in_flight": outcome is not None,
@@ -193,9 +183,9 @@ class Prefetcher:
             "arrival": None if arrival is None else arrival.state_dict(),
             "staged": self._staging.staged(),
             "micro_batch": self._micro_batch,
-            "census": self._exchange.global_counts.state_dict(),
+            "census": {**self._exchange.global_counts.state_dict(), "notes": self._exchange.notes},
             "mixture": self.mixture.state_dict(),
-            "neighbours": None if neighbours is None else neighbours.state_dict(),
+            "neighbours": None if nearest_draw is None else nearest_draw.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -206,9 +196,10 @@ class Prefetcher:
         """
         self.step, self._micro_batch = int(state["step"]), int(state["micro_batch"])
         self._exchange.global_counts.load_state_dict(state["census"])
+        self._exchange.notes = state["census"]["notes"].copy()
         self.mixture.load_state_dict(state["mixture"])
-        if self._exchange.neighbours is not None:
-            self._exchange.neighbours.load_state_dict(state["neighbours"])
+        if self._exchange.nearest_draw is not None:
+            self._exchange.nearest_draw.load_state_dict(state["neighbours"])
         self._staging.reserve(len(state["staged"])).copy_(state["staged"])
         arrival = None if state["arrival"] is None else Arrival.load(state["arrival"], self.device)
         self._outgoing = None
@@ -225,9 +216,9 @@ class Prefetcher:
         return self._exchange.mixture
 
     @property
-    def announced(self) -> IntArray:
-        """The words that ranks gave `launch` for the last exchange that was collected, `[ranks, NOTES - 1]` int64."""
-        return self._exchange.global_counts.notes[:, 1:]
+    def notes(self) -> IntArray:
+        """The notes of all ranks in the last exchange that was collected, `[ranks, NOTES]` int64; see `header`."""
+        return self._exchange.notes
 
     @property
     def digest(self) -> int:
@@ -302,14 +293,3 @@ def _at_once(post: Callable[[], Posted]) -> Callable[[], Posted]:
     except Exception as error:
         posted.set_exception(error)
     return posted.result
-
-
-def finite(column: Tensor) -> Tensor:
-    """Which rows of a column `[n, ...]` hold finite numbers only, `[n]` bool."""
-    if column.dtype.is_floating_point and column.dtype.itemsize == 1:
-        column = column.float()  # torch has no `isfinite` of most of these dtypes
-    return (
-        torch.isfinite(column).reshape(len(column), -1).all(1)
-        if column.numel()
-        else column.new_ones(len(column)).bool()
-    )

@@ -30,11 +30,11 @@ class ReplayRatio:
 
     Args:
         config: Gives `ratio` or `representatives`, `mode`, and how the ratio changes.
-        turns: Independent draws that share the ratio; `representatives` are those of each.
+        draws: Independent draws that share the ratio; `representatives` are those of each.
     """
 
-    def __init__(self, config: RehearsalConfig, turns: int = 1) -> None:
-        self._config, self._turns = config, turns
+    def __init__(self, config: RehearsalConfig, draws: int = 1) -> None:
+        self._config, self._draws = config, draws
         self._in_tokens = config.ratio_in == "tokens"
         self._boost = 1.0
         self._most = 0.0
@@ -58,13 +58,13 @@ class ReplayRatio:
         unchanged = self._ratio == self._config.ratio
         share = Fraction(str(self._ratio)) if unchanged else Fraction(round(self._ratio * UNIT), UNIT)
         per_unit = share if self._config.mode == "replace" else share / (1 - share)
-        self._per_unit = (per_unit if unchanged else Fraction(round(per_unit * UNIT), UNIT)) / self._turns
+        self._per_unit = (per_unit if unchanged else Fraction(round(per_unit * UNIT), UNIT)) / self._draws
 
     def boost(self, factor: float, most: float) -> None:
         """From the next step on ask for `factor` times as much, but for no higher ratio than `most`."""
         self._boost, self._most = min(self._boost * factor, HIGHEST_BOOST), most
 
-    def next(self, amount: int) -> int:
+    def rows_for(self, amount: int) -> int:
         """Rows to replay from each draw for another batch of `amount` rows or tokens."""
         if self._config.representatives is not None:
             return self._config.representatives
@@ -73,12 +73,12 @@ class ReplayRatio:
         self._carry = due - rows * self._mean
         return rows
 
-    def saw(self, rows: int, tokens: int, *, replayed: bool) -> None:
-        """Learn how many tokens rows had, with `ratio_in: tokens`; those of all draws together."""
+    def learn_tokens(self, rows: int, tokens: int, *, replayed: bool) -> None:
+        """Learn how many tokens rows have, with `ratio_in: tokens`; those of all draws together."""
         if not self._in_tokens or not rows or (self._known and not replayed):
             return
         if replayed:
-            self._carry -= Fraction(tokens - rows * self._mean, self._turns)
+            self._carry -= Fraction(tokens - rows * self._mean, self._draws)
             if not self._known:
                 self._known, self._rows, self._tokens = True, 0, 0
         self._rows += rows

@@ -38,46 +38,53 @@ class Share:
 class Representatives:
     """Rows that arrived together, in random order.
 
-    They arrive grouped by owner; without the shuffle, micro-batches would get their rows from different ranks.
+    They arrive grouped by owner; without the shuffle, micro-batches would get their rows from different ranks. For
+    example, five rows of two draws, given to micro-batches that take one of each draw::
+
+        draw of each row    0 0 1 0 1
+        draws (shuffled)    [3, 0, 1]  [2, 4]
+        micro-batch 0       rows 3, 2         left  [0, 1]  [4]
+        micro-batch 1       rows 0, 4         left  [1]     []
 
     Args:
         arrival: The rows.
         layout: That of the rows.
-        orders: For each draw, which rows of the arrival are still to be given, in their order.
+        draws: For each draw, which rows of the arrival are still to be given, in their order.
         shares: How many rows of each draw every micro-batch takes.
     """
 
-    def __init__(self, arrival: Arrival, layout: RowLayout, orders: list[IntArray], shares: Sequence[int]) -> None:
-        self._arrival, self._layout, self._orders = arrival, layout, orders
+    def __init__(self, arrival: Arrival, layout: RowLayout, draws: list[IntArray], shares: Sequence[int]) -> None:
+        self._arrival, self._layout, self._draws = arrival, layout, draws
         self._shares = deque(shares)
         self._state: Tensor | None = None
 
     @classmethod
     def shuffled(
-        cls, arrival: Arrival, layout: RowLayout, turns: int, shares: Sequence[int], rng: np.random.Generator
+        cls, arrival: Arrival, layout: RowLayout, draws: int, shares: Sequence[int], rng: np.random.Generator
     ) -> Representatives:
-        """The rows of `turns` independent draws, in an order from `rng`."""
-        given = arrival.source.plan.turns
-        return cls(arrival, layout, [rng.permutation(np.flatnonzero(given == turn)) for turn in range(turns)], shares)
+        """The rows of so many independent draws, in an order from `rng`."""
+        numbers = arrival.source.plan.draw_numbers
+        shuffled = [rng.permutation(np.flatnonzero(numbers == number)) for number in range(draws)]
+        return cls(arrival, layout, shuffled, shares)
 
     def state_dict(self) -> dict[str, Any]:
         """What is left of them, as plain tensors, arrays and numbers."""
-        orders = {str(turn): order for turn, order in enumerate(self._orders)}
+        orders = {str(number): rows for number, rows in enumerate(self._draws)}
         shares = list(self._shares)
         return {"arrival": self._arrival.state_dict(), "orders": orders, "shares": shares, "state": self._state}
 
     @classmethod
     def load(cls, state: Mapping[str, Any], layout: RowLayout, device: torch.device) -> Representatives:
         """What `state_dict` gave, with the rows on `device`."""
-        orders = [state["orders"][str(turn)] for turn in range(len(state["orders"]))]
-        loaded = cls(Arrival.load(state["arrival"], device), layout, orders, state["shares"])
+        draws = [state["orders"][str(number)] for number in range(len(state["orders"]))]
+        loaded = cls(Arrival.load(state["arrival"], device), layout, draws, state["shares"])
         loaded._state = None if state["state"] is None else state["state"].to(device)
         return loaded
 
     @property
     def due(self) -> int:
         """Rows of the next micro-batch, of all draws together."""
-        return sum(min(self._shares[0], len(order)) for order in self._orders) if self._shares else 0
+        return sum(min(self._shares[0], len(rows)) for rows in self._draws) if self._shares else 0
 
     def take(self, most: int | None) -> Share:
         """The rows of the next micro-batch.
@@ -87,17 +94,17 @@ class Representatives:
         """
         share = self._shares.popleft() if self._shares else 0
         if most is not None:
-            share = min(share, most // len(self._orders))
-        if len(self._orders) == 1 and share >= len(self._orders[0]) == len(self._arrival.rows):
+            share = min(share, most // len(self._draws))
+        if len(self._draws) == 1 and share >= len(self._draws[0]) == len(self._arrival.rows):
             return self._take_all()
-        chosen = [order[:share] for order in self._orders]
-        self._orders = [order[share:] for order in self._orders]
+        chosen = [rows[:share] for rows in self._draws]
+        self._draws = [rows[share:] for rows in self._draws]
         index = torch.from_numpy(np.concatenate(chosen)).to(self._arrival.rows.device)
         return Share(self._arrival.rows.index_select(0, index), [len(part) for part in chosen], index)
 
     def _take_all(self) -> Share:
         """All rows of the only draw, where they lie: one micro-batch gets them, so their order does not matter."""
-        self._orders = [self._orders[0][:0]]
+        self._draws = [self._draws[0][:0]]
         rows = self._arrival.rows
         return Share(rows, [len(rows)], torch.arange(len(rows), device=rows.device))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["IGNORED", "LossMeter", "groups", "predicts_next", "token_counts", "token_losses"]
+__all__ = ["IGNORED", "groups", "predicts_next", "token_counts", "token_losses"]
 
 IGNORED = -100
 """The label of a token that does not count, as in torch and in models of Hugging Face."""
@@ -25,14 +26,12 @@ IN_PLACE = ("MaskedLM", "Seq2Seq", "TokenClassifier")
 """How Hugging Face calls the outputs of models that answer each position with its own label."""
 
 
-def token_counts(batch: Any) -> Tensor | None:
+def token_counts(batch: FlatBatch) -> Tensor | None:
     """Tokens of each row that count, `[rows]` int64: those with a label, else those of the mask; None without either.
 
     Args:
-        batch: A mapping with `labels` `[rows, length]`, or with an `attention_mask` of that shape.
+        batch: With a leaf `labels` `[rows, length]`, or `attention_mask` of that shape.
     """
-    if not isinstance(batch, Mapping):
-        return None
     labels, mask = batch.get("labels"), batch.get("attention_mask")
     if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
         return (labels != IGNORED).sum(1)
@@ -85,28 +84,3 @@ def groups(keys: IntArray | None, size: int) -> Iterator[tuple[int | None, Tenso
         return
     for key in np.unique(keys).tolist():
         yield key, torch.from_numpy(np.flatnonzero(keys == key))
-
-
-class LossMeter:
-    """Weighted means by name, from one call of `close` to the next."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, tuple[float, float]] = {}
-
-    def add(self, kind: str, key: int | None, total: float, weight: float) -> None:
-        """Add a sum of losses to `loss_<kind>`, and to that of the partition."""
-        for name in (f"loss_{kind}", *([] if key is None else [f"loss_{kind}/{key}"])):
-            sums, weights = self._sums.get(name, (0.0, 0.0))
-            self._sums[name] = sums + total, weights + weight
-
-    def total(self, kind: str, keys: list[int] | None = None) -> tuple[float, float]:
-        """Sum and weight so far of a kind, or of some of its partitions."""
-        names = [f"loss_{kind}"] if keys is None else [f"loss_{kind}/{key}" for key in keys]
-        found = [self._sums.get(name, (0.0, 0.0)) for name in names]
-        return sum(total for total, _ in found), sum(weight for _, weight in found)
-
-    def close(self) -> dict[str, float]:
-        """The means by name; then it begins anew."""
-        means = {name: total / weight for name, (total, weight) in self._sums.items() if weight}
-        self._sums.clear()
-        return means

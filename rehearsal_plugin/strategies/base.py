@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from rehearsal_plugin.config import StrategyConfig
+from rehearsal_plugin.config.registries import STRATEGIES
 from rehearsal_plugin.core.tree import map_leaves
-from rehearsal_plugin.errors import BatchError, ConfigError
+from rehearsal_plugin.errors import BatchError
 
 __all__ = [
     "STRATEGIES",
@@ -139,17 +140,11 @@ class Strategy(ABC):
 
 
 S = TypeVar("S", bound=type[Strategy])
-STRATEGIES: dict[str, type[Strategy]] = {}
 
 
 def register(name: str) -> Callable[[S], S]:
     """Make a strategy available as `rehearsal.strategy.name`."""
-
-    def add(strategy: S) -> S:
-        STRATEGIES[name] = strategy
-        return strategy
-
-    return add
+    return STRATEGIES.register(name)
 
 
 def make_strategy(config: StrategyConfig) -> Strategy:
@@ -158,11 +153,8 @@ def make_strategy(config: StrategyConfig) -> Strategy:
     Raises:
         ConfigError: None is registered by that name.
     """
-    if config.name not in STRATEGIES:
-        raise ConfigError(
-            f"rehearsal.strategy.name is '{config.name}'; the registered strategies are {', '.join(sorted(STRATEGIES))}"
-        )
-    return STRATEGIES[config.name](config)
+    strategy: Strategy = STRATEGIES[config.name](config)
+    return strategy
 
 
 def flatten(outputs: Any, only: Collection[str] | None = None) -> dict[str, Tensor]:

@@ -260,7 +260,7 @@ def test_what_was_written_for_other_ranks_goes_on(saves: dict[int, Path]) -> Non
     for size in (1, 3):
         for rehearsal in load(saves[2], size, buffer={"capacity": 501}):
             with rehearsal:
-                rank = rehearsal._coordinator.rank
+                rank = rehearsal._coordinator.lifecycle.rank
                 batches = [rehearsal.update(own(rank, step)) for step in range(STEPS, STEPS + 4)]
                 assert [len(batch["id"]) - 4 - rank for batch in batches] == [0, 0, 4, 4], "as late as in a new job"
                 assert all(map(intact, batches))
@@ -342,7 +342,7 @@ def test_other_settings_go_on_with_the_rows(change: str, tmp_path: Path) -> None
     with rehearsal:
         for step in range(10, 14):
             batch = rehearsal.augment(own(0, step))
-            rehearsal._answers.drop()
+            rehearsal._pending.drop()
             rehearsal.step()
         assert intact(batch)
         assert len(batch["id"]) == 8

@@ -22,7 +22,7 @@ from rehearsal_plugin.errors import ConfigError
 __all__ = ["balanced"]
 
 
-@register
+@register("balanced", partitions=True)
 def balanced(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Equal shares per partition, rebalanced as partitions appear."""
     partitions, owners = slot_index.partitions, offer.owners

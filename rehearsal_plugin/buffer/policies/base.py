@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from rehearsal_plugin.buffer.slot_index import SlotIndex
+from rehearsal_plugin.config.registries import POLICIES, RegisteredPolicy
 from rehearsal_plugin.core.arrays import Float32Array, IntArray
 
 __all__ = ["POLICIES", "Offer", "Policy", "last_writers", "register", "vacant"]
@@ -37,16 +38,21 @@ The result `[n]` int64 is the slot of each offered row, -1 where it is not kept;
 taken in order from `slot_index.count`. A policy changes nothing: the buffer records the outcome.
 """
 
-POLICIES: dict[str, Policy] = {}
-
 FEW = 64
 """Slots of which a set is made faster than an order."""
 
 
-def register(policy: Policy) -> Policy:
-    """Make a policy available by its function's name as `rehearsal.buffer.policy`."""
-    POLICIES[policy.__name__] = policy
-    return policy
+def register(
+    name: str, *, partitions: bool = False, judges: Literal["score", "features"] | None = None
+) -> Callable[[Policy], Policy]:
+    """Make a policy available as `rehearsal.buffer.policy`.
+
+    Args:
+        name: What the config calls it.
+        partitions: Whether it needs `partition_by`.
+        judges: What it needs of `score_by`: one score a row, features, or nothing.
+    """
+    return POLICIES.register(name, lambda policy: RegisteredPolicy(policy, partitions, judges))
 
 
 def last_writers(slots: IntArray) -> IntArray:

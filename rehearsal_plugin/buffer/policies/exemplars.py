@@ -23,13 +23,7 @@ Choice: TypeAlias = Callable[[Float32Array, NDArray[np.float64], int], IntArray]
 """`choice(features [n, width], mean [width], count) -> [count]` int64, the rows to keep, best first."""
 
 
-@register
-def closest_to_centre(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
-    """Each partition keeps the rows that are nearest to its mean."""
-    return _keep_best(slot_index, offer, _nearest)
-
-
-@register
+@register("herding", judges="features")
 def herding(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Each partition keeps rows whose mean is near its own: a greedy choice of the row that brings it nearest.
 
@@ -40,6 +34,12 @@ def herding(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> In
     (rows of a partition)^2 operations for every partition that a batch touches, so it is for small buffers.
     """
     return _keep_best(slot_index, offer, _herd)
+
+
+@register("closest_to_centre", judges="features")
+def closest_to_centre(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
+    """Each partition keeps the rows that are nearest to its mean."""
+    return _keep_best(slot_index, offer, _nearest)
 
 
 def _keep_best(slot_index: SlotIndex, offer: Offer, choice: Choice) -> IntArray:

@@ -12,7 +12,7 @@ from rehearsal_plugin.core.rng import integers_below
 __all__ = ["random_replace"]
 
 
-@register
+@register("random_replace")
 def random_replace(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Fill the buffer, then overwrite random rows.
 

@@ -17,7 +17,7 @@ ROUNDS, PROPOSALS = 3, 4
 """Rounds of proposals, and slots proposed in each for every one that leaves."""
 
 
-@register
+@register("score", judges="score")
 def score(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Rows come in as into a reservoir; the chance to be replaced falls in a line with the score.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out, put, sparse_field
-from rehearsal_plugin.core.tree import leaves_of, map_leaves
+from rehearsal_plugin.core.tree import FlatBatch, flatten
 from rehearsal_plugin.errors import BatchError
 
 __all__ = ["Packed", "RowLayout"]
@@ -50,7 +50,7 @@ class RowLayout:
         fields: The fields, in the order in which the batch was walked.
         row_bytes: Bytes of a row, padding included; a multiple of 16.
         others: Names of the leaves that are not part of a row and pass through untouched.
-        skeleton: The batch's nesting with every leaf replaced by its name.
+        nesting: The first batch without its leaves: what rows are unpacked into.
         selected: Whether the fields were named, so that any other leaf may come and go.
         state: Fields that are not part of the batch: what a strategy stores beside it.
     """
@@ -58,7 +58,7 @@ class RowLayout:
     fields: tuple[Field, ...]
     row_bytes: int
     others: frozenset[str]
-    skeleton: Any
+    nesting: FlatBatch
     selected: bool = False
     state: tuple[Field, ...] = ()
 
@@ -75,11 +75,12 @@ class RowLayout:
             BatchError: No field at all, two leaves of one name, a name in `only` that is not there, or a sparse
                 tensor.
         """
-        leaves, skeleton = leaves_of(batch), map_leaves(batch, lambda name, _: name)
-        chosen = _choose(leaves, only)
+        flat = flatten(batch)
+        chosen = _choose(dict(zip(flat.names, flat.leaves, strict=True)), only)
         fields, row_bytes = lay_out(chosen, 0)
-        others = frozenset(leaves) - frozenset(chosen)
-        return cls(fields, max(row_bytes, ALIGNMENT), others, skeleton, selected=only is not None)
+        others = frozenset(flat.names) - frozenset(chosen)
+        nesting = flat.with_leaves(dict.fromkeys(flat.names))
+        return cls(fields, max(row_bytes, ALIGNMENT), others, nesting, selected=only is not None)
 
     def with_state(self, state: Mapping[str, Tensor]) -> RowLayout:
         """This layout with fields for state `[n, ...]` by name behind those of the batch."""
@@ -109,17 +110,17 @@ class RowLayout:
         Raises:
             BatchError: A field is missing, new, or of another dtype or shape than in the first batch.
         """
-        leaves = leaves_of(batch)
-        first = leaves.get(self.fields[0].name)
+        flat = flatten(batch)
+        first = flat.get(self.fields[0].name)
         size = first.shape[0] if isinstance(first, Tensor) and first.ndim else 0
-        if not (self.selected or leaves.keys() <= self._names):
-            self._refuse_new(leaves, size)
-        return [field.check(leaves.get(field.name), size) for field in self.fields]
+        if not self.selected and flat.structure is not self.nesting.structure:
+            self._refuse_new(flat, size)
+        return [field.check(flat.get(field.name), size) for field in self.fields]
 
-    def _refuse_new(self, leaves: Mapping[str, Any], size: int) -> None:
+    def _refuse_new(self, flat: FlatBatch, size: int) -> None:
         """Raise `BatchError` if the batch has a field that the first one did not have."""
-        for name in leaves.keys() - self._names:
-            if _is_batched(leaves[name], size):
+        for name in set(flat.names) - self._names:
+            if _is_batched(flat[name], size):
                 raise BatchError(
                     f"batch field '{name}' was not in the first batch; every batch needs the same fields "
                     "(or name the fields of a row in rehearsal.fields)"
@@ -168,46 +169,50 @@ class RowLayout:
         """The state of rows `[n, row_bytes]` by name, as views."""
         return self.state_of(rows[:, self.row_bytes - self.state_bytes :])
 
+    def views(self, rows: Tensor) -> dict[str, Tensor]:
+        """The fields of rows `[n, row_bytes]` by name, as views."""
+        return {field.name: field.view(rows) for field in self.fields}
+
     def unpack(self, rows: Tensor) -> Any:
         """Rows `[n, row_bytes]` as a batch of views; leaves that are not fields come back as None."""
-        views = {field.name: field.view(rows) for field in self.fields}
-        return map_leaves(self.skeleton, lambda name, _: views.get(name))
+        return self.nesting.with_leaves(self.views(rows)).rebuild()
 
     def packed(self, rows: Tensor) -> Packed:
         """Rows `[n, row_bytes]` with the batch that lies in them."""
         return Packed(rows, self.unpack(rows))
 
-    def join(self, batch: Any, replayed: Any, memory: RecycledMemory, displaced: int = 0) -> Any:
+    def join(
+        self, batch: FlatBatch, replayed: Mapping[str, Tensor], memory: RecycledMemory, displaced: int = 0
+    ) -> FlatBatch:
         """The batch with replayed samples behind it.
 
         Args:
             batch: A batch of b samples.
-            replayed: A batch of r samples in the same nesting, on any device.
+            replayed: The fields of r samples by name, `[r, *shape]` each, on any device.
             memory: Where the result goes, if it is large.
             displaced: How many of the batch's last samples make room.
 
         Returns:
             The same nesting with b - displaced + r samples a field; the batch's own stay first, bit-identical.
         """
-        names = {field.name for field in self.fields}
-        columns = leaves_of(replayed)
+        joined = {}
+        for field in self.fields:
+            new = batch[field.name]
+            kept = new[: len(new) - displaced] if displaced else new
+            joined[field.name] = memory.cat(kept, replayed[field.name].to(new.device, non_blocking=True))
+        return batch.with_leaves(joined)
 
-        def append(name: str, leaf: Any) -> Any:
-            if name not in names:
-                return leaf
-            return memory.cat(leaf[: len(leaf) - displaced], columns[name].to(leaf.device, non_blocking=True))
-
-        return map_leaves(batch, append)
-
-    def cut(self, batch: Any, start: int, stop: int | None) -> Any:
+    def cut(self, batch: FlatBatch, start: int, stop: int | None) -> FlatBatch:
         """The batch's samples from `start` to `stop`, as views; what is not a field passes through."""
-        names = {field.name for field in self.fields}
-        return map_leaves(batch, lambda name, leaf: leaf[start:stop] if name in names else leaf)
+        return batch.with_leaves({field.name: batch[field.name][start:stop] for field in self.fields})
 
-    def concatenate(self, first: Any, second: Any) -> Any:
+    def concatenate(self, first: FlatBatch, second: FlatBatch) -> FlatBatch:
         """The samples of two batches as one; what is not a field comes from the second."""
-        columns = dict(zip((field.name for field in self.fields), self.columns(first), strict=True))
-        return map_leaves(second, lambda name, leaf: torch.cat((columns[name], leaf)) if name in columns else leaf)
+        columns = {
+            field.name: torch.cat((column, second[field.name]))
+            for field, column in zip(self.fields, self.columns(first), strict=True)
+        }
+        return second.with_leaves(columns)
 
     @cached_property
     def _names(self) -> frozenset[str]:

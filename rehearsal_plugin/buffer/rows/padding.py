@@ -1,22 +1,34 @@
 """Rows of different length: stored at one length, replayed at that of the longest row of the batch.
 
 A position is padding if it and all behind it hold the padding of every padded field. So a row may end with a token
-that is also used as padding, as long as its label or its place in the mask says that it counts.
+that is also used as padding, as long as its label or its place in the mask says that it counts. With 0 as padding of
+both fields, these rows have the lengths 3, 2 and 0::
+
+    tokens  5 7 0 0     mask  1 1 1 0     length 3   (the 0 counts: its mask is 1)
+            5 7 0 0           1 1 0 0            2
+            0 0 0 0           0 0 0 0            0
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from rehearsal_plugin.config import PaddingConfig
-from rehearsal_plugin.core.tree import leaves_of, map_leaves
+from rehearsal_plugin.core.tree import FlatBatch, flatten
 from rehearsal_plugin.errors import BatchError
 
 __all__ = ["Padding"]
+
+
+class Fields(Protocol):
+    """Tensors by name: a flat batch, or the fields of replayed rows."""
+
+    def __getitem__(self, name: str, /) -> Any: ...
 
 
 class Padding:
@@ -29,53 +41,49 @@ class Padding:
     def __init__(self, config: PaddingConfig) -> None:
         self._length, self._values = config.length, config.values
 
-    def widen(self, batch: Any) -> Any:
+    def widen(self, batch: Any) -> FlatBatch:
         """The batch at the length at which rows are stored.
 
         Raises:
             BatchError: A padded field is missing, has no length, has another than the others, or is too long.
         """
-        self._width(batch)
-        return self._to(batch, self._length)
+        flat = flatten(batch)
+        self._check_width(flat)
+        return flat.with_leaves(self._fitted(flat, self._length))
 
-    def narrow(self, batch: Any) -> Any:
+    def narrow(self, batch: FlatBatch) -> FlatBatch:
         """The batch at the length of its longest row."""
-        return self._to(batch, int(self.lengths(batch).max()) if self._rows(batch) else 0)
+        return batch.with_leaves(self._fitted(batch, self._longest(batch)))
 
-    def alike(self, batch: Any, replayed: Any) -> tuple[Any, Any]:
-        """A batch and replayed rows of the stored length, both at the length that holds all of them.
+    def alike(self, batch: FlatBatch, replayed: Mapping[str, Tensor]) -> tuple[FlatBatch, Mapping[str, Tensor]]:
+        """A batch and the fields of replayed rows of the stored length, both at the length that holds all of them.
 
         The batch keeps its own where that is longer.
         """
-        width = max(self._width(batch), int(self.lengths(replayed).max()) if self._rows(replayed) else 0)
-        return self._to(batch, width), self._to(replayed, width)
+        width = max(self._check_width(batch), self._longest(replayed))
+        return batch.with_leaves(self._fitted(batch, width)), {**replayed, **self._fitted(replayed, width)}
 
-    def lengths(self, batch: Any) -> Tensor:
+    def lengths(self, fields: Fields) -> Tensor:
         """Positions of each row up to its last that is no padding, `[n]` int64."""
-        count = torch.zeros((self._rows(batch), self._width(batch)), dtype=torch.bool)
-        leaves = leaves_of(batch)
+        first = fields[self._first]
+        counts = torch.zeros(first.shape[:2], dtype=torch.bool, device=first.device)
         for name, value in self._values.items():
-            field = leaves[name]
-            count = count.to(field.device)
-            count |= (field != value).reshape(*field.shape[:2], -1).any(2)
-        places = torch.arange(1, count.shape[1] + 1, device=count.device)
-        return (count * places).amax(1) if count.numel() else count.new_zeros(len(count), dtype=torch.int64)
+            field = fields[name]
+            counts = counts.to(field.device)
+            counts |= field != value if field.ndim == 2 else (field != value).flatten(2).any(2)
+        places = torch.arange(1, counts.shape[1] + 1, device=counts.device)
+        return (counts * places).amax(1) if counts.numel() else counts.new_zeros(len(counts), dtype=torch.int64)
 
-    def _rows(self, batch: Any) -> int:
-        return len(leaves_of(batch)[next(iter(self._values))])
+    @property
+    def _first(self) -> str:
+        return next(iter(self._values))
 
-    def _width(self, batch: Any) -> int:
+    def _longest(self, fields: Fields) -> int:
+        return int(self.lengths(fields).max()) if len(fields[self._first]) else 0
+
+    def _check_width(self, batch: FlatBatch) -> int:
         """The common length of the padded fields, checked."""
-        leaves, widths = leaves_of(batch), {}
-        for name in self._values:
-            field = leaves.get(name)
-            if not isinstance(field, Tensor) or field.ndim < 2:
-                what = f"shape {tuple(field.shape)}" if isinstance(field, Tensor) else type(field).__name__
-                raise BatchError(
-                    f"rehearsal.padding.values names '{name}', which has no length: the batch has {what} for it; name "
-                    f"tensors [rows, length, ...] out of {sorted(leaves)}"
-                )
-            widths[name] = field.shape[1]
+        widths = {name: self._width_of(batch, name) for name in self._values}
         if len(set(widths.values())) > 1:
             raise BatchError(f"the padded fields of a batch have one length, and not {widths}")
         width = next(iter(widths.values()))
@@ -86,17 +94,24 @@ class Padding:
             )
         return width
 
-    def _to(self, batch: Any, width: int) -> Any:
-        def fitted(name: str, leaf: Any) -> Any:
-            if name not in self._values or leaf.shape[1] == width:
-                return leaf
-            if leaf.shape[1] > width:
-                return leaf[:, :width]
-            behind = [0, 0] * (leaf.ndim - 2) + [0, width - leaf.shape[1]]
-            return functional.pad(leaf, behind, value=_of_type(self._values[name], leaf))
+    def _width_of(self, batch: FlatBatch, name: str) -> int:
+        field = batch.get(name)
+        if not isinstance(field, Tensor) or field.ndim < 2:
+            what = f"shape {tuple(field.shape)}" if isinstance(field, Tensor) else type(field).__name__
+            raise BatchError(
+                f"rehearsal.padding.values names '{name}', which has no length: the batch has {what} for it; name "
+                f"tensors [rows, length, ...] out of {sorted(batch.names)}"
+            )
+        return field.shape[1]
 
-        return map_leaves(batch, fitted)
+    def _fitted(self, fields: Fields, width: int) -> dict[str, Tensor]:
+        """The padded fields at another length, by name."""
+        return {name: _at_width(fields[name], width, value) for name, value in self._values.items()}
 
 
-def _of_type(value: float, tensor: Tensor) -> float:
-    return value if tensor.is_floating_point() else int(value)
+def _at_width(field: Tensor, width: int, padding: float) -> Tensor:
+    """A field `[n, length, ...]` cut or padded behind to `width` positions."""
+    if field.shape[1] >= width:
+        return field if field.shape[1] == width else field[:, :width]
+    behind = [0, 0] * (field.ndim - 2) + [0, width - field.shape[1]]
+    return functional.pad(field, behind, value=padding if field.is_floating_point() else int(padding))

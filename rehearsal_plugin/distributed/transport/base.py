@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from rehearsal_plugin.config.registries import TRANSPORTS
 from rehearsal_plugin.errors import ClosedError, ExchangeError, ExchangeTimeout
 
-__all__ = ["Pending", "Transport", "poll", "wait"]
+__all__ = ["Connect", "Pending", "Transport", "poll", "register", "wait"]
 
 FIRST_POLL_S = 50e-6
 
@@ -90,6 +92,16 @@ class Transport(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give up the group; a second call does nothing."""
+
+
+Connect: TypeAlias = Callable[["dist.ProcessGroup | Sequence[int] | None", float], Transport]
+"""`connect(group, timeout_s) -> transport`: between the ranks of a group of torch.distributed, or between ranks by
+their numbers; None for all ranks."""
+
+
+def register(name: str) -> Callable[[Connect], Connect]:
+    """Make a transport available as `rehearsal.exchange.backend`; decorates the function that connects its ranks."""
+    return TRANSPORTS.register(name)
 
 
 def wait(pending: Pending, deadline: float, stopped: Callable[[], bool], what: str) -> Tensor:

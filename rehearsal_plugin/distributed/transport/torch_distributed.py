@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll
+from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll, register
+from rehearsal_plugin.distributed.transport.local import LocalTransport
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError
 
 __all__ = ["TorchDistributedTransport"]
@@ -136,6 +138,17 @@ class TorchDistributedTransport(Transport):
         # What was queued so far fills the rows to be sent.
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         return torch.cuda.stream(self._stream)
+
+
+def _connect_torch(backend: str, group: dist.ProcessGroup | Sequence[int] | None, timeout_s: float) -> Transport:
+    """Ranks of torch.distributed if that is initialised, else this process alone."""
+    if dist.is_available() and dist.is_initialized():
+        return TorchDistributedTransport(group, backend=backend, timeout_s=timeout_s)
+    return LocalTransport()
+
+
+for _name in ("auto", "gloo", "nccl"):
+    register(_name)(partial(_connect_torch, _name))
 
 
 class Gathered(Issued):

@@ -13,7 +13,7 @@ from typing import Any
 
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, find_block
 from rehearsal_plugin.core.metrics import few_partitions
-from rehearsal_plugin.distributed.transport import TorchDistributedTransport
+from rehearsal_plugin.distributed.transport import open_transport
 from rehearsal_plugin.errors import ConfigError, MissingDependencyError
 from rehearsal_plugin.integrations.deepspeed.pipeline_engine import check_pipeline, inject_at_stage, pulls_batches
 from rehearsal_plugin.integrations.handle import Handle, check_fed
@@ -151,9 +151,7 @@ def connect(engine: Any, config: RehearsalConfig, *, pulls: bool = True) -> Hand
 
 def _rehearsal(config: RehearsalConfig, engine: Any, ranks: list[int]) -> Rehearsal:
     exchange, group = config.exchange, engine.data_parallel_group
-    transport = TorchDistributedTransport(
-        ranks if group is None else group, backend=exchange.backend, timeout_s=exchange.timeout_s
-    )
+    transport = open_transport(exchange.backend, exchange.timeout_s, ranks if group is None else group)
     return Rehearsal(config, transport)
 
 

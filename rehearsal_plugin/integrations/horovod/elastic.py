@@ -14,6 +14,7 @@ import horovod.torch as hvd
 import torch
 from horovod.torch.elastic.state import StateHandler, TorchState
 
+from rehearsal_plugin.distributed.header import Progress
 from rehearsal_plugin.distributed.transport.horovod import HorovodTransport, horovod_failures
 from rehearsal_plugin.integrations.horovod.handle import HorovodHandle
 
@@ -44,9 +45,11 @@ class RehearsalStateHandler(StateHandler):  # type: ignore[misc]  # Horovod has 
     def sync(self) -> None:
         """Agree on the step and begin the exchange anew; Horovod calls it when ranks came or went."""
         if self.value.rehearsal is not None:
-            own = torch.tensor([self.value.rehearsal.steps, HorovodTransport.made])
-            step, HorovodTransport.made = hvd.allreduce(own, op=hvd.Max, name="rehearsal.progress").tolist()
-            self.value.rehearsal.restart(step, self.value.connect)
+            words = torch.zeros(len(Progress), dtype=torch.int64)
+            words[Progress.STEP], words[Progress.TRANSPORTS_MADE] = self.value.rehearsal.steps, HorovodTransport.made
+            furthest = hvd.allreduce(words, op=hvd.Max, name="rehearsal.progress").tolist()
+            HorovodTransport.made = furthest[Progress.TRANSPORTS_MADE]
+            self.value.rehearsal.restart(furthest[Progress.STEP], self.value.connect)
 
 
 class RehearsalTorchState(TorchState):  # type: ignore[misc]  # Horovod has no types

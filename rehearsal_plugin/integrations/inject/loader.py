@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any
 
 from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.core.tree import FlatBatch, flatten
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.runtime.batch_augmenter import check_room
@@ -71,27 +72,27 @@ class RehearsalLoader:
 
     def _rebatched(self) -> Iterator[Any]:
         layout: RowLayout | None = None
-        size, carried, rest, padding = 0, 0, None, self._rehearsal.padding
+        rest: FlatBatch | None = None
+        size, carried, padding = 0, 0, self._rehearsal.padding
         for batch in self._batches:
             if not self._live:
-                if carried:
+                if rest is not None and carried:
                     yield self._rehearsal.visible(rest)
                 carried, rest = 0, None
                 yield self._rehearsal.visible(batch)
                 continue
-            if padding is not None:
-                batch = padding.widen(batch)
+            flat = flatten(batch) if padding is None else padding.widen(batch)
             if layout is None:
-                layout = RowLayout.infer(batch, self._rehearsal.config.fields)
-                size = layout.size(batch)
-            rest = batch if rest is None else layout.concatenate(rest, batch)
+                layout = RowLayout.infer(flat, self._rehearsal.config.fields)
+                size = layout.size(flat)
+            rest = flat if rest is None else layout.concatenate(rest, flat)
             carried = layout.size(rest)
             while carried >= (room := self._room(size)) and carried:
                 ready = layout.cut(rest, 0, room)
                 yield self._augment(ready if padding is None else padding.narrow(ready))
                 rest = layout.cut(rest, room, None)
                 carried -= room
-        if layout is not None and carried:
+        if rest is not None and carried:
             yield self._augment(rest if padding is None else padding.narrow(rest))
 
     def _room(self, size: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rehearsal_plugin.config import RehearsalConfig, find_block
 from rehearsal_plugin.core.tree import without
-from rehearsal_plugin.distributed.transport import LocalTransport, TorchDistributedTransport
+from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.deepspeed.engine import connect
 from rehearsal_plugin.integrations.handle import Handle
@@ -67,8 +67,7 @@ def start(trainer: Any, config: RehearsalConfig) -> Handle:
             f"{peers} ranks of this trainer see the same data, and which is known only under DeepSpeed; use DeepSpeed, "
             "or data parallelism alone"
         )
-    exchange = config.exchange
-    return Handle(Rehearsal(config, TorchDistributedTransport(backend=exchange.backend, timeout_s=exchange.timeout_s)))
+    return Handle(Rehearsal(config))
 
 
 def ranks_factor(trainer: Any, items: Any) -> int:

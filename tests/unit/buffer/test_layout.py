@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.layout import RowLayout
-from rehearsal_plugin.core.tree import map_leaves
+from rehearsal_plugin.core.tree import flatten, map_leaves
 from rehearsal_plugin.errors import BatchError
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
@@ -56,7 +56,7 @@ def packed(layout: RowLayout, batch: Any, index: Tensor | None = None) -> Tensor
 
 
 def extended(layout: RowLayout, batch: Any, rows: Tensor, displaced: int = 0) -> Any:
-    return layout.join(batch, layout.unpack(rows), RecycledMemory(), displaced)
+    return layout.join(flatten(batch), layout.views(rows), RecycledMemory(), displaced).rebuild()
 
 
 def round_trip(batch: Any) -> Any:
@@ -371,14 +371,14 @@ def test_gradients_flow_through_the_batchs_own_samples() -> None:
 
 def test_a_cut_is_a_view_of_the_samples_between() -> None:
     batch: dict[str, Any] = {**sequence(0, 6), "name": "a"}
-    part = RowLayout.infer(batch).cut(batch, 2, 5)
+    part = RowLayout.infer(batch).cut(flatten(batch), 2, 5)
     assert (part["y"].tolist(), part["name"]) == ([2, 3, 4], "a")
     assert part["y"].untyped_storage().data_ptr() == batch["y"].untyped_storage().data_ptr()
 
 
 def test_concatenating_puts_the_second_behind_the_first() -> None:
     layout = RowLayout.infer(sequence(0, 3))
-    joined = layout.concatenate(sequence(0, 3), {**sequence(3, 5), "name": "b"})
+    joined = layout.concatenate(flatten(sequence(0, 3)), flatten({**sequence(3, 5), "name": "b"}))
     assert (joined["y"].tolist(), joined["name"]) == ([0, 1, 2, 3, 4], "b")
 
 

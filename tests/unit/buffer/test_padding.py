@@ -101,7 +101,9 @@ def test_rows_of_padding_alone_have_no_length() -> None:
 def test_wide_and_narrow_again_is_the_same() -> None:
     batch = new_batch(3)
     wide = padding().widen(batch)
-    assert {name: tuple(field.shape) for name, field in wide.items()} == dict.fromkeys(VALUES, (6, LONGEST))
+    assert {name: tuple(field.shape) for name, field in zip(wide.names, wide.leaves, strict=True)} == dict.fromkeys(
+        VALUES, (6, LONGEST)
+    )
     assert all(torch.equal(padding().narrow(wide)[name], batch[name]) for name in VALUES)
 
 

@@ -15,7 +15,8 @@ from scipy.stats import chi2_contingency
 
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.rng import Purpose, generator
-from rehearsal_plugin.distributed.draw import Draws, choose, draw, plan
+from rehearsal_plugin.distributed.draw import Draws, draw, plan
+from rehearsal_plugin.distributed.without_replacement import choose
 from tests.helpers.chance import SIGNIFICANCE, equally_included, equally_likely
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)

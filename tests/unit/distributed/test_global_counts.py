@@ -9,42 +9,46 @@ from hypothesis import strategies as st
 
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.global_counts import GlobalCounts
+from rehearsal_plugin.distributed.header import FIXED, Headers, Notes, Word, compose
 from rehearsal_plugin.errors import ExchangeError
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 FINGERPRINT = 2**63 - 1
-FIXED = 8
 KEYS = st.sampled_from([0, 1, 2, 3, 10, -7, 2**62, -(2**63)])
 Stored = dict[int, int]  # rows by partition key
 
 
 class Ranks:
-    """The censuses of several ranks, wired by hand: step by step, everyone hears everyone's header."""
+    """The tables of several ranks, wired by hand: step by step, every rank gets all headers."""
 
     def __init__(self, size: int, pairs: int = 8) -> None:
-        self.censuses = [GlobalCounts(rank, size, FINGERPRINT, pairs, pairs) for rank in range(size)]
+        self.tables_of_ranks = [GlobalCounts(rank, size, pairs, pairs) for rank in range(size)]
         self.step = 0
 
     def headers(self, stored: list[Stored], requests: list[int] | None = None) -> IntArray:
         asked = requests or [0] * len(stored)
-        told = zip(self.censuses, asked, stored, strict=True)
         return np.stack(
-            [global_counts.header(self.step, request, *arrays(rows)) for global_counts, request, rows in told]
+            [
+                compose(FINGERPRINT, self.step, request, changes, Notes(), pairs, table.room)
+                for table, request, rows in zip(self.tables_of_ranks, asked, stored, strict=True)
+                for changes, pairs in [table.changes(*arrays(rows))]
+            ]
         )
 
     def exchange(self, stored: list[Stored], requests: list[int] | None = None) -> list[IntArray]:
-        headers = self.headers(stored, requests)
+        """What every rank reads as the requests of all."""
+        words = self.headers(stored, requests)
         self.step += 1
-        return [global_counts.absorb(headers) for global_counts in self.censuses]
+        headers = [Headers(words, table.room) for table in self.tables_of_ranks]
+        for table, of_all in zip(self.tables_of_ranks, headers, strict=True):
+            table.absorb(of_all)
+        return [of_all.of(Word.REQUEST) for of_all in headers]
 
     def tables(self) -> list[list[Stored]]:
         """What every rank believes that every rank holds."""
         return [
-            [
-                {k: n for k, n in zip(global_counts.keys.tolist(), row, strict=True) if n}
-                for row in global_counts.counts.tolist()
-            ]
-            for global_counts in self.censuses
+            [{k: n for k, n in zip(table.keys.tolist(), row, strict=True) if n} for row in table.counts.tolist()]
+            for table in self.tables_of_ranks
         ]
 
 
@@ -86,8 +90,8 @@ def test_all_ranks_number_the_partitions_alike(history: list[list[Stored]]) -> N
     ranks = Ranks(len(history[0]))
     for stored in history:
         ranks.exchange(stored)
-    assert len({tuple(global_counts.keys.tolist()) for global_counts in ranks.censuses}) == 1
-    assert all(global_counts.counts.shape == (len(stored), len(global_counts.keys)) for global_counts in ranks.censuses)
+    assert len({tuple(table.keys.tolist()) for table in ranks.tables_of_ranks}) == 1
+    assert all(table.counts.shape == (len(stored), len(table.keys)) for table in ranks.tables_of_ranks)
 
 
 def test_requests_arrive_by_rank() -> None:
@@ -103,7 +107,7 @@ def test_a_single_rank_knows_itself() -> None:
 def test_nothing_stored_anywhere_is_an_empty_table() -> None:
     ranks = Ranks(2)
     ranks.exchange([{}, {}])
-    assert [global_counts.counts.shape for global_counts in ranks.censuses] == [(2, 0), (2, 0)]
+    assert [table.counts.shape for table in ranks.tables_of_ranks] == [(2, 0), (2, 0)]
 
 
 # What travels
@@ -112,14 +116,14 @@ def test_nothing_stored_anywhere_is_an_empty_table() -> None:
 def test_what_did_not_change_does_not_travel() -> None:
     ranks = Ranks(2)
     ranks.exchange([{1: 5, 2: 6}, {3: 7}])
-    assert ranks.headers([{1: 5, 2: 6}, {3: 7}])[:, 3].tolist() == [0, 0]
+    assert ranks.headers([{1: 5, 2: 6}, {3: 7}])[:, Word.CHANGES].tolist() == [0, 0]
 
 
 def test_only_what_changed_travels() -> None:
     ranks = Ranks(2)
     ranks.exchange([{1: 5, 2: 6, 3: 7}, {}])
     header = ranks.headers([{1: 5, 2: 0, 3: 7, -4: 1}, {}])[0]
-    assert header[3] == 2
+    assert header[Word.CHANGES] == 2
     assert header[FIXED : FIXED + 4].tolist() == [2, 0, -4, 1]
 
 
@@ -197,20 +201,20 @@ def test_narrow_headers_never_lead_to_a_wrong_count(history: list[list[Stored]],
 
 def test_a_rank_at_another_step_is_named_with_both_steps() -> None:
     headers = Ranks(3).headers([{}, {}, {}])
-    headers[2, 1] = 5
+    headers[2, Word.STEP] = 5
     with pytest.raises(ExchangeError, match=r"rank 0\b.*step 0\b.*rank 2\b.*step 5\b"):
-        GlobalCounts(0, 3, FINGERPRINT, 8, 8).absorb(headers)
+        Headers(headers, 8).check(0)
 
 
 def test_a_rank_with_other_fields_is_named() -> None:
     headers = Ranks(3).headers([{}, {}, {}])
-    headers[1, 0] = 99
+    headers[1, Word.FINGERPRINT] = 99
     with pytest.raises(ExchangeError, match=r"rank 2\b.*rank 1\b.*fields, dtypes or shapes"):
-        GlobalCounts(2, 3, FINGERPRINT, 8, 8).absorb(headers)
+        Headers(headers, 8).check(2)
 
 
 def test_the_odd_one_out_raises_as_well() -> None:
     headers = Ranks(3).headers([{}, {}, {}])
-    headers[1, 0] = 99
+    headers[1, Word.FINGERPRINT] = 99
     with pytest.raises(ExchangeError, match=r"rank 1\b.*rank 0\b"):
-        GlobalCounts(1, 3, FINGERPRINT, 8, 8).absorb(headers)
+        Headers(headers, 8).check(1)

@@ -106,8 +106,8 @@ def one_rank_without_numbers() -> dict[str, Any]:
     rank = dist.get_rank()
     with Rehearsal(section()) as rehearsal:
         stopped = train(rehearsal, 0, 20, rank, lambda _: float("nan") if rank else 1.0)
-        assert rehearsal._coordinator.guard is not None
-        return {"stopped": stopped, "mean": rehearsal._coordinator.guard.state_dict()["best"]}
+        assert rehearsal._coordinator.losses.guard is not None
+        return {"stopped": stopped, "mean": rehearsal._coordinator.losses.guard.state_dict()["best"]}
 
 
 # --- what it says and does -------------------------------------------------------------------------------------------
@@ -162,8 +162,8 @@ def test_a_checkpoint_from_after_the_rise_is_no_good_one(tmp_path: Path) -> None
         rehearsal.save(tmp_path / "before")
         train(rehearsal, 10, 40)
         rehearsal.save(tmp_path / "after")
-        assert rehearsal._coordinator.guard is not None
-        assert rehearsal._coordinator.guard.good == f"{tmp_path / 'before'}, step 10"
+        assert rehearsal._coordinator.losses.guard is not None
+        assert rehearsal._coordinator.losses.guard.good == f"{tmp_path / 'before'}, step 10"
 
 
 @pytest.mark.parametrize("pending", [None, 3, [3], [[3]], [["3", "a"]], [[-1, "a"]], [[3, 4]], [[2.5, "a"]]])

@@ -33,7 +33,7 @@ def furthest_from_exact(ratio: float, mode: Mode, sizes: Iterable[int]) -> Fract
     )
     for size in sizes:
         due += per_row(ratio, mode) * size
-        replayed += schedule.next(size)
+        replayed += schedule.rows_for(size)
         furthest = max(furthest, abs(due - replayed))
     return furthest
 
@@ -54,39 +54,39 @@ def test_sum_is_never_a_whole_row_off_with_batches_of_any_size(ratio: float, mod
 
 def test_no_drift_over_a_hundred_thousand_steps() -> None:
     schedule = ReplayRatio(RehearsalConfig(ratio=0.1, mode="replace"))
-    assert sum(schedule.next(1) for _ in range(100_000)) == 10_000
+    assert sum(schedule.rows_for(1) for _ in range(100_000)) == 10_000
 
 
 def test_ratio_is_the_share_of_what_the_model_sees() -> None:
     schedule = ReplayRatio(RehearsalConfig(ratio=0.2, mode="append"))
-    assert [schedule.next(8) for _ in range(10)] == [2] * 10
+    assert [schedule.rows_for(8) for _ in range(10)] == [2] * 10
 
 
 def test_replaced_rows_are_a_share_of_the_batch() -> None:
     schedule = ReplayRatio(RehearsalConfig(ratio=0.125, mode="replace"))
-    assert [schedule.next(8) for _ in range(10)] == [1] * 10
+    assert [schedule.rows_for(8) for _ in range(10)] == [1] * 10
 
 
 @pytest.mark.parametrize("ratio", RATIOS)
 def test_no_batch_is_replaced_more_than_whole(ratio: float) -> None:
     schedule, sizes = ReplayRatio(RehearsalConfig(ratio=ratio, mode="replace")), random.Random(1)
-    assert all(schedule.next(size) <= size for size in (sizes.randrange(1, 5) for _ in range(STEPS)))
+    assert all(schedule.rows_for(size) <= size for size in (sizes.randrange(1, 5) for _ in range(STEPS)))
 
 
 def test_representatives_are_the_same_at_every_step() -> None:
     schedule = ReplayRatio(RehearsalConfig(representatives=7))
-    assert [schedule.next(size) for size in (1, 8, 0, 100)] == [7, 7, 7, 7]
+    assert [schedule.rows_for(size) for size in (1, 8, 0, 100)] == [7, 7, 7, 7]
 
 
 def test_an_empty_batch_is_due_no_rows() -> None:
     schedule = ReplayRatio(RehearsalConfig(ratio=0.5))
-    assert schedule.next(0) == 0
+    assert schedule.rows_for(0) == 0
 
 
 def test_all_ranks_agree() -> None:
     sizes = [random.Random(2).randrange(1, 50) for _ in range(STEPS)]
     ranks = [ReplayRatio(RehearsalConfig(ratio=0.3)) for _ in range(4)]
-    assert len({tuple(map(schedule.next, sizes)) for schedule in ranks}) == 1
+    assert len({tuple(map(schedule.rows_for, sizes)) for schedule in ranks}) == 1
 
 
 def change(to: float, steps: int, **keys: Any) -> ReplayRatio:
@@ -107,7 +107,7 @@ def test_a_changing_ratio_is_met_over_time() -> None:
     schedule, replayed = change(0.4, 1000, ratio=0.1), 0
     for step in range(1000):
         schedule.go_by(step)
-        replayed += schedule.next(7)
+        replayed += schedule.rows_for(7)
     assert replayed == pytest.approx(7 * sum(0.1 + 0.3 * step / 1000 for step in range(1000)), abs=1)
 
 
@@ -115,7 +115,7 @@ def test_the_carried_fraction_of_a_changing_ratio_stays_a_small_one() -> None:
     schedule = change(0.37, 3000, ratio=0.1)
     for step in range(3000):
         schedule.go_by(step)
-        schedule.next(7)
+        schedule.rows_for(7)
         assert schedule.state_dict()["denominator"].bit_length() < 96
 
 
@@ -140,8 +140,8 @@ def test_what_was_learnt_is_kept() -> None:
     first, second = change(0.4, 10, ratio=0.1), change(0.4, 10, ratio=0.1)
     first.go_by(3)
     first.boost(1.5, 0.9)
-    first.next(8)
+    first.rows_for(8)
     second.load_state_dict(first.state_dict())
     for schedule in (first, second):
         schedule.go_by(5)
-    assert [first.next(n) for n in range(20)] == [second.next(n) for n in range(20)]
+    assert [first.rows_for(n) for n in range(20)] == [second.rows_for(n) for n in range(20)]

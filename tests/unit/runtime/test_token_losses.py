@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.core.metrics import MOST_PENDING, Metrics
+from rehearsal_plugin.core.tree import flatten
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, ConfigError, ForgettingError
 from rehearsal_plugin.runtime.token_losses import predicts_next, token_counts, token_losses
@@ -154,13 +155,13 @@ def test_tokens_are_counted_by_labels_else_by_the_mask() -> None:
     _, labels = language(0)
     mask = torch.ones(6, 7, dtype=torch.int64)
     mask[1, 5:] = 0
-    counted = token_counts({"labels": labels, "attention_mask": mask})
+    counted = token_counts(flatten({"labels": labels, "attention_mask": mask}))
     assert counted is not None
     assert counted.tolist() == [3, 7, 0, 7, 7, 7]
-    masked = token_counts({"attention_mask": mask})
+    masked = token_counts(flatten({"attention_mask": mask}))
     assert masked is not None
     assert masked.tolist() == [7, 5, 7, 7, 7, 7]
-    assert token_counts({"labels": torch.zeros(4)}) is None
+    assert token_counts(flatten({"labels": torch.zeros(4)})) is None
 
 
 # --- apart -----------------------------------------------------------------------------------------------------------
@@ -373,7 +374,7 @@ def worse(rehearsal: Rehearsal, first: int, last: int, rank: int = 0, rising: in
         value = torch.tensor(bad, requires_grad=True)
         rehearsal.loss(lambda outputs, value=value: value + 0 * outputs.sum(), batch["x"].float())
         rehearsal.step()
-        ratios.append(rehearsal._coordinator.schedule.ratio)
+        ratios.append(rehearsal._coordinator.queue.ratio.ratio)
     return ratios
 
 

@@ -1,0 +1,176 @@
+"""Every word that ranks tell each other beside the rows: one table.
+
+In each step every rank gathers one header of all ranks, int64 words in this order:
+
+| words | name | who writes it | who reads it |
+|---|---|---|---|
+| 1 | `FINGERPRINT` | `Exchange`: digest of row layout, seed and what draws go by | `Headers.check` |
+| 1 | `STEP` | `Exchange`: number of the exchange | `Headers.check` |
+| 1 | `REQUEST` | `ReplayQueue`: rows this rank asks for in each draw | `draw`, `NearestDraw` |
+| 1 | `CHANGES` | `GlobalCounts`: pairs that it takes to tell what changed | `GlobalCounts` |
+| 1 | `MIXTURE` | `Mixture`: digest of the weights this rank wants | `Mixture` |
+| 1 | `LOSS_SUM` | `LossConsensus`: sum of losses on replayed rows, fixed point | `LossConsensus` |
+| 1 | `LOSS_WEIGHT` | `LossConsensus`: what that sum is divided by, fixed point | `LossConsensus` |
+| 1 | `LOSSES_MEASURED` | `LossConsensus`: how often it has measured | `LossConsensus` |
+| 2 x room | pairs of partition key and rows stored | `GlobalCounts` | `GlobalCounts` |
+| any | nearest draw, see below | `NearestDraw` | `NearestDraw` |
+
+All ranks' headers are equally wide. `room` is 64 pairs in the first header, so that a rank with another config can say
+so, then 1, or 8 where rows are drawn by partition. A rank with more changes than that sends no pairs, is left out of
+one draw, and writes in `CHANGES` how many it takes; the next header has room for them, on all ranks.
+
+The words of the nearest draw (`sampling.weights: retrieved`) follow from the second step on:
+
+| words | name | |
+|---|---|---|
+| 1 | `QUERIES` | new rows whose neighbours this rank looks for |
+| 1 | `WANTED` | how many neighbours it wants to be told of |
+| queries x width / 2 | | embeddings of these rows, two float32 in a word |
+| sum of all ranks' `WANTED` | | similarities of the neighbours found here for the last queries of all, float64 bits |
+| the same | | their slots, -1 for none |
+
+An elastic Horovod job reduces two more words with `max` when its ranks have changed, see `Progress`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.errors import ExchangeError
+
+__all__ = ["FIXED", "NOTES", "WORD_BYTES", "Headers", "NearestWord", "Notes", "Progress", "Word", "compose"]
+
+WORD_BYTES = 8
+
+
+class Word(IntEnum):
+    """The words that every header begins with."""
+
+    FINGERPRINT = 0
+    STEP = 1
+    REQUEST = 2
+    CHANGES = 3
+    MIXTURE = 4
+    LOSS_SUM = 5
+    LOSS_WEIGHT = 6
+    LOSSES_MEASURED = 7
+
+
+FIXED = len(Word)
+"""Words of a header before its pairs."""
+
+NOTES = FIXED - Word.MIXTURE
+"""Words that the last header leaves behind for the layers above; they are in checkpoints."""
+
+
+class NearestWord(IntEnum):
+    """The words that the nearest draw's part of a header begins with."""
+
+    QUERIES = 0
+    WANTED = 1
+
+
+class Progress(IntEnum):
+    """What ranks of an elastic job agree on before they go on together."""
+
+    STEP = 0
+    TRANSPORTS_MADE = 1
+
+
+@dataclass(frozen=True)
+class Notes:
+    """The words of the layers above; see the table."""
+
+    mixture: int = 0
+    loss_sum: int = 0
+    loss_weight: int = 0
+    losses_measured: int = 0
+
+
+def compose(
+    fingerprint: int,
+    step: int,
+    request: int,
+    changes: int,
+    notes: Notes,
+    pairs: IntArray,
+    room: int,
+    nearest: IntArray | None = None,
+) -> IntArray:
+    """The header of this rank.
+
+    Args:
+        fingerprint: See the table, as for `step`, `request`, `changes` and `notes`.
+        step: Number of the exchange.
+        request: Rows asked for.
+        changes: Pairs that it takes to tell what changed.
+        notes: The words of the layers above.
+        pairs: `[n, 2]` int64, partition key and rows stored; `n <= room`.
+        room: Pairs that headers of this step have room for.
+        nearest: The words of the nearest draw.
+
+    Returns:
+        `[FIXED + 2 * room + len(nearest)]` int64.
+    """
+    header = np.zeros(FIXED + 2 * room, dtype=np.int64)
+    of_layers_above = (notes.mixture, notes.loss_sum, notes.loss_weight, notes.losses_measured)
+    header[:FIXED] = fingerprint, step, request, changes, *of_layers_above
+    header[FIXED : FIXED + pairs.size] = pairs.ravel()
+    return header if nearest is None else np.concatenate((header, nearest))
+
+
+class Headers:
+    """The headers of all ranks.
+
+    Args:
+        words: `[ranks, words]` int64.
+        room: Pairs that each has room for.
+    """
+
+    def __init__(self, words: IntArray, room: int) -> None:
+        self._words, self._room = words, room
+
+    def of(self, word: Word) -> IntArray:
+        """One word of every rank, `[ranks]` int64."""
+        return self._words[:, word]
+
+    @property
+    def pairs(self) -> IntArray:
+        """Partition keys and rows stored, `[ranks, room, 2]` int64; the first `CHANGES` of each rank count."""
+        return self._words[:, FIXED : FIXED + 2 * self._room].reshape(len(self._words), self._room, 2)
+
+    @property
+    def nearest(self) -> IntArray:
+        """The words of the nearest draw, `[ranks, words]` int64."""
+        return self._words[:, FIXED + 2 * self._room :]
+
+    @property
+    def notes(self) -> IntArray:
+        """The words of the layers above, `[ranks, NOTES]` int64, from `MIXTURE` on."""
+        return self._words[:, Word.MIXTURE : FIXED].copy()
+
+    def check(self, rank: int) -> None:
+        """Refuse headers of ranks that are at odds with `rank`.
+
+        Raises:
+            ExchangeError: Another rank is at another step, or its rows differ in fields, dtypes or shapes.
+        """
+        for word, what, cure in (
+            (
+                Word.FINGERPRINT,
+                "rows of other fields, dtypes or shapes, or another rehearsal.seed or sampling.weights",
+                "give every rank batches of one form and the same config",
+            ),
+            (Word.STEP, "another step", "call update() equally often on every rank"),
+        ):
+            mine, step = self._words[rank, word], self.of(Word.STEP)
+            others = np.flatnonzero(self.of(word) != mine)
+            if len(others):
+                other = int(others[0])
+                raise ExchangeError(
+                    f"rank {rank} is at step {step[rank]}; rank {other}, at step {step[other]}, has {what}; {cure}"
+                )

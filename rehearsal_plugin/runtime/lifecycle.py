@@ -1,0 +1,148 @@
+"""Makes the buffer and the prefetcher of a rank, and makes the prefetcher anew when ranks come, go or fail."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from rehearsal_plugin.buffer import RehearsalBuffer
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.metrics import Metrics
+from rehearsal_plugin.distributed.transport import LocalTransport, Transport, wait
+from rehearsal_plugin.errors import StorageError
+from rehearsal_plugin.runtime.prefetcher import Prefetcher
+
+__all__ = ["Lifecycle"]
+
+LOG = logging.getLogger(__name__)
+
+
+class Lifecycle:
+    """The ranks, the buffer and the prefetcher, from the first rows to `close`.
+
+    | what happens | buffer | prefetcher | transport |
+    |---|---|---|---|
+    | `begin` (first rows) | made | made | stays |
+    | `restart` (rollback, ranks came or went) | stays | made anew | stays, or made anew |
+    | `go_alone` (an exchange failed) | stays | made anew | this rank alone |
+    | `reset` (a checkpoint is loaded) | gone | gone | stays |
+
+    Args:
+        config: The `rehearsal` section.
+        transport: The ranks; closed by `close`.
+        metrics: What is counted and timed.
+        draws: Independent draws of a step.
+
+    Attributes:
+        rank: This process among those that share the buffer, or shared it before an exchange failed.
+        size: How many those are.
+        alone: Whether an exchange failed, and this rank goes on by itself.
+        prefetcher: This rank's buffer, exchange and background; None until the first rows.
+    """
+
+    def __init__(self, config: RehearsalConfig, transport: Transport, metrics: Metrics, draws: int) -> None:
+        self.rank, self.size, self.alone = transport.rank, transport.size, False
+        self.prefetcher: Prefetcher | None = None
+        self._config, self._transport, self._metrics, self._draws = config, transport, metrics, draws
+        self._first_step = 0
+        self._mixture: Mapping[Any, float] | None = None  # that was proposed last
+
+    @property
+    def step(self) -> int:
+        """Number of the next exchange, the same on all ranks."""
+        return self._first_step if self.prefetcher is None else self.prefetcher.step
+
+    @property
+    def first_step(self) -> int:
+        """Number of the first exchange since `restart` or `reset`."""
+        return self._first_step
+
+    def begin(self, layout: RowLayout, device: torch.device) -> Prefetcher:
+        """Make an empty buffer for rows of a layout, and its prefetcher; batches live on `device`."""
+        buffer = RehearsalBuffer(self._config.buffer, layout, rank=self.rank, seed=self._config.seed)
+        self.prefetcher = self._prefetcher_of(buffer, device)
+        return self.prefetcher
+
+    def restart(self, step: int, connect: Callable[[], Transport] | None = None) -> None:
+        """Begin the exchange anew at `step`; see `Rehearsal.restart`.
+
+        Raises:
+            StorageError: The background does not end writing within `exchange.timeout_s`.
+        """
+        old, self._first_step = self.prefetcher, step
+        patience = self._config.exchange.timeout_s
+        if old is not None and not old.close(drain_s=0.0, grace_s=patience):
+            raise StorageError(
+                f"the background of rank {self.rank} has been writing to the buffer for {patience:g} s "
+                "(rehearsal.exchange.timeout_s), so it cannot be used anew; see whether its disk still answers"
+            )
+        if connect is not None:
+            self._transport.close()
+            self._transport = connect()
+            self.rank, self.size, self.alone = self._transport.rank, self._transport.size, False
+        if old is not None:
+            self.prefetcher = self._prefetcher_of(old.buffer, old.device)
+
+    def go_alone(self, error: Exception) -> None:
+        """Exchange with nobody from now on; what was on its way is lost, the rows of this rank stay."""
+        LOG.warning(
+            "rank %d goes on with the rows of its own buffer (rehearsal.exchange.on_failure is 'local'): %s",
+            self.rank,
+            error,
+        )
+        self._metrics.failures += 1
+        place = self.rank, self.size
+        self.restart(self.step, LocalTransport)
+        self.rank, self.size, self.alone = *place, True
+
+    def reset(self, step: int) -> None:
+        """Begin anew at `step` without a row."""
+        if self.prefetcher is not None:
+            self.prefetcher.close(drain_s=0.0)
+            self.prefetcher = None
+        self._first_step = step
+
+    def propose_mixture(self, weights: Mapping[Any, float]) -> None:
+        """Take other weights by partition as soon as all ranks have them, also after a restart."""
+        self._mixture = weights
+        if self.prefetcher is not None:
+            self.prefetcher.mixture.propose(weights)
+
+    def gather(self, *values: int) -> list[list[int]]:
+        """The values of every rank, by rank; between two steps, when all ranks ask and nothing is on its way.
+
+        Raises:
+            ExchangeError: A rank does not answer.
+        """
+        pending = self._transport.all_gather(torch.tensor(values))
+        deadline = time.monotonic() + self._config.exchange.timeout_s
+        answers: list[list[int]] = wait(pending, deadline, lambda: False, f"an agreement on rank {self.rank}").tolist()
+        return answers
+
+    def close(self, drain_s: float) -> None:
+        """Stop the background after up to `drain_s` seconds, and close the transport."""
+        try:
+            if self.prefetcher is not None:
+                self.prefetcher.close(drain_s)
+        finally:
+            self._transport.close()
+
+    def _prefetcher_of(self, buffer: RehearsalBuffer, device: torch.device) -> Prefetcher:
+        prefetcher = Prefetcher(
+            self._config,
+            self._transport,
+            buffer,
+            device,
+            self._metrics,
+            rank=self.rank,
+            draws=self._draws,
+            step=self._first_step,
+        )
+        if self._mixture is not None:
+            prefetcher.mixture.propose(self._mixture)
+        return prefetcher
