@@ -47,20 +47,20 @@ class AdmissionRule:
             `[n]` int64 slots, -1 for a row that is not kept, `DUPLICATE` for one that is stored already.
         """
         if records.contents is None:
-            return self.decide(records, *self._keys_and_scores.of_rows(rows), step)[0]
+            return self.decide_slots(records, *self._keys_and_scores.of_rows(rows), step)[0]
         hashes = records.contents.hashes(rows)
         new = np.flatnonzero(~records.contents.duplicates(rows, hashes, read_rows))
         slots = np.full(len(rows), DUPLICATE, dtype=np.int64)
         fresh = pick_rows(rows, None if len(new) == len(rows) else new)
-        slots[new] = self.decide(records, *self._keys_and_scores.of_rows(fresh), step)[0]
+        slots[new] = self.decide_slots(records, *self._keys_and_scores.of_rows(fresh), step)[0]
         records.contents.put(slots[slots >= 0], hashes[slots >= 0])
         return slots
 
     def admit_columns(self, records: RowRecords, columns: list[Tensor], step: int) -> tuple[IntArray, IntArray]:
-        """Decide on samples whose fields lie in `columns` `[n, *shape]`, duplicates or not; see `decide`."""
-        return self.decide(records, *self._keys_and_scores.of_columns(columns), step)
+        """Decide on samples whose fields lie in `columns` `[n, *shape]`, duplicates or not; see `decide_slots`."""
+        return self.decide_slots(records, *self._keys_and_scores.of_columns(columns), step)
 
-    def decide(
+    def decide_slots(
         self, records: RowRecords, keys: IntArray, scores: Float32Array | None, step: int
     ) -> tuple[IntArray, IntArray]:
         """The slots `[n]` of rows by partition key `[n]` and score `[n, width]`, -1 for none; and those without -1."""
@@ -68,5 +68,5 @@ class AdmissionRule:
         owners = keys if index.partitions is None else index.partitions.number(keys)
         slots = self._policy(index, Offer(owners, scores), self._numbers.at(step, self._rank))
         kept = index.record(slots, owners, scores)
-        records.admissions.note(kept, step)
+        records.admissions.note_admission(kept, step)
         return slots, kept

@@ -22,7 +22,7 @@ class Admissions:
         self._steps = np.full(capacity, -1, dtype=np.int64)
         self._ranks: RankArray | None = None  # until there are rows of others
 
-    def note(self, slots: IntArray, step: int) -> None:
+    def note_admission(self, slots: IntArray, step: int) -> None:
         """Rows at `slots` `[n]` were admitted on this rank in a step."""
         self._steps[slots] = step
         if self._ranks is not None:

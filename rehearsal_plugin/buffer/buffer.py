@@ -282,7 +282,7 @@ class RehearsalBuffer:
     def _save_old_rows(self, slots: IntArray) -> None:
         """Keep the rows at `slots` `[n]`, about to be overwritten, for `rollback`."""
         if self._undo_log is not None:
-            self._undo_log.note(slots)
+            self._undo_log.save_rows(slots)
 
     def _rows_at(self, slots: IntArray) -> Tensor:
         """The rows `[n, row_bytes]` at `slots` `[n]`."""

@@ -60,16 +60,16 @@ class TrackedStorage:
     def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
         self._storage.write(slots, rows, places)
-        self._note(slots)
+        self._note_changes(slots)
 
     def write_fields(
         self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
     ) -> None:
         """See `RowStorage.write_fields`."""
         self._storage.write_fields(slots, fields, columns, places)
-        self._note(slots)
+        self._note_changes(slots)
 
-    def _note(self, slots: IntArray) -> None:
+    def _note_changes(self, slots: IntArray) -> None:
         for changes in self._followers:
             changes.note(slots)
 

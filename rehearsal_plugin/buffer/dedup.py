@@ -24,10 +24,10 @@ def content_hashes(rows: Tensor, content_bytes: int) -> IntArray:
     Their 32-bit words times random 64-bit numbers, summed modulo 2^64: two different rows share a hash with a
     chance of 2^-33 at most (Lemire and Kaser, "Strongly universal string hashing is fast", 2014).
     """
-    words, factors = rows[:, :content_bytes].view(torch.int32), _factors(content_bytes // 4)
+    words, factors = rows[:, :content_bytes].view(torch.int32), _hash_factors(content_bytes // 4)
     if rows.device.type == "cpu":
-        return _mixed(np.einsum("nw,w->n", words.numpy(), factors))
-    return _mixed((words * torch.from_numpy(factors).to(rows.device)).sum(1).cpu().numpy())
+        return _mix_bits(np.einsum("nw,w->n", words.numpy(), factors))
+    return _mix_bits((words * torch.from_numpy(factors).to(rows.device)).sum(1).cpu().numpy())
 
 
 def same_content(first: Tensor, second: Tensor, content_bytes: int) -> Mask:
@@ -104,15 +104,17 @@ class ContentIndex:
         Returns:
             `[n]` bool.
         """
-        duplicate = self._stored(rows, hashes, read)
+        duplicate = self._find_stored(rows, hashes, read)
         new = np.flatnonzero(~duplicate)
-        duplicate[new] = repeated_rows(hashes[new], lambda one, other: self._same(rows, new[one], rows, new[other]))
+        duplicate[new] = repeated_rows(
+            hashes[new], lambda one, other: self._same_pairs(rows, new[one], rows, new[other])
+        )
         return duplicate
 
     def put(self, slots: IntArray, hashes: IntArray) -> None:
         """Note the rows that are now at `slots` `[n]`, all different, by their `hashes` `[n]`."""
         for slot in slots[self._taken[slots]].tolist():
-            self._remove(slot)
+            self._unlink_slot(slot)
         places = hashes & (self._places - 1)
         order = np.argsort(places, kind="stable")
         slots, places = slots[order], places[order]
@@ -124,22 +126,22 @@ class ContentIndex:
         self._hashes[slots] = hashes[order]
         self._taken[slots] = True
 
-    def _stored(self, rows: Tensor, hashes: IntArray, read: Callable[[IntArray], Tensor]) -> Mask:
+    def _find_stored(self, rows: Tensor, hashes: IntArray, read: Callable[[IntArray], Tensor]) -> Mask:
         """Which rows are stored already: all chains are followed side by side, a slot a round."""
         stored, slots = np.zeros(len(rows), dtype=bool), self._first[hashes & (self._places - 1)]
         while (slots >= 0).any():
             alike = np.flatnonzero((slots >= 0) & (self._hashes[slots] == hashes))
             if len(alike):
                 others = read(slots[alike].astype(np.int64)).to(rows.device)
-                stored[alike] = self._same(rows, alike, others, np.arange(len(alike)))
+                stored[alike] = self._same_pairs(rows, alike, others, np.arange(len(alike)))
             slots = np.where(stored | (slots < 0), -1, self._next[slots])
         return stored
 
-    def _same(self, rows: Tensor, index: IntArray, others: Tensor, places: IntArray) -> Mask:
+    def _same_pairs(self, rows: Tensor, index: IntArray, others: Tensor, places: IntArray) -> Mask:
         first, second = rows[torch.from_numpy(index)], others[torch.from_numpy(places)]
         return same_content(first, second, self._bytes)
 
-    def _remove(self, slot: int) -> None:
+    def _unlink_slot(self, slot: int) -> None:
         """Take a slot out of its chain."""
         place = int(self._hashes[slot]) & (self._places - 1)
         after, before = int(self._next[slot]), int(self._first[place])
@@ -152,12 +154,12 @@ class ContentIndex:
 
 
 @functools.cache
-def _factors(count: int) -> IntArray:
+def _hash_factors(count: int) -> IntArray:
     """Random factors `[count]`, the same on all ranks and in all runs: hashes are compared between them."""
     return generator(0, Purpose.CONTENT, 0).integers(-(1 << 63), 1 << 63, count, dtype=np.int64)
 
 
-def _mixed(sums: IntArray) -> IntArray:
+def _mix_bits(sums: IntArray) -> IntArray:
     """Mix sums `[n]` so that their low bits, which choose the place, depend on all bits (a multiply-xorshift)."""
     bits = np.ascontiguousarray(sums).view(np.uint64)
     bits = (bits ^ (bits >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)

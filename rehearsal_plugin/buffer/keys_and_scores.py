@@ -51,18 +51,19 @@ class KeysAndScores:
 
     def of_columns(self, columns: list[Tensor]) -> tuple[IntArray, Float32Array | None]:
         """Keys and scores of samples whose fields lie in `columns`, `[n, *shape]` each."""
-        keys = None if self.key_field is None else _array(self._column(columns, self.key_field), torch.int64)
-        scores = None if self.score_field is None else _array(self._column(columns, self.score_field), torch.float32)
+        keys = None if self.key_field is None else _to_array(self._column(columns, self.key_field), torch.int64)
+        scores = None if self.score_field is None else _to_array(self._column(columns, self.score_field), torch.float32)
         count = columns[0].shape[0]
         return _as_keys(keys, count), self._as_scores(scores, count)
 
     def keys(self, rows: Tensor) -> IntArray:
         """The partition keys `[n]` int64 of packed rows `[n, row_bytes]`; zeros without partitions."""
-        return _as_keys(None if self.key_field is None else _stored(self.key_field, rows, torch.int64), rows.shape[0])
+        keys = None if self.key_field is None else _read_field(self.key_field, rows, torch.int64)
+        return _as_keys(keys, rows.shape[0])
 
     def scores(self, rows: Tensor) -> Float32Array | None:
         """The scores `[n, width]` float32 of packed rows `[n, row_bytes]`; None where rows have none."""
-        scores = None if self.score_field is None else _stored(self.score_field, rows, torch.float32)
+        scores = None if self.score_field is None else _read_field(self.score_field, rows, torch.float32)
         return self._as_scores(scores, rows.shape[0])
 
     def _column(self, columns: list[Tensor], field: Field) -> Tensor:
@@ -81,14 +82,14 @@ def _as_keys(numbers: NDArray[Any] | None, count: int) -> IntArray:
     return np.zeros(count, np.int64) if numbers is None else numbers.astype(np.int64, copy=False).reshape(count)
 
 
-def _stored(field: Field, rows: Tensor, dtype: torch.dtype) -> NDArray[Any]:
-    """A field of packed rows `[n, row_bytes]`; see `_array`. All of numpy's calls take less time than one of torch."""
+def _read_field(field: Field, rows: Tensor, dtype: torch.dtype) -> NDArray[Any]:
+    """A field of packed rows `[n, row_bytes]`; see `_to_array`. All calls of numpy are faster than one of torch."""
     if field.numpy_dtype is None or not rows.is_cpu:
-        return _array(field.view(rows), dtype)
+        return _to_array(field.view(rows), dtype)
     return rows.numpy()[:, field.offset : field.offset + field.nbytes].view(field.numpy_dtype)
 
 
-def _array(column: Tensor, dtype: torch.dtype) -> NDArray[Any]:
+def _to_array(column: Tensor, dtype: torch.dtype) -> NDArray[Any]:
     """A tensor in host memory; of `dtype` where numpy does not have its own."""
     try:
         return column.numpy()

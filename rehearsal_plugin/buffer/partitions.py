@@ -79,8 +79,8 @@ class Partitions:
         if not np.count_nonzero(moved):
             return
         slots, owners, replaced = slots[moved], owners[moved], replaced[moved]
-        self._remove(slots[replaced])
-        self._append(slots, owners)
+        self._remove_slots(slots[replaced])
+        self._append_slots(slots, owners)
 
     def state_dict(self) -> dict[str, Any]:
         """Keys, rows offered and stored of each partition, and all their slots, partition by partition."""
@@ -103,7 +103,7 @@ class Partitions:
         if not len(keys) == len(offered) == len(sizes) == len(np.unique(keys)):
             raise ValueError("the partitions are not told apart")
         self._add_partitions(keys.tolist())  # in their order: the draw goes by numbers
-        self._append(members, np.repeat(np.arange(len(sizes)), sizes))
+        self._append_slots(members, np.repeat(np.arange(len(sizes)), sizes))
         self.offered = offered.copy()
 
     def _add_partitions(self, keys: list[int]) -> None:
@@ -115,7 +115,7 @@ class Partitions:
             np.concatenate((column, zeros)) for column in (self.offered, self.sizes, self._begin, self._room)
         )
 
-    def _remove(self, slots: IntArray) -> None:
+    def _remove_slots(self, slots: IntArray) -> None:
         """Take `slots` `[n]` out of their lists: swap with last, for all of them at once.
 
         A list of size s that loses k slots has s - k left. Some of the k stand in its last k places and simply fall
@@ -137,7 +137,7 @@ class Partitions:
         self._lists[begin[inside] + holes] = movers
         self._place[movers] = holes
 
-    def _append(self, slots: IntArray, owners: IntArray) -> None:
+    def _append_slots(self, slots: IntArray, owners: IntArray) -> None:
         """Put `slots` `[n]`, in their order, behind the lists of their `owners` `[n]`."""
         grown = self.sizes + np.bincount(owners, minlength=len(self))
         self._make_room(grown)

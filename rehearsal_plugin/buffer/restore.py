@@ -56,7 +56,7 @@ def load_rows(records: RowRecords, state: Mapping[str, Any], row_bytes: int, wri
     if rows.shape != (count, row_bytes):
         raise ValueError(f"rows of shape {tuple(rows.shape)} for {count} of {row_bytes} bytes")
     for slots, part in _with_slots(rows.split(max(1, CHUNK_BYTES // row_bytes))):
-        _store(records, slots, part, write)
+        _store_rows(records, slots, part, write)
     _note_admissions(records, state["written"], state["origin"])
 
 
@@ -80,7 +80,7 @@ def adopt_rows(
         keys, scores = keys_and_scores.of_rows(rows)
         owners = keys if partitions is None else partitions.number(keys)
         index.record(slots, owners, scores)
-        _store(records, slots, rows, write)
+        _store_rows(records, slots, rows, write)
     # `record` has counted the stored rows as the only offers. The true number is larger, and policies go by it.
     index.offered = max(index.count, sum(offered.values()))
     if partitions is not None:
@@ -97,7 +97,7 @@ def _with_slots(parts: Iterable[Tensor]) -> Iterator[tuple[IntArray, Tensor]]:
         start += len(part)
 
 
-def _store(records: RowRecords, slots: IntArray, rows: Tensor, write: WriteRows) -> None:
+def _store_rows(records: RowRecords, slots: IntArray, rows: Tensor, write: WriteRows) -> None:
     """Store rows `[n, row_bytes]` that the slot index has already."""
     records.note_contents(slots, rows)
     write(slots, rows)

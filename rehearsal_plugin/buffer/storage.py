@@ -101,22 +101,22 @@ class FileStorage(HostStorage):
 
     def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
-        self._fetch(slots)
+        self._fetch_pages(slots)
         super().write(slots, rows, places)
 
     def write_fields(
         self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
     ) -> None:
         """See `RowStorage.write_fields`."""
-        self._fetch(slots)
+        self._fetch_pages(slots)
         super().write_fields(slots, fields, columns, places)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
-        self._fetch(slots)
+        self._fetch_pages(slots)
         super().read(slots, out)
 
-    def _fetch(self, slots: IntArray) -> None:
+    def _fetch_pages(self, slots: IntArray) -> None:
         starts = slots * self.row_bytes
         first = starts - starts % mmap.PAGESIZE
         with suppress(OSError):  # the kernel may be short of memory; it then fetches pages as they are touched

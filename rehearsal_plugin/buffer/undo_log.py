@@ -35,7 +35,7 @@ class UndoLog(Generic[T]):
         self._saved = np.zeros(count, dtype=bool)
         self._entries: list[tuple[IntArray, Tensor]] = []
 
-    def note(self, slots: IntArray) -> None:
+    def save_rows(self, slots: IntArray) -> None:
         """Save the rows at `slots` `[n]`, about to be overwritten, unless they are saved already or are new."""
         old = slots[slots < len(self._saved)]
         old = old[~self._saved[old]]

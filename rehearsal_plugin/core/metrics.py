@@ -112,11 +112,11 @@ class Metrics:
         """
         self._pending.append((tokens, new, keys))
         if len(self._pending) == MOST_PENDING:
-            self._settle()
+            self._count_pending_tokens()
 
     def state_dict(self) -> dict[str, Any]:
         """All totals; those by partition as pairs of key and rows."""
-        self._settle()
+        self._count_pending_tokens()
         return {
             **self._totals(),
             "replayed_by_partition": sorted(self.replayed_by_partition.items()),
@@ -134,14 +134,14 @@ class Metrics:
 
     def flat(self) -> dict[str, float]:
         """Name to number; partitions as `rows_replayed/<key>`."""
-        self._settle()
+        self._count_pending_tokens()
         by_partition = {f"rows_replayed/{key}": value for key, value in self.replayed_by_partition.items()}
         return {**self._totals(), **by_partition, **self.tokens_by_partition, **self.losses}
 
     def _totals(self) -> dict[str, float]:
         return {name: value for name, value in vars(self).items() if isinstance(value, (int, float))}
 
-    def _settle(self) -> None:
+    def _count_pending_tokens(self) -> None:
         """Count the tokens that are still on the device."""
         pending, self._pending = self._pending, []
         if not pending:

@@ -28,14 +28,14 @@ def balanced(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> I
     partitions, owners = slot_index.partitions, offer.owners
     if partitions is None:
         raise ConfigError("rehearsal.buffer.policy 'balanced' needs rehearsal.buffer.partition_by")
-    targets = _targets(partitions, owners, slot_index.capacity)
+    targets = _target_sizes(partitions, owners, slot_index.capacity)
     place = algorithm_r_places(partitions.offered[owners] + count_earlier(owners), targets[owners], rng)
     if np.array_equal(targets, partitions.sizes):  # every place is one that a row has
         return last_writers(np.where(place < 0, -1, partitions.slots(owners, place)))
-    return _rebalanced(partitions, owners, targets, _latest(owners, targets, place), rng)
+    return _rebalance_slots(partitions, owners, targets, _latest_places(owners, targets, place), rng)
 
 
-def _rebalanced(
+def _rebalance_slots(
     partitions: Partitions, owners: IntArray, targets: IntArray, place: IntArray, rng: np.random.Generator
 ) -> IntArray:
     """The slots `[n]` of rows with places `[n]` in reservoirs that grow or shrink to their targets.
@@ -50,7 +50,7 @@ def _rebalanced(
     slots = np.full(len(owners), -1, dtype=np.int64)
     shrinking = (targets < partitions.sizes).nonzero()[0]
     freed = [
-        _leave(partitions, number, int(stays[number]), slots, replacing & (owners == number), rng)
+        _choose_leaving(partitions, number, int(stays[number]), slots, replacing & (owners == number), rng)
         for number in shrinking.tolist()
     ]
     # In a partition that does not shrink, any place is as good as another.
@@ -61,14 +61,14 @@ def _rebalanced(
     return slots
 
 
-def _latest(owners: IntArray, targets: IntArray, place: IntArray) -> IntArray:
+def _latest_places(owners: IntArray, targets: IntArray, place: IntArray) -> IntArray:
     """The place of each row `[n]` in the reservoir of its partition, -1 where it has none or a later row has it."""
     begin = targets.cumsum() - targets  # reservoirs laid end to end, so that one look finds rows of one place
     last = last_writers(np.where(place < 0, -1, begin[owners] + place))
     return np.where(last < 0, -1, place)
 
 
-def _leave(
+def _choose_leaving(
     partitions: Partitions, number: int, stays: int, slots: IntArray, replacing: Mask, rng: np.random.Generator
 ) -> IntArray:
     """Pick rows of a shrinking partition at random: those that make room, and those that give `slots` to new rows."""
@@ -79,7 +79,7 @@ def _leave(
     return left[: size - stays]
 
 
-def _targets(partitions: Partitions, owners: IntArray, capacity: int) -> IntArray:
+def _target_sizes(partitions: Partitions, owners: IntArray, capacity: int) -> IntArray:
     """Rows that each partition holds after this batch, `[partitions]` int64.
 
     A partition that has kept everything may grow by all that it offers; one that has turned rows away may not grow.

@@ -10,16 +10,15 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rehearsal_plugin.buffer.policies.base import Offer, register, vacant
 from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.apportionment import fair_shares
-from rehearsal_plugin.core.arrays import Float32Array, IntArray
+from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray
 
 __all__ = ["closest_to_centre", "herding"]
 
-Choice: TypeAlias = Callable[[Float32Array, NDArray[np.float64], int], IntArray]
+Choice: TypeAlias = Callable[[Float32Array, Float64Array, int], IntArray]
 """`choice(features [n, width], mean [width], count) -> [count]` int64, the rows to keep, best first."""
 
 
@@ -33,13 +32,13 @@ def herding(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> In
     Rebuffi et al., "iCaRL: incremental classifier and representation learning", CVPR 2017, algorithm 4. Takes
     (rows of a partition)^2 operations for every partition that a batch touches, so it is for small buffers.
     """
-    return _keep_best(slot_index, offer, _herd)
+    return _keep_best(slot_index, offer, _choose_by_herding)
 
 
 @register("closest_to_centre", judges="features")
 def closest_to_centre(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Each partition keeps the rows that are nearest to its mean."""
-    return _keep_best(slot_index, offer, _nearest)
+    return _keep_best(slot_index, offer, _choose_nearest)
 
 
 def _keep_best(slot_index: SlotIndex, offer: Offer, choice: Choice) -> IntArray:
@@ -65,16 +64,16 @@ def _keep_best(slot_index: SlotIndex, offer: Offer, choice: Choice) -> IntArray:
     return slots
 
 
-def _nearest(features: Float32Array, mean: NDArray[np.float64], count: int) -> IntArray:
-    return np.argsort(_squares(features - mean), kind="stable")[:count]
+def _choose_nearest(features: Float32Array, mean: Float64Array, count: int) -> IntArray:
+    return np.argsort(_squared_lengths(features - mean), kind="stable")[:count]
 
 
-def _herd(features: Float32Array, mean: NDArray[np.float64], count: int) -> IntArray:
+def _choose_by_herding(features: Float32Array, mean: Float64Array, count: int) -> IntArray:
     if count >= len(features):
         return np.arange(len(features))
     chosen, total, taken = [], np.zeros_like(mean), np.zeros(len(features), dtype=bool)
     for size in range(1, count + 1):
-        gaps = _squares((total + features) / size - mean)  # of the mean with each row as the next one
+        gaps = _squared_lengths((total + features) / size - mean)  # of the mean with each row as the next one
         gaps[taken] = np.inf
         best = int(np.argmin(gaps))
         taken[best] = True
@@ -83,5 +82,5 @@ def _herd(features: Float32Array, mean: NDArray[np.float64], count: int) -> IntA
     return np.array(chosen, dtype=np.int64)
 
 
-def _squares(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def _squared_lengths(vectors: Float64Array) -> Float64Array:
     return np.asarray(np.einsum("nw,nw->n", vectors, vectors))

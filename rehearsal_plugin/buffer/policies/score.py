@@ -32,11 +32,11 @@ def score(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntA
     replacing = placed.nonzero()[0]
     if len(replacing):
         assert slot_index.scores is not None  # the config asks for a score
-        slots[replacing] = _leaving(slot_index.scores, slot_index.count, len(replacing), rng)
+        slots[replacing] = _leaving_slots(slot_index.scores, slot_index.count, len(replacing), rng)
     return slots
 
 
-def _leaving(scores: Scores, stored: int, count: int, rng: np.random.Generator) -> IntArray:
+def _leaving_slots(scores: Scores, stored: int, count: int, rng: np.random.Generator) -> IntArray:
     """`count` of `stored` slots, one after the other with chances in proportion to their distance from the highest.
 
     Rejection sampling: slots are proposed at random and accepted with these chances; one that comes again is passed

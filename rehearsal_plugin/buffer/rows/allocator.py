@@ -56,7 +56,7 @@ class RecycledMemory:
         nbytes = count * like.shape[1]
         if not like.is_cpu or nbytes < LARGE:
             return like.new_empty((count, like.shape[1]))
-        return self._lend(nbytes).view(count, -1)
+        return self._lend_tensor(nbytes).view(count, -1)
 
     def cat(self, first: Tensor, second: Tensor) -> Tensor:
         """`torch.cat` of two tensors; in recycled memory where they are large, in host memory, and without history.
@@ -64,22 +64,22 @@ class RecycledMemory:
         Such a result cannot be made larger in place (`resize_`).
         """
         nbytes = first.nbytes + second.nbytes
-        if nbytes < LARGE or not _alike(first, second):
+        if nbytes < LARGE or not _can_join(first, second):
             return torch.cat((first, second))
-        joined = self._lend(nbytes).view(len(first) + len(second), -1)
+        joined = self._lend_tensor(nbytes).view(len(first) + len(second), -1)
         scatter(joined.numpy(), np.arange(len(first)), [0], [as_array(first)], None)
         batch = joined.view(first.dtype).view(len(joined), *first.shape[1:])
         batch[len(first) :] = second
         return batch
 
-    def _lend(self, nbytes: int) -> Tensor:
+    def _lend_tensor(self, nbytes: int) -> Tensor:
         """A tensor `[nbytes]` uint8 whose storage gives its block back when it ends."""
-        block = self._block(nbytes)
+        block = self._take_block(nbytes)
         lent = block[:nbytes]  # only the tensor's storage refers to this view
         weakref.finalize(lent, self._give_back, block).atexit = False
         return torch.from_numpy(lent)
 
-    def _block(self, nbytes: int) -> NDArray[np.uint8]:
+    def _take_block(self, nbytes: int) -> NDArray[np.uint8]:
         """A free block that is neither too small nor twice as large as it must be, or a new one."""
         for key in reversed(list(self._free)):
             block = self._free.get(key)
@@ -93,7 +93,7 @@ class RecycledMemory:
             self._free.pop(key, None)
 
 
-def _alike(first: Tensor, second: Tensor) -> bool:
+def _can_join(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors are plain numbers in host memory, rows of one kind, and the first in the usual order."""
     both = (first, second)
     return (

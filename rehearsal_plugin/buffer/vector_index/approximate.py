@@ -42,7 +42,7 @@ class Approximate:
         self._slot = np.empty(0, dtype=np.int64)  # of each entry
         self._entry = np.full(capacity, -1, dtype=np.int64)  # of each slot
         self._alive = np.empty(0, dtype=bool)
-        self._index = self._make(vectors)
+        self._index = self._make_index(vectors)
         self.add(vectors, slots)
 
     @property
@@ -78,10 +78,10 @@ class Approximate:
         """
         wanted = self._alive if allowed is None else self._alive & allowed[self._slot]
         selector = None if wanted.all() else self._faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
-        _, entries = self._index.search(queries, k, params=self._parameters(k, selector))
+        _, entries = self._index.search(queries, k, params=self._search_parameters(k, selector))
         return np.where(entries >= 0, self._slot[entries], -1)
 
-    def _make(self, vectors: Float32Array) -> Any:
+    def _make_index(self, vectors: Float32Array) -> Any:
         faiss, config, width = self._faiss, self._config, vectors.shape[1]
         metric = faiss.METRIC_L2 if config.metric == "l2" else faiss.METRIC_INNER_PRODUCT
         if config.index == "hnsw":
@@ -96,7 +96,7 @@ class Approximate:
         index.train(vectors)
         return index
 
-    def _parameters(self, k: int, selector: Any) -> Any:
+    def _search_parameters(self, k: int, selector: Any) -> Any:
         chosen = {} if selector is None else {"sel": selector}
         if self._config.index == "hnsw":
             return self._faiss.SearchParametersHNSW(efSearch=max(self._config.search_width, k), **chosen)

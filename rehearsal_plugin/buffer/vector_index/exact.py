@@ -60,12 +60,12 @@ def nearest_vectors(
         last = -rough[:, -1].astype(np.float64) if squared_distance else rough[:, -1].astype(np.float64)
         unsure |= ~(scores[:, -1] > last + bound)
     for query in np.flatnonzero(unsure).tolist():
-        least = scores[query, -1] - 2 * bound[query]  # once for the rounding of `_settled`, and once to spare
-        scores[query], index[query] = _settled(queries[query], vectors, k, least, squared_distance)
+        least = scores[query, -1] - 2 * bound[query]  # once for the rounding of `_search_all_near`, and once to spare
+        scores[query], index[query] = _search_all_near(queries[query], vectors, k, least, squared_distance)
     return scores, index
 
 
-def _settled(
+def _search_all_near(
     query: Float32Array, vectors: Float32Array, k: int, least: float, squared_distance: bool
 ) -> tuple[Float64Array, IntArray]:
     """The nearest `k` of a query `[d]`, out of all vectors with a rough score of `least` or more."""

@@ -38,7 +38,7 @@ class Where:
         for name, value in vars(self).items():
             if value is not None:  # as plain numbers, which travel to other ranks
                 several = name in ("partitions", "origins")
-                object.__setattr__(self, name, _wholes(value, name) if several else whole_number(value, name))
+                object.__setattr__(self, name, _whole_numbers(value, name) if several else whole_number(value, name))
 
     def mask(self, keys: IntArray, origin: IntArray, written: IntArray, now: int) -> Mask | None:
         """Which rows `[n]` meet the conditions; None for all.
@@ -82,7 +82,7 @@ def whole_number(value: Any, name: str) -> int:
         raise BatchError(f"{name} is {value!r}, which is no whole number; give one") from error
 
 
-def _wholes(values: Any, name: str) -> tuple[int, ...]:
+def _whole_numbers(values: Any, name: str) -> tuple[int, ...]:
     try:
         return tuple(sorted({whole_number(value, name) for value in values}))
     except TypeError as error:

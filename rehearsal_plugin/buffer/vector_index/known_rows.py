@@ -95,7 +95,7 @@ class KnownRows:
         written = self._buffer.written(slots)
         kept = (self.written[slots] == written) & self.usable[slots] & usable  # the row, with an embedding before
         changed = ~kept | (self.vectors[slots] != vectors).any(axis=1)
-        drifts = _drift(self.vectors[slots[kept & changed]], vectors[kept & changed])
+        drifts = _embedding_drift(self.vectors[slots[kept & changed]], vectors[kept & changed])
         # A field came with its row, unless it changed since. A vector of `embed` is as old as this call.
         embedded = np.full(len(slots), now) if self.field is None else np.where(kept, now, written)
         self._embedded[slots[changed]] = np.where(usable, embedded, -1)[changed]
@@ -179,7 +179,7 @@ def _as_floats(vectors: Tensor) -> Float32Array:
     return floats
 
 
-def _drift(before: Float32Array, after: Float32Array) -> Float64Array:
+def _embedding_drift(before: Float32Array, after: Float32Array) -> Float64Array:
     """1 - cosine of vectors `[n, d]` one by one, `[n]` float64."""
     return np.asarray(1 - (normalized(before).astype(np.float64) * normalized(after)).sum(axis=1))
 

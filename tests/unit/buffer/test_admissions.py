@@ -12,7 +12,7 @@ EVERY = slice(None)
 
 def test_a_row_has_the_step_and_the_rank_of_its_admission() -> None:
     admissions = Admissions(4, rank=2)
-    admissions.note(np.array([0, 3]), step=7)
+    admissions.note_admission(np.array([0, 3]), step=7)
     assert admissions.steps(np.array([3, 0])).tolist() == [7, 7]
     assert admissions.ranks(np.array([3, 0])).tolist() == [2, 2]
 
@@ -23,15 +23,15 @@ def test_a_slot_without_a_row_has_no_step() -> None:
 
 def test_a_row_that_replaces_another_has_its_own_step() -> None:
     admissions = Admissions(3, rank=0)
-    admissions.note(np.array([0, 1]), step=1)
-    admissions.note(np.array([1]), step=5)
+    admissions.note_admission(np.array([0, 1]), step=1)
+    admissions.note_admission(np.array([1]), step=5)
     assert admissions.steps(EVERY).tolist() == [1, 5, -1]
 
 
 def test_rows_of_other_ranks_keep_their_rank_until_they_are_replaced() -> None:
     admissions = Admissions(4, rank=0)
     admissions.take_over(np.array([3, 4, 5]), np.array([1, 0, 2], dtype=np.int32))
-    admissions.note(np.array([0, 3]), step=9)
+    admissions.note_admission(np.array([0, 3]), step=9)
     assert admissions.ranks(EVERY).tolist() == [0, 0, 2, 0]
     assert admissions.steps(EVERY).tolist() == [9, 4, 5, 9]
 

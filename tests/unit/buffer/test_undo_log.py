@@ -27,7 +27,7 @@ def storage() -> RowStorage:
 
 
 def overwrite(storage: RowStorage, log: UndoLog[list[int]], slots: list[int], number: int) -> None:
-    log.note(np.array(slots))
+    log.save_rows(np.array(slots))
     storage.write(np.array(slots), numbered(*[number] * len(slots)))
 
 
