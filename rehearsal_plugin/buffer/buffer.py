@@ -11,12 +11,12 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.admission_rule import AdmissionRule
 from rehearsal_plugin.buffer.change_tracking import Changes, TrackedStorage
+from rehearsal_plugin.buffer.field_updates import updated_rows
 from rehearsal_plugin.buffer.keys_and_scores import KeysAndScores
 from rehearsal_plugin.buffer.policies import POLICIES
-from rehearsal_plugin.buffer.policies.base import last_writers
 from rehearsal_plugin.buffer.restore import adopt_rows, load_rows, rows_state
 from rehearsal_plugin.buffer.row_records import RowRecords
-from rehearsal_plugin.buffer.rows.fields import named_fields, pick_rows
+from rehearsal_plugin.buffer.rows.fields import pick_rows
 from rehearsal_plugin.buffer.rows.layout import Packed, RowLayout
 from rehearsal_plugin.buffer.slot_index import SlotIndex, kept_places
 from rehearsal_plugin.buffer.storage import open_storage
@@ -165,14 +165,9 @@ class RehearsalBuffer:
             fields: Values `[n, ...]` by field name, of the batch or of the state.
 
         Raises:
-            BatchError: There is no such field, or dtype or shape are not its own.
+            BatchError: See `updated_rows`.
         """
-        targets = named_fields((*self.layout.fields, *self.layout.state), fields, len(slots))
-        last = last_writers(slots) >= 0
-        slots, index = slots[last], torch.from_numpy(np.flatnonzero(last))
-        rows = self._rows_at(slots)
-        for name, values in fields.items():
-            targets[name].view(rows).copy_(values[index.to(values.device)])
+        slots, rows = updated_rows(self.layout, slots, fields, self._rows_at)
         self.write(slots, rows)
         if any(field.name in fields for field in self.layout.fields):
             self._records.note_contents(slots, rows)
