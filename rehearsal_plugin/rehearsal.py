@@ -252,7 +252,7 @@ class Rehearsal(Checkpointed):
         totals = self._coordinator.metrics.flat()
         partitions = None if self.buffer is None else self.buffer.slot_index.partitions
         if partitions is not None:
-            columns = (partitions.keys.tolist(), partitions.seen.tolist(), partitions.sizes.tolist())
+            columns = (partitions.keys.tolist(), partitions.offered.tolist(), partitions.sizes.tolist())
             for key, seen, size in zip(*columns, strict=True):
                 totals |= {f"rows_offered/{key}": seen, f"rows_stored/{key}": size}
         return totals

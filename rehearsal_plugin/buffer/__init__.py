@@ -1,4 +1,4 @@
-"""One rank's rows: where they lie, who stays, and how they are found."""
+"""The rows of one rank: storage, replacement policies and look-up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When and where each row of a buffer was admitted."""
+"""Step and rank of admission of each row."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Admissions:
         self._steps = np.full(capacity, -1, dtype=np.int64)
         self._ranks: RankArray | None = None  # until there are rows of others
 
-    def note(self, slots: IntArray, step: int) -> None:
+    def note_admission(self, slots: IntArray, step: int) -> None:
         """Rows at `slots` `[n]` were admitted on this rank in a step."""
         self._steps[slots] = step
         if self._ranks is not None:
             self._ranks[slots] = self._rank
 
     def steps(self, slots: IntArray | slice) -> IntArray:
-        """The step in which each row at `slots` `[n]` was admitted, `[n]` int64; a view of them for a slice."""
+        """The step in which each row at `slots` `[n]` was admitted, `[n]` int64; a view for a slice."""
         return self._steps[slots]
 
     def ranks(self, slots: IntArray | slice) -> RankArray:
-        """The rank on which it was, `[n]` int32."""
+        """The rank on which each row at `slots` `[n]` was admitted, `[n]` int32."""
         if self._ranks is None:
             return np.full(len(self._steps[slots]), self._rank, dtype=np.int32)
         return self._ranks[slots]
@@ -42,7 +42,7 @@ class Admissions:
         """Rows at the first slots were admitted in `steps` `[n]`, on `ranks` `[n]`.
 
         Raises:
-            ValueError: They are not of the same length.
+            ValueError: `steps` and `ranks` differ in length.
         """
         if len(steps) != len(ranks):
             raise ValueError(f"{len(steps)} steps and {len(ranks)} ranks")

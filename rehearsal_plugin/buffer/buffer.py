@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.admissions import Admissions
-from rehearsal_plugin.buffer.dedup import DUPLICATE, ContentIndex
+from rehearsal_plugin.buffer.admission_rule import AdmissionRule
+from rehearsal_plugin.buffer.change_tracking import Changes, TrackedStorage
+from rehearsal_plugin.buffer.field_updates import updated_rows
 from rehearsal_plugin.buffer.keys_and_scores import KeysAndScores
-from rehearsal_plugin.buffer.policies import POLICIES, Offer
-from rehearsal_plugin.buffer.policies.base import last_writers
-from rehearsal_plugin.buffer.rows.fields import picked
+from rehearsal_plugin.buffer.policies import POLICIES
+from rehearsal_plugin.buffer.restore import adopt_rows, load_rows, rows_state
+from rehearsal_plugin.buffer.row_records import RowRecords
+from rehearsal_plugin.buffer.rows.fields import pick_rows
 from rehearsal_plugin.buffer.rows.layout import Packed, RowLayout
 from rehearsal_plugin.buffer.slot_index import SlotIndex, kept_places
-from rehearsal_plugin.buffer.storage import Changes, TrackedStorage, open_storage
+from rehearsal_plugin.buffer.storage import open_storage
 from rehearsal_plugin.buffer.undo_log import UndoLog
 from rehearsal_plugin.config import BufferConfig
-from rehearsal_plugin.core.arrays import Float32Array, IntArray, RankArray
+from rehearsal_plugin.core.arrays import IntArray, RankArray
 from rehearsal_plugin.core.rng import Purpose, RandomStream, choose_from
-from rehearsal_plugin.errors import BatchError
 
 __all__ = ["RehearsalBuffer"]
-
-IndexState: TypeAlias = tuple[SlotIndex, Admissions, ContentIndex | None]
-"""What is known of the rows, beside the rows themselves."""
-
-CHUNK_BYTES = 4 << 20
-"""Of rows that are copied at a time when a buffer is filled."""
 
 
 class RehearsalBuffer:
     """Rows, their slots and their partitions on one rank; it knows no other rank.
 
     An admission has two halves: `admit` decides, on the index alone, and `write` copies. `offer` and `sample`
-    do the whole of it for use without a pipeline.
+    are complete, for use without a pipeline.
+
+    There is no lock. With a pipeline, calls are kept apart by the step: a background job is submitted after
+    `admit`, and collected before anything else is called on the training thread.
+
+    | call | thread |
+    |---|---|
+    | `admit`, `commit`, `rollback`, `state_dict`, `load_state_dict`, `adopt` | training, no job in flight |
+    | `take_changed`, `follow`, `unfollow` | training |
+    | `counts`, `tickets` | background; training with `exchange.launch: inline`, before the job is submitted |
+    | `write`, `update_fields`, `slots`, `holders` | background; `update_fields` also training, no job in flight |
+    | `read`, `written`, `origin`, `keys` | either: a search reads rows while the job may be writing others |
 
     Args:
         config: The section `rehearsal.buffer`.
@@ -48,7 +54,6 @@ class RehearsalBuffer:
     Attributes:
         capacity: Rows.
         layout: As given.
-        occupancy: The index; read it, do not change it.
 
     Raises:
         ConfigError: The capacity cannot hold one row.
@@ -59,18 +64,25 @@ class RehearsalBuffer:
     def __init__(self, config: BufferConfig, layout: RowLayout, *, rank: int = 0, seed: int = 0) -> None:
         self.layout = layout
         self.capacity = config.rows(layout.row_bytes)
-        self._traits = KeysAndScores(layout, config)
-        self._policy = POLICIES[config.policy]
+        self._keys_and_scores = KeysAndScores(layout, config)
+        self._rule = AdmissionRule(
+            POLICIES[config.policy], self._keys_and_scores, RandomStream(seed, Purpose.ADMISSION), rank
+        )
         self._storage = TrackedStorage(open_storage(config, self.capacity, layout.row_bytes, rank), self.capacity)
-        self._rank, self._deduplicates = rank, config.deduplicate
-        self.slot_index, self._provenance, self._contents = self._empty()
-        self._rescored: list[tuple[IntArray, Float32Array]] = []
-        self._admissions, self._draws = (RandomStream(seed, purpose) for purpose in (Purpose.ADMISSION, Purpose.DRAW))
+        self._rank = rank
+        self._content_bytes = layout.row_bytes - layout.state_bytes if config.deduplicate else None
+        self._records = self._empty_records()
+        self._draw_numbers = RandomStream(seed, Purpose.DRAW)
         self._calls = 0
-        self._journal: UndoLog[IndexState] | None = None
+        self._undo_log: UndoLog[RowRecords] | None = None
 
     def __len__(self) -> int:
         return self.slot_index.count
+
+    @property
+    def slot_index(self) -> SlotIndex:
+        """Slots in use, their partitions and their scores; read it, do not change it."""
+        return self._records.slot_index
 
     @property
     def device(self) -> torch.device:
@@ -79,37 +91,31 @@ class RehearsalBuffer:
 
     def keys(self, rows: Tensor) -> IntArray:
         """The partition keys `[n]` int64 of packed rows `[n, row_bytes]`; zeros without partitions."""
-        return self._traits.keys(rows)
+        return self._keys_and_scores.keys(rows)
 
     def counts(self) -> tuple[IntArray, IntArray]:
         """Partition keys and rows stored of each, two arrays `[partitions]` int64; empty without partitions."""
-        partitions = self.slot_index.partitions
-        if partitions is None:
-            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        return partitions.keys, partitions.sizes
+        return self.slot_index.counts()
 
     def slots(self, keys: IntArray, index: IntArray) -> IntArray:
         """The slots `[n]` of the `index`-th rows `[n]` of the partitions with `keys` `[n]`."""
-        partitions = self.slot_index.partitions
-        if partitions is None:
-            return index
-        return partitions.slots(partitions.number(keys), index)
+        return self.slot_index.slots(keys, index)
 
     @property
     def tickets(self) -> int:
         """The scores of all stored rows together, as a whole number; see `holders`."""
-        values = self.slot_index.values
-        return 0 if values is None else values.tickets(self.slot_index.count).total
+        scores = self.slot_index.scores
+        return 0 if scores is None else scores.tickets(len(self)).total
 
     def holders(self, tickets: IntArray) -> IntArray:
-        """The slots `[n]` that hold `tickets` `[n]` int64, numbered from 0 to those of all rows.
+        """The slots `[n]` that hold `tickets` `[n]` int64, numbered from 0 to `tickets - 1`.
 
         A row holds tickets in proportion to its score, so that a uniform draw of tickets is a draw of rows by
         score. New scores count from the next `admit` on.
         """
-        values = self.slot_index.values
-        assert values is not None  # the config asks for a score
-        return values.tickets(self.slot_index.count).find(tickets)
+        scores = self.slot_index.scores
+        assert scores is not None  # the config asks for a score
+        return scores.tickets(len(self)).find(tickets)
 
     def admit(self, rows: Tensor, step: int) -> IntArray:
         """Decide which rows stay, and where.
@@ -122,25 +128,17 @@ class RehearsalBuffer:
             `[n]` int64 slots, -1 for a row that is not kept, and `DUPLICATE` with `deduplicate` for one that is stored
             already and was not offered. `write` must follow before the next `read`.
         """
-        self._settle()
-        if self._contents is None:
-            return self._decide(*self._traits.of_rows(rows), step)[0]
-        hashes = self._contents.hashes(rows)
-        new = np.flatnonzero(~self._contents.duplicates(rows, hashes, self._at))
-        slots = np.full(len(rows), DUPLICATE, dtype=np.int64)
-        fresh = picked(rows, None if len(new) == len(rows) else new)
-        slots[new] = self._decide(*self._traits.of_rows(fresh), step)[0]
-        self._contents.put(slots[slots >= 0], hashes[slots >= 0])
-        return slots
+        self._records.settle_scores()
+        return self._rule.admit_rows(self._records, rows, step, self._rows_at)
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
         """Copy the rows `[n, row_bytes]` that `admit` kept to their `slots` `[n]`."""
         places = kept_places(slots)
         kept = slots if places is None else slots[places]
         if len(kept):
-            self._note(kept)
+            self._save_old_rows(kept)
             if rows.device != self.device:  # only what is kept has to travel
-                rows, places = picked(rows, places).to(self.device), None
+                rows, places = pick_rows(rows, places).to(self.device), None
             self._storage.write(kept, rows, places)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
@@ -151,117 +149,81 @@ class RehearsalBuffer:
     def written(self, slots: IntArray) -> IntArray:
         """The step in which each row at `slots` `[n]` was admitted, `[n]` int64.
 
-        Whoever wants to update a row tells by it whether another one has taken its place.
+        If it is another one than before, another row has taken the place: an update meant for the first is late.
         """
-        return self._provenance.steps(slots)
+        return self._records.admissions.steps(slots)
 
     def origin(self, slots: IntArray) -> RankArray:
         """The rank on which each row at `slots` `[n]` was admitted, `[n]` int32."""
-        return self._provenance.ranks(slots)
+        return self._records.admissions.ranks(slots)
 
     def update_fields(self, slots: IntArray, fields: Mapping[str, Tensor]) -> None:
-        """Rewrite fields of stored rows in place.
+        """Rewrite fields of stored rows in place; new scores count from the next `admit` on.
 
         Args:
             slots: `[n]` int64; where a slot stands twice, the last one counts.
             fields: Values `[n, ...]` by field name, of the batch or of the state.
 
         Raises:
-            BatchError: There is no such field, or dtype or shape are not its own.
+            BatchError: See `updated_rows`.
         """
-        known = {field.name: field for field in (*self.layout.fields, *self.layout.state)}
-        for name in fields:
-            if name not in known:
-                raise BatchError(f"rows have no field '{name}'; they have {sorted(known)}")
-            known[name].check(fields[name], len(slots))
-        last = last_writers(slots) >= 0
-        index = torch.from_numpy(np.flatnonzero(last))
-        rows = self._at(slots[last])
-        for name, values in fields.items():
-            known[name].view(rows).copy_(values[index.to(values.device)])
-        self.write(slots[last], rows)
-        if self._contents is not None and any(field.name in fields for field in self.layout.fields):
-            self._contents.put(slots[last], self._contents.hashes(rows))
-        judged = self._traits.value
-        if judged is not None and judged.name in fields:
-            new = self._traits.values(rows)
-            assert new is not None
-            self._rescored.append((slots[last], new))
+        slots, rows = updated_rows(self.layout, slots, fields, self._rows_at)
+        self.write(slots, rows)
+        if any(field.name in fields for field in self.layout.fields):
+            self._records.note_contents(slots, rows)
+        score_field = self._keys_and_scores.score_field
+        if score_field is not None and score_field.name in fields:
+            self._records.postpone_scores(slots, self._keys_and_scores.scores(rows))
 
     def commit(self) -> None:
         """Make the present state the one that `rollback` returns to, until the next commit."""
-        self._settle()
-        self._journal = UndoLog(self._storage, len(self), (self.slot_index, self._provenance, self._contents))
+        self._records.settle_scores()
+        self._undo_log = UndoLog(self._storage, len(self), self._records)
 
     def rollback(self) -> None:
         """Return to the state of the last `commit`, row by row; a buffer without one becomes empty."""
-        self._rescored.clear()
-        known = self._empty() if self._journal is None else self._journal.undo()
-        self.slot_index, self._provenance, self._contents = known
-
-    def state_dict(self) -> dict[str, Any]:
-        """All rows and the index, as tensors, arrays and numbers; views where that is possible."""
-        self._settle()
-        count = self.slot_index.count
-        return {
-            "rows": self._storage.first(count),
-            "written": self._provenance.steps(slice(count)),
-            "origin": self._provenance.ranks(slice(count)),
-            "calls": self._calls,
-            "index": self.slot_index.state_dict(),
-        }
+        self._records = self._empty_records() if self._undo_log is None else self._undo_log.undo()
 
     def take_changed(self) -> IntArray:
-        """The slots `[n]` whose rows are not those that they were at the last call; all of them at the first."""
+        """The slots `[n]` whose rows have changed since the last call; all of them at the first."""
         return self._storage.take_changed(len(self))
 
     def follow(self) -> Changes:
-        """An account of one's own of the slots whose rows change; all that are taken count at its first `take`."""
+        """A record of the slots that change from now on, for one reader; its first `take` returns all slots."""
         return self._storage.follow()
 
     def unfollow(self, changes: Changes) -> None:
-        """Keep an account that `follow` gave no longer."""
+        """Give up a record that `follow` returned."""
         self._storage.unfollow(changes)
 
+    def state_dict(self) -> dict[str, Any]:
+        """All rows and the index, as tensors, arrays and numbers; views where that is possible."""
+        self._records.settle_scores()
+        return rows_state(self._records, self._storage.first(len(self)), self._calls)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave for a buffer of the same config, into an empty one.
+        """Take over what `state_dict` returned for a buffer of the same config, into an empty one.
 
         Raises:
-            ValueError: It contradicts itself.
+            ValueError: The state contradicts itself.
         """
-        self.slot_index.load_state_dict(state["index"])
-        rows, count = state["rows"], self.slot_index.count
-        if rows.shape != (count, self.layout.row_bytes):
-            raise ValueError(f"rows of shape {tuple(rows.shape)} for {count} of {self.layout.row_bytes} bytes")
-        for slots, part in _numbered(rows.split(self._chunk)):
-            self._place(slots, part)
-        self._describe(state["written"], state["origin"])
+        load_rows(self._records, state, self.layout.row_bytes, self.write)
         self._calls = int(state["calls"])
 
-    def adopt(self, parts: Iterable[Tensor], written: IntArray, origin: RankArray, seen: Mapping[int, int]) -> None:
-        """Fill an empty buffer with rows of others.
+    def adopt(self, parts: Iterable[Tensor], written: IntArray, origin: RankArray, offered: Mapping[int, int]) -> None:
+        """Fill an empty buffer with rows of other ranks or jobs.
 
         Args:
             parts: `[n, row_bytes]` uint8 each, together at most `capacity`, in the order in which they were admitted.
             written: `[rows]` int64, the step in which each was.
             origin: `[rows]` int32, the rank on which it was.
-            seen: Rows offered so far of each partition key, or of key 0 without partitions; no less than there are
+            offered: Rows offered so far of each partition key, or of key 0 without partitions; no less than there are
                 rows.
 
         Raises:
-            ValueError: It contradicts itself.
+            ValueError: There is not one step and one rank for each row.
         """
-        partitions = self.slot_index.partitions
-        for slots, rows in _numbered(parts):
-            keys, values = self._traits.of_rows(rows)
-            owners = keys if partitions is None else partitions.number(keys)
-            self.slot_index.record(slots, owners, values)
-            self._place(slots, rows)
-        self.slot_index.seen = max(len(self), sum(seen.values()))
-        if partitions is not None:
-            told = np.array([seen.get(key, 0) for key in partitions.keys.tolist()], dtype=np.int64)
-            partitions.seen = np.maximum(told, partitions.sizes)
-        self._describe(written, origin)
+        adopt_rows(self._records, self._keys_and_scores, parts, written, origin, offered, self.write)
 
     def offer(self, batch: Any) -> int:
         """Offer all samples of a batch; returns how many were kept.
@@ -273,11 +235,11 @@ class RehearsalBuffer:
         size = columns[0].shape[0]
         if self.layout.state:
             columns += self.layout.state_columns({}, size)
-        if self._contents is None:
-            return self._offer(columns)
-        rows = self._rows(size)
+        if self._records.contents is None:
+            return self._offer_columns(columns)
+        rows = self._zero_rows(size)
         self.layout.pack(columns, rows)
-        slots = self.admit(rows, self._next())
+        slots = self.admit(rows, self._next_call())
         self.write(slots, rows)
         return int(np.count_nonzero(slots >= 0))
 
@@ -286,11 +248,11 @@ class RehearsalBuffer:
 
         Args:
             count: Rows.
-            out: Where to put them, as `room` gave it for as many: the batch returned is the one in there, overwritten
-                by the next call. Large batches come several times faster than into fresh memory.
+            out: Where to put them, as `room` returned it for as many: the batch returned is the one in there,
+                overwritten by the next call. Large batches come several times faster than into fresh memory.
         """
-        count = min(count, self.slot_index.count)
-        slots = choose_from(self.slot_index.count, count, self._draws.at(self._next(), self._rank))
+        count = min(count, len(self))
+        slots = choose_from(len(self), count, self._draw_numbers.at(self._next_call(), self._rank))
         if out is None or len(out.rows) != count:
             out = self.room(count)
         self.read(slots, out.rows)
@@ -298,81 +260,34 @@ class RehearsalBuffer:
 
     def room(self, count: int) -> Packed:
         """Memory for `count` rows, and the batch that lies in it; see `sample`."""
-        return self.layout.packed(self._rows(count))
+        return self.layout.packed(self._zero_rows(count))
 
-    @property
-    def _chunk(self) -> int:
-        return max(1, CHUNK_BYTES // self.layout.row_bytes)
+    def _empty_records(self) -> RowRecords:
+        return RowRecords.empty(self.capacity, self._rank, self._keys_and_scores, self._content_bytes)
 
-    def _place(self, slots: IntArray, rows: Tensor) -> None:
-        """Store rows `[n, row_bytes]` that the index has already."""
-        if self._contents is not None:
-            self._contents.put(slots, self._contents.hashes(rows))
-        self.write(slots, rows)
-
-    def _describe(self, written: IntArray, origin: RankArray) -> None:
-        """Note of all rows when and where they were admitted."""
-        if len(written) != len(self):
-            raise ValueError(f"{len(written)} steps of {len(self)} rows")
-        self._provenance.take_over(written, origin)
-
-    def _empty(self) -> IndexState:
-        """What is known of the rows while there are none."""
-        content_bytes = self.layout.row_bytes - self.layout.state_bytes
-        traits = self._traits
-        return (
-            SlotIndex(self.capacity, traits.key is not None, traits.width, means=traits.features),
-            Admissions(self.capacity, self._rank),
-            ContentIndex(self.capacity, content_bytes) if self._deduplicates else None,
-        )
-
-    def _at(self, slots: IntArray) -> Tensor:
-        """The rows `[n, row_bytes]` at `slots` `[n]`."""
-        rows = self._rows(len(slots))
-        self.read(slots, rows)
-        return rows
-
-    def _offer(self, columns: list[Tensor]) -> int:
-        """Offer rows of which nothing but a key and a value has to be looked at: they are copied once."""
-        self._settle()
-        slots, kept = self._decide(*self._traits.of_columns(columns), self._next())
+    def _offer_columns(self, columns: list[Tensor]) -> int:
+        """Offer samples that are copied once, from `columns` to their slots: only key and score are looked at."""
+        self._records.settle_scores()
+        slots, kept = self._rule.admit_columns(self._records, columns, self._next_call())
         if len(kept):
-            self._note(kept)
+            self._save_old_rows(kept)
             self._storage.write_fields(kept, self.layout.fields, columns, None if kept is slots else kept_places(slots))
         return len(kept)
 
-    def _decide(self, keys: IntArray, values: Float32Array | None, step: int) -> tuple[IntArray, IntArray]:
-        """The slots `[n]` of rows by partition key `[n]` and value `[n, width]`, -1 for none; and those without -1."""
-        partitions = self.slot_index.partitions
-        owners = keys if partitions is None else partitions.number(keys)
-        slots = self._policy(self.slot_index, Offer(owners, values), self._admissions.at(step, self._rank))
-        kept = self.slot_index.record(slots, owners, values)
-        self._provenance.note(kept, step)
-        return slots, kept
+    def _save_old_rows(self, slots: IntArray) -> None:
+        """Keep the rows at `slots` `[n]`, about to be overwritten, for `rollback`."""
+        if self._undo_log is not None:
+            self._undo_log.save_rows(slots)
 
-    def _note(self, slots: IntArray) -> None:
-        """Have the journal keep what is about to be overwritten."""
-        if self._journal is not None:
-            self._journal.note(slots)
+    def _rows_at(self, slots: IntArray) -> Tensor:
+        """The rows `[n, row_bytes]` at `slots` `[n]`."""
+        rows = self._zero_rows(len(slots))
+        self.read(slots, rows)
+        return rows
 
-    def _settle(self) -> None:
-        """Let new scores count; not in the middle of a step, whose draw goes by what this rank told the others."""
-        for slots, values in self._rescored:
-            if self.slot_index.values is not None:
-                self.slot_index.values.set(slots, values)
-        self._rescored.clear()
-
-    def _rows(self, count: int) -> Tensor:
+    def _zero_rows(self, count: int) -> Tensor:
         return torch.zeros((count, self.layout.row_bytes), dtype=torch.uint8, device=self.device)
 
-    def _next(self) -> int:
+    def _next_call(self) -> int:
         self._calls += 1
         return self._calls
-
-
-def _numbered(parts: Iterable[Tensor]) -> Iterator[tuple[IntArray, Tensor]]:
-    """Rows that are laid end to end, with the slots that they get."""
-    start = 0
-    for part in parts:
-        yield np.arange(start, start + len(part)), part
-        start += len(part)

@@ -1,4 +1,4 @@
-"""Which slots of a buffer are taken, and by which partition: the index that policies and draws look at."""
+"""Which slots of a buffer are in use, and by which partition: the index that policies and draws look at."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from typing import Any
 
 import numpy as np
 
+from rehearsal_plugin.buffer.partitions import Partitions
 from rehearsal_plugin.buffer.scores import Scores
 from rehearsal_plugin.core.arrays import Float32Array, IntArray
 
-__all__ = ["Partitions", "SlotIndex", "earlier", "kept_places"]
+__all__ = ["SlotIndex", "kept_places"]
 
 
 class SlotIndex:
-    """The index of one rank's buffer. Slots 0 to `count - 1` are taken; a row is replaced, never removed.
+    """The index of one rank's buffer. Slots 0 to `count - 1` are in use; a row is replaced, never removed.
 
     Args:
         capacity: Slots.
         partitioned: Whether rows have owners.
-        width: Numbers that a row is judged by; 0 where rows are not judged.
-        means: Whether the means of these numbers are asked for.
+        width: Numbers in a row's score; 0 where rows have none.
+        means: Whether the mean score of each partition is asked for.
 
     Attributes:
         capacity: Slots.
         count: Rows stored.
-        seen: Rows offered so far.
-        partitions: Who owns which slot; None where rows are not partitioned.
-        values: What rows are judged by; None where they are not.
+        offered: Rows offered so far.
+        partitions: The slots of each partition; None where rows are not partitioned.
+        scores: The score of each row; None where rows have none.
     """
 
     def __init__(self, capacity: int, partitioned: bool, width: int = 0, *, means: bool = True) -> None:
         self.capacity = capacity
         self.count = 0
-        self.seen = 0
+        self.offered = 0
         self.partitions = Partitions(capacity) if partitioned else None
-        self.values = Scores(capacity, width, means=means) if width else None
+        self.scores = Scores(capacity, width, means=means) if width else None
 
     @property
     def sizes(self) -> IntArray:
@@ -46,28 +47,38 @@ class SlotIndex:
         """The slots of a partition, `[size]` int64; a view that the next `record` changes."""
         return np.arange(self.count) if self.partitions is None else self.partitions.members(number)
 
-    def record(self, slots: IntArray, owners: IntArray, values: Float32Array | None = None) -> IntArray:
+    def counts(self) -> tuple[IntArray, IntArray]:
+        """Partition keys and rows stored of each, two arrays `[partitions]` int64; empty without partitions."""
+        if self.partitions is None:
+            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        return self.partitions.keys, self.partitions.sizes
+
+    def slots(self, keys: IntArray, index: IntArray) -> IntArray:
+        """The slots `[n]` of the `index`-th rows `[n]` of the partitions with `keys` `[n]`."""
+        return index if self.partitions is None else self.partitions.slots(self.partitions.number(keys), index)
+
+    def record(self, slots: IntArray, owners: IntArray, scores: Float32Array | None = None) -> IntArray:
         """Note the outcome of an admission.
 
         Args:
             slots: `[n]` int64, where each offered row goes, -1 where it is not kept; no slot twice.
             owners: `[n]` int64, the partition of each offered row; zeros where rows are not partitioned.
-            values: `[n, width]` float32, what each offered row is judged by.
+            scores: `[n, width]` float32, those of the offered rows.
 
         Returns:
             The slots of the rows that are kept; the same array where all are.
         """
-        kept, own, judged = slots, owners, values
+        kept, kept_owners, kept_scores = slots, owners, scores
         places = kept_places(slots)
         if places is not None:
-            kept, own, judged = slots[places], owners[places], None if values is None else values[places]
-        if self.values is not None and values is not None and judged is not None:
-            self.values.set(kept, judged)
-            self.values.count_offers(owners, values)
+            kept, kept_owners, kept_scores = slots[places], owners[places], None if scores is None else scores[places]
+        if self.scores is not None and scores is not None and kept_scores is not None:
+            self.scores.set(kept, kept_scores)
+            self.scores.count_offers(owners, scores)
         if self.partitions is not None:
-            self.partitions.record(kept, own, replaced=kept < self.count)
+            self.partitions.record(kept, kept_owners, replaced=kept < self.count)
             self.partitions.count_offers(owners)
-        self.seen += len(slots)
+        self.offered += len(slots)
         if self.count < self.capacity:
             self.count += int(np.count_nonzero(slots >= self.count))
         return kept
@@ -76,174 +87,32 @@ class SlotIndex:
         """The whole index, as arrays and numbers; views of it where it is large."""
         return {
             "count": self.count,
-            "seen": self.seen,
+            "seen": self.offered,
             "partitions": None if self.partitions is None else self.partitions.state_dict(),
-            "values": None if self.values is None else self.values.state_dict(self.count),
+            "values": None if self.scores is None else self.scores.state_dict(self.count),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave for an index of the same capacity, into an empty one.
+        """Take over what `state_dict` returned for an index of the same capacity, into an empty one.
 
         Raises:
-            ValueError: It contradicts itself.
+            ValueError: The state contradicts itself.
         """
-        self.count, self.seen = int(state["count"]), int(state["seen"])
-        if not 0 <= self.count <= min(self.capacity, self.seen):
-            raise ValueError(f"{self.count} rows stored of {self.seen} offered, with room for {self.capacity}")
+        self.count, self.offered = int(state["count"]), int(state["seen"])
+        if not 0 <= self.count <= min(self.capacity, self.offered):
+            raise ValueError(f"{self.count} rows stored of {self.offered} offered, with room for {self.capacity}")
         if self.partitions is not None:
             self.partitions.load_state_dict(state["partitions"], self.count)
-        if self.values is not None:
-            self.values.load_state_dict(state["values"])
-
-
-class Partitions:
-    """Rows by partition, with partitions numbered in the order of their first appearance.
-
-    Every partition lists its slots without gaps, so that "the i-th row of partition p" is one look-up. A
-    removal moves the last entries into the holes. The lists lie in one array, each in a block with some room; one
-    that has grown out of its block gets a larger one. All work is a fixed number of array operations, however many
-    rows and partitions a batch touches.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self.keys = np.empty(0, dtype=np.int64)
-        self.seen = np.empty(0, dtype=np.int64)
-        self.sizes = np.empty(0, dtype=np.int64)
-        self._number: dict[int, int] = {}
-        self._lists = np.empty(0, dtype=np.int64)
-        self._begin = np.empty(0, dtype=np.int64)  # of the block of each partition
-        self._room = np.empty(0, dtype=np.int64)  # in it
-        self._end = 0  # of the last block
-        self._owner = np.empty(capacity, dtype=np.int32)
-        self._place = np.empty(capacity, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def number(self, keys: IntArray) -> IntArray:
-        """Partition numbers `[n]` of partition keys `[n]`; new keys found a new partition each."""
-        listed = keys.tolist()
-        fresh = set(listed).difference(self._number)
-        if fresh:
-            self._found(sorted(fresh))
-        return np.fromiter(map(self._number.__getitem__, listed), np.int64, len(listed))
-
-    def members(self, number: int) -> IntArray:
-        """The slots of a partition, `[size]` int64; a view that the next `record` changes."""
-        begin = int(self._begin[number])
-        return self._lists[begin : begin + int(self.sizes[number])]
-
-    def slots(self, numbers: IntArray, index: IntArray) -> IntArray:
-        """The slots `[n]` of the `index`-th rows `[n]` of partitions by `numbers` `[n]`."""
-        slots: IntArray = self._lists[self._begin[numbers] + index]
-        return slots
-
-    def count_offers(self, owners: IntArray) -> None:
-        """Add offered rows `[n]` to what each partition has seen."""
-        self.seen += np.bincount(owners, minlength=len(self))
-
-    def record(self, slots: IntArray, owners: IntArray, replaced: np.ndarray) -> None:
-        """Hand `slots` `[n]` over to `owners` `[n]`; `replaced` `[n]` bool tells which had an owner before."""
-        moved = ~replaced | (self._owner[slots] != owners)  # the others keep their places
-        if not np.count_nonzero(moved):
-            return
-        slots, owners, replaced = slots[moved], owners[moved], replaced[moved]
-        self._remove(slots[replaced])
-        self._append(slots, owners)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Keys, rows offered and stored of each partition, and all their slots, partition by partition."""
-        return {
-            "keys": self.keys,
-            "seen": self.seen,
-            "sizes": self.sizes,
-            "members": self._lists[_spread(self._begin, self.sizes)],
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any], count: int) -> None:
-        """Take over what `state_dict` gave; every slot below `count` has one partition.
-
-        Raises:
-            ValueError: It has not.
-        """
-        keys, seen, sizes, members = (state[name] for name in ("keys", "seen", "sizes", "members"))
-        if not np.array_equal(np.sort(members), np.arange(count)) or int(sizes.sum()) != count or (sizes < 0).any():
-            raise ValueError("the partitions do not share out the stored rows")
-        if not len(keys) == len(seen) == len(sizes) == len(np.unique(keys)):
-            raise ValueError("the partitions are not told apart")
-        self._found(keys.tolist())  # in their order: the draw goes by numbers
-        self._append(members, np.repeat(np.arange(len(sizes)), sizes))
-        self.seen = seen.copy()
-
-    def _found(self, keys: list[int]) -> None:
-        """Number new partitions in the order of their keys."""
-        self._number |= {key: number for number, key in enumerate(keys, len(self))}
-        zeros = np.zeros(len(keys), dtype=np.int64)
-        self.keys = np.concatenate((self.keys, np.array(keys, dtype=np.int64)))
-        self.seen, self.sizes, self._begin, self._room = (
-            np.concatenate((column, zeros)) for column in (self.seen, self.sizes, self._begin, self._room)
-        )
-
-    def _remove(self, slots: IntArray) -> None:
-        """Take `slots` `[n]` from the lists that they stand in; what stands last there moves to their places."""
-        slots = slots[self._owner[slots].argsort(kind="stable")]
-        owners, places = self._owner[slots], self._place[slots]
-        first = owners.searchsorted(owners)  # of each owner's slots
-        self.sizes -= np.bincount(owners, minlength=len(self))
-        begin, left = self._begin[owners], self.sizes[owners]
-        last = self._lists[begin + left + np.arange(len(slots)) - first]  # of every list as many as it loses
-        inside = places < left
-        stays = np.ones(len(slots), dtype=bool)
-        stays[(first + places - left)[~inside]] = False
-        movers, holes = last[stays], places[inside]
-        self._lists[begin[inside] + holes] = movers
-        self._place[movers] = holes
-
-    def _append(self, slots: IntArray, owners: IntArray) -> None:
-        """Put `slots` `[n]`, in their order, behind the lists of their `owners` `[n]`."""
-        grown = self.sizes + np.bincount(owners, minlength=len(self))
-        self._make_room(grown)
-        places = self.sizes[owners] + earlier(owners)
-        self._lists[self._begin[owners] + places] = slots
-        self._place[slots], self._owner[slots] = places, owners
-        self.sizes[:] = grown
-
-    def _make_room(self, sizes: IntArray) -> None:
-        """Give lists that shall have `sizes` `[partitions]` larger blocks where theirs are too small.
-
-        They move behind the others; where the array ends, all are laid out in a new one.
-        """
-        moving = (sizes > self._room).nonzero()[0]
-        if not len(moving):
-            return
-        rooms = 3 * sizes // 2 + 16
-        lists, end = self._lists, self._end
-        if end + int(rooms[moving].sum()) > len(lists):
-            moving, lists, end = np.arange(len(sizes)), np.empty(5 * int(rooms.sum()) // 4, dtype=np.int64), 0
-        rooms = rooms[moving]
-        begin = end + rooms.cumsum() - rooms
-        held = self.sizes[moving]
-        lists[_spread(begin, held)] = self._lists[_spread(self._begin[moving], held)]
-        self._begin[moving], self._room[moving] = begin, rooms
-        self._lists, self._end = lists, end + int(rooms.sum())
+        if self.scores is not None:
+            self.scores.load_state_dict(state["values"])
 
 
 def kept_places(slots: IntArray) -> IntArray | None:
-    """Which rows are kept that were given `slots` `[n]`, -1 for none: `[kept]` int64; None where all are."""
+    """The places `[kept]` int64 of the rows that are kept, by their `slots` `[n]`; None where all are.
+
+    >>> kept_places(np.array([5, -1, 0]))
+    array([0, 2])
+    """
     if not len(slots) or slots[slots.argmin()] >= 0:  # several times faster than to compare them all
         return None
     return (slots >= 0).nonzero()[0]
-
-
-def earlier(owners: IntArray) -> IntArray:
-    """How many rows of a batch before each row `[n]` have the same owner, `[n]` int64."""
-    order = owners.argsort(kind="stable")
-    ordered = owners[order]
-    counts = np.empty_like(owners)
-    counts[order] = np.arange(len(owners)) - ordered.searchsorted(ordered)
-    return counts
-
-
-def _spread(begin: IntArray, sizes: IntArray) -> IntArray:
-    """The numbers `begin` to `begin + size - 1` of every range, `[sum(sizes)]` int64."""
-    return np.repeat(begin - sizes.cumsum() + sizes, sizes) + np.arange(int(sizes.sum()))

@@ -20,22 +20,13 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows._copies import gather, scatter
 from rehearsal_plugin.buffer.rows.allocator import zeros
-from rehearsal_plugin.buffer.rows.fields import Field, as_array, bytes_of, picked, put
+from rehearsal_plugin.buffer.rows.fields import Field, as_array, bytes_of, pick_rows, put
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.config.registries import STORAGES
 from rehearsal_plugin.core.arrays import ByteArray, IntArray
 from rehearsal_plugin.errors import StorageError
 
-__all__ = [
-    "Changes",
-    "DeviceStorage",
-    "FileStorage",
-    "HostStorage",
-    "RowStorage",
-    "TrackedStorage",
-    "open_storage",
-    "register",
-]
+__all__ = ["DeviceStorage", "FileStorage", "HostStorage", "RowStorage", "open_storage", "register"]
 
 
 class RowStorage(Protocol):
@@ -43,7 +34,7 @@ class RowStorage(Protocol):
 
     Attributes:
         device: Where the rows live, and where the tensors given to `write` and `read` must live.
-        row_bytes: ByteArray a row.
+        row_bytes: Bytes a row.
     """
 
     device: torch.device
@@ -100,8 +91,8 @@ class HostStorage:
 class FileStorage(HostStorage):
     """Rows in a file that is mapped to memory, and may be larger than that.
 
-    Before rows are touched, the kernel is asked for all their pages at once. Otherwise it would fetch them one after
-    the other, as they are touched, and around each as many again that nobody wants.
+    Before rows are touched, the kernel is asked for all their pages at once. Otherwise it would fetch them one by one
+    as they are touched, each with as many pages around it that nobody wants.
     """
 
     def __init__(self, mapped: mmap.mmap, shape: tuple[int, int]) -> None:
@@ -110,25 +101,25 @@ class FileStorage(HostStorage):
 
     def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
-        self._fetch(slots)
+        self._fetch_pages(slots)
         super().write(slots, rows, places)
 
     def write_fields(
         self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
     ) -> None:
         """See `RowStorage.write_fields`."""
-        self._fetch(slots)
+        self._fetch_pages(slots)
         super().write_fields(slots, fields, columns, places)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
-        self._fetch(slots)
+        self._fetch_pages(slots)
         super().read(slots, out)
 
-    def _fetch(self, slots: IntArray) -> None:
+    def _fetch_pages(self, slots: IntArray) -> None:
         starts = slots * self.row_bytes
         first = starts - starts % mmap.PAGESIZE
-        with suppress(OSError):  # it may be short of memory, and fetches them when they are touched
+        with suppress(OSError):  # the kernel may be short of memory; it then fetches pages as they are touched
             for start, length in zip(first.tolist(), (starts + self.row_bytes - first).tolist(), strict=True):
                 self._mapped.madvise(mmap.MADV_WILLNEED, start, length)
 
@@ -143,7 +134,7 @@ class DeviceStorage:
 
     def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
         """See `RowStorage.write`."""
-        self._rows.index_copy_(0, torch.from_numpy(slots).to(self.device), picked(rows, places))
+        self._rows.index_copy_(0, torch.from_numpy(slots).to(self.device), pick_rows(rows, places))
 
     def write_fields(
         self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
@@ -153,7 +144,7 @@ class DeviceStorage:
         for field, column in zip(fields, columns, strict=True):
             if field.nbytes:
                 cells = self._rows[:, field.offset : field.offset + field.nbytes]
-                cells.index_copy_(0, index, picked(bytes_of(column), places).to(self.device))
+                cells.index_copy_(0, index, pick_rows(bytes_of(column), places).to(self.device))
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """See `RowStorage.read`."""
@@ -162,74 +153,6 @@ class DeviceStorage:
     def first(self, count: int) -> Tensor:
         """See `RowStorage.first`."""
         return self._rows[:count].cpu()
-
-
-class Changes:
-    """Which slots were written lately, for one who wants to know; all, at first.
-
-    Args:
-        capacity: Slots.
-    """
-
-    def __init__(self, capacity: int) -> None:
-        self._changed = np.ones(capacity, dtype=bool)
-
-    def note(self, slots: IntArray) -> None:
-        """Count `slots` `[n]` as written."""
-        self._changed[slots] = True
-
-    def take(self, count: int) -> IntArray:
-        """Which of the first `count` slots were written since the last call, `[n]` int64 in ascending order."""
-        changed = np.flatnonzero(self._changed[:count])
-        self._changed[:] = False
-        return changed
-
-
-class TrackedStorage:
-    """Rows of another storage, and which of them were written lately.
-
-    Args:
-        storage: The rows.
-        capacity: How many they are.
-    """
-
-    def __init__(self, storage: RowStorage, capacity: int) -> None:
-        self._storage, self._capacity = storage, capacity
-        self.device, self.row_bytes = storage.device, storage.row_bytes
-        self.read, self.first = storage.read, storage.first
-        self._own: Changes | None = None  # until somebody asks
-        self._followers: tuple[Changes, ...] = ()  # replaced as a whole: another thread may be writing
-
-    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
-        """See `RowStorage.write`."""
-        self._storage.write(slots, rows, places)
-        self._note(slots)
-
-    def write_fields(
-        self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
-    ) -> None:
-        """See `RowStorage.write_fields`."""
-        self._storage.write_fields(slots, fields, columns, places)
-        self._note(slots)
-
-    def _note(self, slots: IntArray) -> None:
-        for changes in self._followers:
-            changes.note(slots)
-
-    def take_changed(self, count: int) -> IntArray:
-        """Which of the first `count` slots were written since the last call, `[n]` int64 in ascending order."""
-        self._own = self._own or self.follow()
-        return self._own.take(count)
-
-    def follow(self) -> Changes:
-        """An account of what is written from now on; until the first `take`, all slots count as written."""
-        changes = Changes(self._capacity)
-        self._followers = (*self._followers, changes)
-        return changes
-
-    def unfollow(self, changes: Changes) -> None:
-        """Keep this account no longer."""
-        self._followers = tuple(kept for kept in self._followers if kept is not changes)
 
 
 Opener: TypeAlias = Callable[[BufferConfig, tuple[int, int], int], RowStorage]
@@ -272,7 +195,7 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
     Args:
         config: `storage` says where; `path` is the folder of a file-backed storage.
         capacity: Rows.
-        row_bytes: ByteArray a row.
+        row_bytes: Bytes a row.
         rank: Names the file of this rank.
 
     Raises:

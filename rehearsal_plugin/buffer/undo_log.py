@@ -1,4 +1,4 @@
-"""An undo log of a buffer: what was overwritten since the last commit."""
+"""An undo log of a buffer: the rows that were overwritten since the last commit."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ T = TypeVar("T")
 
 
 class UndoLog(Generic[T]):
-    """Takes a buffer back to the moment when the journal was begun.
+    """Takes a buffer back to the moment when the log was begun.
 
     Memory grows with the rows that are overwritten until the next commit, not with the rows stored.
 
     Args:
         storage: The rows.
         count: How many there are, from slot 0 on.
-        known: What is known of them; copied.
+        records: Everything known of them besides their bytes; copied.
     """
 
-    def __init__(self, storage: RowStorage, count: int, known: T) -> None:
+    def __init__(self, storage: RowStorage, count: int, records: T) -> None:
         self._storage = storage
-        self._known = copy.deepcopy(known)
+        self._records = copy.deepcopy(records)
         self._saved = np.zeros(count, dtype=bool)
         self._entries: list[tuple[IntArray, Tensor]] = []
 
-    def note(self, slots: IntArray) -> None:
+    def save_rows(self, slots: IntArray) -> None:
         """Save the rows at `slots` `[n]`, about to be overwritten, unless they are saved already or are new."""
         old = slots[slots < len(self._saved)]
         old = old[~self._saved[old]]
@@ -46,9 +46,9 @@ class UndoLog(Generic[T]):
             self._entries.append((old, rows))
 
     def undo(self) -> T:
-        """Write all saved rows back; returns what was known of them."""
+        """Write all saved rows back; returns a copy of the records of that time."""
         for slots, rows in self._entries:
             self._storage.write(slots, rows)
         self._entries.clear()
         self._saved[:] = False
-        return copy.deepcopy(self._known)
+        return copy.deepcopy(self._records)

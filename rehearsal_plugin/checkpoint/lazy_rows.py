@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.dedup import content_hashes, repeated, same_content
+from rehearsal_plugin.buffer.dedup import content_hashes, repeated_rows, same_content
 from rehearsal_plugin.core.arrays import IntArray
 
 __all__ = ["Packed"]
@@ -73,7 +73,7 @@ class Packed:
             found = [same_content(self._read(one[span]), self._read(other[span]), content_bytes) for span in spans]
             return np.concatenate(found) if found else np.zeros(0, dtype=bool)
 
-        return np.flatnonzero(~repeated(np.concatenate(hashes), same)) if hashes else np.arange(0)
+        return np.flatnonzero(~repeated_rows(np.concatenate(hashes), same)) if hashes else np.arange(0)
 
     @property
     def _at_once(self) -> int:

@@ -1,3 +1,3 @@
-"""What every wing stands on: arrays, random numbers, fair shares, trees, a thread, counters."""
+"""Foundations that every other part uses: arrays, random numbers, fair shares, trees, a thread, counters."""
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ class BackgroundThread(Generic[T]):
         self._jobs: Jobs[T] = SimpleQueue()
         self._thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
         self._thread.start()
-        weakref.finalize(self, self._jobs.put, None)  # the thread of a worker that nobody has any more ends
+        weakref.finalize(self, self._jobs.put, None)  # the thread ends with its owner
 
     def submit(self, job: Callable[[], T]) -> Future[T]:
         """Run `job` on the thread; its result or exception arrives in the future, which cannot be cancelled."""
@@ -35,7 +35,7 @@ class BackgroundThread(Generic[T]):
         return future
 
     def close(self, timeout_s: float) -> bool:
-        """End the thread after the job it runs; tells whether it ended in time."""
+        """End the thread after the jobs submitted so far; returns whether it ended within `timeout_s` seconds."""
         self._jobs.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()

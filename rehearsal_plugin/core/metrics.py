@@ -1,4 +1,4 @@
-"""What a rehearsal counts and times."""
+"""Counters and timers of a rehearsal on one rank."""
 
 from __future__ import annotations
 
@@ -24,6 +24,16 @@ MOST_PARTITIONS_SHOWN = 32
 @dataclass
 class Metrics:
     """Totals since the start on this rank; times in milliseconds.
+
+    No lock: each total has one writer.
+
+    | total or call | thread |
+    |---|---|
+    | `written_ms`, `drawn_ms`, `exchanged_ms`, `rows_retrieved` | background |
+    | `collectives`, rows and bytes sent and received | background; training with `exchange.launch: inline` |
+    | all other totals, `count_replayed`, `count_tokens` | training |
+    | `flat`, `state_dict` | training, at any time; a total of the background may be one step behind |
+    | `load_state_dict` | training, no job in flight |
 
     Attributes:
         steps: Exchanges launched.
@@ -102,11 +112,11 @@ class Metrics:
         """
         self._pending.append((tokens, new, keys))
         if len(self._pending) == MOST_PENDING:
-            self._settle()
+            self._count_pending_tokens()
 
     def state_dict(self) -> dict[str, Any]:
         """All totals; those by partition as pairs of key and rows."""
-        self._settle()
+        self._count_pending_tokens()
         return {
             **self._totals(),
             "replayed_by_partition": sorted(self.replayed_by_partition.items()),
@@ -115,7 +125,7 @@ class Metrics:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on counting from what `state_dict` gave."""
+        """Go on counting from what `state_dict` returned."""
         self._pending.clear()
         vars(self).update({name: type(value)(state.get(name, 0)) for name, value in self._totals().items()})
         self.replayed_by_partition = Counter({int(key): int(rows) for key, rows in state["replayed_by_partition"]})
@@ -124,14 +134,14 @@ class Metrics:
 
     def flat(self) -> dict[str, float]:
         """Name to number; partitions as `rows_replayed/<key>`."""
-        self._settle()
+        self._count_pending_tokens()
         by_partition = {f"rows_replayed/{key}": value for key, value in self.replayed_by_partition.items()}
         return {**self._totals(), **by_partition, **self.tokens_by_partition, **self.losses}
 
     def _totals(self) -> dict[str, float]:
         return {name: value for name, value in vars(self).items() if isinstance(value, (int, float))}
 
-    def _settle(self) -> None:
+    def _count_pending_tokens(self) -> None:
         """Count the tokens that are still on the device."""
         pending, self._pending = self._pending, []
         if not pending:
@@ -150,7 +160,7 @@ class Metrics:
 
 
 def few_partitions(metrics: Mapping[str, float]) -> dict[str, float]:
-    """What of `Rehearsal.metrics` fits in a log: without those by partition, where there are many."""
+    """The numbers of `Rehearsal.metrics` that fit in a log: without those by partition, where there are many."""
     partitions = {name.partition("/")[2] for name in metrics} - {""}
     shown = len(partitions) <= MOST_PARTITIONS_SHOWN
     return {name: value for name, value in metrics.items() if shown or "/" not in name}

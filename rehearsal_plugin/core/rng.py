@@ -14,7 +14,7 @@ import numpy as np
 
 from rehearsal_plugin.core.arrays import IntArray
 
-__all__ = ["Purpose", "RandomStream", "below", "choose_from", "generator"]
+__all__ = ["Purpose", "RandomStream", "choose_from", "generator", "integers_below"]
 
 
 class Purpose(IntEnum):
@@ -57,7 +57,7 @@ class RandomStream:
         return self._generator
 
 
-def below(high: int | IntArray, size: int, rng: np.random.Generator) -> IntArray:
+def integers_below(high: int | IntArray, size: int, rng: np.random.Generator) -> IntArray:
     """Uniform integers `[size]` int64 from 0 to `high - 1`, for one bound or for each its own, below 2^53.
 
     `Generator.integers` takes more than twice as long for a few. What is rounded here makes a number likelier than
@@ -67,13 +67,17 @@ def below(high: int | IntArray, size: int, rng: np.random.Generator) -> IntArray
 
 
 def choose_from(size: int, wanted: int, rng: np.random.Generator) -> IntArray:
-    """A uniform sample `[wanted]` int64 without replacement from the range 0 to `size - 1`, `wanted <= size`."""
+    """A uniform sample `[wanted]` int64 without replacement from the range 0 to `size - 1`, `wanted <= size`.
+
+    Rejection sampling where few are wanted, as a permutation touches the whole range: numbers that were drawn before
+    are drawn anew, until all are different.
+    """
     if 2 * wanted > size:
         return rng.permutation(size)[:wanted]
-    item = below(size, wanted, rng)
+    item = integers_below(size, wanted, rng)
     while len(set(item.tolist())) < wanted:
-        again = np.delete(np.arange(wanted), np.unique(item, return_index=True)[1])
-        item[again] = below(size, len(again), rng)
+        repeats = np.delete(np.arange(wanted), np.unique(item, return_index=True)[1])
+        item[repeats] = integers_below(size, len(repeats), rng)
     return item
 
 

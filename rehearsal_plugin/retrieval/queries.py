@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from rehearsal_plugin.buffer.vector_index.filters import whole
+from rehearsal_plugin.buffer.vector_index.filters import whole_number
 from rehearsal_plugin.buffer.vector_index.similarity import normalized
 from rehearsal_plugin.core.arrays import Float32Array
 from rehearsal_plugin.errors import BatchError
@@ -46,7 +46,7 @@ def wanted(k: int) -> int:
     Raises:
         BatchError: None, or not a whole number of them.
     """
-    count = whole(k, "k")
+    count = whole_number(k, "k")
     if count < 1:
         raise BatchError(f"{k} rows were asked for; ask for at least one")
     return count

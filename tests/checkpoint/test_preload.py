@@ -134,7 +134,7 @@ def test_where_there_is_too_little_room_some_stay(tmp_path: Path) -> None:
         rehearsal.update(nothing())
         assert len(set(old_rows(rehearsal))) == 10
         assert rehearsal.buffer is not None
-        assert rehearsal.buffer.slot_index.seen == AMOUNT
+        assert rehearsal.buffer.slot_index.offered == AMOUNT
 
 
 def test_rows_twice_in_the_data_are_stored_once_if_the_buffer_wants_it_so(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_rows_count_as_offered_with_all_those_that_they_were_drawn_from(tmp_path
     with job(seeded(tmp_path, seen=4000), {"capacity": AMOUNT}) as rehearsal:
         run(rehearsal, range(50))
         assert rehearsal.buffer is not None
-        assert rehearsal.buffer.slot_index.seen == 4000 + 50 * SIZE
+        assert rehearsal.buffer.slot_index.offered == 4000 + 50 * SIZE
         assert len(old_rows(rehearsal)) >= 30, "300 new rows beside 4000 old ones take few of 40 places"
 
 

@@ -22,7 +22,7 @@ from scipy.stats import ttest_1samp
 from torch import Tensor
 
 from rehearsal_plugin import Rehearsal
-from rehearsal_plugin.buffer.policies.reservoir import thinned
+from rehearsal_plugin.buffer.policies.reservoir import thinned_places
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.checkpoint import format as files
 from rehearsal_plugin.checkpoint.format import Place, find_set
@@ -92,7 +92,7 @@ def ids(rehearsal: Rehearsal) -> list[int]:
 
 def seen(rehearsal: Rehearsal) -> int:
     assert rehearsal.buffer is not None
-    return rehearsal.buffer.slot_index.seen
+    return rehearsal.buffer.slot_index.offered
 
 
 def offered(size: int, steps: int = STEPS) -> list[int]:
@@ -373,7 +373,7 @@ def stream(seed: int, *, seen_before: int, stored_before: int, capacity: int, ba
     slots = dict(enumerate(rng.choice(seen_before, stored_before, replace=False).tolist()))
     number = seen_before
     for size in batches:
-        places = thinned(number, len(slots), size, capacity, rng)
+        places = thinned_places(number, len(slots), size, capacity, rng)
         assert sorted(places[places >= len(slots)].tolist()) == list(
             range(len(slots), len(slots) + int((places >= len(slots)).sum()))
         ), "new places are taken in order"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
-from rehearsal_plugin.buffer.storage import TrackedStorage
+from rehearsal_plugin.buffer.change_tracking import TrackedStorage
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.transport import TorchDistributedTransport
 from rehearsal_plugin.distributed.transport.base import Pending

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from rehearsal_plugin.buffer.partitions import Partitions, count_earlier
 from rehearsal_plugin.buffer.policies.base import Offer, last_writers, register, vacant
-from rehearsal_plugin.buffer.policies.reservoir import places
-from rehearsal_plugin.buffer.slot_index import Partitions, SlotIndex, earlier
+from rehearsal_plugin.buffer.policies.reservoir import algorithm_r_places
+from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.apportionment import fair_shares
-from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.core.arrays import IntArray, Mask
 from rehearsal_plugin.errors import ConfigError
 
 __all__ = ["balanced"]
@@ -27,24 +28,29 @@ def balanced(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> I
     partitions, owners = slot_index.partitions, offer.owners
     if partitions is None:
         raise ConfigError("rehearsal.buffer.policy 'balanced' needs rehearsal.buffer.partition_by")
-    targets = _targets(partitions, owners, slot_index.capacity)
-    place = places(partitions.seen[owners] + earlier(owners), targets[owners], rng)
+    targets = _target_sizes(partitions, owners, slot_index.capacity)
+    place = algorithm_r_places(partitions.offered[owners] + count_earlier(owners), targets[owners], rng)
     if np.array_equal(targets, partitions.sizes):  # every place is one that a row has
         return last_writers(np.where(place < 0, -1, partitions.slots(owners, place)))
-    return _rebalanced(partitions, owners, targets, _latest(owners, targets, place), rng)
+    return _rebalance_slots(partitions, owners, targets, _latest_places(owners, targets, place), rng)
 
 
-def _rebalanced(
+def _rebalance_slots(
     partitions: Partitions, owners: IntArray, targets: IntArray, place: IntArray, rng: np.random.Generator
 ) -> IntArray:
-    """The slots `[n]` of rows with places `[n]` in reservoirs that grow or shrink to their targets."""
+    """The slots `[n]` of rows with places `[n]` in reservoirs that grow or shrink to their targets.
+
+    A place below the rows that stay replaces one of them; a place beyond is new, and gets the slot of a row that left
+    a shrinking partition, or an unused one. With targets 2 and 2 for partitions of 3 and 1 rows, a row of the first
+    leaves, and its slot goes to a new row of the second.
+    """
     stays = np.minimum(partitions.sizes, targets)
     appended = place >= stays[owners]
     replacing = (place >= 0) & ~appended
     slots = np.full(len(owners), -1, dtype=np.int64)
     shrinking = (targets < partitions.sizes).nonzero()[0]
     freed = [
-        _leave(partitions, number, int(stays[number]), slots, replacing & (owners == number), rng)
+        _choose_leaving(partitions, number, int(stays[number]), slots, replacing & (owners == number), rng)
         for number in shrinking.tolist()
     ]
     # In a partition that does not shrink, any place is as good as another.
@@ -55,15 +61,15 @@ def _rebalanced(
     return slots
 
 
-def _latest(owners: IntArray, targets: IntArray, place: IntArray) -> IntArray:
+def _latest_places(owners: IntArray, targets: IntArray, place: IntArray) -> IntArray:
     """The place of each row `[n]` in the reservoir of its partition, -1 where it has none or a later row has it."""
     begin = targets.cumsum() - targets  # reservoirs laid end to end, so that one look finds rows of one place
     last = last_writers(np.where(place < 0, -1, begin[owners] + place))
     return np.where(last < 0, -1, place)
 
 
-def _leave(
-    partitions: Partitions, number: int, stays: int, slots: IntArray, replacing: np.ndarray, rng: np.random.Generator
+def _choose_leaving(
+    partitions: Partitions, number: int, stays: int, slots: IntArray, replacing: Mask, rng: np.random.Generator
 ) -> IntArray:
     """Pick rows of a shrinking partition at random: those that make room, and those that give `slots` to new rows."""
     size = int(partitions.sizes[number])
@@ -73,9 +79,13 @@ def _leave(
     return left[: size - stays]
 
 
-def _targets(partitions: Partitions, owners: IntArray, capacity: int) -> IntArray:
-    """Rows that each partition holds after this batch, `[partitions]` int64."""
-    limits, complete = partitions.sizes, partitions.sizes == partitions.seen
+def _target_sizes(partitions: Partitions, owners: IntArray, capacity: int) -> IntArray:
+    """Rows that each partition holds after this batch, `[partitions]` int64.
+
+    A partition that has kept everything may grow by all that it offers; one that has turned rows away may not grow.
+    With 4 rows of 9 offered, 1 of 1, and a new row of the second, the limits are 4 and 2.
+    """
+    limits, complete = partitions.sizes, partitions.sizes == partitions.offered
     if np.count_nonzero(complete):
         limits = np.where(complete, limits + np.bincount(owners, minlength=len(partitions)), limits)
     return fair_shares(limits, capacity)

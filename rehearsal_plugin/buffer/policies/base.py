@@ -21,18 +21,18 @@ class Offer:
 
     Attributes:
         owners: `[n]` int64, the partition number of each; zeros where rows are not partitioned.
-        values: `[n, width]` float32, what they are judged by; None where they are not.
+        scores: `[n, width]` float32, the score or the features of each; None where rows have none.
     """
 
     owners: IntArray
-    values: Float32Array | None = None
+    scores: Float32Array | None = None
 
     def __len__(self) -> int:
         return len(self.owners)
 
 
 Policy: TypeAlias = Callable[[SlotIndex, Offer, np.random.Generator], IntArray]
-"""`policy(occupancy, offer, rng) -> slots`.
+"""`policy(slot_index, offer, rng) -> slots`.
 
 The result `[n]` int64 is the slot of each offered row, -1 where it is not kept; no slot twice; new slots are
 taken in order from `slot_index.count`. A policy changes nothing: the buffer records the outcome.
@@ -56,7 +56,14 @@ def register(
 
 
 def last_writers(slots: IntArray) -> IntArray:
-    """Where several rows go to one slot, keep the last, as if they had been written one by one."""
+    """Where several rows go to one slot, keep the last, as if they had been written one by one.
+
+    Batches without such rows, the usual ones, are found by a set or by a sort and returned as they are. Else
+    `np.unique` of the reversed slots has the index of the first of each, which is the last in the order of the batch.
+
+    >>> last_writers(np.array([4, -1, 4])).tolist()
+    [-1, -1, 4]
+    """
     if len(slots) <= FEW:
         listed = slots.tolist()
         missing = len(listed) - len(set(listed))

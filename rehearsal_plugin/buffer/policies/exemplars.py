@@ -1,4 +1,4 @@
-"""Rows that stand for their partition: those whose features are nearest to its mean, alone or together.
+"""Exemplars of each partition: the rows whose features are nearest to its mean, alone or together.
 
 The buffer is shared equally between partitions. Of the rows that a partition has stored and those that it is
 offered, the best ones fill its share; the mean is that of everything that the partition has ever offered here.
@@ -10,46 +10,53 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rehearsal_plugin.buffer.policies.base import Offer, register, vacant
 from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.apportionment import fair_shares
-from rehearsal_plugin.core.arrays import Float32Array, IntArray
+from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray
 
 __all__ = ["closest_to_centre", "herding"]
 
-Choice: TypeAlias = Callable[[Float32Array, NDArray[np.float64], int], IntArray]
+Choice: TypeAlias = Callable[[Float32Array, Float64Array, int], IntArray]
 """`choice(features [n, width], mean [width], count) -> [count]` int64, the rows to keep, best first."""
 
 
 @register("herding", judges="features")
 def herding(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
-    """Each partition keeps the rows whose mean is near its own: row by row, whichever brings it nearest.
+    """Each partition keeps rows whose mean is near its own: a greedy choice of the row that brings it nearest.
+
+    For the features 0, 4, 5 of mean 3: first 4. Then 0, as (4 + 0) / 2 is 2, nearer than (4 + 5) / 2. The policy
+    `closest_to_centre` takes 5 in its place.
 
     Rebuffi et al., "iCaRL: incremental classifier and representation learning", CVPR 2017, algorithm 4. Takes
     (rows of a partition)^2 operations for every partition that a batch touches, so it is for small buffers.
     """
-    return _keep_best(slot_index, offer, _herd)
+    return _keep_best(slot_index, offer, _choose_by_herding)
 
 
 @register("closest_to_centre", judges="features")
 def closest_to_centre(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Each partition keeps the rows that are nearest to its mean."""
-    return _keep_best(slot_index, offer, _nearest)
+    return _keep_best(slot_index, offer, _choose_nearest)
 
 
 def _keep_best(slot_index: SlotIndex, offer: Offer, choice: Choice) -> IntArray:
-    assert slot_index.values is not None
-    assert offer.values is not None  # the config asks for features
+    """The slots `[n]` of offered rows, -1 where they are not kept.
+
+    A partition that the batch touches, or that has to shrink, chooses anew among its stored and offered rows. Stored
+    rows that are not chosen give up their slots, which go to the chosen rows of any partition.
+    """
+    assert slot_index.scores is not None
+    assert offer.scores is not None  # the config asks for features
     sizes, owners = slot_index.sizes, offer.owners
     targets = fair_shares(sizes + np.bincount(owners, minlength=len(sizes)), slot_index.capacity)
     kept, freed = np.zeros(len(offer), dtype=bool), []
     for number in np.union1d(owners, np.flatnonzero(targets < sizes)).tolist():
         members, rows = slot_index.members(number), np.flatnonzero(owners == number)
-        features = np.concatenate((slot_index.values.stored[members], offer.values[rows]))
+        features = np.concatenate((slot_index.scores.stored[members], offer.scores[rows]))
         stays = np.zeros(len(features), dtype=bool)
-        stays[choice(features, slot_index.values.centre(number, offer.values[rows]), int(targets[number]))] = True
+        stays[choice(features, slot_index.scores.centre(number, offer.scores[rows]), int(targets[number]))] = True
         freed.append(members[~stays[: len(members)]])
         kept[rows] = stays[len(members) :]
     slots = np.full(len(offer), -1, dtype=np.int64)
@@ -57,16 +64,16 @@ def _keep_best(slot_index: SlotIndex, offer: Offer, choice: Choice) -> IntArray:
     return slots
 
 
-def _nearest(features: Float32Array, mean: NDArray[np.float64], count: int) -> IntArray:
-    return np.argsort(_squares(features - mean), kind="stable")[:count]
+def _choose_nearest(features: Float32Array, mean: Float64Array, count: int) -> IntArray:
+    return np.argsort(_squared_lengths(features - mean), kind="stable")[:count]
 
 
-def _herd(features: Float32Array, mean: NDArray[np.float64], count: int) -> IntArray:
+def _choose_by_herding(features: Float32Array, mean: Float64Array, count: int) -> IntArray:
     if count >= len(features):
         return np.arange(len(features))
     chosen, total, taken = [], np.zeros_like(mean), np.zeros(len(features), dtype=bool)
     for size in range(1, count + 1):
-        gaps = _squares((total + features) / size - mean)
+        gaps = _squared_lengths((total + features) / size - mean)  # of the mean with each row as the next one
         gaps[taken] = np.inf
         best = int(np.argmin(gaps))
         taken[best] = True
@@ -75,5 +82,5 @@ def _herd(features: Float32Array, mean: NDArray[np.float64], count: int) -> IntA
     return np.array(chosen, dtype=np.int64)
 
 
-def _squares(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+def _squared_lengths(vectors: Float64Array) -> Float64Array:
     return np.asarray(np.einsum("nw,nw->n", vectors, vectors))

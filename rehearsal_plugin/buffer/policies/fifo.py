@@ -13,5 +13,5 @@ __all__ = ["fifo"]
 
 @register("fifo")
 def fifo(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
-    """Each row takes the place of the oldest one."""
-    return last_writers((slot_index.seen + np.arange(len(offer))) % slot_index.capacity)
+    """Each row takes the place of the oldest one: the slots are a ring, and row i goes to slot i % capacity."""
+    return last_writers((slot_index.offered + np.arange(len(offer))) % slot_index.capacity)

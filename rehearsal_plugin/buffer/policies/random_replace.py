@@ -7,7 +7,7 @@ import numpy as np
 from rehearsal_plugin.buffer.policies.base import Offer, last_writers, register
 from rehearsal_plugin.buffer.slot_index import SlotIndex
 from rehearsal_plugin.core.arrays import IntArray
-from rehearsal_plugin.core.rng import below
+from rehearsal_plugin.core.rng import integers_below
 
 __all__ = ["random_replace"]
 
@@ -22,7 +22,7 @@ def random_replace(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator
     """
     offered = len(offer)
     room = min(slot_index.capacity - slot_index.count, offered)
-    places = below(slot_index.capacity, offered - room, rng)
+    places = integers_below(slot_index.capacity, offered - room, rng)
     if room:
         places = np.concatenate((slot_index.count + np.arange(room), places))
     return last_writers(places)

@@ -1,3 +1,3 @@
-"""A row: the bytes of one sample, how it is laid out, and the memory it passes through."""
+"""Rows: the bytes of one sample each, their layout, and the memory that they pass through."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The fields of a row: where each lies, and how the samples of a batch get there."""
+"""The fields of a row: where each lies, and copies of samples to and from them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rehearsal_plugin.buffer.rows._copies import scatter
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["ALIGNMENT", "Field", "as_array", "bytes_of", "lay_out", "picked", "put", "sparse_field"]
+__all__ = ["ALIGNMENT", "Field", "as_array", "bytes_of", "lay_out", "named_fields", "pick_rows", "put", "sparse_field"]
 
 ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
 
@@ -96,6 +96,20 @@ class Field:
         return sparse_field(self.name, tensor)
 
 
+def named_fields(fields: Sequence[Field], values: Mapping[str, Tensor], count: int) -> dict[str, Field]:
+    """Fields by the names in `values`, once each of these tensors `[count, ...]` is known to fill its field.
+
+    Raises:
+        BatchError: There is no such field, or dtype or shape are not its own.
+    """
+    known = {field.name: field for field in fields}
+    for name, value in values.items():
+        if name not in known:
+            raise BatchError(f"rows have no field '{name}'; they have {sorted(known)}")
+        known[name].check(value, count)
+    return {name: known[name] for name in values}
+
+
 def lay_out(tensors: Mapping[str, Tensor], offset: int) -> tuple[tuple[Field, ...], int]:
     """Fields for one sample of each tensor from `offset` on, and the bytes up to the end of the last."""
     fields = []
@@ -129,8 +143,8 @@ def put(
     scatter(rows, slots, [field.offset for field in fields], [as_array(column) for column in columns], places)
 
 
-def picked(rows: Tensor, places: IntArray | None) -> Tensor:
-    """Those of the rows that are at `places` `[n]`, or all of them."""
+def pick_rows(rows: Tensor, places: IntArray | None) -> Tensor:
+    """The rows at `places` `[n]`, or all of them."""
     return rows if places is None else rows[torch.from_numpy(places).to(rows.device)]
 
 
@@ -143,7 +157,7 @@ def as_array(column: Tensor) -> np.ndarray[Any, Any]:
     """A tensor in host memory `[n, ...]`, contiguous, or its bytes: a view wherever that is possible."""
     try:
         return np.ascontiguousarray(column.numpy())
-    except (RuntimeError, TypeError):  # it lies elsewhere, has a history or a lazy sign, or numpy lacks its dtype
+    except (RuntimeError, TypeError):  # on a device, with a history or a lazy sign, or of a dtype that numpy lacks
         return bytes_of(column).numpy(force=True)
 
 

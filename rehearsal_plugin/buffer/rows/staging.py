@@ -1,4 +1,4 @@
-"""Byte-row buffers that are allocated once and used in turn."""
+"""Double buffers of rows, allocated once: one is filled while the other is read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class RowPool:
 
     def __init__(self, row_bytes: int, device: torch.device) -> None:
         self._device = device
-        self._buffers = [_zeros(0, row_bytes, device) for _ in range(2)]
+        self._buffers = [_zero_rows(0, row_bytes, device) for _ in range(2)]
         self._turn = 0
 
     def take(self, rows: int) -> Tensor:
@@ -32,14 +32,18 @@ class RowPool:
         """The current buffer with room for `rows`, its first `keep` rows kept."""
         buffer = self._buffers[self._turn]
         if len(buffer) < rows:
-            larger = _zeros(1 << (rows - 1).bit_length(), buffer.shape[1], self._device)
+            larger = _zero_rows(1 << (rows - 1).bit_length(), buffer.shape[1], self._device)
             larger[:keep] = buffer[:keep]
             self._buffers[self._turn] = buffer = larger
         return buffer[:rows]
 
 
 class Staging:
-    """Candidates on their way into the buffer: copied at once, so that the caller may change the batch."""
+    """Candidates on their way into the buffer: copied at once, so that the caller may change the batch.
+
+    All calls come from the training thread. The background reads the rows that `flush` returned while the next ones
+    are staged in the other buffer.
+    """
 
     def __init__(self, row_bytes: int, device: torch.device) -> None:
         self._pool = RowPool(row_bytes, device)
@@ -68,7 +72,7 @@ class Staging:
         return staged
 
 
-def _zeros(rows: int, row_bytes: int, device: torch.device) -> Tensor:
+def _zero_rows(rows: int, row_bytes: int, device: torch.device) -> Tensor:
     """`[rows, row_bytes]` zeros: the padding between fields, never written, is sent to other ranks and saved."""
     if device.type == "cpu" and rows:  # zeroed by the kernel, where torch would have several threads go over it
         return torch.from_numpy(zeros(rows * row_bytes)).view(rows, row_bytes)

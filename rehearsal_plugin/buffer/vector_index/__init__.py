@@ -1,3 +1,3 @@
-"""The rows of one rank by their embedding: which of them are nearest to a vector."""
+"""Nearest-neighbour search over the rows of one rank, by their embeddings."""
 
 from __future__ import annotations

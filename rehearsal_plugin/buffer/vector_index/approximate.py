@@ -1,8 +1,14 @@
 """IVF and HNSW over rows that come and go.
 
 faiss cannot take a row out of an HNSW graph, and out of an inverted file only slowly. So a row that is replaced stays
-where it is and is not found any more, its successor is added behind, and all is built anew when that has happened to
-enough of them.
+in the index as a tombstone, and its successor is appended. Slots 0 to 2, after slot 1 was replaced:
+
+    entry    0  1  2  3
+    _slot    0  1  2  1
+    _alive   y  n  y  y        _entry of slots 0, 1, 2: 0, 3, 2
+
+Invariant: a slot has one entry that is alive, or none. Searches pass over the dead, and the index is built anew when
+there are enough of them.
 """
 
 from __future__ import annotations
@@ -36,12 +42,12 @@ class Approximate:
         self._slot = np.empty(0, dtype=np.int64)  # of each entry
         self._entry = np.full(capacity, -1, dtype=np.int64)  # of each slot
         self._alive = np.empty(0, dtype=bool)
-        self._index = self._make(vectors)
+        self._index = self._make_index(vectors)
         self.add(vectors, slots)
 
     @property
     def outdated(self) -> bool:
-        """Whether it should be built anew."""
+        """Whether so many entries were appended that the index should be built anew."""
         return len(self._slot) - self._built > self._config.rebuild * max(1, self._built)
 
     def add(self, vectors: Float32Array, slots: IntArray) -> None:
@@ -54,13 +60,13 @@ class Approximate:
             self._index.add(vectors)
 
     def remove(self, slots: IntArray) -> None:
-        """Do not find `slots` `[n]` any more."""
+        """Take `slots` `[n]` out of all later searches."""
         entries = self._entry[slots]
         self._alive[entries[entries >= 0]] = False
         self._entry[slots] = -1
 
     def search(self, queries: Float32Array, k: int, allowed: Mask | None) -> IntArray:
-        """About the nearest `k` slots of each query, in no order; -1 for those that were not found.
+        """Roughly the nearest `k` slots of each query, in no order; -1 where fewer were found.
 
         Args:
             queries: `[q, d]` float32.
@@ -72,10 +78,10 @@ class Approximate:
         """
         wanted = self._alive if allowed is None else self._alive & allowed[self._slot]
         selector = None if wanted.all() else self._faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))
-        _, entries = self._index.search(queries, k, params=self._parameters(k, selector))
+        _, entries = self._index.search(queries, k, params=self._search_parameters(k, selector))
         return np.where(entries >= 0, self._slot[entries], -1)
 
-    def _make(self, vectors: Float32Array) -> Any:
+    def _make_index(self, vectors: Float32Array) -> Any:
         faiss, config, width = self._faiss, self._config, vectors.shape[1]
         metric = faiss.METRIC_L2 if config.metric == "l2" else faiss.METRIC_INNER_PRODUCT
         if config.index == "hnsw":
@@ -90,7 +96,7 @@ class Approximate:
         index.train(vectors)
         return index
 
-    def _parameters(self, k: int, selector: Any) -> Any:
+    def _search_parameters(self, k: int, selector: Any) -> Any:
         chosen = {} if selector is None else {"sel": selector}
         if self._config.index == "hnsw":
             return self._faiss.SearchParametersHNSW(efSearch=max(self._config.search_width, k), **chosen)

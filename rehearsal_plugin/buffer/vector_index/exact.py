@@ -1,9 +1,16 @@
 """Exact search: the k nearest of all rows, ties and near ties included.
 
-faiss finds a few more than k in single precision. If even the last of those, given the largest error that it can have,
-is further away than the k-th by its exact score, nothing that was left out can be nearer. Where that does not hold, as
-among many equal vectors, all that come near enough are scored exactly; where single precision may not be able to tell,
-as its numbers end at 3e38, all are.
+Filter and refine. faiss finds k + 16 candidates in single precision, and these are rescored in double. Every vector
+that was left out has a rough score of at most `last`, that of the last candidate, and a rough score is off by `bound`
+at most. So if the k-th exact score is above `last + bound`, nothing that was left out can be nearer. For k = 1 and a
+bound of 0.1:
+
+    best exact   last rough   left out, exact at most
+    0.90         0.72         0.82   settled
+    0.80         0.72         0.82   unsure: all vectors whose rough score is 0.60 or more are rescored
+
+Unsure queries are those among many equal vectors, and those whose scores do not fit in single precision (above 3e38):
+the latter are compared with all vectors.
 """
 
 from __future__ import annotations
@@ -14,15 +21,16 @@ from rehearsal_plugin.buffer.vector_index.faiss_library import import_faiss
 from rehearsal_plugin.buffer.vector_index.similarity import error_bound, rank_by, scores_of
 from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray
 
-__all__ = ["nearest"]
+__all__ = ["nearest_vectors"]
 
 MARGIN = 16
-"""Rows that are looked at beyond the k-th."""
+"""Candidates beyond the k-th."""
 
 AT_ONCE = 4096
+"""Vectors that are rescored at a time."""
 
 
-def nearest(
+def nearest_vectors(
     queries: Float32Array, vectors: Float32Array, lengths: Float64Array, k: int, *, squared_distance: bool
 ) -> tuple[Float64Array, IntArray]:
     """The nearest vectors of each query, from the nearest on; of equally near ones, the first.
@@ -42,25 +50,25 @@ def nearest(
         return np.empty((len(queries), k)), np.empty((len(queries), k), dtype=np.int64)
     faiss = import_faiss()
     metric = faiss.METRIC_L2 if squared_distance else faiss.METRIC_INNER_PRODUCT
-    rough, found = faiss.knn(queries, vectors, min(k + MARGIN, len(vectors)), metric=metric)
-    exact = scores_of(queries, vectors, found, squared_distance=squared_distance)
-    order = rank_by(exact, found)[:, :k]
-    scores, index = np.take_along_axis(exact, order, 1), np.take_along_axis(found, order, 1)
+    rough, candidates = faiss.knn(queries, vectors, min(k + MARGIN, len(vectors)), metric=metric)
+    exact = scores_of(queries, vectors, candidates, squared_distance=squared_distance)
+    order = rank_by(exact, candidates)[:, :k]
+    scores, index = np.take_along_axis(exact, order, 1), np.take_along_axis(candidates, order, 1)
     bound = error_bound(queries, float(lengths.max()), squared_distance=squared_distance)
     unsure = np.isinf(bound)
-    if found.shape[1] < len(vectors):
+    if candidates.shape[1] < len(vectors):
         last = -rough[:, -1].astype(np.float64) if squared_distance else rough[:, -1].astype(np.float64)
         unsure |= ~(scores[:, -1] > last + bound)
     for query in np.flatnonzero(unsure).tolist():
-        least = scores[query, -1] - 2 * bound[query]
-        scores[query], index[query] = _settled(queries[query], vectors, k, least, squared_distance)
+        least = scores[query, -1] - 2 * bound[query]  # once for the rounding of `_search_all_near`, and once to spare
+        scores[query], index[query] = _search_all_near(queries[query], vectors, k, least, squared_distance)
     return scores, index
 
 
-def _settled(
+def _search_all_near(
     query: Float32Array, vectors: Float32Array, k: int, least: float, squared_distance: bool
 ) -> tuple[Float64Array, IntArray]:
-    """The nearest `k` of a query `[d]`, all of which score `least` or more up to rounding."""
+    """The nearest `k` of a query `[d]`, out of all vectors with a rough score of `least` or more."""
     near = np.arange(len(vectors))
     if least > -np.inf:
         rough = vectors @ query

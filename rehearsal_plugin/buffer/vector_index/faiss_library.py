@@ -1,4 +1,4 @@
-"""faiss, where it is installed."""
+"""The optional dependency faiss."""
 
 from __future__ import annotations
 

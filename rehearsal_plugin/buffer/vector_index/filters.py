@@ -1,4 +1,4 @@
-"""Which rows a search is for."""
+"""Conditions on the rows that a search may return."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from rehearsal_plugin.core.arrays import IntArray, Mask
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["Where", "whole"]
+__all__ = ["Where", "whole_number"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class Where:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value is not None:  # as plain numbers, which can be told to other ranks
+            if value is not None:  # as plain numbers, which travel to other ranks
                 several = name in ("partitions", "origins")
-                object.__setattr__(self, name, _wholes(value, name) if several else whole(value, name))
+                object.__setattr__(self, name, _whole_numbers(value, name) if several else whole_number(value, name))
 
     def mask(self, keys: IntArray, origin: IntArray, written: IntArray, now: int) -> Mask | None:
-        """Which rows `[n]` are meant; None for all.
+        """Which rows `[n]` meet the conditions; None for all.
 
         Args:
             keys: `[n]` int64, their partitions.
@@ -61,16 +61,16 @@ class Where:
         return np.logical_and.reduce(conditions) if conditions else None
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON knows it."""
+        """The conditions as a JSON object."""
         return dict(vars(self))
 
     @classmethod
-    def from_json(cls, given: Mapping[str, Any]) -> Where:
-        """What `to_json` gave."""
-        return cls(**given)
+    def from_json(cls, conditions: Mapping[str, Any]) -> Where:
+        """The inverse of `to_json`."""
+        return cls(**conditions)
 
 
-def whole(value: Any, name: str) -> int:
+def whole_number(value: Any, name: str) -> int:
     """A whole number of any type as a plain one.
 
     Raises:
@@ -82,8 +82,8 @@ def whole(value: Any, name: str) -> int:
         raise BatchError(f"{name} is {value!r}, which is no whole number; give one") from error
 
 
-def _wholes(values: Any, name: str) -> tuple[int, ...]:
+def _whole_numbers(values: Any, name: str) -> tuple[int, ...]:
     try:
-        return tuple(sorted({whole(value, name) for value in values}))
+        return tuple(sorted({whole_number(value, name) for value in values}))
     except TypeError as error:
         raise BatchError(f"{name} is {values!r}; give a list of whole numbers") from error

@@ -1,4 +1,4 @@
-"""The index of one rank: finds its rows, in step with its buffer."""
+"""The vector index of one rank: finds rows by their embedding, in step with the buffer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.vector_index.approximate import Approximate
-from rehearsal_plugin.buffer.vector_index.exact import nearest
+from rehearsal_plugin.buffer.vector_index.exact import nearest_vectors
 from rehearsal_plugin.buffer.vector_index.filters import Where
 from rehearsal_plugin.buffer.vector_index.known_rows import Embed, KnownRows, rows_at
 from rehearsal_plugin.buffer.vector_index.similarity import rank_by, scores_of
@@ -39,7 +39,13 @@ class Found:
 class RowIndex:
     """Finds rows of a buffer by their embedding, in step with what the buffer admits and evicts.
 
-    `sync` may not run while rows are written; `search` may, and goes by what was there at the last `sync`.
+    One lock covers the index; it is not held while rows are read.
+
+    | call | thread |
+    |---|---|
+    | `sync` | wherever no row is being written: training with no job in flight, or a job after its own writes |
+    | `store` | training, no job in flight |
+    | `search`, `read`, `forget` | any; a search goes by the rows of the last `sync`, and `read` says which are gone |
 
     Args:
         buffer: This rank's rows.
@@ -95,7 +101,7 @@ class RowIndex:
             if len(changed):
                 try:
                     known.take_over(changed, now)
-                    self._keep_up(changed)
+                    self._update_approximate(changed)
                 except BaseException:
                     self._changes.note(changed)  # they are taken over the next time
                     raise
@@ -121,14 +127,14 @@ class RowIndex:
             now: The step that ages are counted to.
         """
         with self._lock:
-            allowed = self._known.allowed(where, now)
-            some = self._known.count if allowed is None else int(np.count_nonzero(allowed))
-            if self._approximate is None or some <= max(self._config.exact_below, k):
-                return self._exact(queries, k, allowed)
-            return self._approximately(self._approximate, queries, k, allowed, min(k, some))
+            allowed = self._known.allowed_slots(where, now)
+            searchable = self._known.count if allowed is None else int(np.count_nonzero(allowed))
+            if self._approximate is None or searchable <= max(self._config.exact_below, k):
+                return self._search_exactly(queries, k, allowed)
+            return self._search_approximately(self._approximate, queries, k, allowed, min(k, searchable))
 
     def read(self, slots: IntArray) -> tuple[Tensor, IntArray]:
-        """Rows that `search` found, and which of them are there no more.
+        """Rows at slots that `search` returned, and the slots that other rows have taken since.
 
         Args:
             slots: `[n]` int64.
@@ -138,7 +144,7 @@ class RowIndex:
             last `sync`; what was read of these is not to be used.
         """
         rows = rows_at(self.buffer, slots)
-        # Who replaces a row notes that first, and writes then: what is unmarked now was whole when it was read.
+        # An admission notes the new step first and writes the row later: without a new step, the row read was whole.
         return rows, slots[self.buffer.written(slots) != self._known.written[slots]]
 
     def forget(self, slots: IntArray) -> None:
@@ -165,14 +171,14 @@ class RowIndex:
         with self._lock:
             known = self._known
             if known.field is None:
-                known.take_over(slots, now, known.checked(vectors, len(slots)))
-                self._keep_up(slots)
+                known.take_over(slots, now, known.checked_embeddings(vectors, len(slots)))
+                self._update_approximate(slots)
             else:
-                known.check(vectors.flatten(1) if vectors.ndim > 2 else vectors, len(slots))
+                known.check_embeddings(vectors.flatten(1) if vectors.ndim > 2 else vectors, len(slots))
                 shaped = vectors.to(known.field.dtype).reshape(len(vectors), *known.field.shape)
                 self.buffer.update_fields(slots, {known.field.name: shaped})
                 self.sync(now)
-            known.refreshed(slots, now)
+            known.note_refreshed(slots, now)
 
     def staleness(self, now: int) -> IntArray:
         """Steps since the embedding of each row that can be found was computed, `[rows]` int64."""
@@ -182,22 +188,22 @@ class RowIndex:
         """Stop following the buffer."""
         self.buffer.unfollow(self._changes)
 
-    def _exact(self, queries: Float32Array, k: int, allowed: Mask | None) -> Found:
+    def _search_exactly(self, queries: Float32Array, k: int, allowed: Mask | None) -> Found:
         used = slice(self._known.count)
         vectors, lengths = self._known.vectors[used], self._known.lengths[used]
         if allowed is None:
-            return _filled(*nearest(queries, vectors, lengths, k, squared_distance=self._l2), k)
+            return _pad_columns(*nearest_vectors(queries, vectors, lengths, k, squared_distance=self._l2), k)
         slots = np.flatnonzero(allowed)
         excluded = len(vectors) - len(slots)
         if excluded > FEW:
-            scores, index = nearest(queries, vectors[slots], lengths[slots], k, squared_distance=self._l2)
-            return _filled(scores, slots[index], k)
-        # Too few to copy all the others for: so many more are looked at.
-        scores, index = nearest(queries, vectors, lengths, k + excluded, squared_distance=self._l2)
+            scores, index = nearest_vectors(queries, vectors[slots], lengths[slots], k, squared_distance=self._l2)
+            return _pad_columns(scores, slots[index], k)
+        # Too few to copy all others for it. Search for as many more, and move the allowed ones to the front.
+        scores, index = nearest_vectors(queries, vectors, lengths, k + excluded, squared_distance=self._l2)
         order = np.argsort(~allowed[index], axis=1, kind="stable")[:, : min(k, len(slots))]
-        return _filled(np.take_along_axis(scores, order, 1), np.take_along_axis(index, order, 1), k)
+        return _pad_columns(np.take_along_axis(scores, order, 1), np.take_along_axis(index, order, 1), k)
 
-    def _approximately(
+    def _search_approximately(
         self, approximate: Approximate, queries: Float32Array, k: int, allowed: Mask | None, wanted: int
     ) -> Found:
         mask = None
@@ -209,13 +215,13 @@ class RowIndex:
         scores[slots < 0] = -np.inf
         order = rank_by(scores, slots)[:, :k]
         scores, slots = np.take_along_axis(scores, order, 1), np.take_along_axis(slots, order, 1)
-        short = np.flatnonzero((slots >= 0).sum(axis=1) < wanted)  # too few of those that count came in sight
+        short = np.flatnonzero((slots >= 0).sum(axis=1) < wanted)  # of allowed rows
         if len(short):
-            exact = self._exact(queries[short], k, allowed)
+            exact = self._search_exactly(queries[short], k, allowed)
             scores[short], slots[short] = exact.scores, exact.slots
         return Found(scores, slots)
 
-    def _keep_up(self, changed: IntArray) -> None:
+    def _update_approximate(self, changed: IntArray) -> None:
         """Let IVF or HNSW know of the rows at `changed` `[n]`."""
         if self._config.index == "flat":
             return
@@ -233,7 +239,7 @@ class RowIndex:
         self._approximate = Approximate(self._config, known.vectors[used], used, self.buffer.capacity)
 
 
-def _filled(scores: Float64Array, slots: IntArray, k: int) -> Found:
-    """Columns for the rows that there are not, up to `k`."""
+def _pad_columns(scores: Float64Array, slots: IntArray, k: int) -> Found:
+    """Scores and slots `[q, k]`, with minus infinity and -1 where there are fewer than k rows."""
     missing = ((0, 0), (0, k - scores.shape[1]))
     return Found(np.pad(scores, missing, constant_values=-np.inf), np.pad(slots, missing, constant_values=-1))

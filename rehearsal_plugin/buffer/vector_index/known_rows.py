@@ -1,4 +1,4 @@
-"""What is known of the rows of a buffer, by slot: their embeddings, and all that filters look at."""
+"""Embeddings of a buffer's rows, and everything that filters look at, by slot."""
 
 from __future__ import annotations
 
@@ -70,39 +70,48 @@ class KnownRows:
         self.usable[count:] = False
         self.count = count
 
-    def take_over(self, slots: IntArray, now: int, given: Float32Array | None = None) -> None:
-        """Note all about the rows at `slots` `[n]`, whose embeddings may be given `[n, width]`."""
+    def take_over(self, slots: IntArray, now: int, embeddings: Float32Array | None = None) -> None:
+        """Note everything about the rows at `slots` `[n]`; their `embeddings` `[n, width]` are read or made if None."""
         drifts, chunk = [], max(1, READ_BYTES // self._buffer.layout.row_bytes)
         for start in range(0, len(slots), chunk):
             part = slots[start : start + chunk]
             rows = rows_at(self._buffer, part)
-            self._keys[part] = self._buffer.keys(rows)
-            vectors = self.embeddings(rows) if given is None else given[start : start + chunk].copy()
-            usable = np.isfinite(vectors).all(axis=1)
-            vectors[~usable] = 0
-            if self._cosine:
-                vectors = normalized(vectors)
-            written = self._buffer.written(part)
-            known = (self.written[part] == written) & self.usable[part] & usable
-            changed = ~known | (self.vectors[part] != vectors).any(axis=1)
-            drifts.append(_drift(self.vectors[part[known & changed]], vectors[known & changed]))
-            recorded = np.full(len(part), now) if self.field is None else np.where(known, now, written)
-            self._embedded[part[changed]] = np.where(usable, recorded, -1)[changed]
-            self.vectors[part], self.usable[part], self.written[part] = vectors, usable, written
-            self.lengths[part] = lengths_of(vectors)
-            self._origin[part] = self._buffer.origin(part)
+            vectors = self.embeddings(rows) if embeddings is None else embeddings[start : start + chunk].copy()
+            drifts.append(self._note_rows(part, rows, vectors, now))
         drifted = np.concatenate(drifts)
         if len(drifted):
             self.drift = float(drifted.mean())
+
+    def _note_rows(self, slots: IntArray, rows: Tensor, vectors: Float32Array, now: int) -> Float64Array:
+        """Note rows `[n, row_bytes]` at `slots` `[n]`, and their `vectors` `[n, width]`, which are changed in place.
+
+        Returns:
+            `[m]` float64, the drift of each row whose embedding has changed.
+        """
+        usable = np.isfinite(vectors).all(axis=1)
+        vectors[~usable] = 0
+        if self._cosine:
+            vectors = normalized(vectors)
+        written = self._buffer.written(slots)
+        kept = (self.written[slots] == written) & self.usable[slots] & usable  # the row, with an embedding before
+        changed = ~kept | (self.vectors[slots] != vectors).any(axis=1)
+        drifts = _embedding_drift(self.vectors[slots[kept & changed]], vectors[kept & changed])
+        # A field came with its row, unless it changed since. A vector of `embed` is as old as this call.
+        embedded = np.full(len(slots), now) if self.field is None else np.where(kept, now, written)
+        self._embedded[slots[changed]] = np.where(usable, embedded, -1)[changed]
+        self.vectors[slots], self.usable[slots], self.written[slots] = vectors, usable, written
+        self.lengths[slots] = lengths_of(vectors)
+        self._keys[slots], self._origin[slots] = self._buffer.keys(rows), self._buffer.origin(slots)
+        return drifts
 
     def embeddings(self, rows: Tensor) -> Float32Array:
         """See `RowIndex.embeddings`; memory of their own."""
         if self.field is not None:
             return _as_floats(self.field.view(rows).reshape(len(rows), -1))
         assert self._embed is not None
-        return self.checked(self._embed(columns_of(self._buffer.layout, rows)).detach(), len(rows))
+        return self.checked_embeddings(self._embed(columns_of(self._buffer.layout, rows)).detach(), len(rows))
 
-    def allowed(self, where: Where, now: int) -> Mask | None:
+    def allowed_slots(self, where: Where, now: int) -> Mask | None:
         """Which of the slots in use count, `[count]` bool; None for all."""
         used = slice(self.count)
         mask = where.mask(self._keys[used], self._origin[used], self.written[used], now)
@@ -116,7 +125,7 @@ class KnownRows:
         columns = (self._keys, self._origin, self.written, self._embedded)
         return np.stack([column[slots] for column in columns], axis=1)
 
-    def refreshed(self, slots: IntArray, now: int) -> None:
+    def note_refreshed(self, slots: IntArray, now: int) -> None:
         """Note that embeddings of the rows at `slots` `[n]` were computed anew, even if they are the same."""
         self._embedded[slots] = now
 
@@ -128,7 +137,7 @@ class KnownRows:
         """See `RowIndex.staleness`."""
         return now - self._embedded[: self.count][self.usable[: self.count]]
 
-    def check(self, vectors: Tensor, rows: int) -> None:
+    def check_embeddings(self, vectors: Tensor, rows: int) -> None:
         """Refuse what `embed` gave for so many rows if it is no embedding of each.
 
         Raises:
@@ -140,9 +149,9 @@ class KnownRows:
                 "it has to give one vector a row, all of one length"
             )
 
-    def checked(self, vectors: Tensor, rows: int) -> Float32Array:
-        """What `embed` gave for so many rows; see `check`."""
-        self.check(vectors, rows)
+    def checked_embeddings(self, vectors: Tensor, rows: int) -> Float32Array:
+        """What `embed` gave for so many rows; see `check_embeddings`."""
+        self.check_embeddings(vectors, rows)
         if not self.width:
             self._widen(vectors.shape[1])
         return _as_floats(vectors)
@@ -170,24 +179,24 @@ def _as_floats(vectors: Tensor) -> Float32Array:
     return floats
 
 
-def _drift(before: Float32Array, after: Float32Array) -> Float64Array:
+def _embedding_drift(before: Float32Array, after: Float32Array) -> Float64Array:
     """1 - cosine of vectors `[n, d]` one by one, `[n]` float64."""
     return np.asarray(1 - (normalized(before).astype(np.float64) * normalized(after)).sum(axis=1))
 
 
 def _embedding_field(layout: RowLayout, name: str) -> Field:
-    known = {field.name: field for field in (*layout.state, *layout.fields)}
-    if name not in known:
+    fields = {field.name: field for field in (*layout.state, *layout.fields)}
+    if name not in fields:
         raise BatchError(
-            f"rehearsal.retrieval.embedding names '{name}', and rows have {sorted(known)}; name the field that holds "
+            f"rehearsal.retrieval.embedding names '{name}', and rows have {sorted(fields)}; name the field that holds "
             "an embedding, or give a function that makes embeddings of rows"
         )
-    if all(name in {field.name for field in some} for some in (layout.state, layout.fields)):
+    if all(name in {field.name for field in part} for part in (layout.state, layout.fields)):
         raise BatchError(
             f"rehearsal.retrieval.embedding names '{name}', which is both a field of the batch and recorded beside it; "
             "give what is recorded, or the field, another name"
         )
-    field = known[name]
+    field = fields[name]
     if not field.dtype.is_floating_point or not field.nbytes:
         raise BatchError(
             f"rehearsal.retrieval.embedding names '{name}', which has {field.dtype} of shape {field.shape} a sample; "

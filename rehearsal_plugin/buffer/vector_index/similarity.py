@@ -1,4 +1,4 @@
-"""How near two vectors are: exactly, and alike whatever else is searched at the same time.
+"""Scores of vectors: exact, and the same whatever else is searched at the same time.
 
 Fast searches multiply matrices in single precision, and the last bits of a product depend on how the library cuts the
 matrices into blocks, and so on how many rows a rank has. Scores are therefore computed anew, pair by pair, in double
@@ -49,8 +49,8 @@ def scores_of(
     step = max(1, AT_ONCE // max(1, chosen.shape[1] * queries.shape[1]))
     for start in range(0, len(queries), step):
         part = slice(start, start + step)
-        query, some = queries[part, None].astype(np.float64), vectors[chosen[part]].astype(np.float64)
-        scores[part] = -np.square(some - query).sum(axis=2) if squared_distance else (some * query).sum(axis=2)
+        query, others = queries[part, None].astype(np.float64), vectors[chosen[part]].astype(np.float64)
+        scores[part] = -np.square(others - query).sum(axis=2) if squared_distance else (others * query).sum(axis=2)
     return scores
 
 

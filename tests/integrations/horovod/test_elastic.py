@@ -42,7 +42,7 @@ def snapshot(buffer: RehearsalBuffer) -> Snapshot:
     keys, sizes = buffer.counts()
     partitions = buffer.slot_index.partitions
     members = [] if partitions is None else [partitions.members(i).tolist() for i in range(len(partitions))]
-    return rows.numpy().tobytes(), buffer.slot_index.seen, keys.tolist(), sizes.tolist(), members
+    return rows.numpy().tobytes(), buffer.slot_index.offered, keys.tolist(), sizes.tolist(), members
 
 
 actions = st.lists(st.one_of(st.integers(1, 12), st.sampled_from(["commit", "rollback"])), max_size=25)

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from rehearsal_plugin import Rehearsal, RehearsalBuffer, RowLayout
 from rehearsal_plugin.buffer import dedup as duplicates
-from rehearsal_plugin.buffer.dedup import DUPLICATE, ContentIndex, content_hashes, repeated
+from rehearsal_plugin.buffer.dedup import DUPLICATE, ContentIndex, content_hashes, repeated_rows
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.distributed.transport import LocalTransport
 from tests.helpers.chance import SIGNIFICANCE, equally_included
@@ -144,7 +144,7 @@ def test_a_duplicate_is_not_counted_as_offered() -> None:
         offer(buffer, list(range(20)), step)
     partitions = buffer.slot_index.partitions
     assert partitions is not None
-    assert (buffer.slot_index.seen, partitions.seen.sum()) == (20, 20)
+    assert (buffer.slot_index.offered, partitions.offered.sum()) == (20, 20)
     assert offer(buffer, list(range(20, 60)), 5) == []
     assert len(buffer) == 60, "whoever kept everything has room for everything"
 
@@ -202,7 +202,7 @@ def test_a_gpu_gives_the_same_hashes() -> None:
 @PROPERTY
 def test_of_equal_rows_the_first_stays_whatever_their_hashes(rows: list[int], buckets: int) -> None:
     values = np.array(rows, dtype=np.int64)
-    found = repeated(values % buckets, lambda one, other: values[one] == values[other])
+    found = repeated_rows(values % buckets, lambda one, other: values[one] == values[other])
     assert found.tolist() == [row in rows[:place] for place, row in enumerate(rows)]
 
 
@@ -295,6 +295,6 @@ def test_rows_that_are_taken_over_are_stored_once(policy: str, tmp_path: Path) -
         rehearsal.load(tmp_path)
         assert sorted(rows_of(rehearsal)) == list(range(40))
         assert rehearsal.buffer is not None
-        assert rehearsal.buffer.slot_index.seen == 40, "what was refused was not offered"
+        assert rehearsal.buffer.slot_index.offered == 40, "what was refused was not offered"
         epoch(rehearsal)
         assert sorted(rows_of(rehearsal)) == list(range(40))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 import tracemalloc
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rehearsal_plugin import BatchError, MissingDependencyError, RehearsalBuffer, RowLayout
+from rehearsal_plugin import RehearsalBuffer, RowLayout
 from rehearsal_plugin.buffer.vector_index import index as row_index
 from rehearsal_plugin.buffer.vector_index.index import FEW
 from rehearsal_plugin.buffer.vector_index.similarity import normalized
@@ -262,26 +261,3 @@ def test_recall_at_ten_is_095_with_the_default_settings(kind: str, metric: str) 
     recall = np.mean([np.isin(one, other).mean() for one, other in zip(found.slots, slots, strict=True)])
     assert recall >= 0.95
     assert np.all(np.diff(found.scores, axis=1) <= 0), "the nearest come first, by exact scores"
-
-
-# --- what is refused -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "told"), [("missing", "rows have"), ("id", "int64"), ("label", "floating-point")])
-def test_a_field_that_is_no_embedding_is_refused(name: str, told: str) -> None:
-    with pytest.raises(BatchError, match=told):
-        RowIndex(buffer_of(random(3)), RetrievalConfig(embedding=name))
-
-
-def test_a_name_that_the_batch_and_what_is_recorded_share_is_refused() -> None:
-    batch = batch_of(random(3))
-    layout = RowLayout.infer(batch).with_state({"embedding": torch.zeros(3, 24)})
-    buffer = RehearsalBuffer(BufferConfig(capacity=3), layout)
-    with pytest.raises(BatchError, match=r"'embedding'.* both .* another name"):
-        RowIndex(buffer, RetrievalConfig(embedding="embedding"))
-
-
-def test_without_faiss_the_error_tells_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "faiss", None)
-    with pytest.raises(MissingDependencyError, match=r"rehearsal_plugin\[retrieval\]"):
-        index_of(buffer_of(random(3))).search(random(1), 1, Where(), now=1)

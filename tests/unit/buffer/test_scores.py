@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rehearsal_plugin.buffer.scores import MOST_TICKETS, TICKETS_PER_UNIT, Scores, SumTree, bounded
+from rehearsal_plugin.buffer.scores import MOST_TICKETS, TICKETS_PER_UNIT, Scores, SumTree, bounded_scores
 from rehearsal_plugin.core.arrays import Float32Array, IntArray
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=100)
@@ -128,26 +128,26 @@ def test_a_full_buffer_of_the_highest_scores_stays_exact() -> None:
     ],
 )
 def test_a_row_holds_tickets_in_proportion_to_its_score_and_at_least_one(score: float, tickets: int) -> None:
-    values = Scores(3, width=1)
-    values.set(ints(0), column(score))
-    assert drawn(values.tickets(1)) == [0] * int(tickets)
-    assert values.stored[:, 0].tolist() == [np.float32(score), 0, 0]
+    scores = Scores(3, width=1)
+    scores.set(ints(0), column(score))
+    assert drawn(scores.tickets(1)) == [0] * int(tickets)
+    assert scores.stored[:, 0].tolist() == [np.float32(score), 0, 0]
 
 
 def test_a_score_that_is_given_anew_takes_the_place_of_the_last() -> None:
-    values = Scores(3, width=1)
-    values.set(ints(0, 1, 2), column(1, 2, 3))
-    values.set(ints(2, 0), column(0, 4))
-    assert values.stored[:, 0].tolist() == [4, 2, 0]
-    assert values.tickets(3).total == 6 * TICKETS_PER_UNIT + 1
+    scores = Scores(3, width=1)
+    scores.set(ints(0, 1, 2), column(1, 2, 3))
+    scores.set(ints(2, 0), column(0, 4))
+    assert scores.stored[:, 0].tolist() == [4, 2, 0]
+    assert scores.tickets(3).total == 6 * TICKETS_PER_UNIT + 1
 
 
 def test_tickets_follow_the_scores_from_their_first_use_on() -> None:
-    values = Scores(3, width=1)
-    values.set(ints(0, 1), column(1, 2))
-    assert values.tickets(2).total == 3 * TICKETS_PER_UNIT
-    values.set(ints(1, 2), column(5, 1))
-    assert values.tickets(3).total == 7 * TICKETS_PER_UNIT
+    scores = Scores(3, width=1)
+    scores.set(ints(0, 1), column(1, 2))
+    assert scores.tickets(2).total == 3 * TICKETS_PER_UNIT
+    scores.set(ints(1, 2), column(5, 1))
+    assert scores.tickets(3).total == 7 * TICKETS_PER_UNIT
 
 
 # The lowest and the highest score
@@ -156,32 +156,32 @@ def test_tickets_follow_the_scores_from_their_first_use_on() -> None:
 @PROPERTY
 @given(st.lists(st.dictionaries(st.integers(0, 5), st.integers(-3, 3), max_size=6), min_size=1, max_size=12))
 def test_the_extremes_are_those_of_all_scores_after_every_change(changes: list[dict[int, int]]) -> None:
-    values, stored = Scores(6, width=1), dict.fromkeys(range(6), 0.0)
-    values.set(np.arange(6), column(*stored.values()))
+    scores, stored = Scores(6, width=1), dict.fromkeys(range(6), 0.0)
+    scores.set(np.arange(6), column(*stored.values()))
     for change in changes:
-        assert values.extremes(6) == (min(stored.values()), max(stored.values()))
+        assert scores.extremes(6) == (min(stored.values()), max(stored.values()))
         stored |= change
-        values.set(ints(*change), column(*change.values()))
-    assert values.extremes(6) == (min(stored.values()), max(stored.values()))
+        scores.set(ints(*change), column(*change.values()))
+    assert scores.extremes(6) == (min(stored.values()), max(stored.values()))
 
 
 def test_the_extremes_are_those_of_the_rows_that_are_stored() -> None:
-    values = Scores(3, width=1)
-    values.set(ints(0), column(2))
-    assert values.extremes(1) == (2, 2)
-    values.set(ints(1), column(5))
-    assert values.extremes(2) == (2, 5)
+    scores = Scores(3, width=1)
+    scores.set(ints(0), column(2))
+    assert scores.extremes(1) == (2, 2)
+    scores.set(ints(1), column(5))
+    assert scores.extremes(2) == (2, 5)
 
 
 def test_all_scores_are_looked_at_only_where_an_extreme_is_replaced() -> None:
-    values = Scores(4, width=1)
-    values.set(np.arange(4), column(1, 2, 3, 4))
-    values.extremes(4)
-    values.stored[3] = 9  # behind its back: whoever looks at all sees it
-    values.set(ints(1), column(7))
-    assert values.extremes(4) == (1, 7)
-    values.set(ints(0), column(2))
-    assert values.extremes(4) == (2, 9)
+    scores = Scores(4, width=1)
+    scores.set(np.arange(4), column(1, 2, 3, 4))
+    scores.extremes(4)
+    scores.stored[3] = 9  # behind its back: whoever looks at all sees it
+    scores.set(ints(1), column(7))
+    assert scores.extremes(4) == (1, 7)
+    scores.set(ints(0), column(2))
+    assert scores.extremes(4) == (2, 9)
 
 
 # Means
@@ -192,7 +192,7 @@ def test_all_scores_are_looked_at_only_where_an_extreme_is_replaced() -> None:
     st.lists(st.lists(st.tuples(st.integers(0, 4), st.integers(-50, 50), st.integers(-50, 50)), max_size=8), max_size=6)
 )
 def test_the_centre_is_the_mean_of_everything_offered(batches: list[list[tuple[int, int, int]]]) -> None:
-    values = Scores(2, width=2)
+    scores = Scores(2, width=2)
     offered: dict[int, list[tuple[int, int]]] = {}
     for batch in batches:
         owners = ints(*(owner for owner, *_ in batch))
@@ -200,40 +200,40 @@ def test_the_centre_is_the_mean_of_everything_offered(batches: list[list[tuple[i
         for owner, first, second in batch:
             offered.setdefault(owner, []).append((first, second))
         for owner in np.unique(owners).tolist():
-            centre = values.centre(owner, features[owners == owner])
+            centre = scores.centre(owner, features[owners == owner])
             np.testing.assert_allclose(centre, np.mean(offered[owner], axis=0))
-        values.count_offers(owners, features)
+        scores.count_offers(owners, features)
     for owner, pairs in offered.items():
-        np.testing.assert_allclose(values.centre(owner, np.empty((0, 2), dtype=np.float32)), np.mean(pairs, axis=0))
+        np.testing.assert_allclose(scores.centre(owner, np.empty((0, 2), dtype=np.float32)), np.mean(pairs, axis=0))
 
 
 def test_the_centre_knows_rows_that_are_not_stored() -> None:
-    values = Scores(1, width=1)
-    values.count_offers(ints(0, 0, 0), column(1, 2, 9))
-    values.set(ints(0), column(9))
-    assert values.centre(0, column(8)).tolist() == [5]
+    scores = Scores(1, width=1)
+    scores.count_offers(ints(0, 0, 0), column(1, 2, 9))
+    scores.set(ints(0), column(9))
+    assert scores.centre(0, column(8)).tolist() == [5]
 
 
 def test_the_centre_of_many_rows_is_summed_in_double_precision() -> None:
-    values, many = Scores(1, width=1), np.full((1000, 1), 0.1, dtype=np.float32)
+    scores, many = Scores(1, width=1), np.full((1000, 1), 0.1, dtype=np.float32)
     for _ in range(1000):
-        values.count_offers(np.zeros(1000, dtype=np.int64), many)
-    assert values.centre(0, many).tolist() == pytest.approx([float(np.float32(0.1))], rel=1e-12)
+        scores.count_offers(np.zeros(1000, dtype=np.int64), many)
+    assert scores.centre(0, many).tolist() == pytest.approx([float(np.float32(0.1))], rel=1e-12)
 
 
 def test_an_offer_of_no_rows_changes_no_mean() -> None:
-    values = Scores(1, width=1)
-    values.count_offers(ints(), np.empty((0, 1), dtype=np.float32))
-    values.count_offers(ints(2), column(4))
-    values.count_offers(ints(), np.empty((0, 1), dtype=np.float32))
-    assert values.centre(2, column(6)).tolist() == [5]
-    assert values.centre(0, column(6)).tolist() == [6]
+    scores = Scores(1, width=1)
+    scores.count_offers(ints(), np.empty((0, 1), dtype=np.float32))
+    scores.count_offers(ints(2), column(4))
+    scores.count_offers(ints(), np.empty((0, 1), dtype=np.float32))
+    assert scores.centre(2, column(6)).tolist() == [5]
+    assert scores.centre(0, column(6)).tolist() == [6]
 
 
 def test_scores_keep_no_means() -> None:
-    values = Scores(1, width=1, means=False)
-    values.count_offers(ints(0), column(4))
-    assert len(values.state_dict(0)["sums"]) == 0
+    scores = Scores(1, width=1, means=False)
+    scores.count_offers(ints(0), column(4))
+    assert len(scores.state_dict(0)["sums"]) == 0
 
 
 # Values that cannot be compared
@@ -242,17 +242,17 @@ def test_scores_keep_no_means() -> None:
 def test_what_is_no_number_becomes_one_that_can_be_compared() -> None:
     given_values = column(np.nan, np.inf, -np.inf, 3e38, -3e38, 1.5, -0.25)
     before = given_values.copy()
-    assert bounded(given_values)[:, 0].tolist() == [0, 1e9, -1e9, 1e9, -1e9, 1.5, -0.25]
+    assert bounded_scores(given_values)[:, 0].tolist() == [0, 1e9, -1e9, 1e9, -1e9, 1.5, -0.25]
     np.testing.assert_array_equal(given_values, before)
 
 
 def test_the_largest_values_keep_means_and_squares_finite() -> None:
-    values, largest = Scores(2, width=3), bounded(np.full((4, 3), np.inf, dtype=np.float32))
-    values.count_offers(np.zeros(4, dtype=np.int64), largest)
-    centre = values.centre(0, -largest)
+    scores, largest = Scores(2, width=3), bounded_scores(np.full((4, 3), np.inf, dtype=np.float32))
+    scores.count_offers(np.zeros(4, dtype=np.int64), largest)
+    centre = scores.centre(0, -largest)
     assert np.isfinite(centre).all()
     assert np.isfinite(((largest.astype(np.float64) + centre) ** 2).sum())
 
 
 def test_bounded_values_stay_single_precision() -> None:
-    assert bounded(column(1, np.nan)).dtype == np.float32
+    assert bounded_scores(column(1, np.nan)).dtype == np.float32

@@ -1,4 +1,4 @@
-"""The index of a buffer against a slow model of it."""
+"""The index of a buffer, with its partitions, against a slow model of it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rehearsal_plugin.buffer.slot_index import Partitions, SlotIndex
-from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.buffer.partitions import Partitions
+from rehearsal_plugin.buffer.slot_index import SlotIndex, kept_places
+from rehearsal_plugin.core.arrays import Float32Array, IntArray
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
 CAPACITY = 12
@@ -17,6 +18,10 @@ KEYS = st.sampled_from([0, 1, 2, -5, 2**40, -(2**63), 2**63 - 1])
 
 def ints(values: list[int]) -> IntArray:
     return np.array(values, dtype=np.int64)
+
+
+def column(numbers: list[float]) -> Float32Array:
+    return np.array(numbers, dtype=np.float32).reshape(-1, 1)
 
 
 def members_by_key(partitions: Partitions) -> dict[int, set[int]]:
@@ -74,23 +79,9 @@ def test_sizes_sum_to_the_count(batches: list[tuple[list[int], list[int]]]) -> N
 def test_every_offered_row_is_counted_kept_or_not(batches: list[tuple[list[int], list[int]]]) -> None:
     slot_index, _, offered = replay(batches)
     assert slot_index.partitions is not None
-    seen = dict(zip(slot_index.partitions.keys.tolist(), slot_index.partitions.seen.tolist(), strict=True))
+    seen = dict(zip(slot_index.partitions.keys.tolist(), slot_index.partitions.offered.tolist(), strict=True))
     assert seen == {key: offered.count(key) for key in offered}
-    assert slot_index.seen == len(offered)
-
-
-def test_partitions_are_numbered_for_good() -> None:
-    partitions = Partitions(CAPACITY)
-    first = partitions.number(ints([7, 3, 7]))
-    partitions.number(ints([1, 2, 3]))
-    assert (partitions.number(ints([7, 3, 7])) == first).all()
-
-
-def test_numbers_point_at_their_keys() -> None:
-    partitions = Partitions(CAPACITY)
-    keys = ints([5, -1, 5, 9])
-    numbers = partitions.number(keys)
-    assert partitions.keys[numbers].tolist() == keys.tolist()
+    assert slot_index.offered == len(offered)
 
 
 def test_a_partition_may_lose_all_its_rows() -> None:
@@ -105,7 +96,7 @@ def test_a_partition_may_lose_all_its_rows() -> None:
 def test_without_partitions_rows_are_only_counted() -> None:
     slot_index = SlotIndex(CAPACITY, partitioned=False)
     slot_index.record(ints([0, -1, 1]), ints([0, 0, 0]))
-    assert (slot_index.count, slot_index.seen, slot_index.partitions) == (2, 3, None)
+    assert (slot_index.count, slot_index.offered, slot_index.partitions) == (2, 3, None)
 
 
 def test_thousands_of_partitions_of_one_row_each() -> None:
@@ -138,45 +129,47 @@ def test_any_batches_of_hundreds_of_rows_leave_every_slot_with_its_last_owner(se
         assert members_by_key(slot_index.partitions) == expected
 
 
-def grown(batches: list[list[int]], capacity: int) -> tuple[Partitions, int]:
-    """Partitions that rows by key were appended to, and how often their lists were laid out anew."""
-    partitions, arrays, count = Partitions(capacity), set[int](), 0
-    kept = []
-    for keys in batches:
-        slots = np.arange(count, count + len(keys))
-        partitions.record(slots, partitions.number(ints(keys)), np.zeros(len(keys), dtype=bool))
-        count += len(keys)
-        if id(partitions._lists) not in arrays:
-            kept.append(partitions._lists)  # so that no other gets its number
-            arrays.add(id(partitions._lists))
-    return partitions, len(arrays)
+def test_rows_are_looked_up_by_partition_key_and_number() -> None:
+    slot_index, owner, _ = replay([([5, 7, 5, 5], [0, 1, 2, 3]), ([7, 7], [2, 0])])
+    for key, count in zip(*(listed.tolist() for listed in slot_index.counts()), strict=True):
+        slots = slot_index.slots(np.full(count, key), np.arange(count))
+        assert sorted(slots.tolist()) == [slot for slot in owner if owner[slot] == key]
 
 
-GROWING = {
-    "one after the other": [[key] * 10 for key in range(10) for _ in range(100)],
-    "in turn": [list(range(10)) for _ in range(1000)],
-    "one": [[0] * 10 for _ in range(1000)],
-}
+def test_without_partitions_the_number_of_a_row_is_its_slot() -> None:
+    slot_index = SlotIndex(CAPACITY, partitioned=False)
+    slot_index.record(ints([0, 1, 2]), ints([0, 0, 0]))
+    assert slot_index.slots(ints([0, 0]), ints([2, 1])).tolist() == [2, 1]
+    assert [listed.tolist() for listed in slot_index.counts()] == [[], []]
+    assert (slot_index.sizes.tolist(), slot_index.members(0).tolist()) == ([3], [0, 1, 2])
 
 
-@pytest.mark.parametrize("batches", GROWING.values(), ids=list(GROWING))
-def test_lists_that_grow_row_by_row_are_laid_out_anew_a_few_times_only(batches: list[list[int]]) -> None:
-    partitions, arrays = grown(batches, 10_000)
-    assert partitions.sizes.sum() == 10_000
-    assert arrays <= 60
+def test_scores_of_kept_rows_are_stored_and_those_of_all_count_for_the_mean() -> None:
+    slot_index = SlotIndex(CAPACITY, partitioned=False, width=1)
+    slot_index.record(ints([1, -1, 0]), ints([0, 0, 0]), column([3, 5, 7]))
+    assert slot_index.scores is not None
+    assert slot_index.scores.stored[:2, 0].tolist() == [7, 3]
+    assert slot_index.scores.centre(0, column([])).tolist() == [5]
 
 
-@pytest.mark.parametrize("batches", GROWING.values(), ids=list(GROWING))
-def test_lists_take_twice_what_they_hold_at_most(batches: list[list[int]]) -> None:
-    partitions, _ = grown(batches, 10_000)
-    assert len(partitions._lists) <= 2 * 10_000 + 64 * len(partitions)
+@PROPERTY
+@given(admissions())
+def test_a_saved_index_goes_on_as_it_was(batches: list[tuple[list[int], list[int]]]) -> None:
+    slot_index, _, _ = replay(batches)
+    loaded = SlotIndex(CAPACITY, partitioned=True)
+    loaded.load_state_dict(slot_index.state_dict())
+    assert (loaded.count, loaded.offered) == (slot_index.count, slot_index.offered)
+    np.testing.assert_equal(loaded.state_dict(), slot_index.state_dict())
 
 
-def test_lists_give_back_what_they_needed_when_they_were_longer() -> None:
-    """Every partition once owns all slots."""
-    partitions, slots = Partitions(1000), np.arange(1000)
-    for key in range(100):
-        partitions.record(slots, partitions.number(np.full(1000, key)), np.full(1000, key > 0))
-    assert partitions.sizes.tolist() == [0] * 99 + [1000]
-    assert sorted(partitions.members(99).tolist()) == slots.tolist()
-    assert len(partitions._lists) <= 2 * 1000 + 64 * 100
+@pytest.mark.parametrize(("count", "offered"), [(-1, 4), (5, 4), (CAPACITY + 1, 100)])
+def test_a_count_that_cannot_be_is_refused(count: int, offered: int) -> None:
+    state = {"count": count, "seen": offered, "partitions": None, "values": None}
+    with pytest.raises(ValueError, match="rows stored of"):
+        SlotIndex(CAPACITY, partitioned=False).load_state_dict(state)
+
+
+@pytest.mark.parametrize(("slots", "places"), [([], None), ([3, 0], None), ([-1], []), ([4, -1, 0, -1], [0, 2])])
+def test_kept_rows_are_those_with_a_slot(slots: list[int], places: list[int] | None) -> None:
+    kept = kept_places(ints(slots))
+    assert (None if kept is None else kept.tolist()) == places

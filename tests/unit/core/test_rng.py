@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from rehearsal_plugin.core.rng import Purpose, below, generator
+from rehearsal_plugin.core.rng import Purpose, generator, integers_below
 from tests.helpers.chance import SIGNIFICANCE, equally_likely
 
 LARGEST = 2**63 - 1
@@ -51,14 +51,14 @@ def test_neighbouring_addresses_are_independent(neighbour: str) -> None:
 
 
 def test_integers_below_a_bound_are_equally_likely() -> None:
-    numbers = below(7, 7000, generator(0, Purpose.DRAW, 0))
+    numbers = integers_below(7, 7000, generator(0, Purpose.DRAW, 0))
     assert numbers.dtype == np.int64
     assert equally_likely(numbers.tolist(), 7) > SIGNIFICANCE
 
 
 def test_every_integer_may_have_a_bound_of_its_own() -> None:
     bounds = np.tile([1, 2, 5], 3000)
-    numbers = below(bounds, len(bounds), generator(0, Purpose.DRAW, 1))
+    numbers = integers_below(bounds, len(bounds), generator(0, Purpose.DRAW, 1))
     assert not numbers[bounds == 1].any()
     for bound in (2, 5):
         assert equally_likely(numbers[bounds == bound].tolist(), bound) > SIGNIFICANCE
@@ -73,4 +73,4 @@ class Highest:
 
 @pytest.mark.parametrize("bound", [1, 3, 2**20, 2**31 - 1, 2**40 + 1, 2**52 - 1, 2**53 - 1])
 def test_no_integer_reaches_its_bound(bound: int) -> None:
-    assert below(bound, 1, cast("np.random.Generator", Highest())).tolist() == [bound - 1]
+    assert integers_below(bound, 1, cast("np.random.Generator", Highest())).tolist() == [bound - 1]

@@ -202,8 +202,8 @@ def contents(buffer: RehearsalBuffer) -> list[tuple[int, float]]:
 
 def index(buffer: RehearsalBuffer) -> list[float]:
     """The score by which each stored row is judged, by slot."""
-    assert buffer.slot_index.values is not None
-    scores: list[float] = buffer.slot_index.values.stored[: len(buffer), 0].tolist()
+    assert buffer.slot_index.scores is not None
+    scores: list[float] = buffer.slot_index.scores.stored[: len(buffer), 0].tolist()
     return scores
 
 
