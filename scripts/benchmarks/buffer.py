@@ -30,8 +30,8 @@ from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import BufferConfig
 from scripts.benchmarks.measure import Timing, arguments_of, measure, publish, ratio
-from scripts.benchmarks.peers import BASELINES, Batch, Store, installed_peers
-from scripts.studies.grid import print_table
+from scripts.benchmarks.stores import BASELINES, Batch, Store, installed_peers
+from scripts.common.tables import print_table
 
 OURS = "rehearsal_plugin"
 WRITTEN, GATHERED = 14, (7, 64)

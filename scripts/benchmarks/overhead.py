@@ -36,7 +36,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from scripts.benchmarks.measure import Ratio, arguments_of, publish, ratio
+from scripts.benchmarks.measure import Ratio, arguments_of, measure, publish, ratio
 from scripts.benchmarks.overhead_model import (
     RESNET_OPERATIONS,
     Gauge,
@@ -50,7 +50,7 @@ from scripts.benchmarks.overhead_model import (
 from scripts.benchmarks.overhead_sides import CLOCKS, PHASES, UNIT, Batch, RehearsedSide, Side
 from scripts.common.launch import is_rank, launch
 from scripts.common.report import write_text
-from scripts.studies.grid import print_table
+from scripts.common.tables import print_table
 
 RANKS = 2
 NEW, REPLAYED = 6, 2
@@ -144,7 +144,9 @@ def job(argv: Sequence[str]) -> int:
     for side in sides.values():
         side.settle()
     os.sched_setaffinity(0, training)
-    take_turns(list(sides.values()), case.rounds)
+    measure(
+        {name: side.turn for name, side in sides.items()}, case.rounds, warmup=0
+    )  # for its turns; they time themselves
     if dist.get_rank() == 0:
         told = {"operations": operations_of(case.row_bytes, passes)}
         write_text(path, json.dumps({name: {**told, **side.told()} for name, side in sides.items()}))
@@ -153,14 +155,6 @@ def job(argv: Sequence[str]) -> int:
     dist.barrier()
     dist.destroy_process_group()
     return 0
-
-
-def take_turns(sides: Sequence[Side], rounds: int) -> None:
-    """Every round begins with another side."""
-    for number in range(rounds):
-        first = number % len(sides)
-        for side in (*sides[first:], *sides[:first]):
-            side.turn()
 
 
 def cores(free: bool) -> tuple[set[int], set[int]]:

@@ -63,21 +63,18 @@ class Model(nn.Module):
     Args:
         passes: How often.
         gauge: Called in every pass, forwards and backwards.
-
-    Attributes:
-        passes: As given.
     """
 
     def __init__(self, passes: int, gauge: Gauge) -> None:
         super().__init__()
         self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(LAYERS)))
         self.head = nn.Linear(WIDTH, 10)
-        self.passes, self._gauge = passes, gauge
+        self._passes, self._gauge = passes, gauge
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         """The mean loss of rows `x` `[b, n]` float32 with labels `[b]` int64."""
         hidden = x.view(len(x), -1, WIDTH).mean(1, keepdim=True).expand(-1, POSITIONS, -1)
-        for _ in range(self.passes):
+        for _ in range(self._passes):
             hidden = hidden + self.layers(hidden)
             self._gauge()
             hidden.register_hook(self._gauge)

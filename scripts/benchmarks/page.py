@@ -2,8 +2,8 @@
 
     python -m scripts.benchmarks.page
 
-Every measured number comes out of `docs/results/bench_<section>.json`, which `scripts/bench_<section>.py --json` wrote;
-a section without such a file is left out.
+Every measured number comes out of `docs/results/bench_<section>.json`, which `scripts.benchmarks.<section>` wrote with
+`--json`; a section without such a file is left out.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from typing import Any, TypeAlias
 from rehearsal_plugin.runtime.cost_model import LINKS
 from scripts.benchmarks import page_node as node
 from scripts.benchmarks.plots import STEPS_MS, plot_scale
+from scripts.common.goals import Goal
 from scripts.common.paths import ROOT
 from scripts.common.report import write_text
-from scripts.studies.page import Goal, markdown
+from scripts.common.tables import markdown_table
 
 __all__ = ["PLANS", "SECTIONS", "Section", "build"]
 
@@ -38,7 +39,7 @@ class Section:
     """What the page says of one benchmark.
 
     Attributes:
-        name: Of its script and its report, behind `bench_`.
+        name: Of its script, `scripts.benchmarks.<name>`, and its report, `bench_<name>.json`.
         title: Of the section.
         text: What is measured, and how.
         goals: What its summary is held against; those that it has not are left out.
@@ -153,7 +154,7 @@ def exchange_tables(report: Report, docs: Path) -> list[str]:
         "ratio",
     ]
     draw_heads = ["ranks", "partitions", "CPU ms a draw", "by the clock (quartiles)", "calls"]
-    return ["Of one rank in a step:\n", markdown(heads, lines), "The draw:\n", markdown(draw_heads, draws)]
+    return ["Of one rank in a step:\n", markdown_table(heads, lines), "The draw:\n", markdown_table(draw_heads, draws)]
 
 
 def scale_tables(report: Report, docs: Path) -> list[str]:
@@ -173,14 +174,14 @@ def scale_tables(report: Report, docs: Path) -> list[str]:
     plot_scale(by_kind["model"], first, "h100-ndr", docs / PICTURE)
     return [
         f"The fit: {figures}; {fitted['cores']} cores.\n",
-        markdown(["ranks", "bytes a row", "measured ms", "model ms", "model / measured"], lines),
+        markdown_table(["ranks", "bytes a row", "measured ms", "model ms", "model / measured"], lines),
         f"{threads['ranks']} ranks as threads of one process run the real code: {threads['rows_stored']} stored rows "
         f"were replayed {threads['rows_replayed']:,} times, each as often as any other (Pearson's statistic lies "
         f"{threads['z']:+.2f} standard deviations from its mean), with {threads['collectives_a_step']:.2f} collectives "
         "a step; a test holds that.\n",
         CLUSTERS,
         clusters(by_kind["model"]),
-        markdown(["a step of", *LINKS], hidden(by_kind["model"], first)),
+        markdown_table(["a step of", *LINKS], hidden(by_kind["model"], first)),
         f"![The background of a step on clusters]({PICTURE})\n\nThe picture and the last table are of {first}.\n",
         "".join(f"- `{name}`: {links.source}.\n" for name, links in LINKS.items()),
     ]
@@ -192,7 +193,7 @@ def clusters(rows: Sequence[dict[str, Any]]) -> str:
     totals = {(row["load"], row["links"], row["gpus"]): f"{row['total']:.3g}" for row in rows}
     names = dict.fromkeys((row["load"], row["links"]) for row in rows)
     lines = [[*name, *(totals[(*name, gpus)] for gpus in shown)] for name in names]
-    return markdown(["rows a step and rank", "links", *(f"{gpus:,} GPUs" for gpus in shown)], lines)
+    return markdown_table(["rows a step and rank", "links", *(f"{gpus:,} GPUs" for gpus in shown)], lines)
 
 
 def hidden(rows: Sequence[dict[str, Any]], load: str) -> list[list[str]]:
@@ -260,7 +261,7 @@ def written(section: Section, report: Report, docs: Path) -> list[str]:
     """One section."""
     summary = report["summary"]
     lines = [goal.line(summary[goal.key]) for goal in section.goals if goal.key in summary]
-    goals = [markdown(["goal", "bound", "measured", ""], lines)] if lines else []
+    goals = [markdown_table(["goal", "bound", "measured", ""], lines)] if lines else []
     parts = [f"## {section.title}\n", section.text, place(section, report), *goals]
     return [part for part in (*parts, *section.tables(report, docs), section.limits) if part]
 
@@ -270,7 +271,7 @@ def place(section: Section, report: Report) -> str:
     where, load = report["environment"], report["summary"].get("load")
     told = "" if load is None else f"load {load:g}, "
     return (
-        f"`python scripts/bench_{section.name}.py`; {where['ranks']} ranks on {where['cores']} cores, {told}"
+        f"`python -m scripts.benchmarks.{section.name}`; {where['ranks']} ranks on {where['cores']} cores, {told}"
         f"torch {where['versions']['torch']}, commit {where['commit'][:12]}.\n"
     )
 

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from scripts.benchmarks.buffer import ADMISSIONS, COLD, FORMS, OURS, TOKENS, WHAT
 from scripts.benchmarks.overhead_sides import PHASES
-from scripts.studies.page import Goal, markdown
+from scripts.common.goals import Goal
+from scripts.common.tables import markdown_table
 
 __all__ = [
     "BUFFER",
@@ -141,12 +142,12 @@ def buffer_tables(report: Report, docs: Path) -> list[str]:
     cold = [[store, *(f"{timed[store, TOKENS, what]:,.1f}" for what in COLD.values())] for store in stores]
     return [
         "Microseconds a call, medians:\n",
-        markdown(["", *(f"{rows}: {what}" for rows, what in columns)], lines),
+        markdown_table(["", *(f"{rows}: {what}" for rows, what in columns)], lines),
         f"The same of {TOKENS}, where a store is called once and then all others are, so that nothing of it is in the "
         "cache, as in a job, which calls it once a step:\n",
-        markdown(["", *WHAT], cold),
+        markdown_table(["", *WHAT], cold),
         "Microseconds to decide over 14 rows in a full buffer, by policy; the copy is not in them:\n",
-        markdown(["policy", "µs"], policies),
+        markdown_table(["policy", "µs"], policies),
     ]
 
 
@@ -160,7 +161,7 @@ def file_tables(report: Report, docs: Path) -> list[str]:
     return [
         f"{first['drawn']} rows of {first['row_bytes'] >> 10} KiB of a file of {first['file_mb']:,} MiB, with "
         f"{first['cache_mb']:,} MiB of page cache:\n",
-        markdown(["", "ms a step (quartiles)", "major faults a step"], lines),
+        markdown_table(["", "ms a step (quartiles)", "major faults a step"], lines),
     ]
 
 
@@ -179,10 +180,10 @@ def overhead_tables(report: Report, docs: Path) -> list[str]:
     heads = ["MiB a step and rank", "free core", "engine"]
     ratios = ["ratio (quartiles)", "error", "raw", "unit", "ratio of CPU time"]
     return [
-        markdown([*heads, "1,000 operations a byte", "ms a step", "rounds", *ratios], lines),
+        markdown_table([*heads, "1,000 operations a byte", "ms a step", "rounds", *ratios], lines),
         "Milliseconds of a step on rank 0; the first three on the training thread, the rest in the background. *Paid* "
         "is CPU time, the others go by the clock, so that they have in them what else ran on the core meanwhile:\n",
-        markdown([*heads, *(name.removesuffix("_ms") for name in PHASES)], phases),
+        markdown_table([*heads, *(name.removesuffix("_ms") for name in PHASES)], phases),
     ]
 
 

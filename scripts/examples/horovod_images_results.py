@@ -1,4 +1,4 @@
-"""What `train_horovod.py` shows at its end: the numbers, a table and a picture."""
+"""Results of the Horovod example: figures, a table and a picture."""
 
 from __future__ import annotations
 

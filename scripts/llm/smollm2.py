@@ -19,10 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.common.arguments import positive_int
 from scripts.common.launch import is_rank, launch
 from scripts.common.paths import ROOT
 from scripts.llm.data import LANGUAGES, fetch, rows_of, text_of
-from scripts.quickstart.run import positive
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -36,8 +36,10 @@ HELD_OUT, PAGES = 8, 100  # rows that are held out, pages that are read, of each
 def main(argv: Sequence[str]) -> int:
     """Runs one rank where a launcher started this process, else starts the launcher; returns the exit status."""
     parser = argparse.ArgumentParser(description="SmolLM2-135M: English, then French, with replay.")
-    parser.add_argument("--ranks", type=positive, default=2, help="processes on this machine (default: %(default)s)")
-    parser.add_argument("--steps", type=positive, default=12, help="optimizer steps (default: %(default)s)")
+    parser.add_argument(
+        "--ranks", type=positive_int, default=2, help="processes on this machine (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=positive_int, default=12, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "out/train_smollm2", help="folder of the report")
     arguments = parser.parse_args(argv)
     if not is_rank():

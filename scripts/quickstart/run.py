@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.common.arguments import positive_int
 from scripts.common.launch import is_rank, launch
 from scripts.common.paths import ROOT
 
@@ -33,19 +34,16 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Rehearsal on real text: Python source, then C++ headers.")
-    parser.add_argument("--ranks", type=positive, default=2, help="processes on this machine (default: %(default)s)")
-    parser.add_argument("--steps", type=positive, help="optimizer steps a phase (default: start_step of the config)")
+    parser.add_argument(
+        "--ranks", type=positive_int, default=2, help="processes on this machine (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=positive_int, help="optimizer steps a phase (default: start_step of the config)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: %(default)s)")
     parser.add_argument("--config", type=Path, default=ROOT / "configs/quickstart.json", help="DeepSpeed config")
     parser.add_argument("--out", type=Path, default=ROOT / "out/quickstart", help="folder of the results")
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> None:

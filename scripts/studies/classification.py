@@ -28,11 +28,13 @@ from scripts.common.image_data import ImageData, load_images
 from scripts.common.launch import is_rank, launch
 from scripts.common.paths import ROOT
 from scripts.common.report import write_report
+from scripts.common.tables import print_table
+from scripts.studies.arms import DERPP, ER, SCRATCH, Arm, Row
 from scripts.studies.classification_plan import ACCURACY, CHOOSE, KNOBS, SIZES, Size, chosen
 from scripts.studies.classification_time import SEGMENT, summarise_times, time_in_turns
 from scripts.studies.classification_train import TASKS, Course, Knobs, hold_out, train
-from scripts.studies.grid import DERPP, ER, SCRATCH, Arm, Row, cells, find, group, print_table
 from scripts.studies.plots import plot_study
+from scripts.studies.results import find_group, group_seeds, table_cells
 from scripts.studies.run_arms import Job, Shelf, progress_of, train_all
 
 
@@ -93,19 +95,20 @@ def planned(job: tuple[Arm, Knobs], course: Course, folder: Path, progress: tqdm
 
 def told(rows: Sequence[Row]) -> str:
     """One arm's result on a line."""
-    (one,) = group(rows, ACCURACY, rows[0]["table"])
+    (one,) = group_seeds(rows, ACCURACY, rows[0]["table"])
     return f"accuracy {one.average.text()}, {one.seconds.text(1)} s"
 
 
 def summarise(rows: Sequence[Row], times: Sequence[Row]) -> dict[str, float]:
     """What the study was made for: how near er comes to the upper bound, its cost, and what der++ adds to it."""
-    groups = group(rows, ACCURACY)
+    groups = group_seeds(rows, ACCURACY)
     sizes = sorted({one.arm.buffer_percent for one in groups} - {0.0})
     smallest, largest = sizes[0], sizes[-1]
-    top = find(groups, SCRATCH).average.mean
+    top = find_group(groups, SCRATCH).average.mean
     return {
-        f"er_ratio_{largest:g}": find(groups, ER, largest).average.mean / top,
-        "derpp_minus_er_smallest": find(groups, DERPP, smallest).average.mean - find(groups, ER, smallest).average.mean,
+        f"er_ratio_{largest:g}": find_group(groups, ER, largest).average.mean / top,
+        "derpp_minus_er_smallest": find_group(groups, DERPP, smallest).average.mean
+        - find_group(groups, ER, smallest).average.mean,
         **summarise_times(times),
     }
 
@@ -116,10 +119,10 @@ def publish(rows: list[Row], times: list[Row], size: Size, data: str, folder: Pa
     report = write_report(
         folder, summary, [{"data": data, **line} for line in rows + times], ranks=dist.get_world_size()
     )
-    groups = group(rows, ACCURACY)
+    groups = group_seeds(rows, ACCURACY)
     plot_study(groups, ACCURACY, f"{data}, class-incremental", folder / "study.png")
-    print_table(f"Accuracy after the last task, {data}", *cells(groups, tasks=False))
-    print_table("er with other r and c", *cells(group(rows, ACCURACY, "rows"), tasks=False))
+    print_table(f"Accuracy after the last task, {data}", *table_cells(groups, tasks=False))
+    print_table("er with other r and c", *table_cells(group_seeds(rows, ACCURACY, "rows"), tasks=False))
     for name, value in summary.items():
         print(f"{name:28}{value:10.4g}")
     print(f"{report}\n{folder / 'study.png'}", flush=True)

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from scripts.studies.arms import BUFFERS, DER, DERPP, ER, INCREMENTAL, METHODS, SCRATCH, Arm, Row, arm_grid
 from scripts.studies.classification_train import Knobs
-from scripts.studies.grid import BUFFERS, DER, DERPP, ER, INCREMENTAL, METHODS, SCRATCH, Arm, Metric, Row, grid, group
+from scripts.studies.results import Metric, group_seeds
 
 __all__ = ["ACCURACY", "CHOOSE", "KNOBS", "SIZES", "Size", "chosen"]
 
@@ -60,13 +61,13 @@ class Size:
 
     def jobs(self) -> list[tuple[Arm, Knobs]]:
         """Every arm of the study."""
-        arms = grid(self.buffers, self.seeds, self.representatives)
+        arms = arm_grid(self.buffers, self.seeds, self.representatives)
         arms += [Arm(ER, 10.0, self.seeds[0], r, c, table="rows") for r, c in self.draws]
         return [(arm, KNOBS[arm.method]) for arm in arms]
 
     def choices(self) -> list[tuple[Arm, Knobs]]:
         """Every arm that has a choice, with each of its knobs."""
-        arms = [arm for arm in grid(self.buffers, self.seeds, self.representatives) if arm.method in CHOICES]
+        arms = [arm for arm in arm_grid(self.buffers, self.seeds, self.representatives) if arm.method in CHOICES]
         return [
             (arm, Knobs(**dict(zip(CHOICES[arm.method], values, strict=True))))
             for arm in arms
@@ -86,7 +87,7 @@ def chosen(rows: Sequence[Row]) -> list[tuple[str, Knobs, float]]:
     """Method, knobs, and accuracy averaged over the buffers tried; the best knobs of a method first."""
     accuracies: dict[tuple[str, Knobs], list[float]] = {}
     for knobs in {_knobs(line) for line in rows}:
-        for one in group([line for line in rows if _knobs(line) == knobs], ACCURACY):
+        for one in group_seeds([line for line in rows if _knobs(line) == knobs], ACCURACY):
             accuracies.setdefault((one.arm.method, knobs), []).append(one.average.mean)
     tried = [(method, knobs, float(np.mean(values))) for (method, knobs), values in accuracies.items()]
     return sorted(tried, key=lambda one: (METHODS.index(one[0]), -one[2]))

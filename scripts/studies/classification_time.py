@@ -11,8 +11,8 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
+from scripts.studies.arms import ER, INCREMENTAL, Arm, Row
 from scripts.studies.classification_train import Batch, Course, Knobs, Learner
-from scripts.studies.grid import ER, INCREMENTAL, Arm, Row
 
 __all__ = ["SEGMENT", "summarise_times", "time_in_turns"]
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from rehearsal_plugin import Rehearsal
 from scripts.common.image_data import ImageData
-from scripts.studies.grid import DERPP, REPLAYING, SCRATCH, Arm, Row, row
+from scripts.studies.arms import DERPP, REPLAYING, SCRATCH, Arm, Row, evaluation_row
 
 __all__ = ["TASKS", "Batch", "Course", "Knobs", "Learner", "hold_out", "train"]
 
@@ -201,7 +201,9 @@ def train(arm: Arm, knobs: Knobs, course: Course, progress: tqdm[Any]) -> list[R
             progress.update()
         seconds += time.perf_counter() - start
         values = {"accuracy": course.evaluate(learner.model.module)}
-        rows.append(row(arm, after_task, values, seconds=seconds, buffer_mib=learner.buffer_mib(), **asdict(knobs)))
+        rows.append(
+            evaluation_row(arm, after_task, values, seconds=seconds, buffer_mib=learner.buffer_mib(), **asdict(knobs))
+        )
     learner.close()
     return rows
 

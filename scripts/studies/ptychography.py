@@ -24,8 +24,10 @@ from pathlib import Path
 from scripts.common.launch import is_rank, launch
 from scripts.common.paths import ROOT
 from scripts.common.report import write_report
-from scripts.studies.grid import Row, cells, group, print_table
+from scripts.common.tables import print_table
+from scripts.studies.arms import Row
 from scripts.studies.ptychography_plan import CHOOSE, METRICS, SIZES, Size, chosen, of_drift, summarise
+from scripts.studies.results import group_seeds, table_cells
 from scripts.studies.scan_stream import DRIFTS
 
 
@@ -77,11 +79,11 @@ def publish(rows: list[Row], size: Size, folder: Path, ranks: int) -> None:
     report = write_report(folder, summary, rows, ranks=ranks)
     for drift in DRIFTS:
         for metric in METRICS:
-            groups, title = group(of_drift(rows, drift), metric), f"{metric.label}, drift of {drift}"
+            groups, title = group_seeds(of_drift(rows, drift), metric), f"{metric.label}, drift of {drift}"
             plot_study(groups, metric, title, folder / f"{drift}_{metric.name}.png")
-            print_table(f"{title}, after the last task", *cells(groups, tasks=False, digits=4))
-            if draws := group(of_drift(rows, drift), metric, "rows"):
-                print_table(f"{title}, er with other r and c", *cells(draws, tasks=False, digits=4))
+            print_table(f"{title}, after the last task", *table_cells(groups, tasks=False, digits=4))
+            if draws := group_seeds(of_drift(rows, drift), metric, "rows"):
+                print_table(f"{title}, er with other r and c", *table_cells(draws, tasks=False, digits=4))
     for name, value in summary.items():
         print(f"{name:48}{value:10.4g}")
     print(report, flush=True)

@@ -8,22 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from scripts.studies.grid import (
-    BUFFERS,
-    DER,
-    DERPP,
-    ER,
-    INCREMENTAL,
-    METHODS,
-    SCRATCH,
-    Arm,
-    Group,
-    Metric,
-    Row,
-    find,
-    grid,
-    group,
-)
+from scripts.studies.arms import BUFFERS, DER, DERPP, ER, INCREMENTAL, METHODS, SCRATCH, Arm, Row, arm_grid
+from scripts.studies.results import Group, Metric, find_group, group_seeds
 from scripts.studies.scan_stream import DRIFTS, Plan, conditions
 
 __all__ = [
@@ -150,7 +136,7 @@ class Size:
         return [
             (drift, replace(arm, candidates=self.candidates if arm.buffer_percent else None))
             for drift in self.buffers
-            for arm in grid(self.buffers[drift], self.seeds, self.representatives)
+            for arm in arm_grid(self.buffers[drift], self.seeds, self.representatives)
         ]
 
 
@@ -173,8 +159,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
     for metric in METRICS:
         name, reductions = metric.name.removesuffix("_error"), {}
         for drift in DRIFTS:
-            groups = group(of_drift(rows, drift), metric)
-            lost, kept = (_forgetting(find(groups, *arm)) for arm in ((INCREMENTAL, 0.0), (ER, COMMON)))
+            groups = group_seeds(of_drift(rows, drift), metric)
+            lost, kept = (_forgetting(find_group(groups, *arm)) for arm in ((INCREMENTAL, 0.0), (ER, COMMON)))
             # Where nothing was forgotten there is nothing to take away.
             reductions[f"forgetting_reduction_{name}_{drift}"] = 1 - kept / lost if lost > 0 else 0.0
             summary |= {f"forgetting_{name}_{drift}_incremental": lost, f"forgetting_{name}_{drift}_er": kept}
@@ -201,7 +187,7 @@ def _knobs(line: Row) -> Knobs:
 
 
 def _error(rows: Sequence[Row]) -> float:
-    return sum(float(np.mean([one.average.mean for one in group(rows, metric)])) for metric in METRICS)
+    return sum(float(np.mean([one.average.mean for one in group_seeds(rows, metric)])) for metric in METRICS)
 
 
 def of_drift(rows: Sequence[Row], drift: str) -> list[Row]:

@@ -18,10 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from rehearsal_plugin import Rehearsal
+from scripts.studies.arms import DERPP, REPLAYING, SCRATCH, Arm, Row, evaluation_row
 from scripts.studies.diffraction import Samples
-from scripts.studies.grid import DERPP, REPLAYING, SCRATCH, Arm, Row, group, row
 from scripts.studies.ptychography_plan import METRICS, Course, Knobs, Size
 from scripts.studies.reconstruction_model import PtychoNet, reconstruction_loss
+from scripts.studies.results import group_seeds
 from scripts.studies.run_arms import Job, Shelf, progress_of, train_all
 from scripts.studies.scan_stream import DRIFTS, Producer
 
@@ -103,7 +104,7 @@ class Bench:
                 values, memory = errors(learner.model.module, held_out), total(learner.buffer_mib())
                 wait = self.producer.waited_s - waited
                 rows.append(
-                    row(
+                    evaluation_row(
                         arm, task, values, seconds=seconds, buffer_mib=memory, waited_s=wait, drift=drift, **vars(knobs)
                     )
                 )
@@ -140,7 +141,7 @@ def train_arms(arms: Sequence[tuple[str, Arm, Knobs]], size: Size, folder: Path,
 def told(rows: Sequence[Row]) -> str:
     """One arm's result on a line."""
     table = rows[0]["table"]
-    ends = [f"{metric.label} {group(rows, metric, table)[0].average.text(4)}" for metric in METRICS]
+    ends = [f"{metric.label} {group_seeds(rows, metric, table)[0].average.text(4)}" for metric in METRICS]
     return f"{', '.join(ends)}, {rows[-1]['seconds']:.1f} s"
 
 

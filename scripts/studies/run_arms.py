@@ -14,7 +14,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from scripts.common.report import write_text
-from scripts.studies.grid import Arm, Row
+from scripts.studies.arms import Arm, Row
 
 __all__ = ["Job", "Shelf", "progress_of", "train_all"]
 

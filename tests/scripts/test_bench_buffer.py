@@ -19,7 +19,7 @@ import torch
 
 from scripts.benchmarks import buffer as bench_buffer
 from scripts.benchmarks.buffer import FORMS, GATHERED, TOKENS, WRITTEN, Ours
-from scripts.benchmarks.peers import BASELINES, PEERS, Store, installed_peers
+from scripts.benchmarks.stores import BASELINES, PEERS, Store, installed_peers
 
 STORES = {"rehearsal_plugin": Ours, **BASELINES, **installed_peers()}
 
@@ -45,7 +45,7 @@ def test_every_store_writes_and_gathers_whole_samples(name: str, form: str) -> N
 
 
 def test_peers_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.benchmarks.peers.find_spec", lambda package: None)
+    monkeypatch.setattr("scripts.benchmarks.stores.find_spec", lambda package: None)
     assert list(installed_peers()) == [name for name, (package, _) in PEERS.items() if package is None]
 
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from scripts.common.image_data import ImageData
+from scripts.studies.arms import METHODS
 from scripts.studies.classification_plan import ACCURACY, CHOOSE, KNOBS, SIZES, chosen
 from scripts.studies.classification_train import TASKS, Course, ResNet, hold_out
-from scripts.studies.grid import METHODS
 from tests.helpers.paths import ROOT
 
 

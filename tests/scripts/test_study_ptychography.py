@@ -17,6 +17,7 @@ import torch
 from scipy.stats import chi2, norm
 
 from scripts.studies import diffraction as ptychography
+from scripts.studies.arms import ER, INCREMENTAL, METHODS, Arm, Row, evaluation_row
 from scripts.studies.diffraction import (
     CROP,
     WINDOW,
@@ -28,7 +29,6 @@ from scripts.studies.diffraction import (
     scan,
     texture,
 )
-from scripts.studies.grid import ER, INCREMENTAL, METHODS, Arm, Row, row
 from scripts.studies.ptychography_plan import COMMON, SIZES, summarise
 from scripts.studies.reconstruction_model import PtychoNet, reconstruction_loss
 from scripts.studies.scan_stream import DRIFTS, Plan, Producer, conditions
@@ -281,7 +281,9 @@ def _without_times(rows: list[Row]) -> list[Row]:
 
 def _rows(arm: Arm, path: tuple[float, ...]) -> list[Row]:
     return [
-        row(arm, task, {f"{name}_error": [error, 0.5, 0.5] for name in ("amplitude", "phase")}, seconds=1, buffer_mib=0)
+        evaluation_row(
+            arm, task, {f"{name}_error": [error, 0.5, 0.5] for name in ("amplitude", "phase")}, seconds=1, buffer_mib=0
+        )
         for task, error in enumerate(path, 1)
     ]
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from rehearsal_plugin import RehearsalConfig
+from scripts.common.spread import Spread
 from scripts.llm import data as llm_data
 from scripts.llm import page as llm_page
 from scripts.llm import train as train_llm
 from scripts.llm.data import END_TOKEN, LANGUAGES, held_out, rows_of, text_of
 from scripts.llm.plan import BASE, JOINT, Run, Setting, config_of, key_of, plan, variants
 from scripts.llm.results import Row, cost_on_new, gap_closed, summarise
-from scripts.studies.grid import Spread
 from tests.helpers.paths import ROOT
 
 MADE_UP = "10 % of English, made up by the model"

@@ -1,52 +1,18 @@
-"""What the studies share: the grid of arms, means over seeds, tables and curves.
-
-An arm is one way of training: a method, a size of the buffer, a seed. Its result is rows of a report, one for each
-evaluation, with a value a task for every metric::
-
-    {"table": "buffers", "method": "er", "buffer_percent": 5.0, "seed": 0, "representatives": 32, "candidates": null,
-     "after_task": 3, "accuracy_task_1": 0.91, ..., "seconds": 21.3, "buffer_mib": 2.4}
-
-Nothing here knows what is learnt.
-"""
+"""Results of a study: the rows of its arms put together over the seeds, for tables and curves."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "BUFFERS",
-    "DER",
-    "DERPP",
-    "ER",
-    "INCREMENTAL",
-    "METHODS",
-    "REPLAYING",
-    "SCRATCH",
-    "Arm",
-    "Group",
-    "Metric",
-    "Row",
-    "Spread",
-    "cells",
-    "find",
-    "grid",
-    "group",
-    "print_table",
-    "row",
-]
+from scripts.common.spread import Spread
+from scripts.studies.arms import METHODS, Arm, Row
 
-SCRATCH, INCREMENTAL, ER, DER, DERPP = METHODS = ("from scratch", "incremental", "er", "der", "der++")
-REPLAYING = (ER, DER, DERPP)
-BUFFERS = (2.5, 5.0, 10.0, 20.0, 30.0)
-"""Rows of all ranks' buffers together, in percent of the training data."""
-
-Row: TypeAlias = dict[str, Any]
+__all__ = ["Group", "Metric", "find_group", "group_seeds", "table_cells"]
 
 
 @dataclass(frozen=True)
@@ -57,81 +23,6 @@ class Metric:
     label: str
     higher_is_better: bool
     digits: int = 3
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way of training.
-
-    Attributes:
-        method: One of `METHODS`.
-        buffer_percent: Capacity of all ranks together, in percent of the training data; 0 without a buffer.
-        seed: Of weights, batches and draws.
-        representatives: Replayed rows a step and rank, of all draws together; 0 without a buffer.
-        candidates: Rows a step and rank that are offered to the buffer; None for all.
-        table: The table of the study that the arm belongs to: `buffers`, or `rows` (against r and c).
-    """
-
-    method: str
-    buffer_percent: float
-    seed: int
-    representatives: int = 0
-    candidates: int | None = None
-    table: str = "buffers"
-
-    @property
-    def name(self) -> str:
-        """For a person, and with the blanks replaced for a file."""
-        buffer = f" {self.buffer_percent:g} %" if self.buffer_percent else ""
-        rows = f" r {self.representatives} c {self.candidates or 'all'}" if self.table == "rows" else ""
-        return f"{self.method}{buffer}{rows} seed {self.seed}"
-
-
-def grid(buffers: Iterable[float], seeds: Iterable[int], representatives: int) -> list[Arm]:
-    """Every method with every buffer and seed; seed by seed, so that half a study is still a study."""
-    sizes = tuple(buffers)
-    return [
-        arm
-        for seed in seeds
-        for arm in (
-            *(Arm(method, 0.0, seed) for method in (SCRATCH, INCREMENTAL)),
-            *(Arm(method, size, seed, representatives) for size in sizes for method in REPLAYING),
-        )
-    ]
-
-
-def row(
-    arm: Arm, after_task: int, values: Mapping[str, Sequence[float]], *, seconds: float, buffer_mib: float, **more: Any
-) -> Row:
-    """One evaluation as a line of the report.
-
-    Args:
-        arm: Who was evaluated.
-        after_task: Tasks trained so far.
-        values: By name of the metric, a value for each task.
-        seconds: Training time so far, without evaluations.
-        buffer_mib: Memory of the stored rows of all ranks.
-        more: Whatever else the study wants to keep.
-    """
-    tasks = {f"{name}_task_{task}": value for name, line in values.items() for task, value in enumerate(line, 1)}
-    return {**asdict(arm), "after_task": after_task, **tasks, "seconds": seconds, "buffer_mib": buffer_mib, **more}
-
-
-class Spread(NamedTuple):
-    """Mean and standard deviation over seeds; the deviation of a single seed is None."""
-
-    mean: float
-    deviation: float | None
-
-    @classmethod
-    def of(cls, values: Sequence[float] | NDArray[np.float64]) -> Spread:
-        """Of at least one value."""
-        return cls(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
-
-    def text(self, digits: int = 3) -> str:
-        """`0.853 ± 0.004`."""
-        spread = "" if self.deviation is None else f" ± {self.deviation:.{digits}f}"
-        return f"{self.mean:.{digits}f}{spread}"
 
 
 @dataclass(frozen=True)
@@ -159,7 +50,7 @@ class Group:
     buffer_mib: float
 
 
-def group(rows: Iterable[Row], metric: Metric, table: str = "buffers") -> list[Group]:
+def group_seeds(rows: Iterable[Row], metric: Metric, table: str = "buffers") -> list[Group]:
     """Put the seeds together; in the order of `METHODS`, then of buffers, representatives and candidates."""
     runs: dict[Arm, dict[int, list[Row]]] = {}
     for line in rows:
@@ -169,7 +60,7 @@ def group(rows: Iterable[Row], metric: Metric, table: str = "buffers") -> list[G
     return [_group(arm, list(runs[arm].values()), metric) for arm in sorted(runs, key=_order)]
 
 
-def find(groups: Sequence[Group], method: str, buffer_percent: float = 0.0) -> Group:
+def find_group(groups: Sequence[Group], method: str, buffer_percent: float = 0.0) -> Group:
     """The group of a method and a buffer.
 
     Raises:
@@ -181,25 +72,13 @@ def find(groups: Sequence[Group], method: str, buffer_percent: float = 0.0) -> G
     raise KeyError(f"the study has no arm '{method}' with a buffer of {buffer_percent:g} %")
 
 
-def cells(groups: Iterable[Group], *, tasks: bool, digits: int = 3) -> tuple[list[str], list[list[str]]]:
+def table_cells(groups: Iterable[Group], *, tasks: bool, digits: int = 3) -> tuple[list[str], list[list[str]]]:
     """Heads and lines of a table; with a column a task where `tasks` is true."""
     chosen = list(groups)
     numbers = [f"task {number}" for number in range(1, len(chosen[0].tasks) + 1)] if tasks else []
     draws = ["r", "c"] if chosen[0].arm.table == "rows" else []
     heads = ["method", "buffer", *draws, "average", *numbers, "forgetting", "s", "MiB"]
     return heads, [_line(one, tasks, digits) for one in chosen]
-
-
-def print_table(title: str, heads: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
-    """A table on the terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*heads, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for line in lines:
-        table.add_row(*line)
-    Console().print(table)
 
 
 def _line(one: Group, tasks: bool, digits: int) -> list[str]:

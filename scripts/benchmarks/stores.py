@@ -1,4 +1,4 @@
-"""The stores that `bench_buffer.py` compares: one store of many rows each, written at random places and gathered from.
+"""Stores that the benchmark of the buffer compares: rows written at random slots and gathered from there.
 
 Every store draws its places itself and is as large as the others, and all its rows are written before anything is
 timed. Which of a library's ways is used is said with each.
