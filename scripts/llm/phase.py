@@ -1,6 +1,6 @@
 """One phase of continual pre-training: a job of the Hugging Face Trainer under DeepSpeed.
 
-    deepspeed --num_gpus 2 scripts/llm/phase.py --deepspeed ds_config.json --learn french --start DIR --out DIR
+    deepspeed --num_gpus 2 --module scripts.llm.phase --deepspeed ds_config.json --learn french --start DIR --out DIR
 
 Nothing in it knows of rehearsal but the callback: what is replayed, and how much, is in the `rehearsal` block of the
 DeepSpeed config. Every phase warms the learning rate up anew, with a new optimizer, and lets it fall along a cosine to
