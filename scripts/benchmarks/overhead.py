@@ -49,6 +49,7 @@ from scripts.benchmarks.overhead_model import (
 )
 from scripts.benchmarks.overhead_sides import CLOCKS, PHASES, UNIT, Batch, RehearsedSide, Side
 from scripts.common.launch import is_rank, launch
+from scripts.common.process_group import leave_together
 from scripts.common.report import write_text
 from scripts.common.tables import print_table
 
@@ -152,8 +153,7 @@ def job(argv: Sequence[str]) -> int:
         write_text(path, json.dumps({name: {**told, **side.told()} for name, side in sides.items()}))
     for side in sides.values():
         side.close()
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
     return 0
 
 

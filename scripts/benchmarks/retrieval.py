@@ -24,6 +24,7 @@ from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.retrieval import Retrieved, Retriever
 from scripts.benchmarks.measure import arguments_of, measure, publish, ratio
 from scripts.common.launch import is_rank, launch
+from scripts.common.process_group import leave_together
 
 CENTRES, NOISE = 1000, 0.6
 
@@ -45,8 +46,7 @@ def main(argv: Sequence[str]) -> int:
         summary[f"recall_{kind}"] = recall(kind, arguments)
     if dist.get_rank() == 0:
         publish(arguments.json, summary, rows, ranks=arguments.ranks)
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
     return 0
 
 

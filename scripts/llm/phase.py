@@ -18,7 +18,6 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 import transformers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -26,6 +25,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from rehearsal_plugin.integrations.transformers.callback import RehearsalCallback
+from scripts.common.process_group import leave_together
 from scripts.common.report import write_text
 from scripts.llm.data import LANGUAGES, LENGTH, VOCABULARY, Corpus, load
 
@@ -85,9 +85,7 @@ def main(argv: Sequence[str]) -> int:
     rehearsal.close()
     if trainer.is_world_process_zero():
         write_text(arguments.out / "result.json", json.dumps(result, indent=1) + "\n")
-    # Without these two a rank that ends before the others may be aborted.
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
     return 0
 
 

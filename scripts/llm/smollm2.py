@@ -51,11 +51,11 @@ def main(argv: Sequence[str]) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """One rank's part, from the model to the report; the process that starts the launcher needs no model."""
-    import torch.distributed as dist
     from torch import Tensor
     from torch.utils.data import ConcatDataset
 
     from rehearsal_plugin.integrations.transformers.callback import RehearsalCallback
+    from scripts.common.process_group import leave_together
     from scripts.common.report import write_report
     from scripts.llm.phase import Rows, quiet
 
@@ -79,9 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     summary = {"step_s": seconds / arguments.steps, "rows_replayed": replayed}
     if trainer.is_world_process_zero():
         print(*lines, summary, write_report(arguments.out, summary, lines, ranks=arguments.ranks), sep="\n", flush=True)
-    # Without these two a rank that ends before the others may be aborted.
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 def pretrained() -> tuple[Any, Any]:

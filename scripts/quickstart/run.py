@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     import rehearsal_plugin
+    from scripts.common.process_group import leave_together
     from scripts.quickstart.data import load_cpp, load_python
     from scripts.quickstart.results import BOTH, WITH, WITHOUT
     from scripts.quickstart.train import Course, start_engine
@@ -68,9 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     if dist.get_rank() == 0:
         publish(course, rehearsal.metrics(), arguments.out)
     rehearsal.close()
-    # Without these two a rank that ends before the others may be aborted.
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 def load_config(path: Path, steps: int | None) -> dict[str, Any]:

@@ -26,13 +26,15 @@ from tqdm import tqdm
 
 from scripts.common.image_data import ImageData, load_images
 from scripts.common.launch import is_rank, launch
-from scripts.common.paths import ROOT
+from scripts.common.process_group import leave_together
 from scripts.common.report import write_report
 from scripts.common.tables import print_table
 from scripts.studies.arms import DERPP, ER, SCRATCH, Arm, Row
-from scripts.studies.classification_plan import ACCURACY, CHOOSE, KNOBS, SIZES, Size, chosen
+from scripts.studies.classification_plan import ACCURACY, KNOBS, SIZES, Size, chosen
 from scripts.studies.classification_time import SEGMENT, summarise_times, time_in_turns
-from scripts.studies.classification_train import TASKS, Course, Knobs, hold_out, train
+from scripts.studies.classification_train import TASKS, Course, hold_out, train
+from scripts.studies.command import publish_choice, study_parser
+from scripts.studies.knobs import CHOOSE, Knobs
 from scripts.studies.plots import plot_study
 from scripts.studies.results import find_group, group_seeds, table_cells
 from scripts.studies.run_arms import Job, Shelf, progress_of, train_all
@@ -50,12 +52,8 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Rehearsal on class-incremental images, against both bounds.")
-    parser.add_argument("--size", choices=SIZES, default="small", help="how much is done (%(default)s)")
-    parser.add_argument("--ranks", type=int, default=2, help="processes on this machine (%(default)s)")
-    parser.add_argument("--resume", action="store_true", help="keep the arms that an earlier run has finished")
-    parser.add_argument("--out", type=Path, default=ROOT / "out/study_classification", help="folder of the results")
-    return parser.parse_args(argv)
+    description = "Rehearsal on class-incremental images, against both bounds."
+    return study_parser("classification", description, SIZES).parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -71,12 +69,11 @@ def run(arguments: argparse.Namespace) -> None:
         rows = train_all(plans, told, progress, resume=arguments.resume)
         times = time_in_turns(course, KNOBS[ER], size.pairs, progress) if size.pairs else []
     if course.rank == 0 and choosing:
-        publish_choice(rows, arguments.out / CHOOSE)
+        title = "Accuracy on held-out training images"
+        publish_choice(arguments.out / CHOOSE, rows, chosen(rows), figure="accuracy", title=title, ranks=course.ranks)
     elif course.rank == 0:
         publish(rows, times, size, images.name, arguments.out)
-    # Without these two a rank that ends before the others may be aborted.
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 def first_test_images(images: ImageData, count: int) -> ImageData:
@@ -126,20 +123,6 @@ def publish(rows: list[Row], times: list[Row], size: Size, data: str, folder: Pa
     for name, value in summary.items():
         print(f"{name:28}{value:10.4g}")
     print(f"{report}\n{folder / 'study.png'}", flush=True)
-
-
-def publish_choice(rows: list[Row], folder: Path) -> None:
-    """Writes and prints what each method's knobs gave on held-out training images."""
-    tried = chosen(rows)
-    best = {method: accuracy for method, _, accuracy in reversed(tried)}
-    write_report(
-        folder, {f"{method} accuracy": value for method, value in best.items()}, rows, ranks=dist.get_world_size()
-    )
-    lines = [
-        [method, *(f"{value:g}" for value in asdict(knobs).values()), f"{accuracy:.4f}"]
-        for method, knobs, accuracy in tried
-    ]
-    print_table("Accuracy on held-out training images", ["method", *asdict(tried[0][1]), "accuracy"], lines)
 
 
 if __name__ == "__main__":

@@ -2,39 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from scripts.studies.arms import BUFFERS, DER, DERPP, ER, INCREMENTAL, METHODS, SCRATCH, Arm, Row, arm_grid
+from scripts.studies.knobs import CHOOSE, Choices, Knobs, knobs_of_row, knobs_to_try
 from scripts.studies.results import Group, Metric, find_group, group_seeds
 from scripts.studies.scan_stream import DRIFTS, Plan, conditions
 
 __all__ = [
-    "CHOOSE",
     "COMMON",
     "KNOBS",
     "METRICS",
     "SIZES",
     "Course",
-    "Knobs",
     "Size",
     "chosen",
     "of_drift",
     "summarise",
 ]
-
-
-@dataclass(frozen=True)
-class Knobs:
-    """What each method has of its own: learning rate, and the weights in the strategies' losses."""
-
-    lr: float
-    loss_weight: float = 1.0
-    alpha: float = 0.0
-    beta: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +56,6 @@ METRICS = (
     Metric("amplitude_error", "amplitude error", higher_is_better=False),
     Metric("phase_error", "phase error (rad)", higher_is_better=False),
 )
-CHOOSE = "choose"
 COMMON = 10.0
 """The size of the buffer that every drift is tried with, in percent of the samples."""
 
@@ -81,7 +68,7 @@ KNOBS = {
 }
 """What did best in `--size choose`. The learning rate is common to all; twice that makes the upper bound 2 % better."""
 
-CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
+CHOICES: dict[str, Choices] = {
     SCRATCH: {"lr": (5e-4, 1e-3, 2e-3)},
     ER: {"lr": (1e-3,), "loss_weight": (1.0, 2.0)},
     DER: {"lr": (1e-3,), "alpha": (0.8, 3.0, 10.0)},
@@ -126,10 +113,10 @@ class Size:
     def choices(self) -> list[tuple[str, Arm, Knobs]]:
         """Every arm that has a choice, with each of its knobs."""
         return [
-            (drift, arm, Knobs(**dict(zip(CHOICES[arm.method], values, strict=True))))
+            (drift, arm, knobs)
             for drift, arm in self._arms()
             if arm.method in CHOICES
-            for values in itertools.product(*CHOICES[arm.method].values())
+            for knobs in knobs_to_try(CHOICES[arm.method])
         ]
 
     def _arms(self) -> list[tuple[str, Arm]]:
@@ -172,7 +159,7 @@ def chosen(rows: Sequence[Row]) -> list[tuple[str, Knobs, float]]:
     """Method, knobs, and the error summed over metrics; the best knobs of a method first."""
     lines: dict[tuple[str, Knobs], list[Row]] = {}
     for line in rows:
-        lines.setdefault((line["method"], _knobs(line)), []).append(line)
+        lines.setdefault((line["method"], knobs_of_row(line)), []).append(line)
     tried = [(method, knobs, _error(ours)) for (method, knobs), ours in lines.items()]
     return sorted(tried, key=lambda one: (METHODS.index(one[0]), one[2]))
 
@@ -180,10 +167,6 @@ def chosen(rows: Sequence[Row]) -> list[tuple[str, Knobs, float]]:
 def _forgetting(one: Group) -> float:
     assert one.forgetting is not None  # there were several evaluations
     return one.forgetting.mean
-
-
-def _knobs(line: Row) -> Knobs:
-    return Knobs(**{name: line[name] for name in asdict(KNOBS[ER])})
 
 
 def _error(rows: Sequence[Row]) -> float:

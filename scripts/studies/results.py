@@ -131,10 +131,11 @@ def _forgetting(values: NDArray[np.float64], trained: Sequence[int], metric: Met
         trained: Tasks trained at each evaluation.
         metric: Says which way is better.
     """
-    better = values if metric.higher_is_better else -values
-    lost = []
-    for task in range(better.shape[1]):
-        earlier = [better[i, task] for i, count in enumerate(trained[:-1]) if count > task]
-        if earlier:
-            lost.append(max(earlier) - better[-1, task])
-    return float(np.mean(lost)) if lost else None
+    from rehearsal_plugin.evaluation import Transfer  # brings torch, which processes that only simulate do without
+
+    # What a task was worth before its own training is no knowledge to lose: the worst value takes its place.
+    worst = -np.inf if metric.higher_is_better else np.inf
+    transfer = Transfer(lower_is_better=not metric.higher_is_better)
+    for evaluation, count in zip(values, trained, strict=True):
+        transfer.add(np.where(np.arange(len(evaluation)) < count, evaluation, worst).tolist())
+    return transfer.figures().get("forgetting")
