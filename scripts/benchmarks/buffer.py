@@ -134,10 +134,10 @@ def of_form(
     """All stores, each of `nbytes`, with rows of one form: timings by store and operation."""
     rows = max(2 * max(GATHERED), nbytes // form.row_bytes)
     built = {name: make(rows, form.batch(2 * max(GATHERED))) for name, make in stores.items()}
-    given = form.batch(WRITTEN)
+    batch = form.batch(WRITTEN)
     timings = {}
     for what, count in zip(WHAT, (WRITTEN, *GATHERED), strict=True):
-        alternatives = {name: operation(store, what, given) for name, store in built.items()}
+        alternatives = {name: operation(store, what, batch) for name, store in built.items()}
         calls = max(1, min(100, TURN_BYTES // (count * form.row_bytes)))
         for named, times in {what: calls, **({COLD[what]: 1} if form is FORMS[TOKENS] else {})}.items():
             for name, timing in measure(alternatives, rounds, calls=times, warmup=5).items():
@@ -145,10 +145,10 @@ def of_form(
     return timings
 
 
-def operation(store: Store, what: str, given: Batch) -> Callable[[], object]:
+def operation(store: Store, what: str, batch: Batch) -> Callable[[], object]:
     """What is timed."""
     if what == WHAT[0]:
-        return lambda: store.write(given)
+        return lambda: store.write(batch)
     return lambda: store.gather(int(what[1:]))
 
 

@@ -1,4 +1,4 @@
-"""What the exchange sends, counted, and what the draw takes.
+"""Bytes and messages of the exchange, counted, and the time of the draw.
 
     python -m scripts.benchmarks.exchange --json docs/results/bench_exchange.json
 
@@ -66,11 +66,11 @@ def counted(job: Job, ranks: int) -> dict[str, Any]:
     return as_row(job, on_ranks(run_steps, ranks, job))
 
 
-def as_row(job: Job, found: Sequence[Steps]) -> dict[str, Any]:
+def as_row(job: Job, measured: Sequence[Steps]) -> dict[str, Any]:
     """One line of the report; `bytes_ratio` is what left all processes against the rows among it."""
     names = ("collectives", "messages", "segments", "wire_bytes", "row_bytes")
-    means = {name: statistics.fmean(getattr(rank, name) for rank in found) for name in names}
-    size = {"ranks": len(found), "bytes_a_row": job.row_bytes, "representatives": job.representatives}
+    means = {name: statistics.fmean(getattr(rank, name) for rank in measured) for name in names}
+    size = {"ranks": len(measured), "bytes_a_row": job.row_bytes, "representatives": job.representatives}
     return {**size, **means, "bytes_ratio": means["wire_bytes"] / means["row_bytes"]}
 
 

@@ -1,4 +1,4 @@
-"""What every benchmark shares: alternatives timed side by side, their ratio, and a report with where it was measured.
+"""Alternatives timed side by side, their ratio, and a report that says where it was measured.
 
 Other work on the machine slows all alternatives of a round alike. So they take turns within a round, in another order
 each time, and what is compared is the ratio within a round: its median and quartiles over all rounds.

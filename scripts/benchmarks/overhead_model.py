@@ -1,4 +1,4 @@
-"""What the benchmark of a step trains, and a gauge of how fast the core is meanwhile."""
+"""The model that the benchmark of a step trains, and a gauge of the speed of the core meanwhile."""
 
 from __future__ import annotations
 

@@ -1,33 +1,21 @@
-"""What the page of performance says of one rank's buffer, and of a step on one machine."""
+"""Sections of the page of performance about one machine: the buffer, a buffer in a file, and the overhead of a step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from scripts.benchmarks.buffer import ADMISSIONS, COLD, FORMS, OURS, TOKENS, WHAT
 from scripts.benchmarks.overhead_sides import PHASES
+from scripts.benchmarks.page_section import Report, Section
 from scripts.common.goals import Goal
 from scripts.common.tables import markdown_table
 
-__all__ = [
-    "BUFFER",
-    "BUFFER_GOALS",
-    "BUFFER_LIMITS",
-    "FILE",
-    "OVERHEAD",
-    "OVERHEAD_GOALS",
-    "OVERHEAD_LIMITS",
-    "buffer_tables",
-    "file_tables",
-    "overhead_tables",
-]
+__all__ = ["BUFFER", "FILE", "OVERHEAD"]
 
-Report: TypeAlias = dict[str, Any]
-
-BUFFER = """\
+BUFFER_TEXT = """\
 Each store holds about 1 GB of rows. W14 writes 14 rows to random places, G7 and G64 gather 7 and 64; drawing the places
 is part of all, and everything runs on one thread. Of this package it is the public way: `RehearsalBuffer.offer` of a
 batch of tensors with the policy `random_replace`, which keeps every row, and `sample` of a batch of tensors into memory
@@ -74,14 +62,14 @@ for, up to 27 more with partitions, 4 with scores, 8 more where rows are drawn b
 2 % of a row of 3 KB with partitions, and more of smaller ones. A `commit` keeps a copy of these numbers.
 """
 
-FILE = """\
+FILE_TEXT = """\
 Two storages over one file of rows take turns to read random ones: *ahead*, that of a buffer with `storage: mmap`, which
 asks the kernel for all pages of the rows before it touches them; *on demand*, which leaves it to the kernel to find out
 page by page. A memory cgroup leaves a tenth of the file for the page cache. Major faults are pages that a step waited
 for, each by itself.
 """
 
-OVERHEAD = """\
+OVERHEAD_TEXT = """\
 One DeepSpeed engine (ZeRO-1) takes turns in a job of two ranks: *plain*, without the block, on batches of b + r = 6 + 2
 rows; *control*, once more the same; *thread*, with the block, on the first 6 of these rows, to which 2 are replayed;
 *inline*, whose collectives are issued from the training thread. The buffers are full, and every candidate is stored. A
@@ -194,3 +182,7 @@ def standard_error(row: Mapping[str, Any]) -> float:
 
 
 RATIOS = ("ratio", "cpu_ratio")
+
+BUFFER = Section("buffer", "The buffer", BUFFER_TEXT, BUFFER_GOALS, buffer_tables, BUFFER_LIMITS)
+FILE = Section("file", "A buffer in a file", FILE_TEXT, (), file_tables)
+OVERHEAD = Section("overhead", "What a step pays", OVERHEAD_TEXT, OVERHEAD_GOALS, overhead_tables, OVERHEAD_LIMITS)

@@ -157,7 +157,7 @@ def _point(rehearsal: Rehearsal, transport: CountingTransport, others: set[Conne
 
 def connections() -> dict[Connection, tuple[int, int]]:
     """Segments and bytes sent on every TCP connection of this process, by its two ends."""
-    found = {}
+    counters = {}
     for path in Path("/proc/self/fd").iterdir():
         try:
             with socket.socket(fileno=os.dup(int(path.name))) as one:
@@ -169,8 +169,8 @@ def connections() -> dict[Connection, tuple[int, int]]:
             raise RuntimeError("this kernel does not count the bytes of TCP connections; Linux 4.19 or newer does")
         (segments,) = struct.unpack_from("=I", info, DATA_SEGMENTS_OUT)
         (sent,) = struct.unpack_from("=Q", info, BYTES_SENT)
-        found[ends] = segments, sent
-    return found
+        counters[ends] = segments, sent
+    return counters
 
 
 def _rank(function: Callable[..., T], rank: int, size: int, place: str, arguments: Sequence[object]) -> T:

@@ -71,21 +71,21 @@ def exact(arguments: Any) -> tuple[dict[str, float], list[dict[str, object]]]:
         dist.barrier()
 
     with Retriever(buffer_of(part(rows, rank, arguments), rank), settings("flat")) as retriever:
-        own = np.array_split(queries, arguments.ranks)[rank]
+        queries_of_rank = np.array_split(queries, arguments.ranks)[rank]
 
         def over_ranks() -> Retrieved:
             dist.barrier()
-            return retriever.search(own, arguments.k)
+            return retriever.search(queries_of_rank, arguments.k)
 
         def nothing() -> None:
             dist.barrier()
             dist.barrier()
 
         timings = measure({"over_ranks": over_ranks, "faiss_alone": faiss_alone, "barriers": nothing}, arguments.rounds)
-        found = together(over_ranks())
+        nearest = together(over_ranks())
     if every is None:
         return {}, []
-    agreement = float((found == brute_force(queries, every, arguments)).all(axis=1).mean())
+    agreement = float((nearest == brute_force(queries, every, arguments)).all(axis=1).mean())
     beside = ratio(timings["over_ranks"], timings["faiss_alone"])
     print(f"over ranks / faiss alone: {beside.text()}")
     for name, timing in timings.items():
@@ -102,10 +102,10 @@ def recall(kind: str, arguments: Any) -> float:
     rank, rows = dist.get_rank(), arguments.near_rows
     queries = vectors_of(-1, arguments.queries, arguments.width)
     with Retriever(buffer_of(part(rows, rank, arguments), rank), settings(kind)) as retriever:
-        found = together(retriever.search(np.array_split(queries, arguments.ranks)[rank], arguments.k))
+        nearest = together(retriever.search(np.array_split(queries, arguments.ranks)[rank], arguments.k))
     every = np.concatenate([part(rows, other, arguments) for other in range(arguments.ranks)])
     true = brute_force(queries, every, arguments)
-    return float(np.mean([np.isin(one, other).mean() for one, other in zip(true, found, strict=True)]))
+    return float(np.mean([np.isin(one, other).mean() for one, other in zip(true, nearest, strict=True)]))
 
 
 def settings(kind: str) -> dict[str, Any]:
@@ -134,12 +134,12 @@ def buffer_of(vectors: Vectors, rank: int) -> RehearsalBuffer:
     return buffer
 
 
-def together(found: Retrieved) -> NDArray[np.int64]:
+def together(nearest: Retrieved) -> NDArray[np.int64]:
     """What all ranks found, `[queries, k]`: numbers of rows, the ranks' one after the other."""
     import torch.distributed as dist
 
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (found.rank, found.slot, found.fields()["id"].numpy()))
+    dist.all_gather_object(parts, (nearest.rank, nearest.slot, nearest.fields()["id"].numpy()))
     ranks, slots, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not np.array_equal(slots, ids):
         raise RuntimeError("a row came that is not the one at its slot")

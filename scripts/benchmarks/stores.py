@@ -114,8 +114,8 @@ class TorchRLStorage:
 
     def write(self, batch: Batch) -> None:
         """See `Store`."""
-        given = self._wrap(batch)
-        self._storage.set(torch.randint(0, self._rows, (len(given),)), given)
+        rows = self._wrap(batch)
+        self._storage.set(torch.randint(0, self._rows, (len(rows),)), rows)
 
     def gather(self, count: int) -> Any:
         """See `Store`."""
@@ -200,7 +200,7 @@ def _torchrl() -> tuple[Callable[[Batch], Any], Any]:
     """How torchrl wraps a batch, and its module of replay buffers."""
     data, tensordict = import_module("torchrl.data"), import_module("tensordict")
     logging.getLogger("torchrl").setLevel(logging.WARNING)
-    return lambda given: tensordict.TensorDict(given, batch_size=[len(next(iter(given.values())))]), data
+    return lambda batch: tensordict.TensorDict(batch, batch_size=[len(next(iter(batch.values())))]), data
 
 
 def _matrix(tensor: Tensor) -> Tensor:

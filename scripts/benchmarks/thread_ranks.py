@@ -116,15 +116,15 @@ def replayed_ids(ranks: int, steps: int, representatives: int, **section: Any) -
         Their ids, `[steps, ranks, representatives]` int64, and the metrics of rank 0. Id 4 k + i is row i of rank k.
     """
     config = {"buffer": {"capacity": 4}, "representatives": representatives, "non_finite": "skip", **section}
-    found = []
+    replayed = []
     with ExitStack() as stack:
         group = [stack.enter_context(Rehearsal(config, transport)) for transport in ThreadTransport.group(ranks)]
         for step in range(-4, steps):
             batches = [rehearsal.update(_batch(rank, step == -4)) for rank, rehearsal in enumerate(group)]
             if step >= 0:
-                found.append(torch.stack([batch["id"][4:] for batch in batches]))
+                replayed.append(torch.stack([batch["id"][4:] for batch in batches]))
         group[0].drain()
-        return torch.stack(found), group[0].metrics()
+        return torch.stack(replayed), group[0].metrics()
 
 
 def _batch(rank: int, sound: bool) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The end of a rank."""
+"""Leaving the process group at the end of a job."""
 
 from __future__ import annotations
 

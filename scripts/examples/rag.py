@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> int:
         remember(passages(pages), embedder, checkpoint)
     asked = QUESTIONS[: arguments.questions]
     queries = embedder([question.text for question in asked])
-    found = recall(checkpoint, queries, 10)
+    recalls = recall(checkpoint, queries, 10)
     with Retriever.of_checkpoint(checkpoint, settings(), transport=LocalTransport()) as retriever:
         nearest = retriever.search(queries, arguments.k)
         texts = [unpack_texts(column) for column in nearest.fields()["text"]]
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
         "exact_match_without": share(row["right_without"] for row in rows),
         "exact_match_with": share(row["right_with"] for row in rows),
         "fact_retrieved": share(row["retrieved"] for row in rows),
-        **{f"recall_at_10_{kind}": value for kind, value in found.items()},
+        **{f"recall_at_10_{kind}": value for kind, value in recalls.items()},
         "passages": retriever.metrics()["rows_indexed"],
     }
     heads = ["question", "fact", "without", "with"]
@@ -179,9 +179,9 @@ def cut(text: str) -> Iterator[str]:
         yield "\n".join([title, *part])
 
 
-def remember(given: Iterator[tuple[str, int]], embedder: TextEmbedder, checkpoint: Path) -> None:
+def remember(passages_and_folders: Iterator[tuple[str, int]], embedder: TextEmbedder, checkpoint: Path) -> None:
     """Let a rehearsal see all passages, and save it."""
-    every = list(given)
+    every = list(passages_and_folders)
     config = {"buffer": {"capacity": len(every), "partition_by": "folder"}, "retrieval": settings()}
     shutil.rmtree(checkpoint, ignore_errors=True)
     with Rehearsal(config, LocalTransport()) as rehearsal:
@@ -198,18 +198,20 @@ def recall(checkpoint: Path, queries: torch.Tensor, k: int) -> dict[str, float]:
     for kind in ("flat", "ivf", "hnsw"):
         config = settings(index=kind, exact_below=0)
         with Retriever.of_checkpoint(checkpoint, config, transport=LocalTransport()) as retriever:
-            found = retriever.search(queries, k).slot
+            slots = retriever.search(queries, k).slot
             assert retriever.index is not None  # there are rows
             rows = retriever.index.buffer.state_dict()["rows"]
             vectors = retriever.index.buffer.layout.field("embedding").view(rows).numpy()
         true = brute_force(queries.numpy(), vectors, k)
-        shares[kind] = float(np.mean([np.isin(one, other).mean() for one, other in zip(true, found, strict=True)]))
+        shares[kind] = float(np.mean([np.isin(one, other).mean() for one, other in zip(true, slots, strict=True)]))
     return shares
 
 
 def brute_force(queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """The vectors with the largest cosines, `[queries, k]`, by definition."""
-    one, other = (some.astype(np.float64) / np.linalg.norm(some, axis=1, keepdims=True) for some in (queries, vectors))
+    one, other = (
+        matrix.astype(np.float64) / np.linalg.norm(matrix, axis=1, keepdims=True) for matrix in (queries, vectors)
+    )
     return np.asarray(np.argsort(-(one @ other.T), axis=1, kind="stable")[:, :k])
 
 
@@ -221,17 +223,17 @@ def answered(asked: Sequence[Question], texts: Sequence[Sequence[str]]) -> Itera
     model.eval()
     for question, passages_of_it in zip(asked, texts, strict=True):
         without = answer(model, tokenizer, question.text)
-        told = "\n\n".join(passages_of_it)
+        context = "\n\n".join(passages_of_it)
         print(f"{question.text}\n  without: {without}", flush=True)
-        given = answer(model, tokenizer, f"{told}\n\nAnswer from the text above. {question.text}")
-        print(f"  with:    {given}", flush=True)
+        with_passages = answer(model, tokenizer, f"{context}\n\nAnswer from the text above. {question.text}")
+        print(f"  with:    {with_passages}", flush=True)
         yield {
             "question": question.text,
             "fact": question.fact,
             "without": without,
-            "with": given,
+            "with": with_passages,
             "right_without": contains(without, question.fact),
-            "right_with": contains(given, question.fact),
+            "right_with": contains(with_passages, question.fact),
             "retrieved": any(contains(text, question.fact) for text in passages_of_it),
         }
 

@@ -92,9 +92,9 @@ def fetch(cache: Path) -> Path:
         for package in sorted(cache.glob("libreoffice-help-*.deb")):
             run(["dpkg", "-x", package.name, "."], cache)
     except (OSError, subprocess.CalledProcessError) as error:
-        told = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         raise FileNotFoundError(
-            f"the Debian packages {', '.join(names)} cannot be fetched: {told}; on Debian or Ubuntu run 'apt-get "
+            f"the Debian packages {', '.join(names)} cannot be fetched: {reason}; on Debian or Ubuntu run 'apt-get "
             f"update' once as root, elsewhere unpack them into {cache} by other means, or give --pages FOLDER"
         ) from error
     return root

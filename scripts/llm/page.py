@@ -66,9 +66,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--report", type=Path, help="a new report, which is kept in the folder of the page")
     parser.add_argument("--pretrained", type=Path, help="the same of a pretrained model")
     arguments = parser.parse_args(argv)
-    for given, kept in ((arguments.report, KEPT), (arguments.pretrained, PRETRAINED)):
-        if given is not None:
-            write_text(arguments.docs / kept, given.read_text())
+    for new_report, kept in ((arguments.report, KEPT), (arguments.pretrained, PRETRAINED)):
+        if new_report is not None:
+            write_text(arguments.docs / kept, new_report.read_text())
     print(build(arguments.docs))
     return 0
 
@@ -170,8 +170,8 @@ def levelling(rows: Sequence[Row]) -> str:
     """The loss on English in the course of phase one."""
     curves = [row["curve"] for row in select(rows, arm="english")]
     points = [
-        [f"{seen['step']:,}", Spread.of([curve[place]["english"] for curve in curves]).text()]
-        for place, seen in enumerate(curves[0])
+        [f"{evaluation['step']:,}", Spread.of([curve[place]["english"] for curve in curves]).text()]
+        for place, evaluation in enumerate(curves[0])
     ]
     heads, line = zip(*points, strict=True)
     title = "Phase one, held-out loss on English (on a part of the rows) by step:\n\n"
@@ -199,7 +199,7 @@ def verdict(rows: Sequence[Row], names: Sequence[str]) -> str:
     shares = {name: share.mean for name, share in closed.items() if share is not None}
     points = {name: 100 * (share - shares[BASE]) for name, share in shares.items() if name != BASE}
     moved = sorted(points, key=lambda name: -points[name])
-    told = "; ".join(f"{name}, {points[name]:+.1f}" for name in moved)
+    moves = "; ".join(f"{name}, {points[name]:+.1f}" for name in moved)
     (five,) = select(rows, variant=BASE, seed=0, arm="5", after="french")
     (english,) = select(rows, variant=BASE, seed=0, arm="english")
     replayed = round(five["ratio"] * five["tokens"] / LENGTH)
@@ -211,7 +211,7 @@ def verdict(rows: Sequence[Row], names: Sequence[str]) -> str:
         else f" The seeds of the base differ by {100 * spread.deviation:.1f}."
     )
     return (
-        f"In points of the gap, for 5 %: {told}.{doubt} With the steps of the base, 5 % is {replayed:,} rows at most, "
+        f"In points of the gap, for 5 %: {moves}.{doubt} With the steps of the base, 5 % is {replayed:,} rows at most, "
         f"{replayed / rows_of_english:.0%} of the English ones.\n"
     )
 

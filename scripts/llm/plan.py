@@ -1,4 +1,4 @@
-"""Which trainings the recipe consists of, and which of them goes on from which.
+"""Trainings of the recipe, and the one that each of them goes on from.
 
     english ──┬── french, no replay ──── german, no replay
               ├── french, 1 % replay ─── german, 1 % replay

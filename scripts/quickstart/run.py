@@ -88,7 +88,7 @@ def publish(course: Any, metrics: Mapping[str, float], folder: Path) -> None:
     from scripts.quickstart.results import plot, summarise, table
 
     summary = summarise(course) | {name: metrics[name] for name in ("rows_offered", "rows_stored", "rows_replayed")}
-    rows = [seen.row() for seen in course.evaluations]
+    rows = [evaluation.row() for evaluation in course.evaluations]
     report = write_report(folder, summary, rows, ranks=dist.get_world_size())
     plot(course, folder / "retention.png")
     print(f"\n{table(summary)}\n\n{report}\n{folder / 'retention.png'}", flush=True)

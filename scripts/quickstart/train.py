@@ -97,7 +97,7 @@ class Course:
 
     def final(self, phase: int, arm: str) -> Evaluation:
         """The last evaluation of an arm in a phase."""
-        return [seen for seen in self.evaluations if (seen.phase, seen.arm) == (phase, arm)][-1]
+        return [evaluation for evaluation in self.evaluations if (evaluation.phase, evaluation.arm) == (phase, arm)][-1]
 
     def _train(self, engine: Any, domain: str, phase: int, steps: range, progress: tqdm[Any]) -> float:
         """Trains one segment; returns the mean seconds of a step.

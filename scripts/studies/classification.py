@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
     steps = len(jobs) * TASKS * size.steps + (2 * SEGMENT * (size.pairs + 1) if size.pairs else 0)
     with progress_of(steps) as progress:
         plans = [planned(job, course, arguments.out / "arms", progress) for job in jobs]
-        rows = train_all(plans, told, progress, resume=arguments.resume)
+        rows = train_all(plans, describe_result, progress, resume=arguments.resume)
         times = time_in_turns(course, KNOBS[ER], size.pairs, progress) if size.pairs else []
     if course.rank == 0 and choosing:
         title = "Accuracy on held-out training images"
@@ -90,7 +90,7 @@ def planned(job: tuple[Arm, Knobs], course: Course, folder: Path, progress: tqdm
     return Job(arm.name, arm, Shelf(folder, settings | asdict(knobs)), lambda: train(arm, knobs, course, progress))
 
 
-def told(rows: Sequence[Row]) -> str:
+def describe_result(rows: Sequence[Row]) -> str:
     """One arm's result on a line."""
     (one,) = group_seeds(rows, ACCURACY, rows[0]["table"])
     return f"accuracy {one.average.text()}, {one.seconds.text(1)} s"

@@ -1,4 +1,4 @@
-"""What rehearsal costs: steps of er against plain steps with as many rows, in turns."""
+"""Time of rehearsal in the classification study: steps of er against plain steps with as many rows, in turns."""
 
 from __future__ import annotations
 

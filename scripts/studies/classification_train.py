@@ -1,4 +1,4 @@
-"""How one arm of the classification study is trained: the network, the order of the images, the loop."""
+"""Training of one arm of the classification study: the network, the order of the images, the loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the ptychography study tries: its sizes, its arms, and the knobs of each method."""
+"""Plan of the ptychography study: its sizes, its arms, and the knobs of each method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How one arm of the ptychography study is trained: the course of tasks, the loop, and what is measured."""
+"""Training of one arm of the ptychography study: the course of tasks, the loop, the errors."""
 
 from __future__ import annotations
 
@@ -93,10 +93,10 @@ def train_arms(arms: Sequence[tuple[str, Arm, Knobs]], size: Size, folder: Path,
             )
             for drift, arm, knobs in arms
         ]
-        return train_all(jobs, told, progress, resume=resume)
+        return train_all(jobs, describe_result, progress, resume=resume)
 
 
-def told(rows: Sequence[Row]) -> str:
+def describe_result(rows: Sequence[Row]) -> str:
     """One arm's result on a line."""
     table = rows[0]["table"]
     ends = [f"{metric.label} {group_seeds(rows, metric, table)[0].average.text(4)}" for metric in METRICS]

@@ -1,4 +1,4 @@
-"""How the ranks of a study train its arms, one after the other, and go on where an earlier run stopped."""
+"""Trains the arms of a study one after the other, and goes on where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ class Job:
     train: Callable[[], list[Row]]
 
 
-def train_all(jobs: Sequence[Job], told: Callable[[list[Row]], str], progress: tqdm[Any], *, resume: bool) -> list[Row]:
+def train_all(
+    jobs: Sequence[Job], describe: Callable[[list[Row]], str], progress: tqdm[Any], *, resume: bool
+) -> list[Row]:
     """The rows of every job; rank 0 keeps those of each as soon as it is done, and tells its result on a line."""
     done = [job.shelf.get(job.arm) if resume else None for job in jobs]
     dist.barrier()  # nobody writes before all have looked
@@ -77,7 +79,7 @@ def train_all(jobs: Sequence[Job], told: Callable[[list[Row]], str], progress: t
         fresh = finished or job.train()
         if dist.get_rank() == 0:
             job.shelf.put(job.arm, fresh)
-            tqdm.write(f"{number} of {len(jobs)}: {job.name}: {told(fresh)}")
+            tqdm.write(f"{number} of {len(jobs)}: {job.name}: {describe(fresh)}")
         rows += fresh
     return rows
 

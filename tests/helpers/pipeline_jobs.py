@@ -1,4 +1,4 @@
-"""Jobs on a pipeline engine of DeepSpeed: samples that can be learnt and told apart, and what each stage saw."""
+"""Jobs on a pipeline engine of DeepSpeed: samples with ids, and the rows that each stage was given."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Job:
         self.number += self.gas
         return [batch_of(self.number - i, owner) for i in range(self.gas)]
 
-    def told(self) -> dict[str, Any]:
+    def outcome(self) -> dict[str, Any]:
         """What this stage saw and counted; the engine is done."""
         self.engine.destroy()
         metrics = {name: value for name, value in self.engine.rehearsal.metrics().items() if not name.endswith("_ms")}

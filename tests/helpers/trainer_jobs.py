@@ -1,4 +1,4 @@
-"""Small jobs with a Hugging Face Trainer: data whose rows can be told apart, a tiny GPT-2, and what came of it."""
+"""Small jobs with a Hugging Face Trainer: rows with ids, a tiny GPT-2, and a callback that notes its batches."""
 
 from __future__ import annotations
 

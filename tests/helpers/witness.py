@@ -1,4 +1,4 @@
-"""A model that checks every row it is given, samples that can be checked, and DeepSpeed engines around them."""
+"""A model that checks every row of its batches, samples for it, and DeepSpeed engines around it."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ def test_a_resumed_study_trains_only_what_is_missing(out: Path) -> None:
         return {name: value for name, value in row.items() if name != "seconds"}
 
     assert [untimed(row) for row in after] == [untimed(row) for row in before]
-    again = [row["method"] for row, old in zip(after, before, strict=True) if row["seconds"] != old["seconds"]]
-    assert again == ["incremental"] * TASKS
+    retrained = [row["method"] for row, old in zip(after, before, strict=True) if row["seconds"] != old["seconds"]]
+    assert retrained == ["incremental"] * TASKS
     assert lost.is_file()
 
 
@@ -99,10 +99,10 @@ def images() -> ImageData:
 
 def test_the_ranks_share_a_task_and_see_each_of_its_images_once(images: ImageData) -> None:
     courses = [Course(images, 5, 2, 2, rank, 2) for rank in range(2)]
-    seen = [batch for course in courses for batch in course.task(3, seed=0)]
+    batches = [batch for course in courses for batch in course.task(3, seed=0)]
 
-    assert set(torch.cat([batch["labels"] for batch in seen]).tolist()) == {6, 7}
-    numbers = torch.cat([batch["images"][:, 0, 0] for batch in seen]).tolist()
+    assert set(torch.cat([batch["labels"] for batch in batches]).tolist()) == {6, 7}
+    numbers = torch.cat([batch["images"][:, 0, 0] for batch in batches]).tolist()
     assert sorted(numbers) == [number for number in range(100) if number % 10 in (6, 7)]
 
 

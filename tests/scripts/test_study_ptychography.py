@@ -184,10 +184,10 @@ def test_a_drift_goes_from_one_end_to_the_other_and_moves_nothing_else(drift: st
 
 
 def test_a_plan_gives_the_same_samples_each_time_and_others_to_other_ranks() -> None:
-    ours, again, other = (_all(plan.in_order()) for plan in (PLAN, PLAN, replace(PLAN, rank=1)))
+    ours, repeated, other = (_all(plan.in_order()) for plan in (PLAN, PLAN, replace(PLAN, rank=1)))
 
     assert len(ours.phase) == 2 * 5 * 24
-    assert _prints(ours) == _prints(again)
+    assert _prints(ours) == _prints(repeated)
     assert len(set(_prints(ours))) == 240
     assert not set(_prints(ours)) & set(_prints(other))
 

@@ -65,10 +65,10 @@ def test_rows_are_made_once_and_hold_only_tokens_of_the_vocabulary(tmp_path: Pat
     corpora = llm_data.load(tmp_path / "cache", 16, pages)
     (made,) = (tmp_path / "cache").glob("rows-*.safetensors")
     stamp = made.stat().st_mtime_ns
-    again = llm_data.load(tmp_path / "cache", 16, pages)
+    cached = llm_data.load(tmp_path / "cache", 16, pages)
 
     assert made.stat().st_mtime_ns == stamp
-    assert all(np.array_equal(corpora[language].train, again[language].train) for language in LANGUAGES)
+    assert all(np.array_equal(corpora[language].train, cached[language].train) for language in LANGUAGES)
     assert max(int(corpus.train.max()) for corpus in corpora.values()) < llm_data.VOCABULARY
     assert all(len(corpus.train) > len(corpus.held_out) > 0 for corpus in corpora.values())
 
