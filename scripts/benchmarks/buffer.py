@@ -53,7 +53,7 @@ ADMISSIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Form:
-    """What samples look like: shape and dtype of their fields."""
+    """Form of samples: shape and dtype of their fields."""
 
     fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = field(hash=False)
 
@@ -146,7 +146,7 @@ def of_form(
 
 
 def operation(store: Store, what: str, batch: Batch) -> Callable[[], object]:
-    """What is timed."""
+    """The call that is timed."""
     if what == WHAT[0]:
         return lambda: store.write(batch)
     return lambda: store.gather(int(what[1:]))
@@ -177,7 +177,7 @@ def admitting(buffer: RehearsalBuffer, packed: torch.Tensor) -> Callable[[], obj
 
 
 def goals(timings: Mapping[tuple[str, str], Timing]) -> dict[str, float]:
-    """How many times as fast as its rivals the buffer writes and gathers; of the gathers, the one that does worse."""
+    """Speed of the buffer against each rival, in writes and in the worse of its gathers."""
     summary = {}
     for key, rival in RIVALS.items():
         if (rival, WHAT[0]) not in timings:

@@ -18,7 +18,7 @@ import numpy as np
 
 from rehearsal_plugin.distributed.draw import Plan, draw, plan
 from scripts.benchmarks.measure import Timing, arguments_of, measure, publish
-from scripts.benchmarks.ranks import Job, Steps, on_ranks, run_steps
+from scripts.benchmarks.process_ranks import Job, Steps, on_ranks, run_steps
 
 __all__ = ["counted", "main", "timed_draws"]
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def counted(job: Job, ranks: int) -> dict[str, Any]:
-    """What a rank sends in a step: means over the ranks, and over steps."""
+    """Traffic of a rank in a step: means over the ranks, and over steps."""
     return as_row(job, on_ranks(run_steps, ranks, job))
 
 

@@ -61,7 +61,7 @@ PLAIN, CONTROL, THREAD, INLINE = SIDES = ("plain", "control", "thread", "inline"
 ROW_BYTES = (16 << 10, 128 << 10, 1 << 20)
 
 Measured: TypeAlias = dict[str, dict[str, Any]]
-"""What a job tells of each side: its turns by both clocks, phases and counts."""
+"""Figures of each side of a job: its turns by both clocks, phases and counts."""
 
 STORED = 36
 """Rows of a buffer. `fifo` keeps every candidate: nobody writes more."""
@@ -77,7 +77,7 @@ class Case:
         free_core: Whether the plugin's threads have a core to themselves.
         rounds: Turns of each side.
         steps: Steps of a turn that are timed.
-        step_ms: How long the model computes at least, on a core of its own.
+        step_ms: Least time that the model computes a step, on a core of its own.
     """
 
     row_bytes: int
@@ -110,7 +110,7 @@ def cases(free_core: bool, rounds: int, steps: int, step_ms: int) -> Iterator[Ca
 
 
 def run(case: Case) -> Measured:
-    """What a job of its own measures.
+    """Measure a case in a job of its own.
 
     Raises:
         SystemExit: The job failed; what it printed is above.
@@ -158,7 +158,7 @@ def job(argv: Sequence[str]) -> int:
 
 
 def cores(free: bool) -> tuple[set[int], set[int]]:
-    """Where training threads run, and where the plugin's do."""
+    """Cores of the training threads, and cores of the plugin's."""
     available = os.sched_getaffinity(0)
     return ({min(available)}, available - {min(available)}) if free else (available, available)
 

@@ -58,10 +58,10 @@ class Gauge:
 
 
 class Model(nn.Module):
-    """Reads all of a row, then goes through the same layers as often as it is told.
+    """Reads all of a row, then goes through the same layers a number of times.
 
     Args:
-        passes: How often.
+        passes: Number of passes.
         gauge: Called in every pass, forwards and backwards.
     """
 
@@ -82,7 +82,7 @@ class Model(nn.Module):
 
 
 def passes_of(row_bytes: int, operations: int) -> int:
-    """How often the model has to go through its layers for so many operations a byte of a row; at least once."""
+    """Passes through the layers that take so many operations a byte of a row; at least one."""
     return max(1, round(row_bytes * operations / OF_PASS))
 
 

@@ -37,7 +37,7 @@ class Side:
     Args:
         engine: The same for all sides; whoever's turn it is puts its own methods in place.
         gauge: Of its model.
-        batches: What it is trained on, by turns.
+        batches: Its training data, used by turns.
         steps: Of a turn, that are timed.
 
     Attributes:

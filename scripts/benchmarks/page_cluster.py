@@ -96,7 +96,7 @@ def exchange_tables(report: Report, docs: Path) -> list[str]:
 
 
 def scale_tables(report: Report, docs: Path) -> list[str]:
-    """What was foretold, 128 ranks as threads, and the clusters."""
+    """The predicted steps, 128 ranks as threads, and the clusters."""
     by_kind = {kind: [row for row in report["rows"] if row["kind"] == kind] for kind in ("validation", "model")}
     (fitted,), (threads,) = ([row for row in report["rows"] if row["kind"] == kind] for kind in ("fit", "threads"))
     lines = [

@@ -12,7 +12,7 @@ from scripts.common.goals import Goal
 __all__ = ["Report", "Section"]
 
 Report: TypeAlias = dict[str, Any]
-"""What a benchmark wrote: `summary`, `rows` and `environment`."""
+"""Report of a benchmark: `summary`, `rows` and `environment`."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Section:
     Attributes:
         name: Of its script, `scripts.benchmarks.<name>`, and its report, `bench_<name>.json`.
         title: Of the section.
-        text: What is measured, and how.
+        text: Method of the measurement.
         goals: Bounds on figures of its summary; goals of figures that it has not are left out.
         tables: Makes paragraphs of its report and the folder of the page.
         limits: Present limits, and runs still to be made.

@@ -122,7 +122,7 @@ def vectors_of(seed: int, count: int, width: int) -> Vectors:
 
 
 def part(rows: int, rank: int, arguments: Any) -> Vectors:
-    """What a rank holds of `rows` rows of all ranks."""
+    """The part of a rank in `rows` rows of all ranks."""
     return vectors_of(rank, len(np.array_split(np.empty(rows), arguments.ranks)[rank]), arguments.width)
 
 
@@ -135,7 +135,7 @@ def buffer_of(vectors: Vectors, rank: int) -> RehearsalBuffer:
 
 
 def together(nearest: Retrieved) -> NDArray[np.int64]:
-    """What all ranks found, `[queries, k]`: numbers of rows, the ranks' one after the other."""
+    """Results of all ranks, `[queries, k]`: numbers of rows, the ranks' one after the other."""
     import torch.distributed as dist
 
     parts: list[Any] = [None] * dist.get_world_size()

@@ -22,7 +22,7 @@ import torch
 from rehearsal_plugin.runtime.cost_model import COPY_GB_S, DRAW_NS, LINKS, Links, Load, busiest_rows, times
 from scripts.benchmarks.exchange import drawing
 from scripts.benchmarks.measure import arguments_of, measure, publish
-from scripts.benchmarks.ranks import Job, on_ranks, run_steps
+from scripts.benchmarks.process_ranks import Job, on_ranks, run_steps
 from scripts.benchmarks.thread_ranks import replayed_ids, rows_of
 
 __all__ = ["check_threads", "fit", "main", "model_rows", "predicted_ms", "validation"]
@@ -86,7 +86,7 @@ def steps_of(ranks: Sequence[int], steps: int, passes: int = 1) -> dict[tuple[in
 
 
 def load_here(row_bytes: int) -> Load:
-    """What `Job` asks of a rank."""
+    """Load of a rank in a `Job`."""
     return Load(8, 8, row_bytes, HEADER_BYTES, 2)
 
 
@@ -113,7 +113,7 @@ def predicted_ms(links: Links, ranks: int, row_bytes: int) -> float:
 
 
 def validation(measured: dict[tuple[int, int], float], links: Links, held_out: int) -> list[dict[str, Any]]:
-    """What the model says of every measured step; `held_out` ranks took no part in the fit."""
+    """The model beside every measured step; `held_out` ranks took no part in the fit."""
     rows: list[dict[str, Any]] = []
     for (ranks, row_bytes), step_ms in measured.items():
         foretold = predicted_ms(links, ranks, row_bytes)
@@ -152,7 +152,7 @@ def copy_rate(rounds: int, row_bytes: int = 16 << 10) -> float:
 
 
 def check_threads(ranks: int, steps: int) -> dict[str, Any]:
-    """How often each stored row was replayed by `ranks` ranks as threads, as a standard score of Pearson's statistic.
+    """Uniformity of replay on `ranks` ranks as threads, as a standard score of Pearson's statistic.
 
     In draws without replacement rows exclude each other, so the statistic is scaled by (n - 1) / (n - r).
     """

@@ -26,7 +26,7 @@ class Store(Protocol):
     """Room for many rows, full.
 
     Args:
-        rows: How many.
+        rows: Number of rows.
         batch: Some rows, all alike in form.
     """
 
@@ -197,7 +197,7 @@ def installed_peers() -> dict[str, Callable[[int, Batch], Store]]:
 
 
 def _torchrl() -> tuple[Callable[[Batch], Any], Any]:
-    """How torchrl wraps a batch, and its module of replay buffers."""
+    """torchrl's wrapper of a batch, and its module of replay buffers."""
     data, tensordict = import_module("torchrl.data"), import_module("tensordict")
     logging.getLogger("torchrl").setLevel(logging.WARNING)
     return lambda batch: tensordict.TensorDict(batch, batch_size=[len(next(iter(batch.values())))]), data

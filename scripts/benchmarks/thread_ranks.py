@@ -24,7 +24,7 @@ Posts: TypeAlias = dict[int, Any]
 
 
 class Meeting:
-    """Where the ranks of one group leave what they send, collective by collective."""
+    """Tensors that the ranks of one group send, collective by collective."""
 
     def __init__(self, size: int) -> None:
         self.size, self.posts, self.taken = size, dict[int, Posts](), Counter[int]()
@@ -43,7 +43,7 @@ class Meeting:
             return self.changed.wait_for(lambda: len(self.posts[number]) == self.size, within_s)
 
     def take(self, number: int) -> Posts:
-        """What all ranks sent; forgotten after the last has taken it."""
+        """Tensors of all ranks; dropped when the last rank has taken them."""
         with self.changed:
             self.taken[number] += 1
             done = self.taken[number] == self.size

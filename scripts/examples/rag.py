@@ -240,7 +240,7 @@ def answered(asked: Sequence[Question], texts: Sequence[Sequence[str]]) -> Itera
 
 @torch.no_grad()
 def answer(model: Any, tokenizer: Any, text: str) -> str:
-    """What the model says to a text, up to the end of the first line."""
+    """The model's answer to a text, up to the end of the first line."""
     messages = [{"role": "user", "content": f"{text} Answer in one short sentence."}]
     prompt: Mapping[str, Any] = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -256,7 +256,7 @@ def contains(text: str, fact: str) -> bool:
 
 
 def share(values: Iterator[object]) -> float:
-    """How many of the values are true."""
+    """Share of the values that are true."""
     return float(np.mean([bool(value) for value in values]))
 
 

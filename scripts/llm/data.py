@@ -146,7 +146,7 @@ class _Text(HTMLParser):
 
 
 def text_of(page: str) -> str:
-    """What a reader of a help page sees of its content, without menus: one line a paragraph."""
+    """Text of a help page without its menus, a line a paragraph."""
     parser = _Text()
     parser.feed(page)
     parser.close()

@@ -107,7 +107,7 @@ def build(docs: Path) -> Path:
 
 
 def scope(base: Sequence[Row], report: dict[str, Any]) -> str:
-    """What was trained, and where."""
+    """The command, the size of the training, and the machine."""
     place, first = report["environment"], select(base, arm="english")[0]
     seeds = len({row["seed"] for row in base})
     tokens = first["tokens"] / 1e6
@@ -120,7 +120,7 @@ def scope(base: Sequence[Row], report: dict[str, Any]) -> str:
 
 
 def missing(rows: Sequence[Row]) -> list[str]:
-    """What of the full recipe has not been run."""
+    """Parts of the full recipe that are still to be run."""
     full, base = SIZES["full"], select(rows, variant=BASE)
     parts = [part for after in LANGUAGES[1:] for part in missing_after(base, after)]
     for name in variants(full.steps):
@@ -161,7 +161,7 @@ def results(rows: Sequence[Row], after: str) -> str:
 
 
 def goals(summary: dict[str, float]) -> str:
-    """What was asked for, and what came."""
+    """The table of goals."""
     lines = [goal.line(summary[goal.key]) for goal in GOALS if goal.key in summary]
     return markdown_table(["goal", "bound", "measured", ""], lines)
 
@@ -228,7 +228,7 @@ def variant_line(name: str, rows: Sequence[Row]) -> list[str]:
 
 
 def pretrained(report: dict[str, Any]) -> list[str]:
-    """What came of a model that somebody else has trained."""
+    """The section on the pretrained model."""
     summary, place = report["summary"], report["environment"]
     lines = [[row["when"], f"{row['english']:.3f}", f"{row['french']:.3f}"] for row in report["rows"]]
     return [

@@ -97,7 +97,7 @@ def flat(name: str, spread: Spread | None) -> dict[str, float]:
 
 
 def gain(curve: Sequence[dict[str, float]]) -> float:
-    """How much lower the last loss on English is than the one before it, as a share."""
+    """Fall of the loss on English at the last evaluation, as a share of the one before."""
     return 1 - curve[-1]["english"] / curve[-2]["english"] if len(curve) > 1 else 0.0
 
 

@@ -99,12 +99,12 @@ class Recipe:
         self._cache = ROOT / "out/llm_data" if arguments.pages is None else arguments.out / "data"
 
     def folder(self, run: Run) -> Path:
-        """Where a training is kept: its config, its model, its buffer, its result."""
+        """Folder of a training: its config, its model, its buffer, its result."""
         name = "-".join([f"seed{run.seed}", *run.learns, *([run.arm] if run.arm != run.learns[-1] else [])])
         return self._runs / f"{name}-{key_of(run, self._config, self._arguments.ranks)}"
 
     def result(self, run: Run) -> dict[str, Any] | None:
-        """What a training wrote at its end; None before that."""
+        """The result that a training wrote at its end; None before that."""
         path = self.folder(run) / "result.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -156,7 +156,7 @@ class Recipe:
         return config_of(run, self._config, english, self._arguments.ranks, rows)
 
     def _rows(self, run: Run) -> int:
-        """How many rows a training sees, on all ranks."""
+        """Rows that a training goes through, on all ranks."""
         micro_batches = run.steps * int(self._config["gradient_accumulation_steps"])
         return micro_batches * int(self._config["train_micro_batch_size_per_gpu"]) * int(self._arguments.ranks)
 

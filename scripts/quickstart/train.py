@@ -69,7 +69,7 @@ def start_engine(config: Mapping[str, Any], steps: int, seed: int) -> Any:
 
 @dataclass
 class Course:
-    """What the ranks share while they train: domains, length of a phase, seed, and what was measured.
+    """Course of the training, alike on all ranks: domains, length of a phase, seed, evaluations.
 
     Attributes:
         evaluations: in the order in which they were made.

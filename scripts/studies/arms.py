@@ -83,12 +83,12 @@ def evaluation_row(
     """One evaluation as a line of the report.
 
     Args:
-        arm: Who was evaluated.
+        arm: The arm that was evaluated.
         after_task: Tasks trained so far.
         values: By name of the metric, a value for each task.
         seconds: Training time so far, without evaluations.
         buffer_mib: Memory of the stored rows of all ranks.
-        more: Whatever else the study wants to keep.
+        more: Further columns of the study.
     """
     tasks = {f"{name}_task_{task}": value for name, line in values.items() for task, value in enumerate(line, 1)}
     return {**asdict(arm), "after_task": after_task, **tasks, "seconds": seconds, "buffer_mib": buffer_mib, **more}

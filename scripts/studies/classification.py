@@ -82,7 +82,7 @@ def first_test_images(images: ImageData, count: int) -> ImageData:
 
 
 def planned(job: tuple[Arm, Knobs], course: Course, folder: Path, progress: tqdm[Any]) -> Job:
-    """What `train_all` is to do."""
+    """An arm as a job of `train_all`."""
     arm, knobs = job
     settings = {"steps": course.steps, "batch": course.batch, "ranks": course.ranks, "data": course.images.name}
     settings["rows_a_step"] = course.batch + course.representatives  # of the upper bound
@@ -97,7 +97,7 @@ def describe_result(rows: Sequence[Row]) -> str:
 
 
 def summarise(rows: Sequence[Row], times: Sequence[Row]) -> dict[str, float]:
-    """What the study was made for: how near er comes to the upper bound, its cost, and what der++ adds to it."""
+    """Figures of the study: accuracy of er against the upper bound, gain of der++ over er, cost of er."""
     groups = group_seeds(rows, ACCURACY)
     sizes = sorted({one.arm.buffer_percent for one in groups} - {0.0})
     smallest, largest = sizes[0], sizes[-1]

@@ -22,7 +22,7 @@ KNOBS = {
     DER: Knobs(lr=0.05, alpha=1.0),
     DERPP: Knobs(lr=0.05, alpha=0.3, beta=1.0),
 }
-"""What did best in `--size choose`, averaged over both sizes of the buffer there."""
+"""Best knobs in `--size choose`, averaged over both sizes of the buffer there."""
 
 CHOICES: dict[str, Choices] = {
     SCRATCH: {"lr": (0.02, 0.05, 0.1)},
@@ -35,7 +35,7 @@ CHOICES: dict[str, Choices] = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much of the study is done.
+    """A size of the study.
 
     Attributes:
         steps: Optimizer steps a task.

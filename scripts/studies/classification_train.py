@@ -161,7 +161,7 @@ def train(arm: Arm, knobs: Knobs, course: Course, progress: tqdm[Any]) -> list[R
 
 
 def _lessons(arm: Arm, course: Course) -> list[tuple[int, Iterator[Batch]]]:
-    """What is trained before each evaluation, and how many tasks have come by then.
+    """Batches before each evaluation, and the number of tasks trained by then.
 
     From scratch, all images come shuffled in as many steps, and a step has as many rows as one with rehearsal, so
     that the upper bound has as much computation.

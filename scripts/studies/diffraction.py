@@ -38,7 +38,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Condition:
-    """What may drift from task to task.
+    """Conditions of a scan, which drift from task to task.
 
     Attributes:
         defocus: Radians by which the lens retards the wave at `PUPIL` pixels from the middle.

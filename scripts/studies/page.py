@@ -48,9 +48,9 @@ class Study:
     Attributes:
         name: Of the script, `scripts.studies.<name>`, and of the folder of its report, `study_<name>`.
         title: Of its section.
-        text: How it is done.
-        metrics: What its rows hold of each task.
-        goals: What its summary is held against.
+        text: Method of the study.
+        metrics: Values of each task in its rows.
+        goals: Bounds on figures of its summary.
     """
 
     name: str
@@ -188,7 +188,7 @@ def section(study: Study, report: Report, docs: Path) -> str:
 
 
 def quartiles(summary: Report, key: str) -> str:
-    """Those of a figure that has them, in brackets."""
+    """Quartiles of a figure in brackets; empty where it has none."""
     low, high = (summary.get(f"{key}_{name}") for name in ("q1", "q3"))
     return "" if low is None or high is None else f" (quartiles {low:.3f} to {high:.3f})"
 

@@ -27,7 +27,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Course:
-    """What all arms have in common.
+    """Settings that all arms have in common.
 
     Attributes:
         tasks: Tasks of a drift.
@@ -48,7 +48,7 @@ class Course:
         return max(1, round(self.tasks * self.steps * self.batch * arm.buffer_percent / 100))
 
     def plan(self, drift: str, seed: int, rank: int) -> Plan:
-        """What a rank sees."""
+        """The samples of a rank."""
         return Plan(tuple(conditions(drift, self.tasks)), self.steps, self.batch, seed, rank)
 
 
@@ -66,7 +66,7 @@ KNOBS = {
     DER: Knobs(lr=1e-3, alpha=10.0),
     DERPP: Knobs(lr=1e-3, alpha=0.8, beta=2.0),
 }
-"""What did best in `--size choose`. The learning rate is common to all; twice that makes the upper bound 2 % better."""
+"""Best knobs in `--size choose`. The learning rate is common to all; twice that makes the upper bound 2 % better."""
 
 CHOICES: dict[str, Choices] = {
     SCRATCH: {"lr": (5e-4, 1e-3, 2e-3)},
@@ -79,7 +79,7 @@ CHOICES: dict[str, Choices] = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much of the study is done.
+    """A size of the study.
 
     Attributes:
         course: Tasks, steps and samples.

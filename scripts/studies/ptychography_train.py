@@ -40,7 +40,7 @@ def new_learner(arm: Arm, knobs: Knobs, course: Course) -> Learner:
 
 @dataclass
 class Bench:
-    """What a rank trains its arms with, one after the other."""
+    """Trains the arms on a rank, one after the other, on samples of one producer."""
 
     size: Size
     producer: Producer

@@ -27,11 +27,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class Group:
-    """What the seeds of one arm have in common, at the end of training.
+    """Results of one arm over its seeds, at the end of training.
 
     Attributes:
         arm: With the first seed.
-        seeds: How many.
+        seeds: Number of seeds.
         curve: By evaluation, tasks trained and the mean value over the tasks trained so far.
         tasks: Value of each task.
         average: Mean value over the tasks.
@@ -124,7 +124,7 @@ def _number(name: str) -> int:
 
 
 def _forgetting(values: NDArray[np.float64], trained: Sequence[int], metric: Metric) -> float | None:
-    """How far each task fell, on average, from its best value after its own training to its last.
+    """Mean fall of the tasks from their best value after their own training to the last one.
 
     Args:
         values: `[evaluations, tasks]` float64.

@@ -25,7 +25,7 @@ class Shelf:
 
     Attributes:
         folder: Made where it is missing.
-        settings: Whatever changes the result beside the arm; other settings are other files.
+        settings: All that changes the result beside the arm; other settings are other files.
     """
 
     folder: Path
@@ -56,8 +56,8 @@ class Job:
 
     Attributes:
         name: For a person.
-        arm: Who.
-        shelf: Where its rows are kept.
+        arm: The arm.
+        shelf: Keeps its rows.
         train: Trains it on all ranks; its rows.
     """
 

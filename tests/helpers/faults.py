@@ -22,7 +22,7 @@ Make: TypeAlias = Callable[[int, int, int], Batch]  # as `new_batch`
 
 
 def variant_of(variants: Sequence[V], size: int = 2) -> tuple[V, Any]:
-    """What this rank's job tries, and the group of its `size` ranks; the world has a job for every variant."""
+    """The variant of this rank's job, and the group of its `size` ranks; the world has a job for every variant."""
     groups = [dist.new_group(list(range(first, first + size))) for first in range(0, size * len(variants), size)]
     number = dist.get_rank() // size
     return variants[number], groups[number]
@@ -83,7 +83,7 @@ def report(facts: dict[str, Any]) -> None:
 
 
 def reported(end: dict[str, Any]) -> dict[str, Any]:
-    """What a rank told."""
+    """The outcome that a rank printed."""
     lines = [line for line in end["stderr"].splitlines() if line.startswith("facts ")]
     assert lines, end["stderr"]
     facts: dict[str, Any] = json.loads(lines[-1].removeprefix("facts "))

@@ -27,7 +27,7 @@ MARK = "REHEARSAL_TEST_JOB"  # in the environment of every process of a job
 
 @dataclass(frozen=True)
 class Job:
-    """How a job ended: exit status of `horovodrun`, what was printed, seconds, processes that it left running."""
+    """End of a job: exit status of `horovodrun`, what was printed, seconds, processes that it left running."""
 
     status: int
     printed: str

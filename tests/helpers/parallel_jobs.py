@@ -99,7 +99,7 @@ def shared(folder: Path) -> Path:
 
 
 def outcome(engine: Any) -> dict[str, Any]:
-    """What a rank saw and counted; the engine is done."""
+    """Rows and counts of a rank; ends the engine."""
     engine.destroy()
     metrics = {name: value for name, value in engine.rehearsal.metrics().items() if not name.endswith("_ms")}
     return {"place": place(engine), "seen": engine.module.seen, "torn": engine.module.torn, "metrics": metrics}

@@ -70,7 +70,7 @@ class Job:
         return [batch_of(self.number - i, owner) for i in range(self.gas)]
 
     def outcome(self) -> dict[str, Any]:
-        """What this stage saw and counted; the engine is done."""
+        """Rows and counts of this stage; ends the engine."""
         self.engine.destroy()
         metrics = {name: value for name, value in self.engine.rehearsal.metrics().items() if not name.endswith("_ms")}
         names = ("place", "seen", "evaluated", "torn", "losses")

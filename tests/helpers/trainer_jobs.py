@@ -50,7 +50,7 @@ class Rows(Dataset[Row]):
 
 
 class Seen(TrainerCallback):
-    """What the model was given in training, micro-batch by micro-batch, and the gradients of each step."""
+    """Notes the micro-batches that the model trains on, and the gradients of each step."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.batches: list[dict[str, Any]] = []

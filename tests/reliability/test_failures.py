@@ -1,4 +1,4 @@
-"""What a job survives, if it is told to: a failed exchange, data that is no number, a forward that failed."""
+"""Failures that a job survives where its section says so: of an exchange, of a forward, and data that is no number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes from outside: bytes of strangers on the ports of the ranks, and a scheduler's SIGTERM."""
+"""Faults from outside: bytes of strangers on the ports of the ranks, and a scheduler's SIGTERM."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def resume_after_a_death(base: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def deaths(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[list[int]], list[Any]]:
-    """How the ranks of all jobs ended, the sizes of unfinished files in their folders, and the jobs after them."""
+    """Exit codes of the ranks of all jobs, the sizes of unfinished files in their folders, and the jobs after them."""
     base = tmp_path_factory.mktemp("saves")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER, str(base))
@@ -171,7 +171,7 @@ def fill_the_disk(base: Path) -> dict[str, Any]:
 
 
 def refused_save(rehearsal: Rehearsal, folder: Path) -> str:
-    """What a save says for which there is no room."""
+    """The error of a save for which there is no room."""
     with full_disk():
         try:
             rehearsal.save(folder)

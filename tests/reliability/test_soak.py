@@ -37,7 +37,7 @@ PAGE, MIB = resource.getpagesize(), 1 << 20
 
 
 def held() -> dict[str, int]:
-    """What this process holds."""
+    """Memory, threads, files and objects of this process."""
     gc.collect()
     process = Path("/proc/self")
     return {

@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from scripts.benchmarks import exchange as bench_exchange
-from scripts.benchmarks import ranks as bench_ranks
-from scripts.benchmarks.ranks import Job, on_ranks, run_steps
+from scripts.benchmarks import process_ranks as bench_ranks
+from scripts.benchmarks.process_ranks import Job, on_ranks, run_steps
 
 STEPS = 12
 

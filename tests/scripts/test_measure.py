@@ -1,4 +1,4 @@
-"""What benchmarks share: turns, medians, ratios within a round, and the report."""
+"""Measuring: turns, medians, ratios within a round, and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the studies share: the grid, the files of arms, the numbers of the tables, the page."""
+"""The shared parts of the studies: the grid, the files of arms, the numbers of the tables, the page."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ WARMUP = 6
 
 @dataclass(frozen=True)
 class Job:
-    """What every rank does: updates with a batch of `batch` rows and nothing in between.
+    """Work of every rank: updates with a batch of `batch` rows and nothing in between.
 
     Attributes:
         row_bytes: Bytes of a row.
@@ -59,7 +59,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Steps:
-    """What one rank did in the steps of a job; all but `step_s` are means a step.
+    """Counts of one rank in the steps of a job; all but `step_s` are means a step.
 
     Attributes:
         collectives: Collectives issued.
@@ -100,7 +100,7 @@ def on_ranks(function: Callable[..., T], size: int, *arguments: object) -> list[
         The results by rank.
 
     Raises:
-        Exception: What a rank raised; or it died or did not end in time.
+        Exception: A rank raised it, died, or did not end in time.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["torch", "rehearsal_plugin"])
