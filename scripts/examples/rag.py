@@ -20,7 +20,6 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +30,9 @@ from rehearsal_plugin import LocalTransport, Rehearsal
 from rehearsal_plugin.retrieval import Retriever, TextEmbedder, pack_texts, unpack_texts
 from scripts.common.arguments import positive_int
 from scripts.common.paths import ROOT
+from scripts.common.report import write_report
+from scripts.common.tables import print_table
+from scripts.examples.rag_questions import QUESTIONS, Question
 from scripts.llm.data import LANGUAGES, fetch, text_of
 
 if TYPE_CHECKING:
@@ -46,51 +48,29 @@ WORDS, BYTES, BATCH = 90, 1024, 64  # of a passage at most; passages a step
 NEW_TOKENS = 24
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question, the fact that a right answer contains, and the page on which it stands."""
-
-    text: str
-    fact: str
-    page: str
-
-
-QUESTIONS = (
-    Question("How many individual sheets can a spreadsheet document contain?", "10,000", "scalc/guide/rename_table"),
-    Question("What is the maximum value of a proxy port number?", "65535", "shared/optionen/01020100"),
-    Question(
-        "What is the longest time in seconds after which a pooled connection can be freed?",
-        "600",
-        "shared/optionen/01160100",
-    ),
-    Question("Up to how many cells of a column does AutoInput scan?", "2000", "scalc/01/06130000"),
-    Question("What is the default guess of the function IRR?", "10%", "scalc/01/04060118"),
-    Question("With which year does the default range for two-digit years begin?", "1930", "scalc/guide/year2000"),
-    Question("What is the largest radix that the function BASE accepts?", "36", "scalc/01/04060110"),
-    Question(
-        "How many percent of missing data points does FORECAST.ETS.ADD support?", "30%", "scalc/01/func_forecastetsadd"
-    ),
-    Question("What is the largest number that the function ROMAN converts?", "3999", "scalc/01/func_roman"),
-    Question("How many places can the binary number given to BIN2DEC have?", "10", "scalc/01/04060115"),
-    Question("From a list of up to how many values does CHOOSE return one?", "30", "scalc/01/04060109"),
-    Question("Up to how many arguments can the function MAXIFS have?", "255", "scalc/01/func_maxifs"),
-    Question(
-        "To how many gradations are colors converted when printing in grayscale?",
-        "256",
-        "shared/guide/print_blackwhite",
-    ),
-    Question("Which value means full color component in the function COLOR?", "255", "scalc/01/func_color"),
-    Question("What is the default confidence level of FORECAST.ETS.PI.ADD?", "0.95", "scalc/01/func_forecastetspiadd"),
-    Question("Which number does WEEKDAY return for a Saturday if no type is given?", "7", "scalc/01/func_weekday"),
-    Question("Between which numbers is a value that the function RAND returns?", "0 and 1", "scalc/01/04060106"),
-    Question("What is the first four-digit year that the function DATE accepts?", "1583", "scalc/01/func_date"),
-    Question("Which key do I press after typing the shortcut of an AutoText?", "F3", "swriter/guide/autotext"),
-    Question("Which key switches a cell to edit mode in Calc?", "F2", "scalc/04/01020000"),
-)
-
-
 def main(argv: Sequence[str]) -> int:
     """Makes the checkpoint where it is missing, asks it, and writes the report; returns the exit status."""
+    arguments = parse(argv)
+    if arguments.table:
+        print(table(json.loads((arguments.out / "report.json").read_text(encoding="utf-8"))))
+        return 0
+    torch.set_num_threads(arguments.threads)
+    checkpoint, embedder = arguments.out / "checkpoint", TextEmbedder()
+    if not checkpoint.is_dir():
+        pages = arguments.pages or fetch(ROOT / "out/llm_data") / LANGUAGES["english"] / "text"
+        remember(passages(pages), embedder, checkpoint)
+    asked = QUESTIONS[: arguments.questions]
+    queries = embedder([question.text for question in asked])
+    recalls = {f"recall_at_10_{kind}": value for kind, value in recall(checkpoint, queries, 10).items()}
+    with Retriever.of_checkpoint(checkpoint, settings(), transport=LocalTransport()) as retriever:
+        nearest = retriever.search(queries, arguments.k)
+        texts = [unpack_texts(column) for column in nearest.fields()["text"]]
+    publish(list(answered(asked, texts)), recalls | {"passages": retriever.metrics()["rows_indexed"]}, arguments.out)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Answers with and without retrieval.")
     parser.add_argument("--questions", type=positive_int, default=len(QUESTIONS), help="how many (default: all)")
     parser.add_argument("-k", type=positive_int, default=3, help="passages before a question (default: %(default)s)")
@@ -98,37 +78,21 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads(), help="of the models")
     parser.add_argument("--out", type=Path, default=ROOT / "out/rag_demo", help="folder of checkpoint and report")
     parser.add_argument("--table", action="store_true", help="print the report that is there as a table, and end")
-    arguments = parser.parse_args(argv)
-    if arguments.table:
-        print(table(json.loads((arguments.out / "report.json").read_text(encoding="utf-8"))))
-        return 0
-    torch.set_num_threads(arguments.threads)
-    from scripts.common.report import write_report
-    from scripts.common.tables import print_table
+    return parser.parse_args(argv)
 
-    checkpoint, embedder = arguments.out / "checkpoint", TextEmbedder()
-    if not checkpoint.is_dir():
-        pages = arguments.pages or fetch(ROOT / "out/llm_data") / LANGUAGES["english"] / "text"
-        remember(passages(pages), embedder, checkpoint)
-    asked = QUESTIONS[: arguments.questions]
-    queries = embedder([question.text for question in asked])
-    recalls = recall(checkpoint, queries, 10)
-    with Retriever.of_checkpoint(checkpoint, settings(), transport=LocalTransport()) as retriever:
-        nearest = retriever.search(queries, arguments.k)
-        texts = [unpack_texts(column) for column in nearest.fields()["text"]]
-    rows = list(answered(asked, texts))
+
+def publish(rows: Sequence[Mapping[str, object]], figures: Mapping[str, float], folder: Path) -> None:
+    """Print answers and summary, and write the report."""
     summary = {
         "exact_match_without": share(row["right_without"] for row in rows),
         "exact_match_with": share(row["right_with"] for row in rows),
         "fact_retrieved": share(row["retrieved"] for row in rows),
-        **{f"recall_at_10_{kind}": value for kind, value in recalls.items()},
-        "passages": retriever.metrics()["rows_indexed"],
+        **figures,
     }
     heads = ["question", "fact", "without", "with"]
     print_table("Answers", heads, [[str(row[name]) for name in heads] for row in rows])
     print(*(f"{name}: {value:.4g}" for name, value in summary.items()), sep="\n")
-    print(write_report(arguments.out, summary, rows, ranks=1))
-    return 0
+    print(write_report(folder, summary, rows, ranks=1))
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -37,7 +37,7 @@ from scripts.studies.command import publish_choice, study_parser
 from scripts.studies.knobs import CHOOSE, Knobs
 from scripts.studies.plots import plot_study
 from scripts.studies.results import find_group, group_seeds, table_cells
-from scripts.studies.run_arms import Job, Shelf, progress_of, train_all
+from scripts.studies.run_arms import ArmResults, Job, progress_of, train_all
 
 
 def main(argv: Sequence[str]) -> int:
@@ -87,7 +87,7 @@ def planned(job: tuple[Arm, Knobs], course: Course, folder: Path, progress: tqdm
     settings = {"steps": course.steps, "batch": course.batch, "ranks": course.ranks, "data": course.images.name}
     settings["rows_a_step"] = course.batch + course.representatives  # of the upper bound
     settings["test_images"] = len(course.images.test_labels)
-    return Job(arm.name, arm, Shelf(folder, settings | asdict(knobs)), lambda: train(arm, knobs, course, progress))
+    return Job(arm.name, arm, ArmResults(folder, settings | asdict(knobs)), lambda: train(arm, knobs, course, progress))
 
 
 def describe_result(rows: Sequence[Row]) -> str:

@@ -144,7 +144,7 @@ def train(arm: Arm, knobs: Knobs, course: Course, progress: tqdm[Any]) -> list[R
     """One arm, with an evaluation after each task."""
     learner, seconds, rows = new_learner(arm, knobs, course.capacity(arm)), 0.0, []
     steps = itertools.count()
-    for after_task, batches in _lessons(arm, course):
+    for after_task, batches in _batches_before_evaluations(arm, course):
         dist.barrier()
         start = time.perf_counter()
         for batch in batches:
@@ -160,7 +160,7 @@ def train(arm: Arm, knobs: Knobs, course: Course, progress: tqdm[Any]) -> list[R
     return rows
 
 
-def _lessons(arm: Arm, course: Course) -> list[tuple[int, Iterator[Batch]]]:
+def _batches_before_evaluations(arm: Arm, course: Course) -> list[tuple[int, Iterator[Batch]]]:
     """Batches before each evaluation, and the number of tasks trained by then.
 
     From scratch, all images come shuffled in as many steps, and a step has as many rows as one with rehearsal, so

@@ -22,7 +22,7 @@ from scripts.studies.learner import Batch, Learner, rehearsal_section
 from scripts.studies.ptychography_plan import METRICS, Course, Size
 from scripts.studies.reconstruction_model import PtychoNet, reconstruction_loss
 from scripts.studies.results import group_seeds
-from scripts.studies.run_arms import Job, Shelf, progress_of, train_all
+from scripts.studies.run_arms import ArmResults, Job, progress_of, train_all
 from scripts.studies.scan_stream import DRIFTS, Producer
 
 __all__ = ["train_arms"]
@@ -39,7 +39,7 @@ def new_learner(arm: Arm, knobs: Knobs, course: Course) -> Learner:
 
 
 @dataclass
-class Bench:
+class ArmTrainer:
     """Trains the arms on a rank, one after the other, on samples of one producer."""
 
     size: Size
@@ -83,13 +83,13 @@ def train_arms(arms: Sequence[tuple[str, Arm, Knobs]], size: Size, folder: Path,
     settings = asdict(size.course) | {"ranks": dist.get_world_size(), "rows_a_step": size.rows_a_step}
     steps = len(arms) * size.course.tasks * size.course.steps
     with Producer() as producer, progress_of(steps) as progress:
-        bench = Bench(size, producer, progress)
+        trainer = ArmTrainer(size, producer, progress)
         jobs = [
             Job(
                 f"{drift}, {arm.name}",
                 arm,
-                Shelf(folder / drift, settings | DRIFTS[drift] | asdict(knobs)),
-                partial(bench.train, drift, arm, knobs),
+                ArmResults(folder / drift, settings | DRIFTS[drift] | asdict(knobs)),
+                partial(trainer.train, drift, arm, knobs),
             )
             for drift, arm, knobs in arms
         ]

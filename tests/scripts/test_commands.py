@@ -11,7 +11,7 @@ import pytest
 
 from scripts.benchmarks import page as performance_page
 from scripts.llm import page as llm_page
-from scripts.studies.page import STUDIES
+from scripts.studies.page import HEAD, STUDIES
 from tests.helpers.paths import ROOT
 
 WRITTEN = [
@@ -51,3 +51,11 @@ def test_a_page_that_is_shipped_is_what_its_script_makes_of_the_shipped_reports(
 ) -> None:
     shutil.copytree(ROOT / "docs/results", tmp_path / "results")
     assert build(tmp_path).read_text() == (ROOT / "docs" / name).read_text()
+
+
+def test_the_words_of_the_page_of_studies_are_those_of_its_script() -> None:
+    page = (ROOT / "docs/study.md").read_text()
+    assert page.startswith(HEAD)
+    for study in STUDIES:
+        assert study.text in page
+        assert f"`{study.command}`" in page

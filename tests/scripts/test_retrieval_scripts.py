@@ -13,7 +13,8 @@ import torch
 
 from rehearsal_plugin import LocalTransport, Rehearsal
 from rehearsal_plugin.retrieval import pack_texts
-from scripts.examples.rag import QUESTIONS, WORDS, contains, cut, table
+from scripts.examples.rag import WORDS, contains, cut, table
+from scripts.examples.rag_questions import QUESTIONS
 from tests.helpers.paths import ROOT
 from tests.helpers.script_runs import read_report, run_module
 

@@ -13,7 +13,7 @@ from scripts.common.spread import Spread
 from scripts.studies import page as study_page
 from scripts.studies.arms import METHODS, Arm, Row, arm_grid, evaluation_row
 from scripts.studies.results import Metric, find_group, group_seeds, table_cells
-from scripts.studies.run_arms import Shelf
+from scripts.studies.run_arms import ArmResults
 
 ACCURACY = Metric("accuracy", "accuracy", higher_is_better=True)
 ERROR = Metric("error", "error", higher_is_better=False)
@@ -126,14 +126,14 @@ def test_a_table_has_a_column_for_every_task_where_asked() -> None:
     assert len(table_cells(groups, tasks=False)[1][0]) == 6
 
 
-def test_a_shelf_gives_back_what_an_arm_left_and_knows_other_settings_as_others(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / "arms", {"steps": 10})
+def test_results_of_an_arm_are_loaded_for_the_same_settings_only(tmp_path: Path) -> None:
+    results = ArmResults(tmp_path / "arms", {"steps": 10})
     rows = run(ER, [0.5])
-    shelf.put(ER, rows)
+    results.save(ER, rows)
 
-    assert shelf.get(ER) == rows
-    assert shelf.get(Arm("er", 10.0, 1, 32)) is None
-    assert Shelf(tmp_path / "arms", {"steps": 11}).get(ER) is None
+    assert results.load(ER) == rows
+    assert results.load(Arm("er", 10.0, 1, 32)) is None
+    assert ArmResults(tmp_path / "arms", {"steps": 11}).load(ER) is None
 
 
 def report(study: study_page.Study, **summary: float) -> dict[str, Any]:
