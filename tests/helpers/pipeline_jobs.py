@@ -77,10 +77,10 @@ class Job:
         return {**{name: getattr(self, name) for name in names}, "metrics": metrics}
 
     def noted(self, batch: Any) -> Any:
-        inputs, labels, uid = given = batch if self._inject is None else self._inject(batch)
+        inputs, labels, uid = micro_batch = batch if self._inject is None else self._inject(batch)
         (self.seen if self.engine.module.training else self.evaluated).append(uid.tolist())
         self.torn += int(((inputs != inputs_of(uid)).any(1) | (labels != uid % 4)).sum())
-        return given
+        return micro_batch
 
 
 class Layer(nn.Module):
