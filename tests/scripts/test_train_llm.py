@@ -190,7 +190,7 @@ def test_the_page_is_built_from_the_report_alone(tmp_path: Path) -> None:
     assert "the phase in German; the variant 'learning rate re-warmed to a third';" in page
     assert "variant 'half the steps'" not in page
     assert (tmp_path / "docs/images/llm.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(FileNotFoundError, match=r"train_llm\.py --size full"):
+    with pytest.raises(FileNotFoundError, match=r"python -m scripts\.llm\.train --size full"):
         llm_page.build(tmp_path)
 
 
