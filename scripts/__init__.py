@@ -1,0 +1,1 @@
+"""Benchmarks, studies, recipes and examples; each module is run as `python -m scripts.<package>.<module>`."""

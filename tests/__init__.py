@@ -1,0 +1,1 @@
+"""Tests of `rehearsal_plugin`, of its scripts and of its documentation."""

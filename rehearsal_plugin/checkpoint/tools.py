@@ -15,8 +15,9 @@ from torch import Tensor
 
 from rehearsal_plugin.checkpoint.format import Place, find_set, places, write
 from rehearsal_plugin.checkpoint.record import Record, Rows, Saved, consistent, dealt, pack, unpack
+from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.core.rng import Purpose, generator
-from rehearsal_plugin.errors import CheckpointError, MissingDependencyError
+from rehearsal_plugin.errors import CheckpointError
 
 __all__ = ["export", "inspect", "reshard"]
 
@@ -160,13 +161,10 @@ def _counted(parts: Sequence[np.ndarray[Any, Any]]) -> dict[int, int]:
 
 
 def _write_arrow(columns: dict[str, Tensor], path: Path) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.feather as feather
-    except ImportError as error:
-        raise MissingDependencyError(
-            "pyarrow is not installed; pip install 'rehearsal_plugin[arrow]', or export to .safetensors"
-        ) from error
+    pa, feather = (
+        optional_import(module, extra="arrow", hint="export to .safetensors")
+        for module in ("pyarrow", "pyarrow.feather")
+    )
     arrays = {}
     for name, column in columns.items():
         flat = (column.float() if column.dtype == torch.bfloat16 else column).numpy().reshape(-1)

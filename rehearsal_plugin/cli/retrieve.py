@@ -15,9 +15,9 @@ from rich.table import Table
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.layout import RowLayout
-from rehearsal_plugin.checkpoint.convert.tokens import transformers
 from rehearsal_plugin.config import RetrievalConfig
 from rehearsal_plugin.config.section import refusing
+from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import DataError
 from rehearsal_plugin.retrieval import Retrieved, Retriever, TextEmbedder, Where, unpack_texts
@@ -64,7 +64,7 @@ def retrieve(
     field = embedding or next((name for name in EMBEDDING_FIELDS if name in names), None)
     with refusing(RetrievalConfig):
         config = RetrievalConfig.model_validate({"metric": metric, **({} if field is None else {"embedding": field})})
-    transformers().utils.logging.disable_progress_bar()
+    optional_import("transformers", extra="transformers").utils.logging.disable_progress_bar()
     last: Literal["mean", "last"] = "last" if pool == "last" else "mean"
     embedder = TextEmbedder(model, module=module, pool=last)
     embed = None if field is not None else lambda columns: embedder(texts(columns))
@@ -89,7 +89,8 @@ def _texts(layout: RowLayout, names: Sequence[str], name: str | None, tokenizer:
         raise DataError(f"field '{name}' holds {layout.field(name).dtype}, which is neither bytes nor tokens of a text")
     if tokenizer is None:
         raise DataError(f"field '{name}' holds tokens; give --tokenizer FOLDER to read them")
-    loaded = transformers().AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+    transformers = optional_import("transformers", extra="transformers")
+    loaded = transformers.AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
 
     def decoded(columns: Mapping[str, Tensor]) -> list[str]:
         read: list[str] = loaded.batch_decode(columns[name].tolist(), skip_special_tokens=True)

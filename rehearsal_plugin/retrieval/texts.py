@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.errors import DataError, MissingDependencyError
 from rehearsal_plugin.strategies.hidden_states import HiddenStates, pooled
 
@@ -108,15 +109,10 @@ class TextEmbedder:
 
 
 def _loaded(folder: Path) -> tuple[Any, Any]:
+    transformers = optional_import("transformers", extra="transformers", needed_by="an embedding of texts")
     try:
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError as error:
-        raise MissingDependencyError(
-            "embeddings of texts need transformers, which is missing; pip install 'rehearsal_plugin[transformers]'"
-        ) from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModel.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = transformers.AutoModel.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise DataError(f"{folder} holds no model that transformers can load: {error}") from error
     if tokenizer.pad_token is None:

@@ -1,0 +1,1 @@
+"""Measurements of speed, traffic and reliability, and the page of performance."""

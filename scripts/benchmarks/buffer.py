@@ -30,8 +30,8 @@ from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import BufferConfig
 from scripts.benchmarks.measure import Timing, arguments_of, measure, publish, ratio
-from scripts.benchmarks.peers import BASELINES, Batch, Store, installed_peers
-from scripts.studies.grid import print_table
+from scripts.benchmarks.stores import BASELINES, Batch, Store, installed_peers
+from scripts.common.tables import print_table
 
 OURS = "rehearsal_plugin"
 WRITTEN, GATHERED = 14, (7, 64)
@@ -53,7 +53,7 @@ ADMISSIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Form:
-    """What samples look like: shape and dtype of their fields."""
+    """Form of samples: shape and dtype of their fields."""
 
     fields: Mapping[str, tuple[tuple[int, ...], torch.dtype]] = field(hash=False)
 
@@ -134,10 +134,10 @@ def of_form(
     """All stores, each of `nbytes`, with rows of one form: timings by store and operation."""
     rows = max(2 * max(GATHERED), nbytes // form.row_bytes)
     built = {name: make(rows, form.batch(2 * max(GATHERED))) for name, make in stores.items()}
-    given = form.batch(WRITTEN)
+    batch = form.batch(WRITTEN)
     timings = {}
     for what, count in zip(WHAT, (WRITTEN, *GATHERED), strict=True):
-        alternatives = {name: operation(store, what, given) for name, store in built.items()}
+        alternatives = {name: operation(store, what, batch) for name, store in built.items()}
         calls = max(1, min(100, TURN_BYTES // (count * form.row_bytes)))
         for named, times in {what: calls, **({COLD[what]: 1} if form is FORMS[TOKENS] else {})}.items():
             for name, timing in measure(alternatives, rounds, calls=times, warmup=5).items():
@@ -145,10 +145,10 @@ def of_form(
     return timings
 
 
-def operation(store: Store, what: str, given: Batch) -> Callable[[], object]:
-    """What is timed."""
+def operation(store: Store, what: str, batch: Batch) -> Callable[[], object]:
+    """The call that is timed."""
     if what == WHAT[0]:
-        return lambda: store.write(given)
+        return lambda: store.write(batch)
     return lambda: store.gather(int(what[1:]))
 
 
@@ -177,7 +177,7 @@ def admitting(buffer: RehearsalBuffer, packed: torch.Tensor) -> Callable[[], obj
 
 
 def goals(timings: Mapping[tuple[str, str], Timing]) -> dict[str, float]:
-    """How many times as fast as its rivals the buffer writes and gathers; of the gathers, the one that does worse."""
+    """Speed of the buffer against each rival, in writes and in the worse of its gathers."""
     summary = {}
     for key, rival in RIVALS.items():
         if (rival, WHAT[0]) not in timings:

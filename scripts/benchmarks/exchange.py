@@ -1,4 +1,4 @@
-"""What the exchange sends, counted, and what the draw takes.
+"""Bytes and messages of the exchange, counted, and the time of the draw.
 
     python -m scripts.benchmarks.exchange --json docs/results/bench_exchange.json
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from rehearsal_plugin.distributed.draw import Plan, draw, plan
 from scripts.benchmarks.measure import Timing, arguments_of, measure, publish
-from scripts.benchmarks.ranks import Job, Steps, on_ranks, run_steps
+from scripts.benchmarks.process_ranks import Job, Steps, on_ranks, run_steps
 
 __all__ = ["counted", "main", "timed_draws"]
 
@@ -62,15 +62,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def counted(job: Job, ranks: int) -> dict[str, Any]:
-    """What a rank sends in a step: means over the ranks, and over steps."""
+    """Traffic of a rank in a step: means over the ranks, and over steps."""
     return as_row(job, on_ranks(run_steps, ranks, job))
 
 
-def as_row(job: Job, found: Sequence[Steps]) -> dict[str, Any]:
+def as_row(job: Job, measured: Sequence[Steps]) -> dict[str, Any]:
     """One line of the report; `bytes_ratio` is what left all processes against the rows among it."""
     names = ("collectives", "messages", "segments", "wire_bytes", "row_bytes")
-    means = {name: statistics.fmean(getattr(rank, name) for rank in found) for name in names}
-    size = {"ranks": len(found), "bytes_a_row": job.row_bytes, "representatives": job.representatives}
+    means = {name: statistics.fmean(getattr(rank, name) for rank in measured) for name in names}
+    size = {"ranks": len(measured), "bytes_a_row": job.row_bytes, "representatives": job.representatives}
     return {**size, **means, "bytes_ratio": means["wire_bytes"] / means["row_bytes"]}
 
 

@@ -27,7 +27,7 @@ import torch
 from rehearsal_plugin.buffer.storage import FileStorage
 from rehearsal_plugin.core.arrays import IntArray
 from scripts.benchmarks.measure import arguments_of, measure, publish, ratio
-from scripts.studies.grid import print_table
+from scripts.common.tables import print_table
 
 AHEAD, ON_DEMAND = "ahead", "on demand"
 CHUNK = 16 << 20  # bytes that are written at a time

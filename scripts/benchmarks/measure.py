@@ -1,4 +1,4 @@
-"""What every benchmark shares: alternatives timed side by side, their ratio, and a report with where it was measured.
+"""Alternatives timed side by side, their ratio, and a report that says where it was measured.
 
 Other work on the machine slows all alternatives of a round alike. So they take turns within a round, in another order
 each time, and what is compared is the ratio within a round: its median and quartiles over all rounds.
@@ -24,7 +24,7 @@ __all__ = ["Ratio", "Timing", "arguments_of", "measure", "publish", "quartiles",
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as much one alternative takes as another: median and quartiles of the rounds' ratios."""
+    """Time of one alternative as a multiple of another's: median and quartiles of the rounds' ratios."""
 
     median: float
     low: float
@@ -64,7 +64,7 @@ class Timing:
 
     @property
     def rounds(self) -> int:
-        """How often it was timed."""
+        """Number of values."""
         return len(self.wall_s)
 
     def text(self) -> str:
@@ -79,8 +79,8 @@ def measure(
     """Time the alternatives by turns.
 
     Args:
-        alternatives: What to call, by name.
-        rounds: How often each is timed; every round begins with another one.
+        alternatives: Functions to call, by name.
+        rounds: Number of timings of each; every round begins with another one.
         calls: Calls that are timed together, for what is too short for the clock; timings are those of one call.
         warmup: Rounds beforehand that do not count.
 

@@ -1,4 +1,4 @@
-"""What a step of a DeepSpeed job pays for rehearsal, on two ranks.
+"""Overhead of rehearsal in a step of a DeepSpeed job, on two ranks.
 
     python -m scripts.benchmarks.overhead --json out/bench_overhead
 
@@ -36,7 +36,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from scripts.benchmarks.measure import Ratio, arguments_of, publish, ratio
+from scripts.benchmarks.measure import Ratio, arguments_of, measure, publish, ratio
 from scripts.benchmarks.overhead_model import (
     RESNET_OPERATIONS,
     Gauge,
@@ -49,8 +49,9 @@ from scripts.benchmarks.overhead_model import (
 )
 from scripts.benchmarks.overhead_sides import CLOCKS, PHASES, UNIT, Batch, RehearsedSide, Side
 from scripts.common.launch import is_rank, launch
+from scripts.common.process_group import leave_together
 from scripts.common.report import write_text
-from scripts.studies.grid import print_table
+from scripts.common.tables import print_table
 
 RANKS = 2
 NEW, REPLAYED = 6, 2
@@ -60,7 +61,7 @@ PLAIN, CONTROL, THREAD, INLINE = SIDES = ("plain", "control", "thread", "inline"
 ROW_BYTES = (16 << 10, 128 << 10, 1 << 20)
 
 Measured: TypeAlias = dict[str, dict[str, Any]]
-"""What a job tells of each side: its turns by both clocks, phases and counts."""
+"""Figures of each side of a job: its turns by both clocks, phases and counts."""
 
 STORED = 36
 """Rows of a buffer. `fifo` keeps every candidate: nobody writes more."""
@@ -76,7 +77,7 @@ class Case:
         free_core: Whether the plugin's threads have a core to themselves.
         rounds: Turns of each side.
         steps: Steps of a turn that are timed.
-        step_ms: How long the model computes at least, on a core of its own.
+        step_ms: Least time that the model computes a step, on a core of its own.
     """
 
     row_bytes: int
@@ -109,7 +110,7 @@ def cases(free_core: bool, rounds: int, steps: int, step_ms: int) -> Iterator[Ca
 
 
 def run(case: Case) -> Measured:
-    """What a job of its own measures.
+    """Measure a case in a job of its own.
 
     Raises:
         SystemExit: The job failed; what it printed is above.
@@ -144,29 +145,22 @@ def job(argv: Sequence[str]) -> int:
     for side in sides.values():
         side.settle()
     os.sched_setaffinity(0, training)
-    take_turns(list(sides.values()), case.rounds)
+    measure(
+        {name: side.turn for name, side in sides.items()}, case.rounds, warmup=0
+    )  # for its turns; they time themselves
     if dist.get_rank() == 0:
-        told = {"operations": operations_of(case.row_bytes, passes)}
-        write_text(path, json.dumps({name: {**told, **side.told()} for name, side in sides.items()}))
+        work = {"operations": operations_of(case.row_bytes, passes)}
+        write_text(path, json.dumps({name: {**work, **side.figures()} for name, side in sides.items()}))
     for side in sides.values():
         side.close()
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
     return 0
 
 
-def take_turns(sides: Sequence[Side], rounds: int) -> None:
-    """Every round begins with another side."""
-    for number in range(rounds):
-        first = number % len(sides)
-        for side in (*sides[first:], *sides[:first]):
-            side.turn()
-
-
 def cores(free: bool) -> tuple[set[int], set[int]]:
-    """Where training threads run, and where the plugin's do."""
-    own = os.sched_getaffinity(0)
-    return ({min(own)}, own - {min(own)}) if free else (own, own)
+    """Cores of the training threads, and cores of the plugin's."""
+    available = os.sched_getaffinity(0)
+    return ({min(available)}, available - {min(available)}) if free else (available, available)
 
 
 def sides_of(engine: Any, gauge: Gauge, batches: Sequence[Batch], steps: int) -> dict[str, Side]:
@@ -186,36 +180,36 @@ def section(launched: str) -> dict[str, Any]:
 
 
 def lines(case: Case, measured: Measured) -> Iterator[dict[str, Any]]:
-    """What is told of each side: its turns against those without rehearsal of the same round, and means of a step."""
-    for name, told in measured.items():
+    """Figures of each side: its turns against those without rehearsal of the same round, and means of a step."""
+    for name, figures in measured.items():
         wall, cpu = (compared(measured, name, clock) for clock in CLOCKS)
         yield {
             **{key: value for key, value in asdict(case).items() if key != "step_ms"},
             "engine": name,
             "step_bytes": case.row_bytes * (NEW + REPLAYED),
-            "step_ms": 1e3 * statistics.median(told[CLOCKS[0]]) / case.steps,
-            "raw_ratio": ratio(told[CLOCKS[0]], measured[PLAIN][CLOCKS[0]]).median,
-            "unit_ratio": ratio(told[UNIT], measured[PLAIN][UNIT]).median,
+            "step_ms": 1e3 * statistics.median(figures[CLOCKS[0]]) / case.steps,
+            "raw_ratio": ratio(figures[CLOCKS[0]], measured[PLAIN][CLOCKS[0]]).median,
+            "unit_ratio": ratio(figures[UNIT], measured[PLAIN][UNIT]).median,
             "ratio": wall.median,
             "ratio_low": wall.low,
             "ratio_high": wall.high,
             "cpu_ratio": cpu.median,
             "cpu_ratio_low": cpu.low,
             "cpu_ratio_high": cpu.high,
-            **{key: value for key, value in told.items() if key not in (*CLOCKS, UNIT)},
+            **{key: value for key, value in figures.items() if key not in (*CLOCKS, UNIT)},
         }
 
 
 def compared(measured: Measured, name: str, clock: str) -> Ratio:
     """The turns of a side to those without rehearsal of the same round: to both, of the control to the plain one."""
     bare = (PLAIN,) if name in (PLAIN, CONTROL) else (PLAIN, CONTROL)
-    own = len(bare) * in_units(measured[name], clock)
-    return ratio(own, [turn for one in bare for turn in in_units(measured[one], clock)])
+    turns = len(bare) * in_units(measured[name], clock)
+    return ratio(turns, [turn for one in bare for turn in in_units(measured[one], clock)])
 
 
-def in_units(told: Mapping[str, Any], clock: str) -> list[float]:
+def in_units(figures: Mapping[str, Any], clock: str) -> list[float]:
     """The turns of a side by a clock, each in units of the gauge meanwhile."""
-    return [seconds / unit for seconds, unit in zip(told[clock], told[UNIT], strict=True)]
+    return [seconds / unit for seconds, unit in zip(figures[clock], figures[UNIT], strict=True)]
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

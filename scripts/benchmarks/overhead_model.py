@@ -1,4 +1,4 @@
-"""What the benchmark of a step trains, and a gauge of how fast the core is meanwhile."""
+"""The model that the benchmark of a step trains, and a gauge of the speed of the core meanwhile."""
 
 from __future__ import annotations
 
@@ -58,26 +58,23 @@ class Gauge:
 
 
 class Model(nn.Module):
-    """Reads all of a row, then goes through the same layers as often as it is told.
+    """Reads all of a row, then goes through the same layers a number of times.
 
     Args:
-        passes: How often.
+        passes: Number of passes.
         gauge: Called in every pass, forwards and backwards.
-
-    Attributes:
-        passes: As given.
     """
 
     def __init__(self, passes: int, gauge: Gauge) -> None:
         super().__init__()
         self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU()) for _ in range(LAYERS)))
         self.head = nn.Linear(WIDTH, 10)
-        self.passes, self._gauge = passes, gauge
+        self._passes, self._gauge = passes, gauge
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         """The mean loss of rows `x` `[b, n]` float32 with labels `[b]` int64."""
         hidden = x.view(len(x), -1, WIDTH).mean(1, keepdim=True).expand(-1, POSITIONS, -1)
-        for _ in range(self.passes):
+        for _ in range(self._passes):
             hidden = hidden + self.layers(hidden)
             self._gauge()
             hidden.register_hook(self._gauge)
@@ -85,7 +82,7 @@ class Model(nn.Module):
 
 
 def passes_of(row_bytes: int, operations: int) -> int:
-    """How often the model has to go through its layers for so many operations a byte of a row; at least once."""
+    """Passes through the layers that take so many operations a byte of a row; at least one."""
     return max(1, round(row_bytes * operations / OF_PASS))
 
 

@@ -37,7 +37,7 @@ class Side:
     Args:
         engine: The same for all sides; whoever's turn it is puts its own methods in place.
         gauge: Of its model.
-        batches: What it is trained on, by turns.
+        batches: Its training data, used by turns.
         steps: Of a turn, that are timed.
 
     Attributes:
@@ -61,7 +61,7 @@ class Side:
         self._train(1)
         self._time()
 
-    def told(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """All turns."""
         return dict(self.turns)
 
@@ -125,11 +125,11 @@ class RehearsedSide(Side):
         super().turn()
         self._rehearsal.drain()
 
-    def told(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """All turns; milliseconds of each phase and what is counted, a step: on the training thread, of timed ones."""
         timed, totals = self._timed * len(self.turns[UNIT]), self._totals()
         return {
-            **super().told(),
+            **super().figures(),
             **{name: value / timed for name, value in self._on_thread.items()},
             **{name: (totals[name] - self._before[name]) / self._count for name in (*BACKGROUND, *COUNTS)},
         }

@@ -1,32 +1,21 @@
-"""What the page of performance says of one rank's buffer, and of a step on one machine."""
+"""Sections of the page of performance about one machine: the buffer, a buffer in a file, and the overhead of a step."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from scripts.benchmarks.buffer import ADMISSIONS, COLD, FORMS, OURS, TOKENS, WHAT
 from scripts.benchmarks.overhead_sides import PHASES
-from scripts.studies.page import Goal, markdown
+from scripts.benchmarks.page_section import Report, Section
+from scripts.common.goals import Goal
+from scripts.common.tables import markdown_table
 
-__all__ = [
-    "BUFFER",
-    "BUFFER_GOALS",
-    "BUFFER_LIMITS",
-    "FILE",
-    "OVERHEAD",
-    "OVERHEAD_GOALS",
-    "OVERHEAD_LIMITS",
-    "buffer_tables",
-    "file_tables",
-    "overhead_tables",
-]
+__all__ = ["BUFFER", "FILE", "OVERHEAD"]
 
-Report: TypeAlias = dict[str, Any]
-
-BUFFER = """\
+BUFFER_TEXT = """\
 Each store holds about 1 GB of rows. W14 writes 14 rows to random places, G7 and G64 gather 7 and 64; drawing the places
 is part of all, and everything runs on one thread. Of this package it is the public way: `RehearsalBuffer.offer` of a
 batch of tensors with the policy `random_replace`, which keeps every row, and `sample` of a batch of tensors into memory
@@ -73,14 +62,14 @@ for, up to 27 more with partitions, 4 with scores, 8 more where rows are drawn b
 2 % of a row of 3 KB with partitions, and more of smaller ones. A `commit` keeps a copy of these numbers.
 """
 
-FILE = """\
+FILE_TEXT = """\
 Two storages over one file of rows take turns to read random ones: *ahead*, that of a buffer with `storage: mmap`, which
 asks the kernel for all pages of the rows before it touches them; *on demand*, which leaves it to the kernel to find out
 page by page. A memory cgroup leaves a tenth of the file for the page cache. Major faults are pages that a step waited
 for, each by itself.
 """
 
-OVERHEAD = """\
+OVERHEAD_TEXT = """\
 One DeepSpeed engine (ZeRO-1) takes turns in a job of two ranks: *plain*, without the block, on batches of b + r = 6 + 2
 rows; *control*, once more the same; *thread*, with the block, on the first 6 of these rows, to which 2 are replayed;
 *inline*, whose collectives are issued from the training thread. The buffers are full, and every candidate is stored. A
@@ -141,12 +130,12 @@ def buffer_tables(report: Report, docs: Path) -> list[str]:
     cold = [[store, *(f"{timed[store, TOKENS, what]:,.1f}" for what in COLD.values())] for store in stores]
     return [
         "Microseconds a call, medians:\n",
-        markdown(["", *(f"{rows}: {what}" for rows, what in columns)], lines),
+        markdown_table(["", *(f"{rows}: {what}" for rows, what in columns)], lines),
         f"The same of {TOKENS}, where a store is called once and then all others are, so that nothing of it is in the "
         "cache, as in a job, which calls it once a step:\n",
-        markdown(["", *WHAT], cold),
+        markdown_table(["", *WHAT], cold),
         "Microseconds to decide over 14 rows in a full buffer, by policy; the copy is not in them:\n",
-        markdown(["policy", "µs"], policies),
+        markdown_table(["policy", "µs"], policies),
     ]
 
 
@@ -160,7 +149,7 @@ def file_tables(report: Report, docs: Path) -> list[str]:
     return [
         f"{first['drawn']} rows of {first['row_bytes'] >> 10} KiB of a file of {first['file_mb']:,} MiB, with "
         f"{first['cache_mb']:,} MiB of page cache:\n",
-        markdown(["", "ms a step (quartiles)", "major faults a step"], lines),
+        markdown_table(["", "ms a step (quartiles)", "major faults a step"], lines),
     ]
 
 
@@ -179,10 +168,10 @@ def overhead_tables(report: Report, docs: Path) -> list[str]:
     heads = ["MiB a step and rank", "free core", "engine"]
     ratios = ["ratio (quartiles)", "error", "raw", "unit", "ratio of CPU time"]
     return [
-        markdown([*heads, "1,000 operations a byte", "ms a step", "rounds", *ratios], lines),
+        markdown_table([*heads, "1,000 operations a byte", "ms a step", "rounds", *ratios], lines),
         "Milliseconds of a step on rank 0; the first three on the training thread, the rest in the background. *Paid* "
         "is CPU time, the others go by the clock, so that they have in them what else ran on the core meanwhile:\n",
-        markdown([*heads, *(name.removesuffix("_ms") for name in PHASES)], phases),
+        markdown_table([*heads, *(name.removesuffix("_ms") for name in PHASES)], phases),
     ]
 
 
@@ -193,3 +182,7 @@ def standard_error(row: Mapping[str, Any]) -> float:
 
 
 RATIOS = ("ratio", "cpu_ratio")
+
+BUFFER = Section("buffer", "The buffer", BUFFER_TEXT, BUFFER_GOALS, buffer_tables, BUFFER_LIMITS)
+FILE = Section("file", "A buffer in a file", FILE_TEXT, (), file_tables)
+OVERHEAD = Section("overhead", "What a step pays", OVERHEAD_TEXT, OVERHEAD_GOALS, overhead_tables, OVERHEAD_LIMITS)

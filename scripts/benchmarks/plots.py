@@ -1,4 +1,4 @@
-"""The picture of scale: what the background takes on clusters, and what of it is headers, draw, copies and rows."""
+"""The picture of scale: time of the background on clusters, in all and of headers, draw, copies and rows."""
 
 from __future__ import annotations
 

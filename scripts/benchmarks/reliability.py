@@ -1,4 +1,4 @@
-"""Tries what must not break a job, and counts: faults survived, inputs fuzzed, steps soaked, rows lost.
+"""Reliability report: faults survived, inputs fuzzed, steps soaked, rows lost.
 
     python -m scripts.benchmarks.reliability --quick
 

@@ -11,7 +11,8 @@ lie around 1,000 centres, as embeddings of texts do; IVF and HNSW have the setti
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,9 @@ from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.retrieval import Retrieved, Retriever
-from scripts.benchmarks.measure import arguments_of, measure, publish, ratio
+from scripts.benchmarks.measure import Timing, arguments_of, measure, publish, ratio
 from scripts.common.launch import is_rank, launch
+from scripts.common.process_group import leave_together
 
 CENTRES, NOISE = 1000, 0.6
 
@@ -45,54 +47,69 @@ def main(argv: Sequence[str]) -> int:
         summary[f"recall_{kind}"] = recall(kind, arguments)
     if dist.get_rank() == 0:
         publish(arguments.json, summary, rows, ranks=arguments.ranks)
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
     return 0
 
 
 def exact(arguments: Any) -> tuple[dict[str, float], list[dict[str, object]]]:
-    """Agreement of the exact search with brute force, and its time beside faiss alone; of use on rank 0."""
+    """Agreement of the exact search with brute force, and its time beside faiss alone; empty on other ranks than 0."""
+    import torch.distributed as dist
+
+    rank, queries = dist.get_rank(), vectors_of(-1, arguments.queries, arguments.width)
+    every = all_rows(arguments.rows, arguments) if rank == 0 else None
+    with Retriever(buffer_of(part(arguments.rows, rank, arguments), rank), settings("flat")) as retriever:
+        over_ranks = partial(search_over_ranks, retriever, queries, arguments)
+        alternatives: dict[str, Callable[[], object]] = {
+            "over_ranks": over_ranks,
+            "faiss_alone": faiss_alone(every, queries, arguments),
+            "barriers": lambda: (dist.barrier(), dist.barrier()),
+        }
+        timings = measure(alternatives, arguments.rounds)
+        nearest = together(over_ranks())
+    if every is None:
+        return {}, []
+    agreement = float((nearest == brute_force(queries, every, arguments)).all(axis=1).mean())
+    return {"exact_agreement": agreement, **compared(timings)}, [
+        {"what": name, **timing.row()} for name, timing in timings.items()
+    ]
+
+
+def search_over_ranks(retriever: Retriever, queries: Vectors, arguments: Any) -> Retrieved:
+    """The search that is measured: each rank asks its share of the queries, all of them begin together."""
+    import torch.distributed as dist
+
+    dist.barrier()
+    return retriever.search(np.array_split(queries, arguments.ranks)[dist.get_rank()], arguments.k)
+
+
+def faiss_alone(every: Vectors | None, queries: Vectors, arguments: Any) -> Callable[[], None]:
+    """The same search by faiss in one process, with a thread a rank; the ranks without the rows wait."""
     import faiss
     import torch.distributed as dist
 
-    rank, rows = dist.get_rank(), arguments.rows
-    alone, every, queries = None, None, vectors_of(-1, arguments.queries, arguments.width)
-    if rank == 0:
-        every = np.concatenate([part(rows, other, arguments) for other in range(arguments.ranks)])
-        alone = faiss.IndexFlatIP(arguments.width)
-        alone.add(every)
+    index = None
+    if every is not None:
+        index = faiss.IndexFlatIP(arguments.width)
+        index.add(every)
 
-    def faiss_alone() -> None:
+    def search() -> None:
         dist.barrier()
-        if alone is not None:
+        if index is not None:
             faiss.omp_set_num_threads(arguments.ranks)
-            alone.search(queries, arguments.k)
+            index.search(queries, arguments.k)
             faiss.omp_set_num_threads(1)
         dist.barrier()
 
-    with Retriever(buffer_of(part(rows, rank, arguments), rank), settings("flat")) as retriever:
-        own = np.array_split(queries, arguments.ranks)[rank]
+    return search
 
-        def over_ranks() -> Retrieved:
-            dist.barrier()
-            return retriever.search(own, arguments.k)
 
-        def nothing() -> None:
-            dist.barrier()
-            dist.barrier()
-
-        timings = measure({"over_ranks": over_ranks, "faiss_alone": faiss_alone, "barriers": nothing}, arguments.rounds)
-        found = together(over_ranks())
-    if every is None:
-        return {}, []
-    agreement = float((found == brute_force(queries, every, arguments)).all(axis=1).mean())
+def compared(timings: Mapping[str, Timing]) -> dict[str, float]:
+    """The time over ranks as a multiple of that of faiss alone; prints all timings."""
     beside = ratio(timings["over_ranks"], timings["faiss_alone"])
     print(f"over ranks / faiss alone: {beside.text()}")
     for name, timing in timings.items():
         print(f"{name}: {timing.text()}")
-    summary = {"exact_agreement": agreement, "time_vs_faiss": beside.median}
-    spread = {"time_vs_faiss_low": beside.low, "time_vs_faiss_high": beside.high}
-    return summary | spread, [{"what": name, **timing.row()} for name, timing in timings.items()]
+    return {"time_vs_faiss": beside.median, "time_vs_faiss_low": beside.low, "time_vs_faiss_high": beside.high}
 
 
 def recall(kind: str, arguments: Any) -> float:
@@ -102,10 +119,9 @@ def recall(kind: str, arguments: Any) -> float:
     rank, rows = dist.get_rank(), arguments.near_rows
     queries = vectors_of(-1, arguments.queries, arguments.width)
     with Retriever(buffer_of(part(rows, rank, arguments), rank), settings(kind)) as retriever:
-        found = together(retriever.search(np.array_split(queries, arguments.ranks)[rank], arguments.k))
-    every = np.concatenate([part(rows, other, arguments) for other in range(arguments.ranks)])
-    true = brute_force(queries, every, arguments)
-    return float(np.mean([np.isin(one, other).mean() for one, other in zip(true, found, strict=True)]))
+        nearest = together(search_over_ranks(retriever, queries, arguments))
+    true = brute_force(queries, all_rows(rows, arguments), arguments)
+    return float(np.mean([np.isin(one, other).mean() for one, other in zip(true, nearest, strict=True)]))
 
 
 def settings(kind: str) -> dict[str, Any]:
@@ -122,8 +138,13 @@ def vectors_of(seed: int, count: int, width: int) -> Vectors:
 
 
 def part(rows: int, rank: int, arguments: Any) -> Vectors:
-    """What a rank holds of `rows` rows of all ranks."""
+    """The part of a rank in `rows` rows of all ranks."""
     return vectors_of(rank, len(np.array_split(np.empty(rows), arguments.ranks)[rank]), arguments.width)
+
+
+def all_rows(rows: int, arguments: Any) -> Vectors:
+    """The rows of all ranks, one rank's after the other's."""
+    return np.concatenate([part(rows, rank, arguments) for rank in range(arguments.ranks)])
 
 
 def buffer_of(vectors: Vectors, rank: int) -> RehearsalBuffer:
@@ -134,12 +155,12 @@ def buffer_of(vectors: Vectors, rank: int) -> RehearsalBuffer:
     return buffer
 
 
-def together(found: Retrieved) -> NDArray[np.int64]:
-    """What all ranks found, `[queries, k]`: numbers of rows, the ranks' one after the other."""
+def together(nearest: Retrieved) -> NDArray[np.int64]:
+    """Results of all ranks, `[queries, k]`: numbers of rows, the ranks' one after the other."""
     import torch.distributed as dist
 
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, (found.rank, found.slot, found.fields()["id"].numpy()))
+    dist.all_gather_object(parts, (nearest.rank, nearest.slot, nearest.fields()["id"].numpy()))
     ranks, slots, ids = (np.concatenate(column) for column in zip(*parts, strict=True))
     if not np.array_equal(slots, ids):
         raise RuntimeError("a row came that is not the one at its slot")

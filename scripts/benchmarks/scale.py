@@ -1,4 +1,4 @@
-"""When the exchange stays hidden on clusters of 8 to 16,384 GPUs: a model, held against 2 to 16 real ranks.
+"""Model of the exchange on clusters of 8 to 16,384 GPUs, held against 2 to 16 real ranks.
 
     python -m scripts.benchmarks.scale --json docs/results/bench_scale.json
 
@@ -22,7 +22,7 @@ import torch
 from rehearsal_plugin.runtime.cost_model import COPY_GB_S, DRAW_NS, LINKS, Links, Load, busiest_rows, times
 from scripts.benchmarks.exchange import drawing
 from scripts.benchmarks.measure import arguments_of, measure, publish
-from scripts.benchmarks.ranks import Job, on_ranks, run_steps
+from scripts.benchmarks.process_ranks import Job, on_ranks, run_steps
 from scripts.benchmarks.thread_ranks import replayed_ids, rows_of
 
 __all__ = ["check_threads", "fit", "main", "model_rows", "predicted_ms", "validation"]
@@ -77,16 +77,16 @@ def steps_of(ranks: Sequence[int], steps: int, passes: int = 1) -> dict[tuple[in
     Medians over the steps of all ranks. All jobs are run `passes` times by turns, as other work on the machine comes
     and goes, and the pass that it disturbed least counts: the model knows of no other work.
     """
-    found: dict[tuple[int, int], list[float]] = {}
+    medians_ms: dict[tuple[int, int], list[float]] = {}
     for size, row_bytes in list(product(ranks, SIZES)) * passes:
         seconds = [second for one in on_ranks(run_steps, size, Job(row_bytes, steps=steps)) for second in one.step_s]
-        found.setdefault((size, row_bytes), []).append(1e3 * statistics.median(seconds))
-        print(f"{size} ranks, rows of {row_bytes} bytes: {found[size, row_bytes][-1]:.3g} ms a step", flush=True)
-    return {key: min(medians) for key, medians in found.items()}
+        medians_ms.setdefault((size, row_bytes), []).append(1e3 * statistics.median(seconds))
+        print(f"{size} ranks, rows of {row_bytes} bytes: {medians_ms[size, row_bytes][-1]:.3g} ms a step", flush=True)
+    return {key: min(medians) for key, medians in medians_ms.items()}
 
 
 def load_here(row_bytes: int) -> Load:
-    """What `Job` asks of a rank."""
+    """Load of a rank in a `Job`."""
     return Load(8, 8, row_bytes, HEADER_BYTES, 2)
 
 
@@ -108,12 +108,12 @@ def fit(measured: dict[tuple[int, int], float]) -> Links:
 
 def predicted_ms(links: Links, ranks: int, row_bytes: int) -> float:
     """The step of a job that does nothing but the exchange; the fit has draw and copies in it."""
-    found = times(load_here(row_bytes), ranks, links, draw_ns=0.0, copy_gb_s=float("inf"))
-    return found.headers + found.rows
+    parts = times(load_here(row_bytes), ranks, links, draw_ns=0.0, copy_gb_s=float("inf"))
+    return parts.headers + parts.rows
 
 
 def validation(measured: dict[tuple[int, int], float], links: Links, held_out: int) -> list[dict[str, Any]]:
-    """What the model says of every measured step; `held_out` ranks took no part in the fit."""
+    """The model beside every measured step; `held_out` ranks took no part in the fit."""
     rows: list[dict[str, Any]] = []
     for (ranks, row_bytes), step_ms in measured.items():
         foretold = predicted_ms(links, ranks, row_bytes)
@@ -152,7 +152,7 @@ def copy_rate(rounds: int, row_bytes: int = 16 << 10) -> float:
 
 
 def check_threads(ranks: int, steps: int) -> dict[str, Any]:
-    """How often each stored row was replayed by `ranks` ranks as threads, as a standard score of Pearson's statistic.
+    """Uniformity of replay on `ranks` ranks as threads, as a standard score of Pearson's statistic.
 
     In draws without replacement rows exclude each other, so the statistic is scaled by (n - 1) / (n - r).
     """

@@ -24,7 +24,7 @@ Posts: TypeAlias = dict[int, Any]
 
 
 class Meeting:
-    """Where the ranks of one group leave what they send, collective by collective."""
+    """Tensors that the ranks of one group send, collective by collective."""
 
     def __init__(self, size: int) -> None:
         self.size, self.posts, self.taken = size, dict[int, Posts](), Counter[int]()
@@ -43,7 +43,7 @@ class Meeting:
             return self.changed.wait_for(lambda: len(self.posts[number]) == self.size, within_s)
 
     def take(self, number: int) -> Posts:
-        """What all ranks sent; forgotten after the last has taken it."""
+        """Tensors of all ranks; dropped when the last rank has taken them."""
         with self.changed:
             self.taken[number] += 1
             done = self.taken[number] == self.size
@@ -116,15 +116,15 @@ def replayed_ids(ranks: int, steps: int, representatives: int, **section: Any) -
         Their ids, `[steps, ranks, representatives]` int64, and the metrics of rank 0. Id 4 k + i is row i of rank k.
     """
     config = {"buffer": {"capacity": 4}, "representatives": representatives, "non_finite": "skip", **section}
-    found = []
+    replayed = []
     with ExitStack() as stack:
         group = [stack.enter_context(Rehearsal(config, transport)) for transport in ThreadTransport.group(ranks)]
         for step in range(-4, steps):
             batches = [rehearsal.update(_batch(rank, step == -4)) for rank, rehearsal in enumerate(group)]
             if step >= 0:
-                found.append(torch.stack([batch["id"][4:] for batch in batches]))
+                replayed.append(torch.stack([batch["id"][4:] for batch in batches]))
         group[0].drain()
-        return torch.stack(found), group[0].metrics()
+        return torch.stack(replayed), group[0].metrics()
 
 
 def _batch(rank: int, sound: bool) -> dict[str, Tensor]:

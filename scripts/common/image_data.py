@@ -55,7 +55,7 @@ def load_images(download_timeout_s: float = 120.0) -> ImageData:
 
 
 def cache_folder() -> Path:
-    """Where this project keeps what it downloaded or built."""
+    """Folder for downloads and builds of this project."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rehearsal_plugin"
 
 

@@ -75,13 +75,13 @@ def write_text(path: Path, text: str) -> Path:
 
 def _versions() -> dict[str, str]:
     """Versions of those of `PACKAGES` that are installed."""
-    found = {}
+    installed = {}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _commit() -> str:

@@ -1,0 +1,1 @@
+"""Small complete jobs to read and to start from."""

@@ -1,4 +1,4 @@
-"""What `train_horovod.py` shows at its end: the numbers, a table and a picture."""
+"""Results of the Horovod example: figures, a table and a picture."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rehearsal_plugin.evaluation import Transfer
 from scripts.common.report import write_report
 
 __all__ = ["NAIVE", "REHEARSAL", "Arm", "publish", "show"]
@@ -40,8 +41,10 @@ class Arm:
     @property
     def forgetting(self) -> float:
         """Mean over the earlier tasks of the best accuracy before the last task, less that after it."""
-        history = np.array(self.accuracies)
-        return float(np.mean(history[:-1].max(axis=0)[:-1] - history[-1, :-1]))
+        transfer = Transfer(lower_is_better=False)
+        for accuracies in self.accuracies:
+            transfer.add(accuracies)
+        return transfer.figures()["forgetting"]
 
     @property
     def learnt(self) -> float:

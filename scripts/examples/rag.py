@@ -20,7 +20,6 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +28,12 @@ import torch
 
 from rehearsal_plugin import LocalTransport, Rehearsal
 from rehearsal_plugin.retrieval import Retriever, TextEmbedder, pack_texts, unpack_texts
+from scripts.common.arguments import positive_int
 from scripts.common.paths import ROOT
+from scripts.common.report import write_report
+from scripts.common.tables import print_table
+from scripts.examples.rag_questions import QUESTIONS, Question
 from scripts.llm.data import LANGUAGES, fetch, text_of
-from scripts.quickstart.run import positive
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,89 +48,51 @@ WORDS, BYTES, BATCH = 90, 1024, 64  # of a passage at most; passages a step
 NEW_TOKENS = 24
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question, the fact that a right answer contains, and the page on which it stands."""
-
-    text: str
-    fact: str
-    page: str
-
-
-QUESTIONS = (
-    Question("How many individual sheets can a spreadsheet document contain?", "10,000", "scalc/guide/rename_table"),
-    Question("What is the maximum value of a proxy port number?", "65535", "shared/optionen/01020100"),
-    Question(
-        "What is the longest time in seconds after which a pooled connection can be freed?",
-        "600",
-        "shared/optionen/01160100",
-    ),
-    Question("Up to how many cells of a column does AutoInput scan?", "2000", "scalc/01/06130000"),
-    Question("What is the default guess of the function IRR?", "10%", "scalc/01/04060118"),
-    Question("With which year does the default range for two-digit years begin?", "1930", "scalc/guide/year2000"),
-    Question("What is the largest radix that the function BASE accepts?", "36", "scalc/01/04060110"),
-    Question(
-        "How many percent of missing data points does FORECAST.ETS.ADD support?", "30%", "scalc/01/func_forecastetsadd"
-    ),
-    Question("What is the largest number that the function ROMAN converts?", "3999", "scalc/01/func_roman"),
-    Question("How many places can the binary number given to BIN2DEC have?", "10", "scalc/01/04060115"),
-    Question("From a list of up to how many values does CHOOSE return one?", "30", "scalc/01/04060109"),
-    Question("Up to how many arguments can the function MAXIFS have?", "255", "scalc/01/func_maxifs"),
-    Question(
-        "To how many gradations are colors converted when printing in grayscale?",
-        "256",
-        "shared/guide/print_blackwhite",
-    ),
-    Question("Which value means full color component in the function COLOR?", "255", "scalc/01/func_color"),
-    Question("What is the default confidence level of FORECAST.ETS.PI.ADD?", "0.95", "scalc/01/func_forecastetspiadd"),
-    Question("Which number does WEEKDAY return for a Saturday if no type is given?", "7", "scalc/01/func_weekday"),
-    Question("Between which numbers is a value that the function RAND returns?", "0 and 1", "scalc/01/04060106"),
-    Question("What is the first four-digit year that the function DATE accepts?", "1583", "scalc/01/func_date"),
-    Question("Which key do I press after typing the shortcut of an AutoText?", "F3", "swriter/guide/autotext"),
-    Question("Which key switches a cell to edit mode in Calc?", "F2", "scalc/04/01020000"),
-)
-
-
 def main(argv: Sequence[str]) -> int:
     """Makes the checkpoint where it is missing, asks it, and writes the report; returns the exit status."""
-    parser = argparse.ArgumentParser(description="Answers with and without retrieval.")
-    parser.add_argument("--questions", type=positive, default=len(QUESTIONS), help="how many (default: all)")
-    parser.add_argument("-k", type=positive, default=3, help="passages before a question (default: %(default)s)")
-    parser.add_argument("--pages", type=Path, help="folder of the manual's text; fetched when left out")
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="of the models")
-    parser.add_argument("--out", type=Path, default=ROOT / "out/rag_demo", help="folder of checkpoint and report")
-    parser.add_argument("--table", action="store_true", help="print the report that is there as a table, and end")
-    arguments = parser.parse_args(argv)
+    arguments = parse(argv)
     if arguments.table:
         print(table(json.loads((arguments.out / "report.json").read_text(encoding="utf-8"))))
         return 0
     torch.set_num_threads(arguments.threads)
-    from scripts.common.report import write_report
-    from scripts.studies.grid import print_table
-
     checkpoint, embedder = arguments.out / "checkpoint", TextEmbedder()
     if not checkpoint.is_dir():
         pages = arguments.pages or fetch(ROOT / "out/llm_data") / LANGUAGES["english"] / "text"
         remember(passages(pages), embedder, checkpoint)
     asked = QUESTIONS[: arguments.questions]
     queries = embedder([question.text for question in asked])
-    found = recall(checkpoint, queries, 10)
+    recalls = {f"recall_at_10_{kind}": value for kind, value in recall(checkpoint, queries, 10).items()}
     with Retriever.of_checkpoint(checkpoint, settings(), transport=LocalTransport()) as retriever:
         nearest = retriever.search(queries, arguments.k)
         texts = [unpack_texts(column) for column in nearest.fields()["text"]]
-    rows = list(answered(asked, texts))
+    publish(list(answered(asked, texts)), recalls | {"passages": retriever.metrics()["rows_indexed"]}, arguments.out)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Answers with and without retrieval.")
+    parser.add_argument("--questions", type=positive_int, default=len(QUESTIONS), help="how many (default: all)")
+    parser.add_argument("-k", type=positive_int, default=3, help="passages before a question (default: %(default)s)")
+    parser.add_argument("--pages", type=Path, help="folder of the manual's text; fetched when left out")
+    parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads(), help="of the models")
+    parser.add_argument("--out", type=Path, default=ROOT / "out/rag_demo", help="folder of checkpoint and report")
+    parser.add_argument("--table", action="store_true", help="print the report that is there as a table, and end")
+    return parser.parse_args(argv)
+
+
+def publish(rows: Sequence[Mapping[str, object]], figures: Mapping[str, float], folder: Path) -> None:
+    """Print answers and summary, and write the report."""
     summary = {
         "exact_match_without": share(row["right_without"] for row in rows),
         "exact_match_with": share(row["right_with"] for row in rows),
         "fact_retrieved": share(row["retrieved"] for row in rows),
-        **{f"recall_at_10_{kind}": value for kind, value in found.items()},
-        "passages": retriever.metrics()["rows_indexed"],
+        **figures,
     }
     heads = ["question", "fact", "without", "with"]
     print_table("Answers", heads, [[str(row[name]) for name in heads] for row in rows])
     print(*(f"{name}: {value:.4g}" for name, value in summary.items()), sep="\n")
-    print(write_report(arguments.out, summary, rows, ranks=1))
-    return 0
+    print(write_report(folder, summary, rows, ranks=1))
 
 
 def table(report: Mapping[str, Any]) -> str:
@@ -179,9 +143,9 @@ def cut(text: str) -> Iterator[str]:
         yield "\n".join([title, *part])
 
 
-def remember(given: Iterator[tuple[str, int]], embedder: TextEmbedder, checkpoint: Path) -> None:
+def remember(passages_and_folders: Iterator[tuple[str, int]], embedder: TextEmbedder, checkpoint: Path) -> None:
     """Let a rehearsal see all passages, and save it."""
-    every = list(given)
+    every = list(passages_and_folders)
     config = {"buffer": {"capacity": len(every), "partition_by": "folder"}, "retrieval": settings()}
     shutil.rmtree(checkpoint, ignore_errors=True)
     with Rehearsal(config, LocalTransport()) as rehearsal:
@@ -198,18 +162,20 @@ def recall(checkpoint: Path, queries: torch.Tensor, k: int) -> dict[str, float]:
     for kind in ("flat", "ivf", "hnsw"):
         config = settings(index=kind, exact_below=0)
         with Retriever.of_checkpoint(checkpoint, config, transport=LocalTransport()) as retriever:
-            found = retriever.search(queries, k).slot
+            slots = retriever.search(queries, k).slot
             assert retriever.index is not None  # there are rows
             rows = retriever.index.buffer.state_dict()["rows"]
             vectors = retriever.index.buffer.layout.field("embedding").view(rows).numpy()
         true = brute_force(queries.numpy(), vectors, k)
-        shares[kind] = float(np.mean([np.isin(one, other).mean() for one, other in zip(true, found, strict=True)]))
+        shares[kind] = float(np.mean([np.isin(one, other).mean() for one, other in zip(true, slots, strict=True)]))
     return shares
 
 
 def brute_force(queries: NDArray[np.float32], vectors: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """The vectors with the largest cosines, `[queries, k]`, by definition."""
-    one, other = (some.astype(np.float64) / np.linalg.norm(some, axis=1, keepdims=True) for some in (queries, vectors))
+    one, other = (
+        matrix.astype(np.float64) / np.linalg.norm(matrix, axis=1, keepdims=True) for matrix in (queries, vectors)
+    )
     return np.asarray(np.argsort(-(one @ other.T), axis=1, kind="stable")[:, :k])
 
 
@@ -221,24 +187,24 @@ def answered(asked: Sequence[Question], texts: Sequence[Sequence[str]]) -> Itera
     model.eval()
     for question, passages_of_it in zip(asked, texts, strict=True):
         without = answer(model, tokenizer, question.text)
-        told = "\n\n".join(passages_of_it)
+        context = "\n\n".join(passages_of_it)
         print(f"{question.text}\n  without: {without}", flush=True)
-        given = answer(model, tokenizer, f"{told}\n\nAnswer from the text above. {question.text}")
-        print(f"  with:    {given}", flush=True)
+        with_passages = answer(model, tokenizer, f"{context}\n\nAnswer from the text above. {question.text}")
+        print(f"  with:    {with_passages}", flush=True)
         yield {
             "question": question.text,
             "fact": question.fact,
             "without": without,
-            "with": given,
+            "with": with_passages,
             "right_without": contains(without, question.fact),
-            "right_with": contains(given, question.fact),
+            "right_with": contains(with_passages, question.fact),
             "retrieved": any(contains(text, question.fact) for text in passages_of_it),
         }
 
 
 @torch.no_grad()
 def answer(model: Any, tokenizer: Any, text: str) -> str:
-    """What the model says to a text, up to the end of the first line."""
+    """The model's answer to a text, up to the end of the first line."""
     messages = [{"role": "user", "content": f"{text} Answer in one short sentence."}]
     prompt: Mapping[str, Any] = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -254,7 +220,7 @@ def contains(text: str, fact: str) -> bool:
 
 
 def share(values: Iterator[object]) -> float:
-    """How many of the values are true."""
+    """Share of the values that are true."""
     return float(np.mean([bool(value) for value in values]))
 
 

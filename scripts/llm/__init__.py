@@ -1,0 +1,1 @@
+"""Continual pre-training of a language model, and its page."""

@@ -92,9 +92,9 @@ def fetch(cache: Path) -> Path:
         for package in sorted(cache.glob("libreoffice-help-*.deb")):
             run(["dpkg", "-x", package.name, "."], cache)
     except (OSError, subprocess.CalledProcessError) as error:
-        told = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         raise FileNotFoundError(
-            f"the Debian packages {', '.join(names)} cannot be fetched: {told}; on Debian or Ubuntu run 'apt-get "
+            f"the Debian packages {', '.join(names)} cannot be fetched: {reason}; on Debian or Ubuntu run 'apt-get "
             f"update' once as root, elsewhere unpack them into {cache} by other means, or give --pages FOLDER"
         ) from error
     return root
@@ -146,7 +146,7 @@ class _Text(HTMLParser):
 
 
 def text_of(page: str) -> str:
-    """What a reader of a help page sees of its content, without menus: one line a paragraph."""
+    """Text of a help page without its menus, a line a paragraph."""
     parser = _Text()
     parser.feed(page)
     parser.close()

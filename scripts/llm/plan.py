@@ -1,4 +1,4 @@
-"""Which trainings the recipe consists of, and which of them goes on from which.
+"""Trainings of the recipe, and the one that each of them goes on from.
 
     english ──┬── french, no replay ──── german, no replay
               ├── french, 1 % replay ─── german, 1 % replay
@@ -42,7 +42,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Setting:
-    """What trainings of one variant have in common.
+    """Settings that the trainings of one variant have in common.
 
     Attributes:
         steps: Optimizer steps of a phase.
@@ -51,7 +51,7 @@ class Setting:
         buffer: Rows in the buffers of all ranks together, as a share of the English training rows; None for the
             config's capacity.
         made_up: Whether the rows to replay come out of the model of phase one, and not out of its data.
-        weight: What a replayed row counts for in the loss, against a new one.
+        weight: Weight of a replayed row in the loss, against that of a new one.
     """
 
     steps: int
@@ -106,11 +106,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Size:
-    """How much of the recipe is run.
+    """A size of the recipe.
 
     Attributes:
         steps: Of a phase.
-        seeds: How many.
+        seeds: Number of seeds.
         ratios: In percent.
         german: Whether German follows French.
         variants: Whether the variants are run as well, with the first seed.
@@ -163,7 +163,7 @@ def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) 
 
 
 def rows_of(share: float, english_rows: int) -> int:
-    """How many rows a share of English is, at least one for every rank there may be."""
+    """Rows of a share of English, at least one for every rank there may be."""
     return max(8, round(share * english_rows))
 
 
@@ -185,7 +185,7 @@ def config_of(
         run: The training.
         config: The recipe's.
         english_rows: Rows to train on of English, which the size of the buffer is a share of.
-        ranks: How many share them.
+        ranks: Number of ranks that share them.
         preload: Folder of the rows to begin with; not looked at where nothing is replayed.
     """
     params = config["optimizer"]["params"]

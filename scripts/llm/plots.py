@@ -57,7 +57,7 @@ def _against_steps(panel: Axes, rows: Sequence[Row]) -> None:
 def _curve(panel: Axes, row: Row, start: int, before: Sequence[Row] | None, colour: object, label: str | None) -> None:
     """One phase, joined to the end of the one before it."""
     joined = [(start, one["curve"][-1]["english"]) for one in before or ()]
-    points = joined + [(start + seen["step"], seen["english"]) for seen in row["curve"]]
+    points = joined + [(start + evaluation["step"], evaluation["english"]) for evaluation in row["curve"]]
     panel.plot(*zip(*points, strict=True), "o-", markersize=3, linewidth=1.2, color=colour, label=label)
 
 

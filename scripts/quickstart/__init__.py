@@ -1,0 +1,1 @@
+"""The first job to run: Python source, then C++ headers."""

@@ -1,4 +1,4 @@
-"""What the quickstart shows at its end: the numbers, a table and a picture."""
+"""Results of the quickstart: figures, a table and a picture."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ def plot(course: Course, path: Path) -> None:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, domain, name in zip(panels, course.corpora, ("Python", "C++"), strict=True):
-        learnt = [seen for seen in course.evaluations if seen.phase == 1]
+        learnt = [point for point in course.evaluations if point.phase == 1]
         panel.plot(*_curve(learnt, domain, course.steps), "o-", color="0.45", markersize=3.5, label="phase one")
         for arm, colour in ((WITHOUT, "tab:red"), (WITH, "tab:blue")):
-            points = [learnt[-1], *(seen for seen in course.evaluations if (seen.phase, seen.arm) == (2, arm))]
+            points = [learnt[-1], *(point for point in course.evaluations if (point.phase, point.arm) == (2, arm))]
             panel.plot(*_curve(points, domain, course.steps), "o-", color=colour, markersize=3.5, label=arm)
         _mark_phases(panel, course.steps)
         panel.set(title=f"held-out {name}", xlabel="optimizer steps", ylabel="loss (nats per byte)")
@@ -89,4 +89,4 @@ def _mark_phases(panel: Axes, steps: int) -> None:
 
 def _curve(points: Sequence[Evaluation], domain: str, phase_steps: int) -> tuple[list[int], list[float]]:
     """Steps since the start of phase one, and losses."""
-    return [seen.step + phase_steps * (seen.phase - 1) for seen in points], [seen.loss[domain] for seen in points]
+    return [point.step + phase_steps * (point.phase - 1) for point in points], [point.loss[domain] for point in points]

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.common.arguments import positive_int
 from scripts.common.launch import is_rank, launch
 from scripts.common.paths import ROOT
 
@@ -33,19 +34,16 @@ def main(argv: Sequence[str]) -> int:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Rehearsal on real text: Python source, then C++ headers.")
-    parser.add_argument("--ranks", type=positive, default=2, help="processes on this machine (default: %(default)s)")
-    parser.add_argument("--steps", type=positive, help="optimizer steps a phase (default: start_step of the config)")
+    parser.add_argument(
+        "--ranks", type=positive_int, default=2, help="processes on this machine (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=positive_int, help="optimizer steps a phase (default: start_step of the config)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: %(default)s)")
     parser.add_argument("--config", type=Path, default=ROOT / "configs/quickstart.json", help="DeepSpeed config")
     parser.add_argument("--out", type=Path, default=ROOT / "out/quickstart", help="folder of the results")
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -53,6 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     import rehearsal_plugin
+    from scripts.common.process_group import leave_together
     from scripts.quickstart.data import load_cpp, load_python
     from scripts.quickstart.results import BOTH, WITH, WITHOUT
     from scripts.quickstart.train import Course, start_engine
@@ -70,9 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     if dist.get_rank() == 0:
         publish(course, rehearsal.metrics(), arguments.out)
     rehearsal.close()
-    # Without these two a rank that ends before the others may be aborted.
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 def load_config(path: Path, steps: int | None) -> dict[str, Any]:
@@ -91,7 +88,7 @@ def publish(course: Any, metrics: Mapping[str, float], folder: Path) -> None:
     from scripts.quickstart.results import plot, summarise, table
 
     summary = summarise(course) | {name: metrics[name] for name in ("rows_offered", "rows_stored", "rows_replayed")}
-    rows = [seen.row() for seen in course.evaluations]
+    rows = [evaluation.row() for evaluation in course.evaluations]
     report = write_report(folder, summary, rows, ranks=dist.get_world_size())
     plot(course, folder / "retention.png")
     print(f"\n{table(summary)}\n\n{report}\n{folder / 'retention.png'}", flush=True)

@@ -69,7 +69,7 @@ def start_engine(config: Mapping[str, Any], steps: int, seed: int) -> Any:
 
 @dataclass
 class Course:
-    """What the ranks share while they train: domains, length of a phase, seed, and what was measured.
+    """Course of the training, alike on all ranks: domains, length of a phase, seed, evaluations.
 
     Attributes:
         evaluations: in the order in which they were made.
@@ -97,7 +97,7 @@ class Course:
 
     def final(self, phase: int, arm: str) -> Evaluation:
         """The last evaluation of an arm in a phase."""
-        return [seen for seen in self.evaluations if (seen.phase, seen.arm) == (phase, arm)][-1]
+        return [evaluation for evaluation in self.evaluations if (evaluation.phase, evaluation.arm) == (phase, arm)][-1]
 
     def _train(self, engine: Any, domain: str, phase: int, steps: range, progress: tqdm[Any]) -> float:
         """Trains one segment; returns the mean seconds of a step.

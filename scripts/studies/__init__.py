@@ -1,0 +1,1 @@
+"""Studies of forgetting: images and ptychography, and their page."""

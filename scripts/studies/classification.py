@@ -26,14 +26,18 @@ from tqdm import tqdm
 
 from scripts.common.image_data import ImageData, load_images
 from scripts.common.launch import is_rank, launch
-from scripts.common.paths import ROOT
+from scripts.common.process_group import leave_together
 from scripts.common.report import write_report
-from scripts.studies.classification_plan import ACCURACY, CHOOSE, KNOBS, SIZES, Size, chosen
+from scripts.common.tables import print_table
+from scripts.studies.arms import DERPP, ER, SCRATCH, Arm, Row
+from scripts.studies.classification_plan import ACCURACY, KNOBS, SIZES, Size, chosen
 from scripts.studies.classification_time import SEGMENT, summarise_times, time_in_turns
-from scripts.studies.classification_train import TASKS, Course, Knobs, hold_out, train
-from scripts.studies.grid import DERPP, ER, SCRATCH, Arm, Row, cells, find, group, print_table
+from scripts.studies.classification_train import TASKS, Course, hold_out, train
+from scripts.studies.command import publish_choice, study_parser
+from scripts.studies.knobs import CHOOSE, Knobs
 from scripts.studies.plots import plot_study
-from scripts.studies.run_arms import Job, Shelf, progress_of, train_all
+from scripts.studies.results import find_group, group_seeds, table_cells
+from scripts.studies.run_arms import ArmResults, Job, progress_of, train_all
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,12 +52,8 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Rehearsal on class-incremental images, against both bounds.")
-    parser.add_argument("--size", choices=SIZES, default="small", help="how much is done (%(default)s)")
-    parser.add_argument("--ranks", type=int, default=2, help="processes on this machine (%(default)s)")
-    parser.add_argument("--resume", action="store_true", help="keep the arms that an earlier run has finished")
-    parser.add_argument("--out", type=Path, default=ROOT / "out/study_classification", help="folder of the results")
-    return parser.parse_args(argv)
+    description = "Rehearsal on class-incremental images, against both bounds."
+    return study_parser("classification", description, SIZES).parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -66,15 +66,14 @@ def run(arguments: argparse.Namespace) -> None:
     steps = len(jobs) * TASKS * size.steps + (2 * SEGMENT * (size.pairs + 1) if size.pairs else 0)
     with progress_of(steps) as progress:
         plans = [planned(job, course, arguments.out / "arms", progress) for job in jobs]
-        rows = train_all(plans, told, progress, resume=arguments.resume)
+        rows = train_all(plans, describe_result, progress, resume=arguments.resume)
         times = time_in_turns(course, KNOBS[ER], size.pairs, progress) if size.pairs else []
     if course.rank == 0 and choosing:
-        publish_choice(rows, arguments.out / CHOOSE)
+        title = "Accuracy on held-out training images"
+        publish_choice(arguments.out / CHOOSE, rows, chosen(rows), figure="accuracy", title=title, ranks=course.ranks)
     elif course.rank == 0:
         publish(rows, times, size, images.name, arguments.out)
-    # Without these two a rank that ends before the others may be aborted.
-    dist.barrier()
-    dist.destroy_process_group()
+    leave_together()
 
 
 def first_test_images(images: ImageData, count: int) -> ImageData:
@@ -83,29 +82,30 @@ def first_test_images(images: ImageData, count: int) -> ImageData:
 
 
 def planned(job: tuple[Arm, Knobs], course: Course, folder: Path, progress: tqdm[Any]) -> Job:
-    """What `train_all` is to do."""
+    """An arm as a job of `train_all`."""
     arm, knobs = job
     settings = {"steps": course.steps, "batch": course.batch, "ranks": course.ranks, "data": course.images.name}
     settings["rows_a_step"] = course.batch + course.representatives  # of the upper bound
     settings["test_images"] = len(course.images.test_labels)
-    return Job(arm.name, arm, Shelf(folder, settings | asdict(knobs)), lambda: train(arm, knobs, course, progress))
+    return Job(arm.name, arm, ArmResults(folder, settings | asdict(knobs)), lambda: train(arm, knobs, course, progress))
 
 
-def told(rows: Sequence[Row]) -> str:
+def describe_result(rows: Sequence[Row]) -> str:
     """One arm's result on a line."""
-    (one,) = group(rows, ACCURACY, rows[0]["table"])
+    (one,) = group_seeds(rows, ACCURACY, rows[0]["table"])
     return f"accuracy {one.average.text()}, {one.seconds.text(1)} s"
 
 
 def summarise(rows: Sequence[Row], times: Sequence[Row]) -> dict[str, float]:
-    """What the study was made for: how near er comes to the upper bound, its cost, and what der++ adds to it."""
-    groups = group(rows, ACCURACY)
+    """Figures of the study: accuracy of er against the upper bound, gain of der++ over er, cost of er."""
+    groups = group_seeds(rows, ACCURACY)
     sizes = sorted({one.arm.buffer_percent for one in groups} - {0.0})
     smallest, largest = sizes[0], sizes[-1]
-    top = find(groups, SCRATCH).average.mean
+    top = find_group(groups, SCRATCH).average.mean
     return {
-        f"er_ratio_{largest:g}": find(groups, ER, largest).average.mean / top,
-        "derpp_minus_er_smallest": find(groups, DERPP, smallest).average.mean - find(groups, ER, smallest).average.mean,
+        f"er_ratio_{largest:g}": find_group(groups, ER, largest).average.mean / top,
+        "derpp_minus_er_smallest": find_group(groups, DERPP, smallest).average.mean
+        - find_group(groups, ER, smallest).average.mean,
         **summarise_times(times),
     }
 
@@ -116,27 +116,13 @@ def publish(rows: list[Row], times: list[Row], size: Size, data: str, folder: Pa
     report = write_report(
         folder, summary, [{"data": data, **line} for line in rows + times], ranks=dist.get_world_size()
     )
-    groups = group(rows, ACCURACY)
+    groups = group_seeds(rows, ACCURACY)
     plot_study(groups, ACCURACY, f"{data}, class-incremental", folder / "study.png")
-    print_table(f"Accuracy after the last task, {data}", *cells(groups, tasks=False))
-    print_table("er with other r and c", *cells(group(rows, ACCURACY, "rows"), tasks=False))
+    print_table(f"Accuracy after the last task, {data}", *table_cells(groups, tasks=False))
+    print_table("er with other r and c", *table_cells(group_seeds(rows, ACCURACY, "rows"), tasks=False))
     for name, value in summary.items():
         print(f"{name:28}{value:10.4g}")
     print(f"{report}\n{folder / 'study.png'}", flush=True)
-
-
-def publish_choice(rows: list[Row], folder: Path) -> None:
-    """Writes and prints what each method's knobs gave on held-out training images."""
-    tried = chosen(rows)
-    best = {method: accuracy for method, _, accuracy in reversed(tried)}
-    write_report(
-        folder, {f"{method} accuracy": value for method, value in best.items()}, rows, ranks=dist.get_world_size()
-    )
-    lines = [
-        [method, *(f"{value:g}" for value in asdict(knobs).values()), f"{accuracy:.4f}"]
-        for method, knobs, accuracy in tried
-    ]
-    print_table("Accuracy on held-out training images", ["method", *asdict(tried[0][1]), "accuracy"], lines)
 
 
 if __name__ == "__main__":

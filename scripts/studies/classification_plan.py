@@ -1,20 +1,19 @@
-"""What the classification study tries: its sizes, its arms, and the knobs of each method."""
+"""Plan of the classification study: its sizes, its arms, and the knobs of each method."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.studies.classification_train import Knobs
-from scripts.studies.grid import BUFFERS, DER, DERPP, ER, INCREMENTAL, METHODS, SCRATCH, Arm, Metric, Row, grid, group
+from scripts.studies.arms import BUFFERS, DER, DERPP, ER, INCREMENTAL, METHODS, SCRATCH, Arm, Row, arm_grid
+from scripts.studies.knobs import CHOOSE, Choices, Knobs, knobs_of_row, knobs_to_try
+from scripts.studies.results import Metric, group_seeds
 
-__all__ = ["ACCURACY", "CHOOSE", "KNOBS", "SIZES", "Size", "chosen"]
+__all__ = ["ACCURACY", "KNOBS", "SIZES", "Size", "chosen"]
 
 ACCURACY = Metric("accuracy", "accuracy", higher_is_better=True)
-CHOOSE = "choose"
 
 KNOBS = {
     SCRATCH: Knobs(lr=0.05),
@@ -23,9 +22,9 @@ KNOBS = {
     DER: Knobs(lr=0.05, alpha=1.0),
     DERPP: Knobs(lr=0.05, alpha=0.3, beta=1.0),
 }
-"""What did best in `--size choose`, averaged over both sizes of the buffer there."""
+"""Best knobs in `--size choose`, averaged over both sizes of the buffer there."""
 
-CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
+CHOICES: dict[str, Choices] = {
     SCRATCH: {"lr": (0.02, 0.05, 0.1)},
     ER: {"lr": (0.05,), "loss_weight": (1.0, 2.0, 4.0)},
     DER: {"lr": (0.05,), "alpha": (0.3, 1.0, 3.0)},
@@ -36,7 +35,7 @@ CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much of the study is done.
+    """A size of the study.
 
     Attributes:
         steps: Optimizer steps a task.
@@ -60,18 +59,14 @@ class Size:
 
     def jobs(self) -> list[tuple[Arm, Knobs]]:
         """Every arm of the study."""
-        arms = grid(self.buffers, self.seeds, self.representatives)
+        arms = arm_grid(self.buffers, self.seeds, self.representatives)
         arms += [Arm(ER, 10.0, self.seeds[0], r, c, table="rows") for r, c in self.draws]
         return [(arm, KNOBS[arm.method]) for arm in arms]
 
     def choices(self) -> list[tuple[Arm, Knobs]]:
         """Every arm that has a choice, with each of its knobs."""
-        arms = [arm for arm in grid(self.buffers, self.seeds, self.representatives) if arm.method in CHOICES]
-        return [
-            (arm, Knobs(**dict(zip(CHOICES[arm.method], values, strict=True))))
-            for arm in arms
-            for values in itertools.product(*CHOICES[arm.method].values())
-        ]
+        arms = [arm for arm in arm_grid(self.buffers, self.seeds, self.representatives) if arm.method in CHOICES]
+        return [(arm, knobs) for arm in arms for knobs in knobs_to_try(CHOICES[arm.method])]
 
 
 SIZES = {
@@ -85,12 +80,8 @@ SIZES = {
 def chosen(rows: Sequence[Row]) -> list[tuple[str, Knobs, float]]:
     """Method, knobs, and accuracy averaged over the buffers tried; the best knobs of a method first."""
     accuracies: dict[tuple[str, Knobs], list[float]] = {}
-    for knobs in {_knobs(line) for line in rows}:
-        for one in group([line for line in rows if _knobs(line) == knobs], ACCURACY):
+    for knobs in {knobs_of_row(line) for line in rows}:
+        for one in group_seeds([line for line in rows if knobs_of_row(line) == knobs], ACCURACY):
             accuracies.setdefault((one.arm.method, knobs), []).append(one.average.mean)
     tried = [(method, knobs, float(np.mean(values))) for (method, knobs), values in accuracies.items()]
     return sorted(tried, key=lambda one: (METHODS.index(one[0]), -one[2]))
-
-
-def _knobs(line: Row) -> Knobs:
-    return Knobs(**{name: line[name] for name in asdict(KNOBS[ER])})

@@ -1,4 +1,4 @@
-"""What rehearsal costs: steps of er against plain steps with as many rows, in turns."""
+"""Time of rehearsal in the classification study: steps of er against plain steps with as many rows, in turns."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
-from scripts.studies.classification_train import Batch, Course, Knobs, Learner
-from scripts.studies.grid import ER, INCREMENTAL, Arm, Row
+from scripts.studies.arms import ER, INCREMENTAL, Arm, Row
+from scripts.studies.classification_train import Course, new_learner
+from scripts.studies.knobs import Knobs
+from scripts.studies.learner import Batch, Learner
 
 __all__ = ["SEGMENT", "summarise_times", "time_in_turns"]
 
@@ -31,8 +33,8 @@ def time_in_turns(course: Course, knobs: Knobs, pairs: int, progress: tqdm[Any])
     arm, rows = Arm(ER, 30.0, 0, course.representatives, table="time"), course.batch + course.representatives
     steps = SEGMENT * (pairs + 1)
     sides = {
-        ER: (Learner(arm, knobs, course.capacity(arm)), course.shuffled(steps, course.batch, 0)),
-        PLAIN: (Learner(replace(arm, method=INCREMENTAL), knobs, 0), course.shuffled(steps, rows, 0)),
+        ER: (new_learner(arm, knobs, course.capacity(arm)), course.shuffled(steps, course.batch, 0)),
+        PLAIN: (new_learner(replace(arm, method=INCREMENTAL), knobs, 0), course.shuffled(steps, rows, 0)),
     }
     lines: list[Row] = []
     for pair in range(pairs + 1):

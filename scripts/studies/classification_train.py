@@ -1,4 +1,4 @@
-"""How one arm of the classification study is trained: the network, the order of the images, the loop."""
+"""Training of one arm of the classification study: the network, the order of the images, the loop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,30 +15,19 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from rehearsal_plugin import Rehearsal
 from scripts.common.image_data import ImageData
-from scripts.studies.grid import DERPP, REPLAYING, SCRATCH, Arm, Row, row
+from scripts.studies.arms import SCRATCH, Arm, Row, evaluation_row
+from scripts.studies.knobs import Knobs
+from scripts.studies.learner import Batch, Learner, rehearsal_section
 
-__all__ = ["TASKS", "Batch", "Course", "Knobs", "Learner", "hold_out", "train"]
+__all__ = ["TASKS", "Course", "hold_out", "new_learner", "train"]
 
 TASKS, CLASSES_PER_TASK = 5, 2
 CLASSES = TASKS * CLASSES_PER_TASK
 FALL = 0.1
 """Share of all steps, at the end, over which the learning rate falls to zero."""
-Batch: TypeAlias = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Knobs:
-    """What `--size choose` tries on held-out training images: learning rate, and weights in the strategies' losses."""
-
-    lr: float
-    loss_weight: float = 1.0
-    alpha: float = 0.0
-    beta: float = 0.0
 
 
 class Block(nn.Module):
@@ -79,60 +69,22 @@ class ResNet(nn.Module):
         return scores
 
 
-class Learner:
-    """A network on all ranks with its optimizer, and rehearsal where the method has it."""
-
-    def __init__(self, arm: Arm, knobs: Knobs, capacity: int) -> None:
-        torch.manual_seed(arm.seed)
-        model = ResNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the fast one on CPUs
-        self.model = DistributedDataParallel(model)
-        self.knobs = knobs
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=knobs.lr, momentum=0.9)
-        config = rehearsal_config(arm, knobs, capacity) if arm.method in REPLAYING else None
-        self.rehearsal = None if config is None else Rehearsal(config)
-
-    def slow_down(self, done: float) -> None:
-        """Let the learning rate fall in a line to zero over the last steps, `done` being the share of all behind it."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.knobs.lr * min(1.0, (1 - done) / FALL)
-
-    def step(self, batch: Batch) -> None:
-        """One optimizer step on this rank's new rows, and on replayed ones behind them."""
-        if self.rehearsal is not None:
-            batch = self.rehearsal.augment(batch)
-        scores = self.model(batch["images"])
-        if self.rehearsal is None:
-            loss = functional.cross_entropy(scores, batch["labels"])
-        else:
-            loss = self.rehearsal.loss(functional.cross_entropy, scores, batch["labels"])
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        if self.rehearsal is not None:
-            self.rehearsal.step()
-
-    def buffer_mib(self) -> float:
-        """Memory of the rows that all ranks store."""
-        buffer = None if self.rehearsal is None else self.rehearsal.buffer
-        size = torch.tensor(0.0 if buffer is None else len(buffer) * buffer.layout.row_bytes / 2**20)
-        dist.all_reduce(size)
-        return float(size)
-
-    def close(self) -> None:
-        """End the background work."""
-        if self.rehearsal is not None:
-            self.rehearsal.close()
+def new_learner(arm: Arm, knobs: Knobs, capacity: int) -> Learner:
+    """The network of an arm, with a buffer of `capacity` rows on each rank where its method replays."""
+    torch.manual_seed(arm.seed)
+    return Learner(
+        ResNet(),
+        partial(torch.optim.SGD, lr=knobs.lr, momentum=0.9),
+        functional.cross_entropy,
+        ("images", "labels"),
+        rehearsal_section(arm, knobs, capacity),
+    )
 
 
-def rehearsal_config(arm: Arm, knobs: Knobs, capacity: int) -> dict[str, Any]:
-    """The `rehearsal` section; der++ draws twice, so each of its draws brings half of the rows."""
-    return {
-        "buffer": {"capacity": capacity},
-        "representatives": arm.representatives // (2 if arm.method == DERPP else 1),
-        "candidates": arm.candidates,
-        "strategy": {"name": arm.method, "loss_weight": knobs.loss_weight, "alpha": knobs.alpha, "beta": knobs.beta},
-        "seed": arm.seed,
-    }
+def slow_down(optimizer: torch.optim.Optimizer, lr: float, done: float) -> None:
+    """Let the learning rate fall in a line to zero over the last steps, `done` being the share of all behind it."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * min(1.0, (1 - done) / FALL)
 
 
 @dataclass(frozen=True)
@@ -190,24 +142,26 @@ class Course:
 
 def train(arm: Arm, knobs: Knobs, course: Course, progress: tqdm[Any]) -> list[Row]:
     """One arm, with an evaluation after each task."""
-    learner, seconds, rows = Learner(arm, knobs, course.capacity(arm)), 0.0, []
+    learner, seconds, rows = new_learner(arm, knobs, course.capacity(arm)), 0.0, []
     steps = itertools.count()
-    for after_task, batches in _lessons(arm, course):
+    for after_task, batches in _batches_before_evaluations(arm, course):
         dist.barrier()
         start = time.perf_counter()
         for batch in batches:
-            learner.slow_down(next(steps) / (TASKS * course.steps))
+            slow_down(learner.optimizer, knobs.lr, next(steps) / (TASKS * course.steps))
             learner.step(batch)
             progress.update()
         seconds += time.perf_counter() - start
         values = {"accuracy": course.evaluate(learner.model.module)}
-        rows.append(row(arm, after_task, values, seconds=seconds, buffer_mib=learner.buffer_mib(), **asdict(knobs)))
+        rows.append(
+            evaluation_row(arm, after_task, values, seconds=seconds, buffer_mib=learner.buffer_mib(), **asdict(knobs))
+        )
     learner.close()
     return rows
 
 
-def _lessons(arm: Arm, course: Course) -> list[tuple[int, Iterator[Batch]]]:
-    """What is trained before each evaluation, and how many tasks have come by then.
+def _batches_before_evaluations(arm: Arm, course: Course) -> list[tuple[int, Iterator[Batch]]]:
+    """Batches before each evaluation, and the number of tasks trained by then.
 
     From scratch, all images come shuffled in as many steps, and a step has as many rows as one with rehearsal, so
     that the upper bound has as much computation.

@@ -38,7 +38,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Condition:
-    """What may drift from task to task.
+    """Conditions of a scan, which drift from task to task.
 
     Attributes:
         defocus: Radians by which the lens retards the wave at `PUPIL` pixels from the middle.
@@ -70,8 +70,8 @@ def scan(condition: Condition, side: int, rng: np.random.Generator) -> Samples:
     amplitude = _windows(1 - (1 - DARKEST) / 2 * (1 + absorbing))[order]
     phase = _windows(shifting)[order]
     counts = rng.poisson(intensities(amplitude * np.exp(1j * phase), condition))
-    seen = _middle(phase)
-    return Samples(np.sqrt(counts, dtype=np.float32), _middle(amplitude), seen - seen.mean(axis=(1, 2), keepdims=True))
+    lit = _middle(phase)
+    return Samples(np.sqrt(counts, dtype=np.float32), _middle(amplitude), lit - lit.mean(axis=(1, 2), keepdims=True))
 
 
 def intensities(windows: NDArray[np.complex64], condition: Condition) -> Array:
@@ -90,8 +90,8 @@ def beam(defocus: float) -> NDArray[np.complex64]:
 
 def empty_pattern(photons: float) -> Array:
     """The pattern without an object and without noise, `[WINDOW, WINDOW]`; the defocus does not change it."""
-    seen = intensities(np.ones((1, WINDOW, WINDOW), np.complex64), Condition(photons=photons))
-    return np.asarray(np.sqrt(seen[0]), dtype=np.float32)
+    counts = intensities(np.ones((1, WINDOW, WINDOW), np.complex64), Condition(photons=photons))
+    return np.asarray(np.sqrt(counts[0]), dtype=np.float32)
 
 
 def texture(count: int, pixels: int, exponent: float, rng: np.random.Generator) -> Array:

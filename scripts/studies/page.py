@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from scripts.common.goals import Goal
 from scripts.common.paths import ROOT
 from scripts.common.report import write_text
-from scripts.studies.grid import METHODS, Metric, Row, cells, group
+from scripts.common.tables import markdown_table
+from scripts.studies.arms import METHODS, Row
 from scripts.studies.plots import plot_study
+from scripts.studies.results import Metric, group_seeds, table_cells
 
-__all__ = ["STUDIES", "Goal", "Study", "build"]
+__all__ = ["STUDIES", "Study", "build"]
 
 MOST_TASKS = 8
 """A table has a column for each task up to here."""
@@ -39,37 +42,15 @@ Report: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Goal:
-    """A number of the summary, and where it should be."""
-
-    key: str
-    meaning: str
-    bound: float
-    at_most: bool = False
-    above: bool = False  # the bound itself is not enough
-
-    def line(self, measured: float, quartiles: str = "") -> list[str]:
-        """Meaning, bound, what was measured, and by how much it falls short."""
-        short = measured - self.bound if self.at_most else self.bound - measured
-        verdict = "met" if short < 0 or (short == 0 and not self.above) else f"short by {short:.3f}"
-        return [
-            f"`{self.key}`: {self.meaning}",
-            f"{'≤' if self.at_most else '>' if self.above else '≥'} {self.bound:g}",
-            f"{measured:.3f}{quartiles}",
-            verdict,
-        ]
-
-
-@dataclass(frozen=True)
 class Study:
     """One study and what the page says of it.
 
     Attributes:
-        name: Of the script, and of the folder of its report.
+        name: Of the script, `scripts.studies.<name>`, and of the folder of its report, `study_<name>`.
         title: Of its section.
-        text: How it is done.
-        metrics: What its rows hold of each task.
-        goals: What its summary is held against.
+        text: Method of the study.
+        metrics: Values of each task in its rows.
+        goals: Bounds on figures of its summary.
     """
 
     name: str
@@ -77,6 +58,16 @@ class Study:
     text: str
     metrics: tuple[Metric, ...]
     goals: tuple[Goal, ...]
+
+    @property
+    def folder(self) -> str:
+        """The folder of its report below `out`; its pictures begin with the same name."""
+        return f"study_{self.name}"
+
+    @property
+    def command(self) -> str:
+        """The command that makes its report."""
+        return f"python -m scripts.studies.{self.name} --size full"
 
 
 HEAD = """\
@@ -95,7 +86,7 @@ as well, MiB what the stored rows of all ranks take.
 """
 
 CLASSIFICATION = Study(
-    "study_classification",
+    "classification",
     "Images: new classes come, old ones do not return",
     """\
 Ten classes come in five tasks of two. A network of residual blocks with group norms (78,000 parameters) is trained
@@ -120,7 +111,7 @@ plain training with b + r new images a step. It is the median over the pairs.
 )
 
 PTYCHOGRAPHY = Study(
-    "study_ptychography",
+    "ptychography",
     "Ptychography: scans drift while they are learnt from",
     """\
 A network with one encoder and two decoders learns to see amplitude and phase of an object in its diffraction patterns.
@@ -169,7 +160,7 @@ def build(reports: Path, docs: Path) -> Path:
     Raises:
         FileNotFoundError: A study has no report yet; the message says how to make it.
     """
-    loaded = [(study, load(reports / study.name / "report.json", study)) for study in STUDIES]
+    loaded = [(study, load(reports / study.folder / "report.json", study)) for study in STUDIES]
     sections = [section(study, report, docs) for study, report in loaded]
     return write_text(docs / "study.md", "\n".join([HEAD, *sections]))
 
@@ -177,8 +168,7 @@ def build(reports: Path, docs: Path) -> Path:
 def load(path: Path, study: Study) -> Report:
     """A study's report."""
     if not path.is_file():
-        command = f"python scripts/{study.name}.py --size full"
-        raise FileNotFoundError(f"{path} is not there; make it with: {command}")
+        raise FileNotFoundError(f"{path} is not there; make it with: {study.command}")
     report: Report = json.loads(path.read_text())
     return report
 
@@ -188,7 +178,7 @@ def section(study: Study, report: Report, docs: Path) -> str:
     summary, rows = report["summary"], report["rows"]
     parts = [f"## {study.title}", study.text, environment(study, report)]
     lines = [goal.line(summary[goal.key], quartiles(summary, goal.key)) for goal in study.goals]
-    parts.append(markdown(["goal", "bound", "measured", ""], lines))
+    parts.append(markdown_table(["goal", "bound", "measured", ""], lines))
     drifts = list(dict.fromkeys(line.get("drift") for line in rows if line["table"] == "buffers"))
     for drift in drifts:
         of_drift = [line for line in rows if line.get("drift") == drift]
@@ -198,7 +188,7 @@ def section(study: Study, report: Report, docs: Path) -> str:
 
 
 def quartiles(summary: Report, key: str) -> str:
-    """Those of a figure that has them, in brackets."""
+    """Quartiles of a figure in brackets; empty where it has none."""
     low, high = (summary.get(f"{key}_{name}") for name in ("q1", "q3"))
     return "" if low is None or high is None else f" (quartiles {low:.3f} to {high:.3f})"
 
@@ -206,14 +196,14 @@ def quartiles(summary: Report, key: str) -> str:
 def results(study: Study, metric: Metric, rows: Sequence[Row], drift: str | None, docs: Path) -> list[str]:
     """Picture and tables of one metric."""
     title = metric.label.capitalize() + (f", drift of {drift}" if drift else "")
-    picture = Path("images") / f"{'_'.join(filter(None, [study.name, drift, metric.name]))}.png"
-    groups, draws = group(rows, metric), group(rows, metric, "rows")
+    picture = Path("images") / f"{'_'.join(filter(None, [study.folder, drift, metric.name]))}.png"
+    groups, draws = group_seeds(rows, metric), group_seeds(rows, metric, "rows")
     plot_study(groups, metric, title, docs / picture)
     parts = [f"### {title}", "", f"![{title}]({picture})", ""]
-    parts.append(markdown(*cells(groups, tasks=len(groups[0].tasks) <= MOST_TASKS, digits=metric.digits)))
+    parts.append(markdown_table(*table_cells(groups, tasks=len(groups[0].tasks) <= MOST_TASKS, digits=metric.digits)))
     if draws:
         parts.append(f"{title}, with r rows replayed and c rows offered to the buffer a step and rank; one seed:\n")
-        parts.append(markdown(*cells(draws, tasks=False, digits=metric.digits)))
+        parts.append(markdown_table(*table_cells(draws, tasks=False, digits=metric.digits)))
     return parts
 
 
@@ -224,7 +214,7 @@ def knobs(rows: Iterable[Row]) -> list[str]:
         return []
     names = [name for name in KNOBS if all(name in line for line in lines.values())]
     table = [[method, *(f"{lines[method][name]:g}" for name in names)] for method in METHODS]
-    return ["The settings:\n", markdown(["method", *(KNOBS[name] for name in names)], table)]
+    return ["The settings:\n", markdown_table(["method", *(KNOBS[name] for name in names)], table)]
 
 
 def environment(study: Study, report: Report) -> str:
@@ -234,14 +224,9 @@ def environment(study: Study, report: Report) -> str:
         f"{name.replace('_', ' ')}: {summary[name]:g}" for name in ("steps_a_task", "seeds") if name in summary
     )
     return (
-        f"`python scripts/{study.name}.py --size full`; {done or 'see the script'}; {place['ranks']} ranks on "
+        f"`{study.command}`; {done or 'see the script'}; {place['ranks']} ranks on "
         f"{place['cores']} cores, torch {place['versions']['torch']}, commit {place['commit'][:12]}.\n"
     )
-
-
-def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines]) + "\n"
 
 
 if __name__ == "__main__":

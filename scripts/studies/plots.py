@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.studies.grid import INCREMENTAL, REPLAYING, SCRATCH, Group, Metric, Spread, find
+from scripts.common.spread import Spread
+from scripts.studies.arms import INCREMENTAL, REPLAYING, SCRATCH
+from scripts.studies.results import Group, Metric, find_group
 
 __all__ = ["plot_study"]
 
@@ -41,12 +43,12 @@ def _against_buffer(panel: Axes, groups: Sequence[Group], name: str) -> None:
     """A line for every method with a buffer, a band for every one without."""
     sizes = sorted({one.arm.buffer_percent for one in groups} - {0.0})
     for method in (SCRATCH, INCREMENTAL):
-        level: Spread | None = getattr(find(groups, method), name)
+        level: Spread | None = getattr(find_group(groups, method), name)
         if level is not None:
             panel.axhline(level.mean, color=COLOURS[method], linestyle="--", label=method)
             _shade(panel, sizes, [level] * len(sizes), method)
     for method in REPLAYING:
-        values = [getattr(find(groups, method, size), name) for size in sizes]
+        values = [getattr(find_group(groups, method, size), name) for size in sizes]
         means, bars = [one.mean for one in values], [one.deviation or 0.0 for one in values]
         panel.errorbar(sizes, means, bars, marker="o", markersize=4, capsize=3, color=COLOURS[method], label=method)
     panel.set(xlabel="buffer, % of the training data", xscale="log", xticks=sizes)

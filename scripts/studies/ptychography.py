@@ -18,14 +18,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from scripts.common.launch import is_rank, launch
-from scripts.common.paths import ROOT
 from scripts.common.report import write_report
-from scripts.studies.grid import Row, cells, group, print_table
-from scripts.studies.ptychography_plan import CHOOSE, METRICS, SIZES, Size, chosen, of_drift, summarise
+from scripts.common.tables import print_table
+from scripts.studies.arms import Row
+from scripts.studies.command import publish_choice, study_parser
+from scripts.studies.knobs import CHOOSE
+from scripts.studies.ptychography_plan import METRICS, SIZES, Size, chosen, of_drift, summarise
+from scripts.studies.results import group_seeds, table_cells
 from scripts.studies.scan_stream import DRIFTS
 
 
@@ -40,12 +43,9 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Rehearsal on drifting diffraction scans, against both bounds.")
-    parser.add_argument("--size", choices=SIZES, default="small", help="how much is done (%(default)s)")
-    parser.add_argument("--ranks", type=int, default=2, help="processes on this machine (%(default)s)")
-    parser.add_argument("--resume", action="store_true", help="keep the arms that an earlier run has finished")
+    description = "Rehearsal on drifting diffraction scans, against both bounds."
+    parser = study_parser("ptychography", description, SIZES)
     parser.add_argument("--steps", type=int, help="optimizer steps a task, for a quick look")
-    parser.add_argument("--out", type=Path, default=ROOT / "out/study_ptychography", help="folder of the results")
     return parser.parse_args(argv)
 
 
@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     """One rank's part, from the first scan to the results; the processes that only simulate need no torch."""
     import torch.distributed as dist
 
+    from scripts.common.process_group import leave_together
     from scripts.studies.ptychography_train import train_arms
 
     dist.init_process_group("gloo")
@@ -60,13 +61,14 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.steps is not None:
         size = replace(size, course=replace(size.course, steps=arguments.steps))
     jobs = size.choices() if choosing else size.jobs()
-    folder = arguments.out / CHOOSE if choosing else arguments.out
+    folder, ranks = arguments.out / CHOOSE if choosing else arguments.out, dist.get_world_size()
     rows = train_arms(jobs, size, folder / "arms", resume=arguments.resume)
-    if dist.get_rank() == 0:
-        (publish_choice if choosing else publish)(rows, size, folder, dist.get_world_size())
-    # Without these two a rank that ends before the others may be aborted.
-    dist.barrier()
-    dist.destroy_process_group()
+    if dist.get_rank() == 0 and choosing:
+        title = f"Sum of both errors, drift of photons, seed {size.seeds[0]}"
+        publish_choice(folder, rows, chosen(rows), figure="error", title=title, ranks=ranks)
+    elif dist.get_rank() == 0:
+        publish(rows, size, folder, ranks)
+    leave_together()
 
 
 def publish(rows: list[Row], size: Size, folder: Path, ranks: int) -> None:
@@ -77,24 +79,14 @@ def publish(rows: list[Row], size: Size, folder: Path, ranks: int) -> None:
     report = write_report(folder, summary, rows, ranks=ranks)
     for drift in DRIFTS:
         for metric in METRICS:
-            groups, title = group(of_drift(rows, drift), metric), f"{metric.label}, drift of {drift}"
+            groups, title = group_seeds(of_drift(rows, drift), metric), f"{metric.label}, drift of {drift}"
             plot_study(groups, metric, title, folder / f"{drift}_{metric.name}.png")
-            print_table(f"{title}, after the last task", *cells(groups, tasks=False, digits=4))
-            if draws := group(of_drift(rows, drift), metric, "rows"):
-                print_table(f"{title}, er with other r and c", *cells(draws, tasks=False, digits=4))
+            print_table(f"{title}, after the last task", *table_cells(groups, tasks=False, digits=4))
+            if draws := group_seeds(of_drift(rows, drift), metric, "rows"):
+                print_table(f"{title}, er with other r and c", *table_cells(draws, tasks=False, digits=4))
     for name, value in summary.items():
         print(f"{name:48}{value:10.4g}")
     print(report, flush=True)
-
-
-def publish_choice(rows: list[Row], size: Size, folder: Path, ranks: int) -> None:
-    """Writes and prints what each method's knobs gave with a seed that is not reported."""
-    tried = chosen(rows)
-    best = {f"{method} error": error for method, _, error in reversed(tried)}
-    write_report(folder, best, rows, ranks=ranks)
-    lines = [[method, *(f"{value:g}" for value in asdict(knobs).values()), f"{e:.4f}"] for method, knobs, e in tried]
-    heads = ["method", *asdict(tried[0][1]), "error"]
-    print_table(f"Sum of both errors, drift of photons, seed {size.seeds[0]}", heads, lines)
 
 
 if __name__ == "__main__":

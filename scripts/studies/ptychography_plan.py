@@ -1,39 +1,23 @@
-"""What the ptychography study tries: its sizes, its arms, and the knobs of each method."""
+"""Plan of the ptychography study: its sizes, its arms, and the knobs of each method."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from scripts.studies.grid import (
-    BUFFERS,
-    DER,
-    DERPP,
-    ER,
-    INCREMENTAL,
-    METHODS,
-    SCRATCH,
-    Arm,
-    Group,
-    Metric,
-    Row,
-    find,
-    grid,
-    group,
-)
+from scripts.studies.arms import BUFFERS, DER, DERPP, ER, INCREMENTAL, METHODS, SCRATCH, Arm, Row, arm_grid
+from scripts.studies.knobs import CHOOSE, Choices, Knobs, knobs_of_row, knobs_to_try
+from scripts.studies.results import Group, Metric, find_group, group_seeds
 from scripts.studies.scan_stream import DRIFTS, Plan, conditions
 
 __all__ = [
-    "CHOOSE",
     "COMMON",
     "KNOBS",
     "METRICS",
     "SIZES",
     "Course",
-    "Knobs",
     "Size",
     "chosen",
     "of_drift",
@@ -42,18 +26,8 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Knobs:
-    """What each method has of its own: learning rate, and the weights in the strategies' losses."""
-
-    lr: float
-    loss_weight: float = 1.0
-    alpha: float = 0.0
-    beta: float = 0.0
-
-
-@dataclass(frozen=True)
 class Course:
-    """What all arms have in common.
+    """Settings that all arms have in common.
 
     Attributes:
         tasks: Tasks of a drift.
@@ -74,7 +48,7 @@ class Course:
         return max(1, round(self.tasks * self.steps * self.batch * arm.buffer_percent / 100))
 
     def plan(self, drift: str, seed: int, rank: int) -> Plan:
-        """What a rank sees."""
+        """The samples of a rank."""
         return Plan(tuple(conditions(drift, self.tasks)), self.steps, self.batch, seed, rank)
 
 
@@ -82,7 +56,6 @@ METRICS = (
     Metric("amplitude_error", "amplitude error", higher_is_better=False),
     Metric("phase_error", "phase error (rad)", higher_is_better=False),
 )
-CHOOSE = "choose"
 COMMON = 10.0
 """The size of the buffer that every drift is tried with, in percent of the samples."""
 
@@ -93,9 +66,9 @@ KNOBS = {
     DER: Knobs(lr=1e-3, alpha=10.0),
     DERPP: Knobs(lr=1e-3, alpha=0.8, beta=2.0),
 }
-"""What did best in `--size choose`. The learning rate is common to all; twice that makes the upper bound 2 % better."""
+"""Best knobs in `--size choose`. The learning rate is common to all; twice that makes the upper bound 2 % better."""
 
-CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
+CHOICES: dict[str, Choices] = {
     SCRATCH: {"lr": (5e-4, 1e-3, 2e-3)},
     ER: {"lr": (1e-3,), "loss_weight": (1.0, 2.0)},
     DER: {"lr": (1e-3,), "alpha": (0.8, 3.0, 10.0)},
@@ -106,7 +79,7 @@ CHOICES: dict[str, dict[str, tuple[float, ...]]] = {
 
 @dataclass(frozen=True)
 class Size:
-    """How much of the study is done.
+    """A size of the study.
 
     Attributes:
         course: Tasks, steps and samples.
@@ -140,17 +113,17 @@ class Size:
     def choices(self) -> list[tuple[str, Arm, Knobs]]:
         """Every arm that has a choice, with each of its knobs."""
         return [
-            (drift, arm, Knobs(**dict(zip(CHOICES[arm.method], values, strict=True))))
+            (drift, arm, knobs)
             for drift, arm in self._arms()
             if arm.method in CHOICES
-            for values in itertools.product(*CHOICES[arm.method].values())
+            for knobs in knobs_to_try(CHOICES[arm.method])
         ]
 
     def _arms(self) -> list[tuple[str, Arm]]:
         return [
             (drift, replace(arm, candidates=self.candidates if arm.buffer_percent else None))
             for drift in self.buffers
-            for arm in grid(self.buffers[drift], self.seeds, self.representatives)
+            for arm in arm_grid(self.buffers[drift], self.seeds, self.representatives)
         ]
 
 
@@ -173,8 +146,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, float]:
     for metric in METRICS:
         name, reductions = metric.name.removesuffix("_error"), {}
         for drift in DRIFTS:
-            groups = group(of_drift(rows, drift), metric)
-            lost, kept = (_forgetting(find(groups, *arm)) for arm in ((INCREMENTAL, 0.0), (ER, COMMON)))
+            groups = group_seeds(of_drift(rows, drift), metric)
+            lost, kept = (_forgetting(find_group(groups, *arm)) for arm in ((INCREMENTAL, 0.0), (ER, COMMON)))
             # Where nothing was forgotten there is nothing to take away.
             reductions[f"forgetting_reduction_{name}_{drift}"] = 1 - kept / lost if lost > 0 else 0.0
             summary |= {f"forgetting_{name}_{drift}_incremental": lost, f"forgetting_{name}_{drift}_er": kept}
@@ -186,7 +159,7 @@ def chosen(rows: Sequence[Row]) -> list[tuple[str, Knobs, float]]:
     """Method, knobs, and the error summed over metrics; the best knobs of a method first."""
     lines: dict[tuple[str, Knobs], list[Row]] = {}
     for line in rows:
-        lines.setdefault((line["method"], _knobs(line)), []).append(line)
+        lines.setdefault((line["method"], knobs_of_row(line)), []).append(line)
     tried = [(method, knobs, _error(ours)) for (method, knobs), ours in lines.items()]
     return sorted(tried, key=lambda one: (METHODS.index(one[0]), one[2]))
 
@@ -196,12 +169,8 @@ def _forgetting(one: Group) -> float:
     return one.forgetting.mean
 
 
-def _knobs(line: Row) -> Knobs:
-    return Knobs(**{name: line[name] for name in asdict(KNOBS[ER])})
-
-
 def _error(rows: Sequence[Row]) -> float:
-    return sum(float(np.mean([one.average.mean for one in group(rows, metric)])) for metric in METRICS)
+    return sum(float(np.mean([one.average.mean for one in group_seeds(rows, metric)])) for metric in METRICS)
 
 
 def of_drift(rows: Sequence[Row], drift: str) -> list[Row]:

@@ -1,4 +1,4 @@
-"""How one arm of the ptychography study is trained: the course of tasks, the loop, and what is measured."""
+"""Training of one arm of the ptychography study: the course of tasks, the loop, the errors."""
 
 from __future__ import annotations
 
@@ -9,79 +9,38 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from rehearsal_plugin import Rehearsal
+from scripts.studies.arms import SCRATCH, Arm, Row, evaluation_row
 from scripts.studies.diffraction import Samples
-from scripts.studies.grid import DERPP, REPLAYING, SCRATCH, Arm, Row, group, row
-from scripts.studies.ptychography_plan import METRICS, Course, Knobs, Size
+from scripts.studies.knobs import Knobs
+from scripts.studies.learner import Batch, Learner, rehearsal_section
+from scripts.studies.ptychography_plan import METRICS, Course, Size
 from scripts.studies.reconstruction_model import PtychoNet, reconstruction_loss
-from scripts.studies.run_arms import Job, Shelf, progress_of, train_all
+from scripts.studies.results import group_seeds
+from scripts.studies.run_arms import ArmResults, Job, progress_of, train_all
 from scripts.studies.scan_stream import DRIFTS, Producer
 
 __all__ = ["train_arms"]
 
-Batch: TypeAlias = dict[str, Tensor]
 
-
-class Learner:
-    """A network on all ranks with its optimizer, and rehearsal where the method has it."""
-
-    def __init__(self, arm: Arm, knobs: Knobs, course: Course) -> None:
-        torch.manual_seed(arm.seed)
-        model = PtychoNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the fast one on CPUs
-        self.model = DistributedDataParallel(model)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=knobs.lr)
-        config = rehearsal_config(arm, knobs, course) if arm.method in REPLAYING else None
-        self.rehearsal = None if config is None else Rehearsal(config)
-
-    def step(self, batch: Batch) -> None:
-        """One optimizer step on this rank's new rows, and on replayed ones behind them."""
-        if self.rehearsal is not None:
-            batch = self.rehearsal.augment(batch)
-        maps, targets = self.model(batch["diffraction"]), (batch["amplitude"], batch["phase"])
-        if self.rehearsal is None:
-            loss = reconstruction_loss(maps, *targets)
-        else:
-            loss = self.rehearsal.loss(reconstruction_loss, maps, *targets)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        if self.rehearsal is not None:
-            self.rehearsal.step()
-
-    def buffer_mib(self) -> float:
-        """Memory of the rows that this rank stores."""
-        buffer = None if self.rehearsal is None else self.rehearsal.buffer
-        return 0.0 if buffer is None else len(buffer) * buffer.layout.row_bytes / 2**20
-
-    def close(self) -> None:
-        """End the background work."""
-        if self.rehearsal is not None:
-            self.rehearsal.close()
-
-
-def rehearsal_config(arm: Arm, knobs: Knobs, course: Course) -> dict[str, Any]:
-    """The `rehearsal` section; der++ draws twice, so each of its draws brings half of the rows."""
-    return {
-        "buffer": {"capacity": course.capacity(arm)},
-        "representatives": arm.representatives // (2 if arm.method == DERPP else 1),
-        "candidates": arm.candidates,
-        "start_step": course.start_task * course.steps,
-        "strategy": {"name": arm.method, "loss_weight": knobs.loss_weight, "alpha": knobs.alpha, "beta": knobs.beta},
-        "seed": arm.seed,
-    }
+def new_learner(arm: Arm, knobs: Knobs, course: Course) -> Learner:
+    """The network of an arm; where its method replays, it begins after `course.start_task` tasks."""
+    torch.manual_seed(arm.seed)
+    section = rehearsal_section(arm, knobs, course.capacity(arm))
+    if section is not None:
+        section["start_step"] = course.start_task * course.steps
+    fields = ("diffraction", "amplitude", "phase")
+    return Learner(PtychoNet(), partial(torch.optim.Adam, lr=knobs.lr), reconstruction_loss, fields, section)
 
 
 @dataclass
-class Bench:
-    """What a rank trains its arms with, one after the other."""
+class ArmTrainer:
+    """Trains the arms on a rank, one after the other, on samples of one producer."""
 
     size: Size
     producer: Producer
@@ -95,15 +54,15 @@ class Bench:
         # The upper bound takes as many samples a step as those that replay.
         stream = self.producer.stream(plan, shuffled=self.size.rows_a_step if arm.method == SCRATCH else None)
         seconds, rows = 0.0, []
-        with closing(Learner(arm, knobs, course)) as learner:
+        with closing(new_learner(arm, knobs, course)) as learner:
             for task in range(1, course.tasks + 1):
                 seconds += self._steps(learner, islice(stream, course.steps))
                 if arm.method == SCRATCH and task < course.tasks:
                     continue
-                values, memory = errors(learner.model.module, held_out), total(learner.buffer_mib())
+                values, memory = errors(learner.model.module, held_out), learner.buffer_mib()
                 wait = self.producer.waited_s - waited
                 rows.append(
-                    row(
+                    evaluation_row(
                         arm, task, values, seconds=seconds, buffer_mib=memory, waited_s=wait, drift=drift, **vars(knobs)
                     )
                 )
@@ -124,23 +83,23 @@ def train_arms(arms: Sequence[tuple[str, Arm, Knobs]], size: Size, folder: Path,
     settings = asdict(size.course) | {"ranks": dist.get_world_size(), "rows_a_step": size.rows_a_step}
     steps = len(arms) * size.course.tasks * size.course.steps
     with Producer() as producer, progress_of(steps) as progress:
-        bench = Bench(size, producer, progress)
+        trainer = ArmTrainer(size, producer, progress)
         jobs = [
             Job(
                 f"{drift}, {arm.name}",
                 arm,
-                Shelf(folder / drift, settings | DRIFTS[drift] | asdict(knobs)),
-                partial(bench.train, drift, arm, knobs),
+                ArmResults(folder / drift, settings | DRIFTS[drift] | asdict(knobs)),
+                partial(trainer.train, drift, arm, knobs),
             )
             for drift, arm, knobs in arms
         ]
-        return train_all(jobs, told, progress, resume=resume)
+        return train_all(jobs, describe_result, progress, resume=resume)
 
 
-def told(rows: Sequence[Row]) -> str:
+def describe_result(rows: Sequence[Row]) -> str:
     """One arm's result on a line."""
     table = rows[0]["table"]
-    ends = [f"{metric.label} {group(rows, metric, table)[0].average.text(4)}" for metric in METRICS]
+    ends = [f"{metric.label} {group_seeds(rows, metric, table)[0].average.text(4)}" for metric in METRICS]
     return f"{', '.join(ends)}, {rows[-1]['seconds']:.1f} s"
 
 
@@ -162,10 +121,3 @@ def _errors(model: torch.nn.Module, batch: Batch) -> list[float]:
 def tensors(samples: Samples) -> Batch:
     """The same memory as tensors, by name."""
     return {name: torch.from_numpy(field) for name, field in samples._asdict().items()}
-
-
-def total(value: float) -> float:
-    """The sum over the ranks."""
-    summed = torch.tensor(value, dtype=torch.float64)
-    dist.all_reduce(summed)
-    return summed.item()

@@ -1,4 +1,4 @@
-"""How the ranks of a study train its arms, one after the other, and go on where an earlier run stopped."""
+"""Trains the arms of a study one after the other, and goes on where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from scripts.common.report import write_text
-from scripts.studies.grid import Arm, Row
+from scripts.studies.arms import Arm, Row
 
-__all__ = ["Job", "Shelf", "progress_of", "train_all"]
+__all__ = ["ArmResults", "Job", "progress_of", "train_all"]
 
 
 @dataclass(frozen=True)
-class Shelf:
+class ArmResults:
     """Rows of finished arms, one file each, so that an interrupted study can go on.
 
     Attributes:
         folder: Made where it is missing.
-        settings: Whatever changes the result beside the arm; other settings are other files.
+        settings: All that changes the result beside the arm; other settings are other files.
     """
 
     folder: Path
@@ -37,11 +37,11 @@ class Shelf:
         name = re.sub(r"[^a-z0-9+.]+", "_", arm.name)
         return self.folder / f"{name}-{hashlib.sha256(key).hexdigest()[:8]}.json"
 
-    def put(self, arm: Arm, rows: Sequence[Row]) -> None:
-        """Keep the rows of a finished arm."""
+    def save(self, arm: Arm, rows: Sequence[Row]) -> None:
+        """Write the rows of a finished arm."""
         write_text(self.path(arm), json.dumps(rows, indent=1) + "\n")
 
-    def get(self, arm: Arm) -> list[Row] | None:
+    def load(self, arm: Arm) -> list[Row] | None:
         """The rows of an arm; None where it is not finished."""
         path = self.path(arm)
         if not path.is_file():
@@ -56,28 +56,30 @@ class Job:
 
     Attributes:
         name: For a person.
-        arm: Who.
-        shelf: Where its rows are kept.
+        arm: The arm.
+        results: File of its rows.
         train: Trains it on all ranks; its rows.
     """
 
     name: str
     arm: Arm
-    shelf: Shelf
+    results: ArmResults
     train: Callable[[], list[Row]]
 
 
-def train_all(jobs: Sequence[Job], told: Callable[[list[Row]], str], progress: tqdm[Any], *, resume: bool) -> list[Row]:
+def train_all(
+    jobs: Sequence[Job], describe: Callable[[list[Row]], str], progress: tqdm[Any], *, resume: bool
+) -> list[Row]:
     """The rows of every job; rank 0 keeps those of each as soon as it is done, and tells its result on a line."""
-    done = [job.shelf.get(job.arm) if resume else None for job in jobs]
+    done = [job.results.load(job.arm) if resume else None for job in jobs]
     dist.barrier()  # nobody writes before all have looked
     rows: list[Row] = []
     for number, (job, finished) in enumerate(zip(jobs, done, strict=True), 1):
         progress.set_description(job.name)
         fresh = finished or job.train()
         if dist.get_rank() == 0:
-            job.shelf.put(job.arm, fresh)
-            tqdm.write(f"{number} of {len(jobs)}: {job.name}: {told(fresh)}")
+            job.results.save(job.arm, fresh)
+            tqdm.write(f"{number} of {len(jobs)}: {job.name}: {describe(fresh)}")
         rows += fresh
     return rows
 

@@ -31,7 +31,7 @@ AHEAD = 8
 """Mini-batches that the queue holds at most."""
 
 PATIENCE_S = 120.0
-"""How long to wait for a mini-batch; the first one of shuffled tasks takes as long as simulating all of them."""
+"""Longest wait for a mini-batch; the first one of shuffled tasks takes as long as simulating all of them."""
 
 SIDE = 8
 """Windows along each side of a scanned object."""
@@ -43,7 +43,7 @@ DRIFTS: dict[str, dict[str, tuple[float, float]]] = {
     "photons": {"photons": (1e4, 1e3)},
     "texture": {"exponent": (4.0, 1.0)},
 }
-"""What differs between the first task and the last one; it moves in even steps, photons in even ratios."""
+"""Values of the first task and of the last one; they move in even steps, photons in even ratios."""
 
 
 def conditions(drift: str, tasks: int) -> list[Condition]:
@@ -55,7 +55,7 @@ def conditions(drift: str, tasks: int) -> list[Condition]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What one rank sees in one arm.
+    """The samples of one rank in one arm.
 
     Attributes:
         tasks: Their conditions, in order.

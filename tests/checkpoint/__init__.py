@@ -1,0 +1,1 @@
+"""Checkpoints: saved, resumed, resharded, converted and preloaded, malformed files, and those of earlier releases."""

@@ -1,0 +1,1 @@
+"""The README and the guides: examples run as they stand, and files that they name exist."""

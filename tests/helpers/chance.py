@@ -1,4 +1,4 @@
-"""Tests of chance: how likely is what was counted, if every outcome had the same chance?
+"""Chi-square tests: how likely are these counts, if every outcome had the same chance?
 
 Every test that uses these has fixed seeds, so that it gives the same answer at every run, and fails below
 `SIGNIFICANCE`: of ten thousand right programs one would be refused.

@@ -1,4 +1,4 @@
-"""What every transport must do, whatever library it stands on.
+"""Conformance suite: facts that hold for every transport.
 
 A transport joins by a factory that can be pickled: `check_facts(make)` runs on every rank of a job, makes a
 transport for each fact, and says which facts do not hold there. The failures of a peer need a job each.

@@ -1,4 +1,4 @@
-"""Small jobs whose every batch, loss and count has a digest: what an earlier release gave is kept beside the tests."""
+"""Small jobs with a digest of every batch, loss and count; digests of an earlier release are kept beside the tests."""
 
 from __future__ import annotations
 
@@ -89,11 +89,11 @@ def drive(rehearsal: Rehearsal, first: int, steps: int, rank: int = 0) -> list[s
 
 def drive_all(names: Sequence[str]) -> dict[str, list[str]]:
     """Run 16 steps of the jobs called `names` on the ranks of torch.distributed; what this rank's steps gave."""
-    told = {}
+    results = {}
     for name in names:
         with job(name) as rehearsal:
-            told[name] = drive(rehearsal, 0, 16, dist.get_rank())
-    return told
+            results[name] = drive(rehearsal, 0, 16, dist.get_rank())
+    return results
 
 
 def _step(rehearsal: Rehearsal, step: int, rank: int) -> str:

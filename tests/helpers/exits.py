@@ -1,4 +1,4 @@
-"""How processes end: exit codes and last words of ranks that come to the end of a script.
+"""Exit codes and standard error of ranks that come to the end of a script.
 
 Ranks of `tests.helpers.ranks` leave by `os._exit`, as workers do. Here a process that has the slow imports behind it
 forks the ranks, and each of them falls off the end of the program: exit handlers, interpreter, C++ statics.

@@ -1,4 +1,4 @@
-"""Jobs in which something goes wrong: several at once in one world, and what their ranks still have afterwards."""
+"""Jobs with a fault on purpose: several at once in one world, and the rows that their ranks have afterwards."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Make: TypeAlias = Callable[[int, int, int], Batch]  # as `new_batch`
 
 
 def variant_of(variants: Sequence[V], size: int = 2) -> tuple[V, Any]:
-    """What this rank's job tries, and the group of its `size` ranks; the world has a job for every variant."""
+    """The variant of this rank's job, and the group of its `size` ranks; the world has a job for every variant."""
     groups = [dist.new_group(list(range(first, first + size))) for first in range(0, size * len(variants), size)]
     number = dist.get_rank() // size
     return variants[number], groups[number]
@@ -46,12 +46,12 @@ def train(rehearsal: Rehearsal, rank: int, steps: Iterable[int], make: Make = ne
         `intact`, `lost`: the samples that were offered and are not stored, and the `metrics`.
     """
     offered: list[int] = []
-    seen: list[Batch] = []
+    batches: list[Batch] = []
     errors: list[str] = []
     for step in steps:
         batch = make(rank, step, SIZE)
         try:
-            seen.append(rehearsal.update(batch))
+            batches.append(rehearsal.update(batch))
             offered += batch["id"].tolist()
         except RehearsalError as caught:
             errors.append(f"{type(caught).__name__}: {caught}")
@@ -61,8 +61,8 @@ def train(rehearsal: Rehearsal, rank: int, steps: Iterable[int], make: Make = ne
     return {
         "error": errors[0] if errors else "",
         "again": errors[1:],
-        "intact": all(map(intact, seen)),
-        "ids": [batch["id"].tolist() for batch in seen],
+        "intact": all(map(intact, batches)),
+        "ids": [batch["id"].tolist() for batch in batches],
         "lost": missing(rehearsal, offered),
         "metrics": rehearsal.metrics(),
     }
@@ -83,7 +83,7 @@ def report(facts: dict[str, Any]) -> None:
 
 
 def reported(end: dict[str, Any]) -> dict[str, Any]:
-    """What a rank told."""
+    """The outcome that a rank printed."""
     lines = [line for line in end["stderr"].splitlines() if line.startswith("facts ")]
     assert lines, end["stderr"]
     facts: dict[str, Any] = json.loads(lines[-1].removeprefix("facts "))

@@ -1,4 +1,4 @@
-"""How many inputs the tests of malformed input try: some in every run, many where they are asked for."""
+"""Number of inputs that the tests of malformed input try; `REHEARSAL_FUZZ_FACTOR` multiplies it."""
 
 from __future__ import annotations
 

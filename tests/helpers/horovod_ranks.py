@@ -27,7 +27,7 @@ MARK = "REHEARSAL_TEST_JOB"  # in the environment of every process of a job
 
 @dataclass(frozen=True)
 class Job:
-    """How a job ended: exit status of `horovodrun`, what was printed, seconds, processes that it left running."""
+    """End of a job: exit status of `horovodrun`, what was printed, seconds, processes that it left running."""
 
     status: int
     printed: str
@@ -93,20 +93,20 @@ def _outlive(mark: str) -> list[int]:
 
 def _end(mark: str) -> list[int]:
     """Kill all processes of a job; which they were."""
-    found = _alive(mark)
-    for process in found:
+    alive = _alive(mark)
+    for process in alive:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
-    return found
+    return alive
 
 
 def _alive(mark: str) -> list[int]:
-    found = []
+    pids = []
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if folder.name.isdigit() and f"{MARK}={mark}".encode() in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-    return found
+                pids.append(int(folder.name))
+    return pids
 
 
 def main(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Jobs whose ranks are peers of tensor or sequence parallelism, and what each of them saw."""
+"""Jobs whose ranks are peers of tensor or sequence parallelism, and the rows that each of them trained on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ __all__ = [
     "Split",
     "fed",
     "llama",
-    "message",
     "place",
     "resumed",
     "shared",
@@ -94,13 +93,13 @@ def fed(engine: Any, steps: range, *, half: int | None = None, owner: int | None
 
 def shared(folder: Path) -> Path:
     """The folder that rank 0 names."""
-    told = [str(folder)]
-    dist.broadcast_object_list(told)
-    return Path(told[0])
+    names = [str(folder)]
+    dist.broadcast_object_list(names)
+    return Path(names[0])
 
 
-def told(engine: Any) -> dict[str, Any]:
-    """What a rank saw and counted; the engine is done."""
+def outcome(engine: Any) -> dict[str, Any]:
+    """Rows and counts of a rank; ends the engine."""
     engine.destroy()
     metrics = {name: value for name, value in engine.rehearsal.metrics().items() if not name.endswith("_ms")}
     return {"place": place(engine), "seen": engine.module.seen, "torn": engine.module.torn, "metrics": metrics}
@@ -113,19 +112,11 @@ def resumed(folder: Path, config: dict[str, Any], make: Callable[[], nn.Module],
     fed(whole, range(SAVED), **how)
     whole.save_checkpoint(folder)
     fed(whole, range(SAVED, SAVED + RESUMED), **how)
-    again = engine_of(config, make())
-    again.load_checkpoint(folder)
-    fed(again, range(SAVED, SAVED + RESUMED), **how)
+    resumed_engine = engine_of(config, make())
+    resumed_engine.load_checkpoint(folder)
+    fed(resumed_engine, range(SAVED, SAVED + RESUMED), **how)
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*rehearsal-step*"))
-    return {"whole": told(whole), "again": told(again), "files": files}
-
-
-def message(kind: type[Exception], call: Callable[[], object]) -> str:
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError(f"no {kind.__name__}")
+    return {"whole": outcome(whole), "again": outcome(resumed_engine), "files": files}
 
 
 def llama() -> nn.Module:

@@ -1,4 +1,4 @@
-"""Where the repository lies, and the training scripts that launchers run in tests."""
+"""Folders: the repository, and the training scripts that launchers run in tests."""
 
 from __future__ import annotations
 

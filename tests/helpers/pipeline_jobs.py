@@ -1,4 +1,4 @@
-"""Jobs on a pipeline engine of DeepSpeed: samples that can be learnt and told apart, and what each stage saw."""
+"""Jobs on a pipeline engine of DeepSpeed: samples with ids, and the rows that each stage was given."""
 
 from __future__ import annotations
 
@@ -69,18 +69,18 @@ class Job:
         self.number += self.gas
         return [batch_of(self.number - i, owner) for i in range(self.gas)]
 
-    def told(self) -> dict[str, Any]:
-        """What this stage saw and counted; the engine is done."""
+    def outcome(self) -> dict[str, Any]:
+        """Rows and counts of this stage; ends the engine."""
         self.engine.destroy()
         metrics = {name: value for name, value in self.engine.rehearsal.metrics().items() if not name.endswith("_ms")}
         names = ("place", "seen", "evaluated", "torn", "losses")
         return {**{name: getattr(self, name) for name in names}, "metrics": metrics}
 
     def noted(self, batch: Any) -> Any:
-        inputs, labels, uid = given = batch if self._inject is None else self._inject(batch)
+        inputs, labels, uid = micro_batch = batch if self._inject is None else self._inject(batch)
         (self.seen if self.engine.module.training else self.evaluated).append(uid.tolist())
         self.torn += int(((inputs != inputs_of(uid)).any(1) | (labels != uid % 4)).sum())
-        return given
+        return micro_batch
 
 
 class Layer(nn.Module):

@@ -1,4 +1,4 @@
-"""Rows with embeddings for the tests of retrieval, and what a search over all of them has to find."""
+"""Rows with embeddings for the tests of retrieval, and the nearest of them by brute force."""
 
 from __future__ import annotations
 
@@ -56,12 +56,14 @@ def brute_force(
     """Scores and places `[q, k]` of the nearest vectors by definition; equally near ones in their order."""
     one, many = queries.astype(np.float64), vectors.astype(np.float64)
     if metric == "cosine":
-        one, many = (some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-30) for some in (one, many))
+        one, many = (
+            matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-30) for matrix in (one, many)
+        )
     scores = one @ many.T
     if metric == "l2":
         scores = -np.square(one[:, None] - many).sum(axis=2)
     if counted is not None:
         scores[:, ~counted] = -np.inf
     places = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    found = np.take_along_axis(scores, places, axis=1)
-    return found, np.where(np.isfinite(found), places, -1)
+    best = np.take_along_axis(scores, places, axis=1)
+    return best, np.where(np.isfinite(best), places, -1)

@@ -1,4 +1,4 @@
-"""Samples that can be told apart: from a sample's id follow all its fields, and where and when it was new."""
+"""Samples with ids: all fields of a sample follow from its id, and so do the rank and the step that it was new on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small jobs with a Hugging Face Trainer: data whose rows can be told apart, a tiny GPT-2, and what came of it."""
+"""Small jobs with a Hugging Face Trainer: rows with ids, a tiny GPT-2, and a callback that notes its batches."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Rows(Dataset[Row]):
         return {**made, "domain": torch.tensor((self._first + index) % 3)} if self._domain else made
 
 
-class Seen(TrainerCallback):
-    """What the model was given in training, micro-batch by micro-batch, and the gradients of each step."""
+class BatchRecorder(TrainerCallback):
+    """Notes the micro-batches that the model trains on, and the gradients of each step."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.batches: list[dict[str, Any]] = []
@@ -59,11 +59,11 @@ class Seen(TrainerCallback):
         self._model = model
         model.register_forward_pre_hook(self._note, with_kwargs=True)
 
-    def _note(self, module: torch.nn.Module, _: Any, given: dict[str, Any]) -> None:
+    def _note(self, module: torch.nn.Module, _: Any, inputs: dict[str, Any]) -> None:
         if module.training:
-            self.batches.append({name: value.clone() for name, value in given.items() if name in FIELDS})
+            self.batches.append({name: value.clone() for name, value in inputs.items() if name in FIELDS})
         else:
-            self.evaluated.append(len(given["input_ids"]))
+            self.evaluated.append(len(inputs["input_ids"]))
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
         grads = [p.grad.flatten() for p in self._model.parameters() if p.grad is not None]
@@ -82,13 +82,13 @@ def trainer(
     *,
     callbacks: Sequence[TrainerCallback] = (),
     data: Dataset[Row] | None = None,
-    own: GPT2LMHeadModel | None = None,
+    network: GPT2LMHeadModel | None = None,
     kind: type[Trainer] = Trainer,
     **arguments: Any,
-) -> tuple[Trainer, Seen]:
-    """A trainer, and what will have been seen."""
-    network = own or model()
-    seen = Seen(network)
+) -> tuple[Trainer, BatchRecorder]:
+    """A trainer, and the recorder of the batches of its model; a tiny GPT-2 without `network`."""
+    network = network or model()
+    recorder = BatchRecorder(network)
     settings = {
         "output_dir": str(folder),
         "per_device_train_batch_size": 4,
@@ -109,9 +109,9 @@ def trainer(
         args=TrainingArguments(**settings),
         train_dataset=data or Rows(),
         eval_dataset=Rows(20, 10_000),
-        callbacks=[*callbacks, seen],
+        callbacks=[*callbacks, recorder],
     )
-    return job, seen
+    return job, recorder
 
 
 def losses(job: Trainer) -> list[float]:

@@ -1,4 +1,4 @@
-"""A model that checks every row it is given, samples that can be checked, and DeepSpeed engines around them."""
+"""A model that checks every row of its batches, samples for it, and DeepSpeed engines around it."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Witness(nn.Module):
     Attributes:
         seen: The `uid` of the rows of every forward.
         torn: Rows whose fields do not belong together.
-        spoilt: Forwards whose first rows were not bit for bit the batch in `own`.
-        own: Set it before a forward.
+        spoilt: Forwards whose first rows were not bit for bit those of `expected`.
+        expected: This rank's batch; set it before a forward.
     """
 
     def __init__(self) -> None:
@@ -59,19 +59,19 @@ class Witness(nn.Module):
         self.linear = nn.Linear(6, 10)
         self.seen: list[list[int]] = []
         self.torn = self.spoilt = 0
-        self.own: Mapping[str, Tensor] = {}
+        self.expected: Mapping[str, Tensor] = {}
 
     def forward(self, x: Tensor, labels: Tensor, uid: Tensor, even: Tensor) -> Tensor:
-        given = {"x": x, "labels": labels, "uid": uid, "even": even}
-        self.note(given)
+        batch = {"x": x, "labels": labels, "uid": uid, "even": even}
+        self.note(batch)
         return self.loss(x, labels)
 
-    def note(self, given: Mapping[str, Tensor]) -> None:
-        self.seen.append(given["uid"].tolist())
-        right = payload(given["uid"], given["x"].dtype)
-        whole = torch.stack([(given[name] == right[name]).reshape(len(right["uid"]), -1).all(1) for name in right])
+    def note(self, batch: Mapping[str, Tensor]) -> None:
+        self.seen.append(batch["uid"].tolist())
+        right = payload(batch["uid"], batch["x"].dtype)
+        whole = torch.stack([(batch[name] == right[name]).reshape(len(right["uid"]), -1).all(1) for name in right])
         self.torn += int((~whole.all(0)).sum())
-        self.spoilt += any(not torch.equal(given[name][: len(own)], own) for name, own in self.own.items())
+        self.spoilt += any(not torch.equal(batch[name][: len(rows)], rows) for name, rows in self.expected.items())
 
     def loss(self, x: Tensor, labels: Tensor) -> Tensor:
         return nn.functional.cross_entropy(self.linear(x.to(self.linear.weight.dtype) / 97).float(), labels)
@@ -109,7 +109,7 @@ def train(engine: Any, steps: int, *, first: int = 0, dtype: torch.dtype = torch
     micro_batches = steps * engine.gradient_accumulation_steps()
     for number in range(first, first + micro_batches):
         batch = samples(number, dtype=dtype)
-        engine.module.own = batch
+        engine.module.expected = batch
         loss = engine(**batch)
         engine.backward(loss)
         engine.step()

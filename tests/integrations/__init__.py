@@ -1,0 +1,1 @@
+"""Training jobs through `attach`, injection and `rehearsal_plugin.run`, whatever the framework."""

@@ -1,4 +1,4 @@
-"""What a job survives, if it is told to: a failed exchange, data that is no number, a forward that failed."""
+"""Failures that a job survives where its section says so: of an exchange, of a forward, and data that is no number."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def left_alone(launch: str) -> dict[str, Any]:
     logging.getLogger("rehearsal_plugin").addHandler(log)
     exchange = {**LOCAL["exchange"], "launch": launch}
     with Rehearsal({**LOCAL, "exchange": exchange}) as rehearsal:
-        seen = [rehearsal.update(new_batch(rank, step, SIZE)) for step in range(STEPS if rank == 0 else 6)]
+        batches = [rehearsal.update(new_batch(rank, step, SIZE)) for step in range(STEPS if rank == 0 else 6)]
         dist.barrier()  # rank 1 is there, and silent
         return {
-            "intact": all(map(intact, seen)),
-            "owners": [{rank_of(id) for id in ids_of(batch, SIZE)} for batch in seen],
-            "sizes": [len(batch["id"]) for batch in seen],
+            "intact": all(map(intact, batches)),
+            "owners": [{rank_of(id) for id in ids_of(batch, SIZE)} for batch in batches],
+            "sizes": [len(batch["id"]) for batch in batches],
             "log": log.lines,
             "metrics": rehearsal.metrics(),
         }
@@ -112,11 +112,11 @@ def test_the_rows_of_a_rank_that_went_on_alone_can_be_taken_over(tmp_path: Path)
             rehearsal.update(new_batch(0, step, SIZE))
         rehearsal.save(tmp_path)
         kept = rehearsal.metrics()["rows_stored"]
-    with Rehearsal(LOCAL, LocalTransport()) as again:
-        again.load(tmp_path)
-        assert again.buffer is not None
-        assert len(again.buffer) == kept == 64
-        batches = [again.update(new_batch(0, step, SIZE)) for step in range(STEPS, STEPS + 5)]
+    with Rehearsal(LOCAL, LocalTransport()) as restored:
+        restored.load(tmp_path)
+        assert restored.buffer is not None
+        assert len(restored.buffer) == kept == 64
+        batches = [restored.update(new_batch(0, step, SIZE)) for step in range(STEPS, STEPS + 5)]
     assert all(map(intact, batches))
     assert len(batches[-1]["id"]) == SIZE + WANTED
 

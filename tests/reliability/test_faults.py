@@ -97,35 +97,35 @@ def test_a_rank_that_is_killed_leaves_the_other_with_an_error_or_its_own_rows(
     survivor, victim = killed()[number : number + 2]
     assert victim["code"] == -signal.SIGKILL, victim["stderr"]
     assert survivor["code"] == 0, survivor["stderr"]
-    told = reported(survivor)
-    record_property("rows_lost", len(told["lost"]))
-    assert told["lost"] == []
-    assert told["intact"]
+    outcome = reported(survivor)
+    record_property("rows_lost", len(outcome["lost"]))
+    assert outcome["lost"] == []
+    assert outcome["intact"]
     warnings = [line for line in survivor["stderr"].splitlines() if "goes on with the rows of its own" in line]
     if on_failure == "raise":
-        failed_at_the_fatal_step(told)
+        failed_at_the_fatal_step(outcome)
         assert not warnings
     else:
         assert re.search(GONE, *warnings), "said once, with the cause"
-        goes_on_alone(told, rank=0)
+        goes_on_alone(outcome, rank=0)
 
 
 GONE = r"the exchange of (headers|rows) on rank \d at step (\d+) (failed: .*by peer|did not end in time)"
 
 
-def failed_at_the_fatal_step(told: dict[str, Any]) -> None:
-    found = re.match(f"Exchange(?:Error|Timeout): {GONE}", told["error"])
-    assert found, told["error"]
-    assert int(found[2]) == len(told["ids"]) - 1
-    assert told["again"] == [told["error"]] * 2, "it stays failed"
-    assert abs(len(told["ids"]) - 1 - FATAL) <= 1, "what was sent last arrives, or is lost with the connection"
+def failed_at_the_fatal_step(outcome: dict[str, Any]) -> None:
+    failure = re.match(f"Exchange(?:Error|Timeout): {GONE}", outcome["error"])
+    assert failure, outcome["error"]
+    assert int(failure[2]) == len(outcome["ids"]) - 1
+    assert outcome["again"] == [outcome["error"]] * 2, "it stays failed"
+    assert abs(len(outcome["ids"]) - 1 - FATAL) <= 1, "what was sent last arrives, or is lost with the connection"
 
 
-def goes_on_alone(told: dict[str, Any], rank: int) -> None:
-    assert told["error"] == ""
-    assert told["metrics"]["failures"] == 1
-    assert [len(ids) for ids in told["ids"][-3:]] == [SIZE + WANTED] * 3
-    assert {rank_of(id) for ids in told["ids"][-3:] for id in ids} == {rank}
+def goes_on_alone(outcome: dict[str, Any], rank: int) -> None:
+    assert outcome["error"] == ""
+    assert outcome["metrics"]["failures"] == 1
+    assert [len(ids) for ids in outcome["ids"][-3:]] == [SIZE + WANTED] * 3
+    assert {rank_of(id) for ids in outcome["ids"][-3:] for id in ids} == {rank}
 
 
 # --- a rank that leaves ----------------------------------------------------------------------------------------------
@@ -156,14 +156,14 @@ def test_the_middle_one_of_three_ranks_that_ends_its_data_leaves_both_others_wit
     assert lost == []
     assert middle["error"] == "", "it has done nothing wrong"
     assert len(middle["ids"]) == FATAL
-    for rank, told in ((0, first), (2, last)):
-        assert told["intact"]
+    for rank, outcome in ((0, first), (2, last)):
+        assert outcome["intact"]
         if on_failure == "raise":
-            failed_at_the_fatal_step(told)
-            assert f"on rank {rank} " in told["error"]
+            failed_at_the_fatal_step(outcome)
+            assert f"on rank {rank} " in outcome["error"]
         else:
-            assert len(told["ids"]) == STEPS
-            goes_on_alone(told, rank)
+            assert len(outcome["ids"]) == STEPS
+            goes_on_alone(outcome, rank)
 
 
 # --- a rank that is slow ---------------------------------------------------------------------------------------------
@@ -181,8 +181,8 @@ def dawdle(slow: bool, launch: str) -> dict[str, Any]:
             done += 1
         return new_batch(rank, step, size)
 
-    told = train(Rehearsal(section(exchange=exchange(launch, "raise", 20))), rank, range(40), work)
-    return {**told, "done": done}
+    outcome = train(Rehearsal(section(exchange=exchange(launch, "raise", 20))), rank, range(40), work)
+    return {**outcome, "done": done}
 
 
 def dawdle_and_not() -> dict[str, Any]:
@@ -196,12 +196,12 @@ def dawdled() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("launch", ["thread", "inline"])
 def test_a_rank_that_is_ten_times_slower_changes_nothing(launch: str, record_property: Record) -> None:
-    lost = [row for told in dawdled() for row in told[f"{launch} True"]["lost"]]
+    lost = [row for outcome in dawdled() for row in outcome[f"{launch} True"]["lost"]]
     record_property("rows_lost", len(lost))
     assert lost == []
-    assert [told[f"{launch} True"]["done"] for told in dawdled()] == [40, 400]
-    for told in dawdled():
-        fast, slow = told[f"{launch} False"], told[f"{launch} True"]
+    assert [outcome[f"{launch} True"]["done"] for outcome in dawdled()] == [40, 400]
+    for outcome in dawdled():
+        fast, slow = outcome[f"{launch} False"], outcome[f"{launch} True"]
         assert slow["error"] == ""
         assert slow["intact"]
         assert slow["ids"] == fast["ids"], "the same draws"

@@ -63,20 +63,20 @@ def feed() -> dict[str, Any]:
     name, group = variant_of(list(BATCHES))
     spoil, keys = BATCHES[name]
     rank, refused = dist.get_rank(group), ""
-    seen: list[Batch] = []
+    batches: list[Batch] = []
     with Rehearsal({k: v for k, v in section(**keys).items() if v is not None}, connect(group)) as rehearsal:
         for step in range(STEPS):
             batch = new_batch(rank, step, SIZE)
             try:
-                seen.append(rehearsal.update(spoil(batch) if (rank, step) == (1, BAD) else batch))
+                batches.append(rehearsal.update(spoil(batch) if (rank, step) == (1, BAD) else batch))
             except BatchError as error:
                 refused = str(error)
-                seen.append(rehearsal.update(batch))
+                batches.append(rehearsal.update(batch))
     offered = [row for step in range(STEPS) for row in new_batch(rank, step, SIZE)["id"].tolist()]
     return {
         "refused": refused,
-        "ids": [batch["id"].tolist() for batch in seen],
-        "broken": [row for batch in seen for row in broken(batch)],
+        "ids": [batch["id"].tolist() for batch in batches],
+        "broken": [row for batch in batches for row in broken(batch)],
         "lost": missing(rehearsal, offered),
         "metrics": rehearsal.metrics(),
     }
@@ -106,45 +106,47 @@ def fed() -> dict[str, list[dict[str, Any]]]:
 def test_a_batch_that_is_refused_and_replaced_changes_nothing_on_any_rank(
     name: str, words: str, proper: str, record_property: Record
 ) -> None:
-    lost = [row for told in fed()[name] for row in told["lost"]]
+    lost = [row for outcome in fed()[name] for row in outcome["lost"]]
     record_property("rows_lost", len(lost))
     assert lost == []
     assert fed()[name][0]["refused"] == ""
     assert words in fed()[name][1]["refused"]
-    for told, undisturbed in zip(fed()[name], fed()[proper], strict=True):
-        assert told["ids"] == undisturbed["ids"], "bit for bit as if it had never come"
-        assert told["broken"] == []
-        assert told["metrics"]["rows_offered"] == undisturbed["metrics"]["rows_offered"]
-        assert told["metrics"]["collectives"] == undisturbed["metrics"]["collectives"]
+    for outcome, undisturbed in zip(fed()[name], fed()[proper], strict=True):
+        assert outcome["ids"] == undisturbed["ids"], "bit for bit as if it had never come"
+        assert outcome["broken"] == []
+        assert outcome["metrics"]["rows_offered"] == undisturbed["metrics"]["rows_offered"]
+        assert outcome["metrics"]["collectives"] == undisturbed["metrics"]["collectives"]
 
 
 POISONED = int(new_batch(1, BAD, SIZE)["id"][3])
 
 
 def test_a_row_of_nan_that_is_skipped_is_seen_once_and_never_stored(record_property: Record) -> None:
-    record_property("rows_lost", sum(len(told["lost"]) for told in fed()["skipped"]) - 1)
-    assert [told["lost"] for told in fed()["skipped"]] == [[], [POISONED]]
-    assert [told["broken"] for told in fed()["skipped"]] == [[], [POISONED]]
-    for told in fed()["skipped"]:
-        assert [len(ids) for ids in told["ids"][2:]] == [SIZE + WANTED] * (STEPS - 2)
+    record_property("rows_lost", sum(len(outcome["lost"]) for outcome in fed()["skipped"]) - 1)
+    assert [outcome["lost"] for outcome in fed()["skipped"]] == [[], [POISONED]]
+    assert [outcome["broken"] for outcome in fed()["skipped"]] == [[], [POISONED]]
+    for outcome in fed()["skipped"]:
+        assert [len(ids) for ids in outcome["ids"][2:]] == [SIZE + WANTED] * (STEPS - 2)
 
 
 def test_a_row_of_nan_that_is_kept_travels_like_any_other(record_property: Record) -> None:
-    record_property("rows_lost", sum(len(told["lost"]) for told in fed()["kept"]) - 1)
-    assert [told["lost"] for told in fed()["kept"]] == [[], [POISONED]], "it is stored with its NaN"
-    for told, undisturbed in zip(fed()["kept"], fed()["right"], strict=True):
-        assert told["ids"] == undisturbed["ids"]
-        assert set(told["broken"]) <= {POISONED}
+    record_property("rows_lost", sum(len(outcome["lost"]) for outcome in fed()["kept"]) - 1)
+    assert [outcome["lost"] for outcome in fed()["kept"]] == [[], [POISONED]], "it is stored with its NaN"
+    for outcome, undisturbed in zip(fed()["kept"], fed()["right"], strict=True):
+        assert outcome["ids"] == undisturbed["ids"]
+        assert set(outcome["broken"]) <= {POISONED}
 
 
 def test_a_batch_without_rows_on_one_rank_is_a_step_like_any_other(record_property: Record) -> None:
     absent = new_batch(1, BAD, SIZE)["id"].tolist()
-    lost = [row for told in fed()["empty"] for row in told["lost"] if row not in absent]
+    lost = [row for outcome in fed()["empty"] for row in outcome["lost"] if row not in absent]
     record_property("rows_lost", len(lost))
     assert lost == []
-    for rank, told in enumerate(fed()["empty"]):
-        assert told["refused"] == ""
-        assert told["broken"] == []
-        own = [0 if (rank, step) == (1, BAD) else SIZE for step in range(STEPS)]
-        assert [len(ids) for ids in told["ids"]] == [n + (WANTED if step > 1 else 0) for step, n in enumerate(own)]
-        assert not set(absent).intersection(row for ids in told["ids"] for row in ids)
+    for rank, outcome in enumerate(fed()["empty"]):
+        assert outcome["refused"] == ""
+        assert outcome["broken"] == []
+        new_rows = [0 if (rank, step) == (1, BAD) else SIZE for step in range(STEPS)]
+        assert [len(ids) for ids in outcome["ids"]] == [
+            n + (WANTED if step > 1 else 0) for step, n in enumerate(new_rows)
+        ]
+        assert not set(absent).intersection(row for ids in outcome["ids"] for row in ids)

@@ -1,4 +1,4 @@
-"""What comes from outside: bytes of strangers on the ports of the ranks, and a scheduler's SIGTERM."""
+"""Faults from outside: bytes of strangers on the ports of the ranks, and a scheduler's SIGTERM."""
 
 from __future__ import annotations
 
@@ -45,24 +45,24 @@ def endure(launch: str) -> dict[str, Any]:
         return new_batch(rank, step, size)
 
     rehearsal = Rehearsal(section(buffer={"capacity": STEPS * SIZE}, exchange={"launch": launch, "timeout_s": 20}))
-    told = train(rehearsal, rank, range(STEPS), make)
-    return {**told, "visits": [[int(n) for n in one.communicate(timeout=30)[0].split()] for one in strangers]}
+    outcome = train(rehearsal, rank, range(STEPS), make)
+    return {**outcome, "visits": [[int(n) for n in one.communicate(timeout=30)[0].split()] for one in strangers]}
 
 
 @pytest.mark.parametrize("launch", ["thread", "inline"])
 def test_noise_on_the_ports_of_the_ranks_reaches_no_row(launch: str, record_property: Record) -> None:
     ranks = run_ranks(endure, 2, launch, timeout_s=60)
-    lost = [row for told in ranks for row in told["lost"]]
+    lost = [row for outcome in ranks for row in outcome["lost"]]
     record_property("rows_lost", len(lost))
     assert lost == []
     for ports, connections in ranks[0]["visits"]:
         assert ports >= 4, "each rank has some of its own"
         assert connections == 12 * ports, "all took what was sent"
-    for told in ranks:
-        assert told["error"] == ""
-        assert told["intact"]
-        assert [len(ids) for ids in told["ids"][2:]] == [SIZE + WANTED] * (STEPS - 2)
-        assert {rank_of(row) for ids in told["ids"] for row in ids} == {0, 1}
+    for outcome in ranks:
+        assert outcome["error"] == ""
+        assert outcome["intact"]
+        assert [len(ids) for ids in outcome["ids"][2:]] == [SIZE + WANTED] * (STEPS - 2)
+        assert {rank_of(row) for ids in outcome["ids"] for row in ids} == {0, 1}
 
 
 # --- a scheduler's SIGTERM -------------------------------------------------------------------------------------------

@@ -96,17 +96,17 @@ def resume_after_a_death(base: Path) -> dict[str, Any]:
     rank, folder = dist.get_rank(group), base / str(dist.get_rank() // 2)
     rehearsal = Rehearsal(section(checkpoint=SETTINGS[setting]), connect(group))
     rehearsal.load(folder)
-    found = {"from": rehearsal.steps, "lost": missing(rehearsal, ids(rank, FIRST))}
+    at_start = {"from": rehearsal.steps, "lost": missing(rehearsal, ids(rank, FIRST))}
     for step in range(FIRST, SECOND):
         rehearsal.update(new_batch(rank, step, SIZE))
     rehearsal.save(folder)
-    told = train(rehearsal, rank, range(SECOND, LAST))
-    return {**told, **found, "lost later": missing(rehearsal, ids(rank, LAST))}
+    outcome = train(rehearsal, rank, range(SECOND, LAST))
+    return {**outcome, **at_start, "lost later": missing(rehearsal, ids(rank, LAST))}
 
 
 @pytest.fixture(scope="module")
 def deaths(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], list[list[int]], list[Any]]:
-    """How the ranks of all jobs ended, the sizes of unfinished files in their folders, and the jobs after them."""
+    """Exit codes of the ranks of all jobs, the sizes of unfinished files in their folders, and the jobs after them."""
     base = tmp_path_factory.mktemp("saves")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER, str(base))
@@ -128,12 +128,12 @@ def test_a_rank_that_is_killed_while_it_saves_leaves_the_checkpoint_before(
     assert len(left[number]) == 1, "it died before its first file had its name"
     assert left[number][0] > 0
     assert survivor["code"] == 0, survivor["stderr"]
-    told = reported(survivor)
-    assert told["error"].startswith("ExchangeError: the exchange of ")
+    outcome = reported(survivor)
+    assert outcome["error"].startswith("ExchangeError: the exchange of ")
     pair = resumed[2 * number : 2 * number + 2]
     lost = [row for rank in pair for row in rank["lost"] + rank["lost later"]]
-    record_property("rows_lost", len(lost) + len(told["lost"]))
-    assert lost == told["lost"] == []
+    record_property("rows_lost", len(lost) + len(outcome["lost"]))
+    assert lost == outcome["lost"] == []
     for rank in pair:
         assert rank["from"] == FIRST
         assert rank["error"] == ""
@@ -165,13 +165,13 @@ def fill_the_disk(base: Path) -> dict[str, Any]:
             rehearsal.save(folder)
         return new_batch(rank, step, size)
 
-    told = train(rehearsal, rank, range(LAST), make)
+    outcome = train(rehearsal, rank, range(LAST), make)
     loaded.append(load(keys, group, folder, ids(rank, LAST - 1)))
-    return {**told, "refused": refused, "loaded": loaded, "folder": str(folder)}
+    return {**outcome, "refused": refused, "loaded": loaded, "folder": str(folder)}
 
 
 def refused_save(rehearsal: Rehearsal, folder: Path) -> str:
-    """What a save says for which there is no room."""
+    """The error of a save for which there is no room."""
     with full_disk():
         try:
             rehearsal.save(folder)
@@ -183,9 +183,9 @@ def refused_save(rehearsal: Rehearsal, folder: Path) -> str:
 
 def load(keys: dict[str, Any], group: Any, folder: Path, expected: list[int]) -> tuple[int, list[int]]:
     """The step of the newest checkpoint, and what it lacks of this rank's samples."""
-    with Rehearsal(keys, connect(group)) as again:
-        again.load(folder)
-        return again.steps, missing(again, expected)
+    with Rehearsal(keys, connect(group)) as restored:
+        restored.load(folder)
+        return restored.steps, missing(restored, expected)
 
 
 @pytest.fixture(scope="module")
@@ -199,17 +199,19 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_training_goes_on(
 ) -> None:
     number = 2 * list(SETTINGS).index(setting)
     pair = filled[number : number + 2]
-    lost = [row for told in pair for rows in (told["lost"], *(rows for _, rows in told["loaded"])) for row in rows]
+    lost = [
+        row for outcome in pair for rows in (outcome["lost"], *(rows for _, rows in outcome["loaded"])) for row in rows
+    ]
     record_property("rows_lost", len(lost))
     assert lost == []
     refused = pair[1]["refused"]
     assert f"{pair[1]['folder']}/rehearsal-step{SECOND}-rank1-of-2" in refused
     assert "File too large" in refused
-    for told in pair:
-        assert [step for step, _ in told["loaded"]] == [FIRST, LAST - 1]
-        assert told["error"] == ""
-        assert told["intact"]
-        assert len(told["ids"]) == LAST
+    for outcome in pair:
+        assert [step for step, _ in outcome["loaded"]] == [FIRST, LAST - 1]
+        assert outcome["error"] == ""
+        assert outcome["intact"]
+        assert len(outcome["ids"]) == LAST
 
 
 # --- a file of rows that is deleted ----------------------------------------------------------------------------------
@@ -229,8 +231,8 @@ def delete_the_rows(folder: Path, launch: str) -> dict[str, Any]:
             rehearsal.save(folder)
         return new_batch(rank, step, size)
 
-    told = train(rehearsal, rank, range(LAST), make)
-    return {**told, "loaded": load(keys, None, folder, ids(rank, SECOND))}
+    outcome = train(rehearsal, rank, range(LAST), make)
+    return {**outcome, "loaded": load(keys, None, folder, ids(rank, SECOND))}
 
 
 @pytest.mark.parametrize("launch", ["thread", "inline"])
@@ -238,10 +240,10 @@ def test_rows_in_a_file_that_is_deleted_under_the_run_stay(
     launch: str, tmp_path: Path, record_property: Record
 ) -> None:
     ranks = run_ranks(delete_the_rows, 2, tmp_path, launch, timeout_s=60)
-    record_property("rows_lost", sum(len(told["lost"]) + len(told["loaded"][1]) for told in ranks))
-    for told in ranks:
-        assert told["error"] == ""
-        assert told["lost"] == []
-        assert told["intact"]
-        assert [len(row) for row in told["ids"][2:]] == [SIZE + WANTED] * (LAST - 2)
-        assert told["loaded"] == (SECOND, [])
+    record_property("rows_lost", sum(len(outcome["lost"]) + len(outcome["loaded"][1]) for outcome in ranks))
+    for outcome in ranks:
+        assert outcome["error"] == ""
+        assert outcome["lost"] == []
+        assert outcome["intact"]
+        assert [len(row) for row in outcome["ids"][2:]] == [SIZE + WANTED] * (LAST - 2)
+        assert outcome["loaded"] == (SECOND, [])

@@ -37,7 +37,7 @@ PAGE, MIB = resource.getpagesize(), 1 << 20
 
 
 def held() -> dict[str, int]:
-    """What this process holds."""
+    """Memory, threads, files and objects of this process."""
     gc.collect()
     process = Path("/proc/self")
     return {
@@ -56,8 +56,8 @@ def soak(folder: Path, steps: int) -> dict[str, Any]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Rehearsal(SECTION) as rehearsal:
         for step in range(steps):
-            own = new_batch(rank, step % 10_000, SIZE)
-            batch = rehearsal.augment(own)
+            new = new_batch(rank, step % 10_000, SIZE)
+            batch = rehearsal.augment(new)
             whole &= intact(batch)
             outputs = model((batch["x"] % 97).float() / 97)
             torch.autograd.backward(rehearsal.loss(cross_entropy, outputs, batch["label"]))

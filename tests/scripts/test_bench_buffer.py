@@ -19,7 +19,7 @@ import torch
 
 from scripts.benchmarks import buffer as bench_buffer
 from scripts.benchmarks.buffer import FORMS, GATHERED, TOKENS, WRITTEN, Ours
-from scripts.benchmarks.peers import BASELINES, PEERS, Store, installed_peers
+from scripts.benchmarks.stores import BASELINES, PEERS, Store, installed_peers
 
 STORES = {"rehearsal_plugin": Ours, **BASELINES, **installed_peers()}
 
@@ -45,15 +45,15 @@ def test_every_store_writes_and_gathers_whole_samples(name: str, form: str) -> N
 
 
 def test_peers_that_are_not_installed_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.benchmarks.peers.find_spec", lambda package: None)
+    monkeypatch.setattr("scripts.benchmarks.stores.find_spec", lambda package: None)
     assert list(installed_peers()) == [name for name, (package, _) in PEERS.items() if package is None]
 
 
 @pytest.mark.parametrize("what", bench_buffer.WHAT)
 def test_in_the_steady_state_the_buffer_allocates_no_memory_for_rows(what: str) -> None:
     form = FORMS[TOKENS]
-    store, given = Ours(256, form.batch(128)), form.batch(WRITTEN)
-    call = bench_buffer.operation(store, what, given)
+    store, batch = Ours(256, form.batch(128)), form.batch(WRITTEN)
+    call = bench_buffer.operation(store, what, batch)
     for _ in range(50):
         call()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
@@ -69,8 +69,8 @@ def test_in_the_steady_state_the_buffer_allocates_no_memory_for_rows(what: str) 
 @pytest.mark.parametrize("what", bench_buffer.WHAT)
 def test_in_the_steady_state_no_page_is_faulted_in_and_no_call_waits_for_the_kernel(what: str) -> None:
     form = FORMS[TOKENS]
-    store, given = Ours(256, form.batch(128)), form.batch(WRITTEN)
-    call = bench_buffer.operation(store, what, given)
+    store, batch = Ours(256, form.batch(128)), form.batch(WRITTEN)
+    call = bench_buffer.operation(store, what, batch)
     turns = [entries_to_the_kernel(call) for _ in range(10)]
     assert (0, 0, 0) in turns, turns  # others may come from whatever else the machine does
 
@@ -83,8 +83,8 @@ EXIT_GROUP = {"x86_64": 231, "aarch64": 94}
 @pytest.mark.parametrize("what", bench_buffer.WHAT)
 def test_in_the_steady_state_the_buffer_makes_no_system_call(what: str) -> None:
     form = FORMS[TOKENS]
-    store, given = Ours(256, form.batch(128)), form.batch(WRITTEN)
-    call = bench_buffer.operation(store, what, given)
+    store, batch = Ours(256, form.batch(128)), form.batch(WRITTEN)
+    call = bench_buffer.operation(store, what, batch)
     child = os.fork()
     if not child:
         call_alone(call)
@@ -108,10 +108,10 @@ def only_exit() -> None:
     """From now on the kernel kills this process when it asks for anything but its end, by a seccomp filter."""
     program = [(0x20, 0, 0, 0), (0x15, 0, 1, EXIT_GROUP[platform.machine()]), (6, 0, 0, 0x7FFF0000), (6, 0, 0, 1 << 31)]
     filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
-    given = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(filters)))
+    filter_program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(program), ctypes.addressof(filters)))
     no_new_privileges, set_seccomp, by_filter = 38, 22, 2
     prctl = ctypes.CDLL(None).prctl
-    if prctl(no_new_privileges, 1, 0, 0, 0) or prctl(set_seccomp, by_filter, given):
+    if prctl(no_new_privileges, 1, 0, 0, 0) or prctl(set_seccomp, by_filter, filter_program):
         os._exit(2)
 
 

@@ -7,8 +7,8 @@ import socket
 import pytest
 
 from scripts.benchmarks import exchange as bench_exchange
-from scripts.benchmarks import ranks as bench_ranks
-from scripts.benchmarks.ranks import Job, on_ranks, run_steps
+from scripts.benchmarks import process_ranks as bench_ranks
+from scripts.benchmarks.process_ranks import Job, on_ranks, run_steps
 
 STEPS = 12
 
@@ -34,9 +34,9 @@ def test_what_comes_on_top_of_rows_does_not_depend_on_them() -> None:
 
 
 def test_few_rows_reach_few_ranks() -> None:
-    found = on_ranks(run_steps, 3, Job(1024, representatives=1, steps=STEPS))
-    assert sum(rank.messages for rank in found) <= 3
-    assert all(len(rank.step_s) == STEPS for rank in found)
+    measured = on_ranks(run_steps, 3, Job(1024, representatives=1, steps=STEPS))
+    assert sum(rank.messages for rank in measured) <= 3
+    assert all(len(rank.step_s) == STEPS for rank in measured)
 
 
 def test_the_kernel_counts_what_a_connection_sends() -> None:
@@ -47,9 +47,9 @@ def test_the_kernel_counts_what_a_connection_sends() -> None:
     ):
         one.sendall(b"x" * 1000)
         assert len(other.recv(1000, socket.MSG_WAITALL)) == 1000
-        found = bench_ranks.connections()
-        assert found[one.getsockname(), one.getpeername()] == (1, 1000)
-        assert found[other.getsockname(), other.getpeername()] == (0, 0)
+        counters = bench_ranks.connections()
+        assert counters[one.getsockname(), one.getpeername()] == (1, 1000)
+        assert counters[other.getsockname(), other.getpeername()] == (0, 0)
 
 
 def test_an_error_of_a_rank_is_raised() -> None:

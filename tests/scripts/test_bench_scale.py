@@ -66,9 +66,9 @@ def test_a_fit_finds_the_figures_that_made_the_steps() -> None:
     cores = bench_scale.cores()
     links = Links(16, 300.0, 40.0, 40.0, 40.0, 0.8, 0.8, cores=cores)
     steps = {(n, size): bench_scale.predicted_ms(links, n, size) for n in (2, 4, 8) for size in bench_scale.SIZES}
-    found = bench_scale.fit(steps)
-    assert (found.base_us, found.hop_us, found.gb_s) == pytest.approx((300.0, 40.0, 0.8), rel=1e-6)
-    checked = bench_scale.validation({(16, 1024): bench_scale.predicted_ms(links, 16, 1024)}, found, held_out=16)
+    fitted = bench_scale.fit(steps)
+    assert (fitted.base_us, fitted.hop_us, fitted.gb_s) == pytest.approx((300.0, 40.0, 0.8), rel=1e-6)
+    checked = bench_scale.validation({(16, 1024): bench_scale.predicted_ms(links, 16, 1024)}, fitted, held_out=16)
     assert checked[0]["held_out"]
     assert checked[0]["ratio"] == pytest.approx(1.0)
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.paths import ROOT
+from tests.helpers.script_runs import read_report, run_module
 
 pytestmark = pytest.mark.horovod
 
@@ -21,19 +17,14 @@ pytestmark = pytest.mark.horovod
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("horovod.torch")
     folder = tmp_path_factory.mktemp("train_horovod")
-    command = [sys.executable, "-m", "scripts.examples.horovod_images", "--ranks", "2", "--steps", "20"]
-    command += ["--batch", "16", "--out", str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (folder / "printed.txt").write_text(done.stdout)
+    options = ["--ranks", 2, "--steps", 20, "--batch", 16, "--out", folder]
+    (folder / "printed.txt").write_text(run_module("scripts.examples.horovod_images", *options))
     return folder
 
 
 @pytest.fixture(scope="module")
 def written(out: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return report
+    return read_report(out)
 
 
 def test_the_summary_has_both_accuracies_and_whether_ranks_agree(written: dict[str, Any]) -> None:

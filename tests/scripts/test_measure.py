@@ -1,4 +1,4 @@
-"""What benchmarks share: turns, medians, ratios within a round, and the report."""
+"""Measuring: turns, medians, ratios within a round, and the report."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def test_warming_up_and_several_calls_a_round_give_one_value_a_round() -> None:
 
 
 def test_a_ratio_is_that_of_the_rounds_and_not_of_the_medians() -> None:
-    found = bench.ratio([2.0, 20.0, 200.0], [1.0, 10.0, 100.0])
+    slowdown = bench.ratio([2.0, 20.0, 200.0], [1.0, 10.0, 100.0])
 
-    assert (found.median, found.low, found.high) == (2.0, 2.0, 2.0)
+    assert (slowdown.median, slowdown.low, slowdown.high) == (2.0, 2.0, 2.0)
     assert bench.ratio([1.0, 2.0, 3.0, 4.0, 5.0], [1.0] * 5) == bench.Ratio(3.0, 2.0, 4.0)
 
 

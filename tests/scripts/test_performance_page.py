@@ -11,6 +11,7 @@ import pytest
 
 from scripts.benchmarks import page as performance_page
 from scripts.benchmarks import scale as bench_scale
+from scripts.benchmarks.page_cluster import PICTURE, hidden
 from tests.helpers.paths import ROOT
 
 PLACE = {"ranks": 2, "cores": 2, "versions": {"torch": "2.13"}, "commit": "0" * 40}
@@ -95,7 +96,7 @@ def test_every_section_is_built_from_its_report(tmp_path: Path) -> None:
     assert "12 rows of 64 KiB of a file of 4,000 MiB, with 400 MiB of page cache:" in page
     assert "| ahead | 2.00 (1.00 to 3.00) | 0.0 |" in page
     assert "2 ranks on 2 cores, load 3, torch 2.13, commit 000000000000." in page
-    assert (tmp_path / performance_page.PICTURE).read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
 
 
 def test_sections_without_a_report_are_left_out(tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_sections_without_a_report_are_left_out(tmp_path: Path) -> None:
 
 def test_the_largest_cluster_that_a_step_hides_is_the_last_below_it() -> None:
     rows = [{"load": "a", "links": "h100-ndr", "gpus": gpus, "total": gpus / 2} for gpus in (8, 16, 32)]
-    assert [line[1] for line in performance_page.hidden(rows, "a")] == ["16 GPUs", "32 GPUs", "32 GPUs"]
+    assert [line[1] for line in hidden(rows, "a")] == ["16 GPUs", "32 GPUs", "32 GPUs"]
 
 
 def test_the_page_that_is_shipped_names_files_that_exist() -> None:

@@ -1,11 +1,8 @@
+"""The quickstart: its data, its model, and a short run on two ranks."""
+
 from __future__ import annotations
 
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ import torch
 
 from scripts.quickstart.data import LENGTH, Corpus, read
 from scripts.quickstart.model import GPT
-from tests.helpers.paths import ROOT
+from tests.helpers.script_runs import read_report, run_module
 
 STEPS = 12
 
@@ -24,25 +21,14 @@ STEPS = 12
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of a short run under the real launcher."""
     folder = tmp_path_factory.mktemp("quickstart")
-    command = [sys.executable, "-m", "scripts.quickstart.run", "--steps", str(STEPS), "--out", str(folder)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as process:
-        try:
-            printed, _ = process.communicate(timeout=240)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, printed
+    printed = run_module("scripts.quickstart.run", "--steps", STEPS, "--out", folder, timeout_s=240)
     (folder / "printed.txt").write_text(printed)
     return folder
 
 
 @pytest.fixture(scope="module")
 def written(out: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return report
+    return read_report(out)
 
 
 def test_the_summary_answers_the_questions_of_the_job(written: dict[str, Any]) -> None:

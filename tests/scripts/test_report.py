@@ -1,3 +1,5 @@
+"""The report of a script: where it lies, what it holds, and what it refuses."""
+
 from __future__ import annotations
 
 import json

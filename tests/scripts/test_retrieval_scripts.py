@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,26 +13,20 @@ import torch
 
 from rehearsal_plugin import LocalTransport, Rehearsal
 from rehearsal_plugin.retrieval import pack_texts
-from scripts.examples.rag import QUESTIONS, WORDS, contains, cut, table
+from scripts.examples.rag import WORDS, contains, cut, table
+from scripts.examples.rag_questions import QUESTIONS
 from tests.helpers.paths import ROOT
+from tests.helpers.script_runs import read_report, run_module
 
 pytest.importorskip("faiss")
 
 PAGE = (ROOT / "docs/retrieval.md").read_text()
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def run(*command: object, cwd: Path = ROOT) -> str:
-    line = [sys.executable, *map(str, command)]
-    done = subprocess.run(line, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_the_benchmark_writes_what_was_measured(tmp_path: Path) -> None:
     small = ["--rows", 3000, "--near-rows", 3000, "--rounds", 2, "--queries", 9, "--width", 32]
-    printed = run("-m", "scripts.benchmarks.retrieval", *small, "--json", tmp_path)
-    report = json.loads((tmp_path / "report.json").read_text())
+    printed = run_module("scripts.benchmarks.retrieval", *small, "--json", tmp_path, timeout_s=280)
+    report = read_report(tmp_path)
     assert report["summary"]["exact_agreement"] == 1
     assert {"recall_ivf", "recall_hnsw", "time_vs_faiss"} <= report["summary"].keys()
     assert report["environment"]["ranks"] == 2
@@ -110,19 +101,9 @@ def test_the_example_answers_with_and_without_retrieval(tmp_path: Path) -> None:
         )
     ):
         (pages / f"{number}.html").write_text(f'<div id="DisplayArea">{text}</div>')
-    run(
-        "-m",
-        "scripts.examples.rag",
-        "--questions",
-        1,
-        "-k",
-        1,
-        "--pages",
-        tmp_path / "pages",
-        "--out",
-        tmp_path / "out",
-    )
-    report = json.loads((tmp_path / "out/report.json").read_text())
+    options = ["--questions", 1, "-k", 1, "--pages", tmp_path / "pages", "--out", tmp_path / "out"]
+    run_module("scripts.examples.rag", *options, timeout_s=280)
+    report = read_report(tmp_path / "out")
     (row,) = report["rows"]
     assert row["retrieved"], "the passage with the fact is the nearest"
     assert row["with"]
@@ -138,6 +119,6 @@ def test_the_commands_of_the_page_run_as_they_stand(command: str, tmp_path: Path
     with Rehearsal({"buffer": {"capacity": 10, "partition_by": "domain"}}, LocalTransport()) as rehearsal:
         rehearsal.update({"text": pack_texts(texts, 100), "domain": torch.full((3,), 3)})
         rehearsal.save(tmp_path / "checkpoint")
-    printed = run("-m", "rehearsal_plugin.cli", *shlex.split(command), cwd=tmp_path)
+    printed = run_module("rehearsal_plugin.cli", *shlex.split(command), cwd=tmp_path)
     assert all(text in printed for text in texts)
     assert printed.index(texts[0]) < min(printed.index(text) for text in texts[1:])

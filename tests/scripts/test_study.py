@@ -1,4 +1,4 @@
-"""What the studies share: the grid, the files of arms, the numbers of the tables, the page."""
+"""The shared parts of the studies: the grid, the files of arms, the numbers of the tables, the page."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from scripts.common.goals import Goal
+from scripts.common.spread import Spread
 from scripts.studies import page as study_page
-from scripts.studies.grid import METHODS, Arm, Metric, Row, Spread, cells, find, grid, group, row
-from scripts.studies.run_arms import Shelf
+from scripts.studies.arms import METHODS, Arm, Row, arm_grid, evaluation_row
+from scripts.studies.results import Metric, find_group, group_seeds, table_cells
+from scripts.studies.run_arms import ArmResults
 
 ACCURACY = Metric("accuracy", "accuracy", higher_is_better=True)
 ERROR = Metric("error", "error", higher_is_better=False)
@@ -20,13 +23,13 @@ ER = Arm("er", 10.0, 0, 32)
 def run(arm: Arm, *evaluations: list[float], metric: str = "accuracy", seconds: float = 1.0) -> list[Row]:
     """Rows of an arm that was evaluated after every task."""
     return [
-        row(arm, after, {metric: values}, seconds=seconds * after, buffer_mib=2.0)
+        evaluation_row(arm, after, {metric: values}, seconds=seconds * after, buffer_mib=2.0)
         for after, values in enumerate(evaluations, 1)
     ]
 
 
 def test_the_grid_has_every_method_buffer_and_seed_once_and_the_bounds_without_a_buffer() -> None:
-    arms = grid((2.5, 30.0), (0, 1), representatives=8)
+    arms = arm_grid((2.5, 30.0), (0, 1), representatives=8)
 
     assert len(arms) == len(set(arms)) == 2 * (2 + 3 * 2)
     assert {arm.method for arm in arms} == set(METHODS)
@@ -35,7 +38,7 @@ def test_the_grid_has_every_method_buffer_and_seed_once_and_the_bounds_without_a
 
 
 def test_a_row_has_a_value_for_every_task_and_what_the_arm_is() -> None:
-    line = row(ER, 2, {"accuracy": [0.5, 0.75]}, seconds=3.0, buffer_mib=1.5, lr=0.1)
+    line = evaluation_row(ER, 2, {"accuracy": [0.5, 0.75]}, seconds=3.0, buffer_mib=1.5, lr=0.1)
 
     assert line["accuracy_task_1"] == 0.5
     assert line["accuracy_task_2"] == 0.75
@@ -46,7 +49,7 @@ def test_a_row_has_a_value_for_every_task_and_what_the_arm_is() -> None:
 def test_seeds_are_put_together_with_mean_and_standard_deviation() -> None:
     rows = run(ER, [0.9, 0.0], [0.5, 0.9], seconds=1.0)
     rows += run(Arm("er", 10.0, 1, 32), [0.9, 0.0], [0.7, 0.9], seconds=3.0)
-    (one,) = group(rows, ACCURACY)
+    (one,) = group_seeds(rows, ACCURACY)
 
     assert one.seeds == 2
     assert one.average.mean == pytest.approx(0.75)
@@ -63,7 +66,7 @@ def test_a_single_seed_has_no_deviation() -> None:
 
 
 def test_forgetting_is_what_was_lost_since_the_best_evaluation_after_the_task() -> None:
-    (one,) = group(run(ER, [0.8, 0.9, 0.0], [0.9, 0.7, 0.0], [0.5, 0.8, 1.0]), ACCURACY)
+    (one,) = group_seeds(run(ER, [0.8, 0.9, 0.0], [0.9, 0.7, 0.0], [0.5, 0.8, 1.0]), ACCURACY)
 
     # 0.9 to 0.5, and 0.7 to 0.8: that the second task was at 0.9 before it was trained does not count.
     assert one.forgetting is not None
@@ -71,27 +74,29 @@ def test_forgetting_is_what_was_lost_since_the_best_evaluation_after_the_task() 
 
 
 def test_an_error_is_forgotten_when_it_rises() -> None:
-    (one,) = group(run(ER, [0.2, 0.9], [0.5, 0.3], metric="error"), ERROR)
+    (one,) = group_seeds(run(ER, [0.2, 0.9], [0.5, 0.3], metric="error"), ERROR)
 
     assert one.forgetting is not None
     assert one.forgetting.mean == pytest.approx(0.3)
 
 
 def test_one_evaluation_tells_nothing_of_forgetting() -> None:
-    (one,) = group([row(Arm("from scratch", 0.0, 0), 2, {"accuracy": [0.9, 0.8]}, seconds=1, buffer_mib=0)], ACCURACY)
+    (one,) = group_seeds(
+        [evaluation_row(Arm("from scratch", 0.0, 0), 2, {"accuracy": [0.9, 0.8]}, seconds=1, buffer_mib=0)], ACCURACY
+    )
 
     assert one.forgetting is None
     assert one.average.mean == pytest.approx(0.85)
 
 
 def test_the_curve_averages_over_the_tasks_trained_so_far() -> None:
-    (one,) = group(run(ER, [0.8, 0.1], [0.6, 0.9]), ACCURACY)
+    (one,) = group_seeds(run(ER, [0.8, 0.1], [0.6, 0.9]), ACCURACY)
 
     assert {after: spread.mean for after, spread in one.curve.items()} == pytest.approx({1: 0.8, 2: 0.75})
 
 
 def test_ten_tasks_stay_in_order() -> None:
-    (one,) = group(run(ER, [task / 10 for task in range(11)]), ACCURACY)
+    (one,) = group_seeds(run(ER, [task / 10 for task in range(11)]), ACCURACY)
 
     assert [task.mean for task in one.tasks] == [task / 10 for task in range(11)]
 
@@ -102,41 +107,41 @@ def test_groups_come_in_the_order_of_methods_and_buffers_and_tables_stay_apart()
     rows += run(Arm("er", 10.0, 0, 8, None, "rows"), [0.5]) + run(Arm("er", 10.0, 0, 8, 4, "rows"), [0.5])
     rows.append({"table": "time", "pair": 1})
 
-    order = [(one.arm.method, one.arm.buffer_percent) for one in group(rows, ACCURACY)]
+    order = [(one.arm.method, one.arm.buffer_percent) for one in group_seeds(rows, ACCURACY)]
     assert order == [("incremental", 0.0), ("er", 2.5), ("er", 30.0), ("der", 5.0)]
-    assert [one.arm.candidates for one in group(rows, ACCURACY, "rows")] == [4, None]
+    assert [one.arm.candidates for one in group_seeds(rows, ACCURACY, "rows")] == [4, None]
 
 
 def test_an_arm_that_was_not_trained_is_named() -> None:
     with pytest.raises(KeyError, match=r"no arm 'der' with a buffer of 2.5 %"):
-        find(group(run(ER, [0.5]), ACCURACY), "der", 2.5)
+        find_group(group_seeds(run(ER, [0.5]), ACCURACY), "der", 2.5)
 
 
 def test_a_table_has_a_column_for_every_task_where_asked() -> None:
-    groups = group(run(ER, [0.5, 0.6]), ACCURACY)
-    heads, lines = cells(groups, tasks=True)
+    groups = group_seeds(run(ER, [0.5, 0.6]), ACCURACY)
+    heads, lines = table_cells(groups, tasks=True)
 
     assert heads == ["method", "buffer", "average", "task 1", "task 2", "forgetting", "s", "MiB"]
     assert lines == [["er", "10 %", "0.550", "0.500", "0.600", "", "1.0", "2.0"]]
-    assert len(cells(groups, tasks=False)[1][0]) == 6
+    assert len(table_cells(groups, tasks=False)[1][0]) == 6
 
 
-def test_a_shelf_gives_back_what_an_arm_left_and_knows_other_settings_as_others(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path / "arms", {"steps": 10})
+def test_results_of_an_arm_are_loaded_for_the_same_settings_only(tmp_path: Path) -> None:
+    results = ArmResults(tmp_path / "arms", {"steps": 10})
     rows = run(ER, [0.5])
-    shelf.put(ER, rows)
+    results.save(ER, rows)
 
-    assert shelf.get(ER) == rows
-    assert shelf.get(Arm("er", 10.0, 1, 32)) is None
-    assert Shelf(tmp_path / "arms", {"steps": 11}).get(ER) is None
+    assert results.load(ER) == rows
+    assert results.load(Arm("er", 10.0, 1, 32)) is None
+    assert ArmResults(tmp_path / "arms", {"steps": 11}).load(ER) is None
 
 
 def report(study: study_page.Study, **summary: float) -> dict[str, Any]:
     """A report as the study writes it."""
     rows = []
-    for arm in grid((2.5, 30.0), (0, 1), representatives=8):
+    for arm in arm_grid((2.5, 30.0), (0, 1), representatives=8):
         values = {metric.name: [0.5 + 0.1 * arm.seed, 0.25] for metric in study.metrics}
-        rows += [row(arm, after, values, seconds=1.0, buffer_mib=1.0) for after in (1, 2)]
+        rows += [evaluation_row(arm, after, values, seconds=1.0, buffer_mib=1.0) for after in (1, 2)]
     environment = {"ranks": 2, "cores": 4, "commit": "0123456789abcdef", "versions": {"torch": "2.0"}}
     met = {goal.key: goal.bound + (0.1 if goal.above else 0.0) for goal in study.goals}
     return {"summary": {**met, **summary}, "rows": rows, "environment": environment}
@@ -145,8 +150,8 @@ def report(study: study_page.Study, **summary: float) -> dict[str, Any]:
 def test_the_page_has_every_goal_and_says_by_how_much_one_is_missed(tmp_path: Path) -> None:
     for study in study_page.STUDIES:
         short = {"er_ratio_30": 0.9} if study is study_page.CLASSIFICATION else {}
-        (tmp_path / "out" / study.name).mkdir(parents=True)
-        (tmp_path / "out" / study.name / "report.json").write_text(json.dumps(report(study, **short)))
+        (tmp_path / "out" / study.folder).mkdir(parents=True)
+        (tmp_path / "out" / study.folder / "report.json").write_text(json.dumps(report(study, **short)))
     page = study_page.build(tmp_path / "out", tmp_path / "docs").read_text()
 
     assert "| ≥ 0.95 | 0.900 | short by 0.050 |" in page
@@ -166,7 +171,7 @@ def test_a_missing_report_is_named_with_the_command_that_makes_it(
 
 
 def test_a_goal_to_be_exceeded_is_missed_by_its_very_bound() -> None:
-    goal = study_page.Goal("kept", "share", 0.0, above=True)
+    goal = Goal("kept", "share", 0.0, above=True)
 
     assert goal.line(0.0)[1:] == ["> 0", "0.000", "short by 0.000"]
     assert goal.line(0.001)[-1] == "met"

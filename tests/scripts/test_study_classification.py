@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +11,16 @@ import pytest
 import torch
 
 from scripts.common.image_data import ImageData
-from scripts.studies.classification_plan import ACCURACY, CHOOSE, KNOBS, SIZES, chosen
+from scripts.studies.arms import METHODS
+from scripts.studies.classification_plan import ACCURACY, KNOBS, SIZES, chosen
 from scripts.studies.classification_train import TASKS, Course, ResNet, hold_out
-from scripts.studies.grid import METHODS
-from tests.helpers.paths import ROOT
+from scripts.studies.knobs import CHOOSE
+from tests.helpers.script_runs import read_report, run_module
 
 
 def start(out: Path, *arguments: str) -> str:
-    """Run the script under the real launcher; what it printed."""
-    command = [sys.executable, "-m", "scripts.studies.classification", "--size", "smoke", "--out", str(out)]
-    paths = [*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    with subprocess.Popen(
-        [*command, *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            printed, _ = process.communicate(timeout=120)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, printed
-    return printed
-
-
-def read(out: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return report
+    """Run the study, small; what it printed."""
+    return run_module("scripts.studies.classification", "--size", "smoke", "--out", out, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +32,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_summary_answers_what_the_study_was_made_for(out: Path) -> None:
-    summary = read(out)["summary"]
+    summary = read_report(out)["summary"]
 
     assert {"er_ratio_30", "er_time_ratio", "derpp_minus_er_smallest"} <= set(summary)
     assert all(math.isfinite(value) for value in summary.values())
 
 
 def test_every_arm_is_evaluated_after_every_task_and_the_upper_bound_at_its_end(out: Path) -> None:
-    report = read(out)
+    report = read_report(out)
     rows = [row for row in report["rows"] if row["table"] == "buffers"]
     trained: dict[tuple[str, float], list[int]] = {}
     for row in rows:
@@ -80,7 +54,7 @@ def test_every_arm_is_evaluated_after_every_task_and_the_upper_bound_at_its_end(
 
 def test_memory_is_what_the_rows_of_both_ranks_take(out: Path) -> None:
     offered = SIZES["smoke"].steps * TASKS * SIZES["smoke"].batch * 2
-    rows = [row for row in read(out)["rows"] if row["table"] == "buffers" and row["after_task"] == TASKS]
+    rows = [row for row in read_report(out)["rows"] if row["table"] == "buffers" and row["after_task"] == TASKS]
     images = 60_000 if rows[0]["data"] == "Fashion-MNIST" else 1_437
     image = 784 if images == 60_000 else 64
     for row in rows:
@@ -99,18 +73,18 @@ def test_the_tables_and_the_picture_are_there(out: Path) -> None:
 
 
 def test_a_resumed_study_trains_only_what_is_missing(out: Path) -> None:
-    before = [row for row in read(out)["rows"] if row["table"] != "time"]
+    before = [row for row in read_report(out)["rows"] if row["table"] != "time"]
     lost = next((out / "arms").glob("incremental*"))
     lost.unlink()
     start(out, "--resume")
-    after = [row for row in read(out)["rows"] if row["table"] != "time"]
+    after = [row for row in read_report(out)["rows"] if row["table"] != "time"]
 
     def untimed(row: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in row.items() if name != "seconds"}
 
     assert [untimed(row) for row in after] == [untimed(row) for row in before]
-    again = [row["method"] for row, old in zip(after, before, strict=True) if row["seconds"] != old["seconds"]]
-    assert again == ["incremental"] * TASKS
+    retrained = [row["method"] for row, old in zip(after, before, strict=True) if row["seconds"] != old["seconds"]]
+    assert retrained == ["incremental"] * TASKS
     assert lost.is_file()
 
 
@@ -125,10 +99,10 @@ def images() -> ImageData:
 
 def test_the_ranks_share_a_task_and_see_each_of_its_images_once(images: ImageData) -> None:
     courses = [Course(images, 5, 2, 2, rank, 2) for rank in range(2)]
-    seen = [batch for course in courses for batch in course.task(3, seed=0)]
+    batches = [batch for course in courses for batch in course.task(3, seed=0)]
 
-    assert set(torch.cat([batch["labels"] for batch in seen]).tolist()) == {6, 7}
-    numbers = torch.cat([batch["images"][:, 0, 0] for batch in seen]).tolist()
+    assert set(torch.cat([batch["labels"] for batch in batches]).tolist()) == {6, 7}
+    numbers = torch.cat([batch["images"][:, 0, 0] for batch in batches]).tolist()
     assert sorted(numbers) == [number for number in range(100) if number % 10 in (6, 7)]
 
 

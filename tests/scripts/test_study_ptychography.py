@@ -1,15 +1,11 @@
+"""The ptychography study: simulated patterns, streams that drift, the network, and a small run on two ranks."""
+
 from __future__ import annotations
 
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +13,7 @@ import torch
 from scipy.stats import chi2, norm
 
 from scripts.studies import diffraction as ptychography
+from scripts.studies.arms import ER, INCREMENTAL, METHODS, Arm, Row, evaluation_row
 from scripts.studies.diffraction import (
     CROP,
     WINDOW,
@@ -28,40 +25,18 @@ from scripts.studies.diffraction import (
     scan,
     texture,
 )
-from scripts.studies.grid import ER, INCREMENTAL, METHODS, Arm, Row, row
 from scripts.studies.ptychography_plan import COMMON, SIZES, summarise
 from scripts.studies.reconstruction_model import PtychoNet, reconstruction_loss
 from scripts.studies.scan_stream import DRIFTS, Plan, Producer, conditions
 from tests.helpers.chance import SIGNIFICANCE
-from tests.helpers.paths import ROOT
+from tests.helpers.script_runs import read_report, run_module
 
 PLAN = Plan(tuple(conditions("texture", 2)), steps=5, batch=24, seed=1, rank=0)
 
 
 def start(out: Path, *arguments: str) -> str:
-    """Run the script under the real launcher; what it printed."""
-    command = [sys.executable, "-m", "scripts.studies.ptychography", "--size", "smoke", "--out", str(out)]
-    paths = [*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)]
-    with subprocess.Popen(
-        [*command, *arguments],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            printed, _ = process.communicate(timeout=120)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    assert process.returncode == 0, printed
-    return printed
-
-
-def read(out: Path) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads((out / "report.json").read_text())
-    return report
+    """Run the study, small; what it printed."""
+    return run_module("scripts.studies.ptychography", "--size", "smoke", "--out", out, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +56,7 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_summary_tells_what_rehearsal_takes_away_from_forgetting(out: Path) -> None:
-    summary = read(out)["summary"]
+    summary = read_report(out)["summary"]
 
     for name in ("amplitude", "phase"):
         each = [summary[f"forgetting_reduction_{name}_{drift}"] for drift in DRIFTS]
@@ -90,7 +65,7 @@ def test_the_summary_tells_what_rehearsal_takes_away_from_forgetting(out: Path) 
 
 def test_every_arm_tells_both_errors_of_every_task(out: Path) -> None:
     tasks = SIZES["smoke"].course.tasks
-    lines = {(line["drift"], line["method"], line["after_task"]): line for line in read(out)["rows"]}
+    lines = {(line["drift"], line["method"], line["after_task"]): line for line in read_report(out)["rows"]}
 
     for drift in DRIFTS:
         for method in METHODS:
@@ -103,7 +78,7 @@ def test_every_arm_tells_both_errors_of_every_task(out: Path) -> None:
 
 
 def test_rehearsal_begins_after_the_first_task(out: Path) -> None:
-    lines = {(line["drift"], line["method"], line["after_task"]): line for line in read(out)["rows"]}
+    lines = {(line["drift"], line["method"], line["after_task"]): line for line in read_report(out)["rows"]}
 
     for drift in DRIFTS:
         first, second = ([lines[drift, m, t]["phase_error_task_1"] for m in (INCREMENTAL, ER)] for t in (1, 2))
@@ -118,12 +93,12 @@ def test_pictures_are_there(out: Path) -> None:
 
 
 def test_an_interrupted_study_trains_only_what_is_missing(out: Path) -> None:
-    before = read(out)["rows"]
+    before = read_report(out)["rows"]
     arms = sorted((out / "arms").rglob("*.json"))
     arms[0].unlink()
     old = {arm: arm.read_bytes() for arm in arms[1:]}
     start(out, "--resume")
-    after = read(out)["rows"]
+    after = read_report(out)["rows"]
 
     assert all(arm.read_bytes() == content for arm, content in old.items())
     assert _without_times(after) == _without_times(before)
@@ -209,10 +184,10 @@ def test_a_drift_goes_from_one_end_to_the_other_and_moves_nothing_else(drift: st
 
 
 def test_a_plan_gives_the_same_samples_each_time_and_others_to_other_ranks() -> None:
-    ours, again, other = (_all(plan.in_order()) for plan in (PLAN, PLAN, replace(PLAN, rank=1)))
+    ours, repeated, other = (_all(plan.in_order()) for plan in (PLAN, PLAN, replace(PLAN, rank=1)))
 
     assert len(ours.phase) == 2 * 5 * 24
-    assert _prints(ours) == _prints(again)
+    assert _prints(ours) == _prints(repeated)
     assert len(set(_prints(ours))) == 240
     assert not set(_prints(ours)) & set(_prints(other))
 
@@ -281,7 +256,9 @@ def _without_times(rows: list[Row]) -> list[Row]:
 
 def _rows(arm: Arm, path: tuple[float, ...]) -> list[Row]:
     return [
-        row(arm, task, {f"{name}_error": [error, 0.5, 0.5] for name in ("amplitude", "phase")}, seconds=1, buffer_mib=0)
+        evaluation_row(
+            arm, task, {f"{name}_error": [error, 0.5, 0.5] for name in ("amplitude", "phase")}, seconds=1, buffer_mib=0
+        )
         for task, error in enumerate(path, 1)
     ]
 

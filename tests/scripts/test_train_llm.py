@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from rehearsal_plugin import RehearsalConfig
+from scripts.common.spread import Spread
 from scripts.llm import data as llm_data
 from scripts.llm import page as llm_page
 from scripts.llm import train as train_llm
 from scripts.llm.data import END_TOKEN, LANGUAGES, held_out, rows_of, text_of
 from scripts.llm.plan import BASE, JOINT, Run, Setting, config_of, key_of, plan, variants
 from scripts.llm.results import Row, cost_on_new, gap_closed, summarise
-from scripts.studies.grid import Spread
 from tests.helpers.paths import ROOT
 
 MADE_UP = "10 % of English, made up by the model"
@@ -65,10 +65,10 @@ def test_rows_are_made_once_and_hold_only_tokens_of_the_vocabulary(tmp_path: Pat
     corpora = llm_data.load(tmp_path / "cache", 16, pages)
     (made,) = (tmp_path / "cache").glob("rows-*.safetensors")
     stamp = made.stat().st_mtime_ns
-    again = llm_data.load(tmp_path / "cache", 16, pages)
+    cached = llm_data.load(tmp_path / "cache", 16, pages)
 
     assert made.stat().st_mtime_ns == stamp
-    assert all(np.array_equal(corpora[language].train, again[language].train) for language in LANGUAGES)
+    assert all(np.array_equal(corpora[language].train, cached[language].train) for language in LANGUAGES)
     assert max(int(corpus.train.max()) for corpus in corpora.values()) < llm_data.VOCABULARY
     assert all(len(corpus.train) > len(corpus.held_out) > 0 for corpus in corpora.values())
 
@@ -190,7 +190,7 @@ def test_the_page_is_built_from_the_report_alone(tmp_path: Path) -> None:
     assert "the phase in German; the variant 'learning rate re-warmed to a third';" in page
     assert "variant 'half the steps'" not in page
     assert (tmp_path / "docs/images/llm.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(FileNotFoundError, match=r"train_llm\.py --size full"):
+    with pytest.raises(FileNotFoundError, match=r"python -m scripts\.llm\.train --size full"):
         llm_page.build(tmp_path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rehearsal_plugin.errors import MissingDependencyError
+from rehearsal_plugin.core.optional_import import optional_import
 
 __all__ = ["import_faiss"]
 
@@ -15,10 +15,4 @@ def import_faiss() -> Any:
     Raises:
         MissingDependencyError: It is not installed.
     """
-    try:
-        import faiss
-    except ImportError as error:
-        raise MissingDependencyError(
-            "retrieval needs faiss, which is not installed; pip install 'rehearsal_plugin[retrieval]'"
-        ) from error
-    return faiss
+    return optional_import("faiss", extra="retrieval", needed_by="retrieval")

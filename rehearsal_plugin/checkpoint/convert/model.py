@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.checkpoint.convert.sources import readable
-from rehearsal_plugin.checkpoint.convert.tokens import load_tokenizer, token_rows, transformers
+from rehearsal_plugin.checkpoint.convert.tokens import load_tokenizer, token_rows
 from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.core.rng import Purpose, generator
 from rehearsal_plugin.errors import DataError
 
@@ -84,7 +85,8 @@ def _load(folder: Path, length: int, device: str | None) -> Any:
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder} is no folder of a model: it has no config.json")
     with readable(folder):
-        model = transformers().AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True)
+        transformers = optional_import("transformers", extra="transformers")
+        model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True)
         model = model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if longest is not None and length > longest:
@@ -123,8 +125,9 @@ def _starts(folder: Path, rows: int, length: int, prompts: Path) -> list[IntArra
 
 def _go_on(model: Any, before: IntArray, count: int, how: Sampling, seed: int) -> IntArray:
     """`[n, count]` int64 tokens behind those `before` `[n, m]`."""
+    transformers = optional_import("transformers", extra="transformers")
     # In place of the model's own settings, which `generate` would mix in: they may stop at EOS, or flatten the draw.
-    model.generation_config = transformers().GenerationConfig(
+    model.generation_config = transformers.GenerationConfig(
         do_sample=True, temperature=how.temperature, top_k=how.top_k, top_p=how.top_p, max_new_tokens=count
     )
     tokens = torch.from_numpy(before).to(model.device)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from rehearsal_plugin.errors import DataError, MissingDependencyError
+from rehearsal_plugin.core.optional_import import optional_import
+from rehearsal_plugin.errors import DataError
 
 __all__ = ["arrow_batches", "files_of", "readable"]
 
@@ -49,15 +50,9 @@ def arrow_batches(path: Path, names: Collection[str] | None) -> Iterator[Any]:
         MissingDependencyError: pyarrow is not installed.
         DataError: There is no such column.
     """
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{path} needs pyarrow, which is not installed; pip install 'rehearsal_plugin[arrow]'"
-        ) from error
+    pa = optional_import("pyarrow", extra="arrow", needed_by=str(path))
     if path.suffix == ".parquet":
-        file = parquet.ParquetFile(path)
+        file = optional_import("pyarrow.parquet", extra="arrow", needed_by=str(path)).ParquetFile(path)
         wanted = _chosen(path, file.schema_arrow.names, names)
         yield from file.iter_batches(ROWS_AT_ONCE, columns=wanted)
         return

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from rehearsal_plugin.checkpoint.convert.sources import readable
 from rehearsal_plugin.core.arrays import IntArray
-from rehearsal_plugin.errors import DataError, MissingDependencyError
+from rehearsal_plugin.core.optional_import import optional_import
+from rehearsal_plugin.errors import DataError
 
-__all__ = ["Tokenizer", "load_tokenizer", "token_rows", "transformers"]
+__all__ = ["Tokenizer", "load_tokenizer", "token_rows"]
 
 IGNORED = -100
 """The label of a position that the loss leaves out."""
@@ -66,23 +66,9 @@ def token_rows(ids: IntArray, pad: int | None) -> dict[str, Tensor]:
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
 
 
-def transformers() -> Any:
-    """The module.
-
-    Raises:
-        MissingDependencyError: It is not installed.
-    """
-    try:
-        import transformers as module
-    except ImportError as error:
-        raise MissingDependencyError(
-            "transformers is not installed; pip install 'rehearsal_plugin[transformers]'"
-        ) from error
-    return module
-
-
 def _of_folder(path: Path, eos: str | None) -> Tokenizer:
-    tokenizer = transformers().AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    transformers = optional_import("transformers", extra="transformers")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
     end = tokenizer.eos_token_id if eos is None else _known(tokenizer.get_vocab().get(eos), eos, path)
 
     def encode(texts: list[str]) -> list[list[int]]:
@@ -94,14 +80,9 @@ def _of_folder(path: Path, eos: str | None) -> Tokenizer:
 
 
 def _of_file(path: Path, eos: str | None) -> Tokenizer:
+    tokenizers = optional_import("tokenizers", extra="transformers")
     try:
-        from tokenizers import Tokenizer as Encoder
-    except ImportError as error:
-        raise MissingDependencyError(
-            "tokenizers is not installed; pip install 'rehearsal_plugin[transformers]'"
-        ) from error
-    try:
-        encoder = Encoder.from_file(str(path))
+        encoder = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more precise
         raise DataError(f"{path} is no file of a tokenizer: {error}") from error
     encoder.no_padding()

@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll
-from rehearsal_plugin.errors import ClosedError, ExchangeError, ExchangeTimeout, MissingDependencyError, RehearsalError
+from rehearsal_plugin.errors import ClosedError, ExchangeError, ExchangeTimeout, RehearsalError
 
 __all__ = ["HorovodTransport", "horovod_failures", "import_horovod"]
 
@@ -148,10 +149,5 @@ def import_horovod() -> Any:
     Raises:
         MissingDependencyError: Horovod is not installed.
     """
-    try:
-        import horovod.torch as hvd
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Horovod is not installed for this PyTorch; build it with scripts/install_horovod.sh"
-        ) from error
-    return hvd
+    hint = "build it for this PyTorch with scripts/install_horovod.sh"
+    return optional_import("horovod.torch", name="Horovod", hint=hint)

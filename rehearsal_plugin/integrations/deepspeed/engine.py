@@ -13,8 +13,9 @@ from typing import Any
 
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, find_block
 from rehearsal_plugin.core.metrics import few_partitions
+from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.distributed.transport import open_transport
-from rehearsal_plugin.errors import ConfigError, MissingDependencyError
+from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.deepspeed.pipeline_engine import check_pipeline, inject_at_stage, pulls_batches
 from rehearsal_plugin.integrations.handle import Handle, check_fed
 from rehearsal_plugin.integrations.inject.forward import ForwardInjection
@@ -105,10 +106,7 @@ def _initialize(fallback: RehearsalConfig | None, *args: Any, **kwargs: Any) -> 
 
 
 def _original_initialize() -> Callable[..., tuple[Any, Any, Any, Any]]:
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise MissingDependencyError("DeepSpeed is not installed; pip install 'rehearsal_plugin[deepspeed]'") from error
+    deepspeed = optional_import("deepspeed", extra="deepspeed", name="DeepSpeed")
     create: Callable[..., tuple[Any, Any, Any, Any]] = deepspeed.initialize
     return getattr(create, "rehearsal_original", create)
 

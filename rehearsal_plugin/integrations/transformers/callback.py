@@ -23,7 +23,8 @@ from torch import Tensor
 
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig
 from rehearsal_plugin.core.metrics import few_partitions
-from rehearsal_plugin.errors import BatchError, ConfigError, MissingDependencyError
+from rehearsal_plugin.core.optional_import import missing_dependency
+from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.integrations.deepspeed.engine import left_alone
 from rehearsal_plugin.integrations.handle import Handle
 from rehearsal_plugin.integrations.inject.forward import needs_outputs
@@ -43,9 +44,7 @@ try:
     from transformers import Trainer, TrainerCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 except ImportError as error:
-    raise MissingDependencyError(
-        "transformers is not installed; pip install 'rehearsal_plugin[transformers]'"
-    ) from error
+    raise missing_dependency("transformers", extra="transformers") from error
 
 __all__ = ["RehearsalCallback", "patch"]
 

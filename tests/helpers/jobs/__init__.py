@@ -1,1 +1,1 @@
-"""Training scripts that the launchers run in tests; none of them knows of rehearsal."""
+"""Training scripts that launchers run in tests; none of them knows of rehearsal."""

@@ -70,8 +70,8 @@ def main() -> None:
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     alike = hvd.allgather(weights[None])
     identical = bool((alike == alike[0]).all())
-    told = {**note, "rows": model.rows, "identical": identical, "argv": sys.argv, "path": sys.path[0]}
-    (arguments.out / f"rank{hvd.rank()}.json").write_text(json.dumps(told))
+    note_of_rank = {**note, "rows": model.rows, "identical": identical, "argv": sys.argv, "path": sys.path[0]}
+    (arguments.out / f"rank{hvd.rank()}.json").write_text(json.dumps(note_of_rank))
 
 
 if __name__ == "__main__":

@@ -17,17 +17,17 @@ ROUNDS, SECONDS = 12, 2.0
 
 def ports(process: int) -> set[tuple[str, int]]:
     """Addresses that a process listens on, IPv4 and IPv6."""
-    own = set()
+    sockets_of_process = set()
     for descriptor in Path(f"/proc/{process}/fd").iterdir():
         with suppress(OSError):
-            own.add(str(descriptor.readlink()))
-    found = set()
+            sockets_of_process.add(str(descriptor.readlink()))
+    listening = set()
     for table, host in (("tcp", "127.0.0.1"), ("tcp6", "::1")):
         for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
-            if fields[3] == LISTENS and f"socket:[{fields[9]}]" in own:
-                found.add((host, int(fields[1].rpartition(":")[2], 16)))
-    return found
+            if fields[3] == LISTENS and f"socket:[{fields[9]}]" in sockets_of_process:
+                listening.add((host, int(fields[1].rpartition(":")[2], 16)))
+    return listening
 
 
 def disturb(host: str, port: int, noise: random.Random) -> int:

@@ -30,12 +30,12 @@ def main() -> None:
 
         callbacks = [RehearsalCallback(None if arguments.callback == "yes" else arguments.callback)]
     keys = {} if arguments.deepspeed is None else {"deepspeed": arguments.deepspeed}
-    job, seen = trainer(arguments.out, callbacks=callbacks, gradient_accumulation_steps=2, **keys)
+    job, recorder = trainer(arguments.out, callbacks=callbacks, gradient_accumulation_steps=2, **keys)
     if arguments.evaluate:
-        note = {"loss": job.evaluate()["eval_loss"], "sizes": seen.evaluated}
+        note = {"loss": job.evaluate()["eval_loss"], "sizes": recorder.evaluated}
     else:
         job.train()
-        note = {"digest": digest(job.model), "sizes": [len(whole(batch)) for batch in seen.batches]}
+        note = {"digest": digest(job.model), "sizes": [len(whole(batch)) for batch in recorder.batches]}
     (arguments.out / f"rank{os.environ.get('RANK', 0)}.json").write_text(json.dumps(note))
     if dist.is_initialized():
         dist.barrier()

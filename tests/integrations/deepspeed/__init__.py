@@ -1,0 +1,1 @@
+"""Jobs on engines of DeepSpeed: ZeRO, pipelines, tensor and sequence parallelism."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 import rehearsal_plugin
 from rehearsal_plugin.errors import BatchError, ConfigError, RehearsalError
+from tests.helpers.errors import message
 from tests.helpers.ranks import run_ranks
 from tests.helpers.witness import (
     BATCH,
@@ -274,14 +275,6 @@ def signature(folder: Path) -> bool:
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
-
-
-def message(kind: type[Exception], call: Callable[[], object]) -> str:
-    try:
-        call()
-    except kind as error:
-        return str(error)
-    raise AssertionError(f"no {kind.__name__}")
 
 
 def refusals(folder: Path) -> dict[str, str]:

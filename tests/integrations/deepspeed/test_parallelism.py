@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.distributed.transport import TorchDistributedTransport
 from rehearsal_plugin.errors import BatchError, CheckpointError, ConfigError
+from tests.helpers.errors import message
 from tests.helpers.parallel_jobs import (
     BASE,
     DIGITS,
@@ -32,7 +33,6 @@ from tests.helpers.parallel_jobs import (
     Split,
     fed,
     llama,
-    message,
     place,
     resumed,
     shared,

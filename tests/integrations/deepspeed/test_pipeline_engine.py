@@ -13,7 +13,8 @@ from torch import Tensor, fx
 
 import rehearsal_plugin
 from rehearsal_plugin.errors import BatchError, ConfigError
-from tests.helpers.parallel_jobs import message, shared
+from tests.helpers.errors import message
+from tests.helpers.parallel_jobs import shared
 from tests.helpers.pipeline_jobs import GAS, SECTION, Job, batch_of, pipeline_of
 from tests.helpers.ranks import run_ranks
 from tests.helpers.witness import BATCH, Failure, config_of, owner, perform
@@ -36,7 +37,7 @@ def two_stages(folder: Path) -> dict[str, Any]:
     again.engine.load_checkpoint(folder)
     again.train(RESUMED)
     files = sorted(path.name for path in folder.rglob("*rehearsal*"))
-    return {"whole": whole.told(), "again": again.told(), "files": files}
+    return {"whole": whole.outcome(), "again": again.outcome(), "files": files}
 
 
 def four_stages(folder: Path) -> dict[str, Any]:
@@ -48,19 +49,19 @@ def four_stages(folder: Path) -> dict[str, Any]:
     job.train(2)
     files = sorted(path.name for path in folder.rglob("*rehearsal*"))
     rows = 0 if job.engine.rehearsal.rehearsal is None else len(job.engine.rehearsal.rehearsal.buffer)
-    return {"whole": job.told(), "files": files, "rows": rows}
+    return {"whole": job.outcome(), "files": files, "rows": rows}
 
 
 def both_ways(folder: Path) -> dict[str, Any]:
     job = Job(SECTION, gas=4, both_ways=True)
     job.train(SAVED)
-    return {"whole": job.told()}
+    return {"whole": job.outcome()}
 
 
 def growing(folder: Path) -> dict[str, Any]:
     job = Job({**SECTION, "mode": "append"}, dynamic=True)
     job.train(SAVED)
-    return {"whole": job.told()}
+    return {"whole": job.outcome()}
 
 
 def evaluation(folder: Path) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def evaluation(folder: Path) -> dict[str, Any]:
     batches = [batch_of(900 + i, job.place) for i in range(GAS)]
     job.engine.eval_batch(iter(batches))
     job.train(1)
-    return {"whole": job.told(), "own": [batch[2].tolist() for batch in batches]}
+    return {"whole": job.outcome(), "own": [batch[2].tolist() for batch in batches]}
 
 
 def composed(folder: Path) -> dict[str, Any]:
@@ -111,7 +112,7 @@ def compiled(folder: Path) -> dict[str, Any]:
     for _ in range(LEAD + 4):
         job.train(1)
         counts.append(len(graphs))
-    return {"whole": job.told(), "counts": counts, "calls": [call for calls in graphs for call in calls]}
+    return {"whole": job.outcome(), "counts": counts, "calls": [call for calls in graphs for call in calls]}
 
 
 def closed(folder: Path) -> dict[str, Any]:
@@ -122,7 +123,7 @@ def closed(folder: Path) -> dict[str, Any]:
     job.engine.save_checkpoint(shared(folder))
     job.attach(SECTION)
     job.train(5)
-    return {"whole": job.told()}
+    return {"whole": job.outcome()}
 
 
 def strayed(folder: Path) -> str:

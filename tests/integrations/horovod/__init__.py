@@ -1,0 +1,1 @@
+"""Jobs under `horovodrun`: the optimizer, elastic jobs and unchanged scripts."""

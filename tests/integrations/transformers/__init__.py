@@ -1,0 +1,1 @@
+"""Jobs with the Trainer of Hugging Face."""

@@ -32,7 +32,7 @@ def resumed(folder: Path, own: Callable[[], Any] | None = None, **keys: Any) -> 
     found = {}
     for name in ("whole", "resumed"):
         callback = RehearsalCallback(None if "deepspeed" in keys else SECTION)
-        job, seen = trainer(folder, callbacks=[callback], own=None if own is None else own(), **saving)
+        job, seen = trainer(folder, callbacks=[callback], network=None if own is None else own(), **saving)
         job.train(resume_from_checkpoint=str(folder / "checkpoint-6") if name == "resumed" else None)
         assert callback.rehearsal is not None
         totals = {k: v for k, v in callback.rehearsal.metrics().items() if not k.endswith("_ms")}
@@ -72,7 +72,7 @@ def resumed_on_ranks(folder: Path) -> dict[str, Any]:
         "zero": resumed(folder / "zero", deepspeed=engine, gradient_accumulation_steps=2),
         "accelerate": by_accelerate(folder / "accelerate", engine),
         "tensor parallel": resumed(  # last: the engines after it would be tensor-parallel, too
-            folder / "tp", own=llama, deepspeed={**engine, "tensor_parallel": {"autotp_size": 2}}, max_grad_norm=1.0
+            folder / "tp", network=llama, deepspeed={**engine, "tensor_parallel": {"autotp_size": 2}}, max_grad_norm=1.0
         ),
     }
 

@@ -86,7 +86,7 @@ def classified(folder: Path, across: bool) -> dict[str, Any]:
     own: Any = Scores()
     keys: dict[str, Any] = {"gradient_accumulation_steps": PASSES, "average_tokens_across_devices": across}
     data: dict[str, Any] = {"remove_unused_columns": False, "label_names": ["labels"], "learning_rate": 0.0}
-    job, seen = trainer(folder, own=own, data=Classes(), callbacks=[callback], **keys, **data)
+    job, seen = trainer(folder, network=own, data=Classes(), callbacks=[callback], **keys, **data)
     job.compute_loss_func = callback.loss(cross_entropy)
     job.train()
     evaluated = job.evaluate(Classes(16, 1000))["eval_loss"]

@@ -1,0 +1,1 @@
+"""The `rehearsal` section: values, defaults, sources, and what is refused."""

@@ -1,0 +1,1 @@
+"""Apportionment, random generators, optional imports and other ground-floor modules."""

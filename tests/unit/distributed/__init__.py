@@ -1,0 +1,1 @@
+"""Draw, exchange, global counts and transports between ranks."""

@@ -1,0 +1,1 @@
+"""What runs beside the training loop: losses, guard, ratio and the cost model."""

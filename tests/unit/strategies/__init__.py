@@ -1,0 +1,1 @@
+"""Losses of the strategies, by hand and in replay."""

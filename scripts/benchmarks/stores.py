@@ -1,4 +1,4 @@
-"""The stores that `bench_buffer.py` compares: one store of many rows each, written at random places and gathered from.
+"""Stores that the benchmark of the buffer compares: rows written at random slots and gathered from there.
 
 Every store draws its places itself and is as large as the others, and all its rows are written before anything is
 timed. Which of a library's ways is used is said with each.
@@ -26,7 +26,7 @@ class Store(Protocol):
     """Room for many rows, full.
 
     Args:
-        rows: How many.
+        rows: Number of rows.
         batch: Some rows, all alike in form.
     """
 
@@ -114,8 +114,8 @@ class TorchRLStorage:
 
     def write(self, batch: Batch) -> None:
         """See `Store`."""
-        given = self._wrap(batch)
-        self._storage.set(torch.randint(0, self._rows, (len(given),)), given)
+        rows = self._wrap(batch)
+        self._storage.set(torch.randint(0, self._rows, (len(rows),)), rows)
 
     def gather(self, count: int) -> Any:
         """See `Store`."""
@@ -197,10 +197,10 @@ def installed_peers() -> dict[str, Callable[[int, Batch], Store]]:
 
 
 def _torchrl() -> tuple[Callable[[Batch], Any], Any]:
-    """How torchrl wraps a batch, and its module of replay buffers."""
+    """torchrl's wrapper of a batch, and its module of replay buffers."""
     data, tensordict = import_module("torchrl.data"), import_module("tensordict")
     logging.getLogger("torchrl").setLevel(logging.WARNING)
-    return lambda given: tensordict.TensorDict(given, batch_size=[len(next(iter(given.values())))]), data
+    return lambda batch: tensordict.TensorDict(batch, batch_size=[len(next(iter(batch.values())))]), data
 
 
 def _matrix(tensor: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ WARMUP = 6
 
 @dataclass(frozen=True)
 class Job:
-    """What every rank does: updates with a batch of `batch` rows and nothing in between.
+    """Work of every rank: updates with a batch of `batch` rows and nothing in between.
 
     Attributes:
         row_bytes: Bytes of a row.
@@ -59,7 +59,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Steps:
-    """What one rank did in the steps of a job; all but `step_s` are means a step.
+    """Counts of one rank in the steps of a job; all but `step_s` are means a step.
 
     Attributes:
         collectives: Collectives issued.
@@ -100,7 +100,7 @@ def on_ranks(function: Callable[..., T], size: int, *arguments: object) -> list[
         The results by rank.
 
     Raises:
-        Exception: What a rank raised; or it died or did not end in time.
+        Exception: A rank raised it, died, or did not end in time.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["torch", "rehearsal_plugin"])
@@ -157,7 +157,7 @@ def _point(rehearsal: Rehearsal, transport: CountingTransport, others: set[Conne
 
 def connections() -> dict[Connection, tuple[int, int]]:
     """Segments and bytes sent on every TCP connection of this process, by its two ends."""
-    found = {}
+    counters = {}
     for path in Path("/proc/self/fd").iterdir():
         try:
             with socket.socket(fileno=os.dup(int(path.name))) as one:
@@ -169,8 +169,8 @@ def connections() -> dict[Connection, tuple[int, int]]:
             raise RuntimeError("this kernel does not count the bytes of TCP connections; Linux 4.19 or newer does")
         (segments,) = struct.unpack_from("=I", info, DATA_SEGMENTS_OUT)
         (sent,) = struct.unpack_from("=Q", info, BYTES_SENT)
-        found[ends] = segments, sent
-    return found
+        counters[ends] = segments, sent
+    return counters
 
 
 def _rank(function: Callable[..., T], rank: int, size: int, place: str, arguments: Sequence[object]) -> T:
