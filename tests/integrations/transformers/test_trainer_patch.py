@@ -73,7 +73,7 @@ CALLS: list[Callable[[Any], Any]] = [
 
 @pytest.mark.parametrize(
     ("call", "result"),
-    zip(CALLS, [(False, 3), ([1, 2], 7), ([1, 2], "eval"), ("model", None)], strict=True),
+    list(zip(CALLS, [(False, 3), ([1, 2], 7), ([1, 2], "eval"), ("model", None)], strict=True)),
     ids=["train", "get_batch_samples", "evaluation_loop", "_save_checkpoint"],
 )
 def test_a_trainer_without_a_listener_runs_the_original_with_the_same_arguments(
