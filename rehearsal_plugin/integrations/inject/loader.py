@@ -1,4 +1,4 @@
-"""Injection at the loader: batches come out with replayed rows in them."""
+"""Injection at the loader: its batches contain replayed rows."""
 
 from __future__ import annotations
 
@@ -16,15 +16,19 @@ __all__ = ["RehearsalLoader"]
 class RehearsalLoader:
     """Wraps any iterable of training batches.
 
-    With `mode: append` every batch grows by its replayed rows. With `mode: replace` new rows are re-batched
-    so that every batch keeps its size and none is skipped; an epoch then has more batches. Leaves that are no
-    fields of a row come from the batch that was read last. Every other attribute is the wrapped loader's, to
-    read and to set. Once the rehearsal is closed, batches pass through as they are.
+    With `mode: append` every batch grows by its replayed rows. With `mode: replace` new rows are re-batched, so that
+    every batch keeps its size and no row is skipped; an epoch then has more batches:
+
+        batches of the wrapped loader        0 1 2 3 | 4 5 6 7 | 8 9 ...
+        with one replayed row r in each      0 1 2 r | 3 4 5 r | 6 7 8 r | ...
+
+    Leaves that are no fields of a row come from the batch that was read last. All other attributes are those of the
+    wrapped loader, to read and to set. Once the rehearsal is closed, batches pass through unchanged.
 
     Args:
         batches: A `DataLoader`, or any iterable that starts anew with each `iter`.
-        rehearsal: Its `step` must be called once an optimizer step; `attach` sees to that.
-        active: Asked for every batch; a batch passes through as it is while it returns False.
+        rehearsal: Source of the rows; its `step` is called once an optimizer step, as `attach` does.
+        active: Called for every batch; while it returns False, batches pass through unchanged.
 
     Raises:
         ConfigError: `rehearsal.inject` is not `"loader"`.
@@ -70,6 +74,7 @@ class RehearsalLoader:
         return not self._rehearsal.closed and self._active()
 
     def _rebatched(self) -> Iterator[Any]:
+        """Batches of new rows that leave room for replayed ones; `rest` holds the `carried` rows for the next batch."""
         layout: RowLayout | None = None
         size, carried, rest, padding = 0, 0, None, self._rehearsal.padding
         for batch in self._batches:
