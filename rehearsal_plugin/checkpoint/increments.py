@@ -191,34 +191,34 @@ def read_checkpoint(folder: Path, rank_file: RankFile) -> Content:
     content = read_file(folder, rank_file)
     if "parts" not in content.meta:
         return content
-    rows = _join_rows(folder, _parts(content.meta["parts"], rank_file), content.meta["count"])
+    rows = _join_rows(folder, _parse_parts(content.meta["parts"], rank_file), content.meta["count"])
     return Content(content.meta, {**content.tensors, ROWS: rows})
 
 
 def remove_unused_rows(folder: Path, rank_file: RankFile) -> None:
     """Remove the files of rows that no checkpoint of this rank in the folder lists."""
     try:
-        mine = [listed for listed in list_files(folder) if _belongs(listed.rank, rank_file)]
+        mine = [listed for listed in list_files(folder) if _belongs_to_rank(listed.rank, rank_file)]
         used = {part.name for listed in mine for part in _listed_parts(folder, listed)}
     except (CheckpointError, LookupError, TypeError, ValueError):
         return  # a file that cannot be read may list them
     for entry in folder.iterdir():
         match = NAME.fullmatch(entry.name)
-        if match and _belongs(int(match[1]), rank_file) and entry.name not in used:
+        if match and _belongs_to_rank(int(match[1]), rank_file) and entry.name not in used:
             entry.unlink(missing_ok=True)
 
 
-def _belongs(rank: int, rank_file: RankFile) -> bool:
+def _belongs_to_rank(rank: int, rank_file: RankFile) -> bool:
     """Whether the rank of `rank_file` removes files of `rank`: its own, or those of a rank that the job has no more."""
     return rank % rank_file.size == rank_file.rank
 
 
 def _listed_parts(folder: Path, rank_file: RankFile) -> Sequence[RowsFile]:
     meta = read_header(folder, rank_file)
-    return _parts(meta["parts"], rank_file) if "parts" in meta else ()
+    return _parse_parts(meta["parts"], rank_file) if "parts" in meta else ()
 
 
-def _parts(listed: Any, rank_file: RankFile) -> list[RowsFile]:
+def _parse_parts(listed: Any, rank_file: RankFile) -> list[RowsFile]:
     """The parts in the JSON of a main file; ValueError or TypeError where it lists none."""
     parts = []
     for step, token, rows in listed:

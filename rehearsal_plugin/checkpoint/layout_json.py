@@ -18,7 +18,7 @@ DTYPES = {str(value): value for value in vars(torch).values() if isinstance(valu
 
 def layout_to_json(layout: RowLayout) -> dict[str, Any]:
     """Name, dtype and shape of every field, without the nesting of the batch, which the next batch brings."""
-    return {"fields": _listed(layout.fields), "state": _listed(layout.state)}
+    return {"fields": _list_fields(layout.fields), "state": _list_fields(layout.state)}
 
 
 def layout_from_json(description: dict[str, Any]) -> RowLayout:
@@ -28,14 +28,14 @@ def layout_from_json(description: dict[str, Any]) -> RowLayout:
         KeyError: A key is missing, or torch has no such dtype.
         BatchError: There are no fields.
     """
-    layout = RowLayout.infer(_empty(description["fields"]))
-    return layout.with_state(_empty(description["state"])) if description["state"] else layout
+    layout = RowLayout.infer(_empty_batch(description["fields"]))
+    return layout.with_state(_empty_batch(description["state"])) if description["state"] else layout
 
 
-def _listed(fields: Iterable[Field]) -> list[list[Any]]:
+def _list_fields(fields: Iterable[Field]) -> list[list[Any]]:
     return [[field.name, str(field.dtype), list(field.shape)] for field in fields]
 
 
-def _empty(fields: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
+def _empty_batch(fields: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
     """An empty batch, one tensor `[0, *shape]` a field."""
     return {name: torch.empty((0, *shape), dtype=DTYPES[dtype]) for name, dtype, shape in fields}

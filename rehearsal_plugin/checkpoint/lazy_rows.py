@@ -50,36 +50,39 @@ class LazyRows:
         """The rows at `index` `[m]` int64."""
         return LazyRows(self._sources, self._source[index], self._index[index])
 
-    def tensor(self) -> Tensor:
+    def read_all(self) -> Tensor:
         """All rows `[n, row_bytes]`; the source itself if they are just that."""
         (first, *others) = self._sources
         if not others and np.array_equal(self._index, np.arange(len(first))):
             return first
-        return self._read(np.arange(len(self)))
+        return self._read_rows(np.arange(len(self)))
 
-    def parts(self) -> Iterator[Tensor]:
+    def read_parts(self) -> Iterator[Tensor]:
         """All rows, a few megabytes at a time."""
         count = self._at_once
         for start in range(0, len(self), count):
-            yield self._read(np.arange(start, min(start + count, len(self))))
+            yield self._read_rows(np.arange(start, min(start + count, len(self))))
 
     def distinct(self, content_bytes: int) -> IntArray:
         """Indices of the rows whose first `content_bytes` bytes equal no earlier row, `[m]` int64, ascending."""
-        hashes = [content_hashes(rows, content_bytes) for rows in self.parts()]
+        hashes = [content_hashes(rows, content_bytes) for rows in self.read_parts()]
 
-        def same(first: IntArray, second: IntArray) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+        def rows_equal(first: IntArray, second: IntArray) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
             starts = range(0, len(first), self._at_once)
             spans = [slice(start, start + self._at_once) for start in starts]
-            matches = [same_content(self._read(first[span]), self._read(second[span]), content_bytes) for span in spans]
+            matches = [
+                same_content(self._read_rows(first[span]), self._read_rows(second[span]), content_bytes)
+                for span in spans
+            ]
             return np.concatenate(matches) if matches else np.zeros(0, dtype=bool)
 
-        return np.flatnonzero(~repeated(np.concatenate(hashes), same)) if hashes else np.arange(0)
+        return np.flatnonzero(~repeated(np.concatenate(hashes), rows_equal)) if hashes else np.arange(0)
 
     @property
     def _at_once(self) -> int:
         return max(1, PART_BYTES // self._sources[0].shape[1])
 
-    def _read(self, rows: IntArray) -> Tensor:
+    def _read_rows(self, rows: IntArray) -> Tensor:
         source, index = self._source[rows], self._index[rows]
         out = torch.empty((len(rows), self._sources[0].shape[1]), dtype=torch.uint8)
         for number in np.unique(source).tolist():

@@ -1,6 +1,6 @@
 """The record of one rank in a checkpoint file, and its rows apart from any buffer.
 
-file  --unpack_record-->  Record  --RowSet.of-->  RowSet  --buffer()-->  state of a new buffer
+file  --unpack_record-->  Record  --RowSet.of-->  RowSet  --buffer_state-->  state of a new buffer
 file  <--pack_record----  Record
 """
 
@@ -67,7 +67,7 @@ class RowSet:
         written: `[n]` int64, the step in which each was admitted.
         origin: `[n]` int32, the rank on which each was admitted.
         keys: `[n]` int64, the partition of each; zeros without partitions.
-        seen: Number of offered rows that they are a sample of, by partition key.
+        offered: Number of offered rows that they are a sample of, by partition key.
     """
 
     layout: RowLayout
@@ -75,7 +75,7 @@ class RowSet:
     written: IntArray
     origin: NDArray[np.int32]
     keys: IntArray
-    seen: Mapping[int, int]
+    offered: Mapping[int, int]
 
     def select(self, index: IntArray) -> RowSet:
         """The rows at `index` `[m]` int64, with their share of the offered rows."""
@@ -83,12 +83,14 @@ class RowSet:
         held = dict(zip(keys.tolist(), sizes.tolist(), strict=True))
         keys, sizes = np.unique(self.keys[index], return_counts=True)
         selected = dict(zip(keys.tolist(), sizes.tolist(), strict=True))
-        seen = {key: _share(self.seen.get(key, 0), selected.get(key, 0), size) for key, size in held.items()}
-        gone = [key for key in self.seen if key not in held]  # they offered rows, and lost all room to other partitions
+        offered = {
+            key: _share_of_offered(self.offered.get(key, 0), selected.get(key, 0), size) for key, size in held.items()
+        }
+        gone = [key for key in self.offered if key not in held]  # all their room went to other partitions
         if gone and len(self.keys):
-            seen[gone[0]] = _share(sum(self.seen[key] for key in gone), len(index), len(self.keys))
+            offered[gone[0]] = _share_of_offered(sum(self.offered[key] for key in gone), len(index), len(self.keys))
         return RowSet(
-            self.layout, self.rows.select(index), self.written[index], self.origin[index], self.keys[index], seen
+            self.layout, self.rows.select(index), self.written[index], self.origin[index], self.keys[index], offered
         )
 
     def cut_to(self, capacity: int, *, equal: bool, rng: np.random.Generator) -> RowSet:
@@ -96,7 +98,7 @@ class RowSet:
         if len(self.rows) <= capacity:
             return self
         _, owners = np.unique(self.keys, return_inverse=True)
-        return replace(self.select(keep_rows(owners, capacity, equal=equal, rng=rng)), seen=self.seen)
+        return replace(self.select(keep_rows(owners, capacity, equal=equal, rng=rng)), offered=self.offered)
 
     def without_duplicates(self) -> RowSet:
         """The rows without later ones that have the same batch fields."""
@@ -108,28 +110,35 @@ class RowSet:
         if np.array_equal(keys, self.keys):
             return self
         distinct, sizes = np.unique(keys, return_counts=True)
-        offered = sum(self.seen.values())
-        seen = {
-            key: _share(offered, size, len(keys)) for key, size in zip(distinct.tolist(), sizes.tolist(), strict=True)
+        total = sum(self.offered.values())
+        offered = {
+            key: _share_of_offered(total, size, len(keys))
+            for key, size in zip(distinct.tolist(), sizes.tolist(), strict=True)
         }
-        return replace(self, keys=keys, seen=seen)
+        return replace(self, keys=keys, offered=offered)
 
-    def buffer(self) -> dict[str, Any]:
+    def buffer_state(self) -> dict[str, Any]:
         """The `state_dict` of a buffer that holds just these rows."""
-        known = np.array(list(self.seen), dtype=np.int64)
+        known = np.array(list(self.offered), dtype=np.int64)
         keys, numbers = np.unique(np.concatenate((self.keys, known)), return_inverse=True)
         numbers = numbers[: len(self.keys)]
         sizes = np.bincount(numbers, minlength=len(keys))
-        offered = np.array([self.seen.get(key, 0) for key in keys.tolist()], dtype=np.int64)
+        counts = np.array([self.offered.get(key, 0) for key in keys.tolist()], dtype=np.int64)
         partitions = {
             "keys": keys,
-            "seen": np.maximum(offered, sizes),
+            "seen": np.maximum(counts, sizes),
             "sizes": sizes,
             "members": np.argsort(numbers, kind="stable"),
         }
-        seen = max(len(self.rows), sum(self.seen.values()))
-        index = {"count": len(self.rows), "seen": seen, "partitions": partitions, "values": None}
-        return {"rows": self.rows.tensor(), "written": self.written, "origin": self.origin, "calls": 0, "index": index}
+        offered = max(len(self.rows), sum(self.offered.values()))
+        index = {"count": len(self.rows), "seen": offered, "partitions": partitions, "values": None}
+        return {
+            "rows": self.rows.read_all(),
+            "written": self.written,
+            "origin": self.origin,
+            "calls": 0,
+            "index": index,
+        }
 
     @classmethod
     def joined(cls, parts: Sequence[RowSet]) -> RowSet:
@@ -149,17 +158,17 @@ class RowSet:
             return parts[0]
         written = np.concatenate([part.written for part in parts])
         order = np.argsort(written, kind="stable")
-        seen: dict[int, int] = {}
+        offered: dict[int, int] = {}
         for part in parts:
-            for key, offered in part.seen.items():
-                seen[key] = seen.get(key, 0) + offered
+            for key, count in part.offered.items():
+                offered[key] = offered.get(key, 0) + count
         return cls(
             layout,
             LazyRows.joined([part.rows for part in parts]).select(order),
             written[order],
             np.concatenate([part.origin for part in parts])[order],
             np.concatenate([part.keys for part in parts])[order],
-            seen,
+            offered,
         )
 
     @classmethod
@@ -169,11 +178,11 @@ class RowSet:
             return None
         buffer, index = record.buffer, record.buffer["index"]
         rows, partitions = buffer["rows"], index["partitions"]
-        keys, seen = np.zeros(len(rows), dtype=np.int64), {0: int(index["seen"])}
+        keys, offered = np.zeros(len(rows), dtype=np.int64), {0: int(index["seen"])}
         if partitions is not None:
             keys[partitions["members"]] = np.repeat(partitions["keys"], partitions["sizes"])
-            seen = dict(zip(partitions["keys"].tolist(), partitions["seen"].tolist(), strict=True))
-        return cls(record.layout, LazyRows.of(rows), buffer["written"], buffer["origin"], keys, seen)
+            offered = dict(zip(partitions["keys"].tolist(), partitions["seen"].tolist(), strict=True))
+        return cls(record.layout, LazyRows.of(rows), buffer["written"], buffer["origin"], keys, offered)
 
 
 def pack_record(record: Record) -> Content:
@@ -220,7 +229,7 @@ def rows_for_rank(files: Sequence[SavedFile], rank: int, size: int) -> RowSet | 
     return RowSet.joined(parts) if parts else None
 
 
-def _share(offered: int, selected: int, held: int) -> int:
+def _share_of_offered(offered: int, selected: int, held: int) -> int:
     """Number of the `offered` rows that `selected` of `held` rows stand for: their proportion, rounded half up."""
     return (2 * offered * selected + held) // (2 * held)
 

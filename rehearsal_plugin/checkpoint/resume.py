@@ -98,7 +98,7 @@ def resume(
         raise CheckpointError(f"{folder} has no rehearsal checkpoint; start without loading one, or name its folder")
     if way == MISSING:
         return False
-    _load_on_all_ranks(lambda: _load(files, way, config, coordinator, strategy), folder, coordinator)
+    _load_on_all_ranks(lambda: _load_rank(files, way, config, coordinator, strategy), folder, coordinator)
     return True
 
 
@@ -122,7 +122,9 @@ def preload(
     files, way = _find_checkpoint(folder, None, coordinator, _job_settings(config, strategy), rows_only=True)
     if way == MISSING:
         raise CheckpointError(f"{folder} has no rehearsal checkpoint; name the folder of one, or of a seed")
-    _load_on_all_ranks(lambda: _load(files, way, config, coordinator, strategy, new_on=device), folder, coordinator)
+    _load_on_all_ranks(
+        lambda: _load_rank(files, way, config, coordinator, strategy, new_on=device), folder, coordinator
+    )
     if coordinator.prefetcher is None:
         raise CheckpointError(f"{folder} holds no rows yet; name the folder of a checkpoint with rows, or of a seed")
 
@@ -133,7 +135,7 @@ def _find_checkpoint(
     """The files of the newest checkpoint, and the way to load it that all ranks agree on."""
     try:
         files = [(folder, rank_file) for rank_file in find_newest(folder, step) or []]
-        answer = _inspect(files, coordinator, job, rows_only=rows_only) if files else (MISSING, 0, 0, 0)
+        answer = _inspect_checkpoint(files, coordinator, job, rows_only=rows_only) if files else (MISSING, 0, 0, 0)
     except Exception:
         coordinator.agree(FAILED, 0, 0, 0)  # so that no rank waits for this one
         raise
@@ -150,7 +152,7 @@ def _load_on_all_ranks(load: Callable[[], None], folder: Path, coordinator: Repl
     _common_way(coordinator.agree(RESHARD, 0, 0, 0), folder)
 
 
-def _inspect(
+def _inspect_checkpoint(
     files: Sequence[SavedFile], coordinator: ReplayCoordinator, job: Mapping[str, Any], *, rows_only: bool
 ) -> tuple[int, int, int, int]:
     """This rank's answer: the way it can load, and the step, number of ranks and digest of the checkpoint."""
@@ -168,7 +170,7 @@ def _inspect(
 
 
 def _common_way(answers: list[list[int]], folder: Path) -> int:
-    """The way that is open to all ranks, out of the answers of `_inspect` by rank.
+    """The way that is open to all ranks, out of the answers of `_inspect_checkpoint` by rank.
 
     Raises:
         CheckpointError: A rank failed, the ranks see different checkpoints, or files of different saves are mixed.
@@ -177,10 +179,10 @@ def _common_way(answers: list[list[int]], folder: Path) -> int:
     if FAILED in ways:
         raise CheckpointError(f"rank {ways.index(FAILED)} cannot load the checkpoint in {folder}; see its log")
     if len({(answer[0] == MISSING, *answer[1:3]) for answer in answers}) > 1:
-        seen = ", ".join(f"rank {rank}: step {answer[1]} of {answer[2]}" for rank, answer in enumerate(answers))
+        by_rank = ", ".join(f"rank {rank}: step {answer[1]} of {answer[2]}" for rank, answer in enumerate(answers))
         raise CheckpointError(
-            f"the ranks see different checkpoints in {folder} ({seen}); use a folder that all ranks share, wait until "
-            "all have saved, or name the step"
+            f"the ranks see different checkpoints in {folder} ({by_rank}); use a folder that all ranks share, wait "
+            "until all have saved, or name the step"
         )
     if RESHARD not in ways and len({answer[3] for answer in answers}) > 1:
         raise CheckpointError(
@@ -190,7 +192,7 @@ def _common_way(answers: list[list[int]], folder: Path) -> int:
     return max(ways)
 
 
-def _load(
+def _load_rank(
     files: Sequence[SavedFile],
     way: int,
     config: RehearsalConfig,
@@ -202,7 +204,7 @@ def _load(
     file = files[coordinator.rank % len(files)]
     with report_contradictions(file[0] / file[1].name):
         meta = read_header(*file)
-        device = _device(str(meta["device"])) if new_on is None else new_on
+        device = _choose_device(str(meta["device"])) if new_on is None else new_on
         strategy_state = (meta["state"]["progress"] or {}).get("strategy")
         if way == EXACT or (strategy_state and meta["job"].get("strategy") == config.strategy.name):
             record = unpack_record(*file)
@@ -237,17 +239,17 @@ def _load_share(
     equal = policy == "balanced" or config.buffer.by_features
     rows = rows.with_keys(_partition_keys(buffer, rows)).cut_to(buffer.capacity, equal=equal, rng=rng)
     # Under fifo the number of offered rows gives the next slot, so it has to be that of the rows.
-    seen: Mapping[int, int] = {} if policy == "fifo" else rows.seen
+    offered: Mapping[int, int] = {} if policy == "fifo" else rows.offered
     written = np.zeros_like(rows.written) if new else rows.written
     with report_contradictions(files[0][0]):
-        buffer.adopt(rows.rows.parts(), written, rows.origin, seen)
+        buffer.adopt(rows.rows.read_parts(), written, rows.origin, offered)
 
 
 def _partition_keys(buffer: RehearsalBuffer, rows: RowSet) -> IntArray:
     """The keys `[n]` int64 of the rows under the partitions of a buffer."""
     if buffer.slot_index.partitions is None:
         return np.zeros(len(rows.rows), dtype=np.int64)
-    return np.concatenate([np.zeros(0, dtype=np.int64), *map(buffer.keys, rows.rows.parts())])
+    return np.concatenate([np.zeros(0, dtype=np.int64), *map(buffer.keys, rows.rows.read_parts())])
 
 
 def _job_settings(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
@@ -288,7 +290,7 @@ def _check_strategy(then: Mapping[str, Any], now: Mapping[str, Any], *, rows: bo
     )
 
 
-def _device(kind: str) -> torch.device:
+def _choose_device(kind: str) -> torch.device:
     """The device of the batches: of the kind in the checkpoint, or else the CPU."""
     if kind == "cuda" and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())

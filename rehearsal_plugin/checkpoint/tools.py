@@ -49,7 +49,7 @@ def inspect(folder: Path) -> dict[str, Any]:
     )
     offered: Counter[int] = Counter()
     for part in parts_with_rows:
-        offered.update(part.seen)
+        offered.update(part.offered)
     layout = parts_with_rows[0].layout if parts_with_rows else None
     row_bytes = 0 if layout is None else layout.row_bytes
     quartiles = np.quantile(step - written, [0, 0.25, 0.5, 0.75, 1]).tolist() if len(written) else []
@@ -98,7 +98,7 @@ def reshard(folders: Sequence[Path], out: Path, ranks: int, capacity: int | None
         if rows is not None and capacity is not None:
             rng = generator(0, Purpose.RESHARD, step, rank)
             rows = rows.cut_to(capacity, equal=first.job.get("policy") == "balanced", rng=rng)
-        layout, buffer = (None, None) if rows is None else (rows.layout, rows.buffer())
+        layout, buffer = (None, None) if rows is None else (rows.layout, rows.buffer_state())
         write_file(out, RankFile(step, ranks, rank), pack_record(Record(first.job, layout, first.device, buffer, None)))
         total += 0 if rows is None else len(rows.rows)
     return total
@@ -128,9 +128,9 @@ def export(folder: Path, path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
-            save_file(_columns(rows), path)
+            save_file(_named_columns(rows), path)
         else:
-            _write_arrow(_columns(rows), path)
+            _write_arrow(_named_columns(rows), path)
     except (OSError, SafetensorError, TypeError, ValueError, KeyError, NotImplementedError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}; make room, or give another file") from error
     return len(rows.rows)
@@ -148,9 +148,9 @@ def newest_files(folder: Path) -> list[SavedFile]:
     return [(folder, rank_file) for rank_file in files]
 
 
-def _columns(rows: RowSet) -> dict[str, Tensor]:
+def _named_columns(rows: RowSet) -> dict[str, Tensor]:
     """The fields by name; recorded state with the name of a batch field is called `recorded.<name>`."""
-    layout, packed = rows.layout, rows.rows.tensor()
+    layout, packed = rows.layout, rows.rows.read_all()
     columns = {field.name: field.view(packed) for field in layout.fields}
     columns |= {f"recorded.{f.name}" if f.name in columns else f.name: f.view(packed) for f in layout.state}
     columns |= {"rehearsal.step": torch.from_numpy(rows.written), "rehearsal.rank": torch.from_numpy(rows.origin)}

@@ -68,17 +68,17 @@ def plan(
     for name, value in (("--step-ms", step_ms), ("--copy-gb-s", copy_gb_s), ("--gb-s", gb_s), ("--net-gb-s", net_gb_s)):
         if value is not None and not value > 0:
             raise typer.BadParameter(f"{name} is {value:g}; give a number above 0")
-    size = _bytes(row_bytes)
-    micro_batch, micro_batches = _batch(read(config), ranks, batch, accumulation)
+    size = _parse_row_bytes(row_bytes)
+    micro_batch, micro_batches = _batch_shape(read(config), ranks, batch, accumulation)
     load = load_of(section, size, micro_batch, micro_batches)
     offered = load.offered / (micro_batch * micro_batches)
     if draw_ns is None:
         draw_ns = DRAW_BY_PARTITION_NS if section.sampling.by_partition else DRAW_NS
     estimate = {
-        **_memory(section, load, ranks),
-        **_traffic(load, ranks),
-        **_time(load, ranks, _links(links, figures), step_ms, draw_ns, copy_gb_s),
-        **_past(section.buffer.rows(size), ranks, _past_rows(rows, tokens, row_tokens), offered),
+        **_estimate_memory(section, load, ranks),
+        **_estimate_traffic(load, ranks),
+        **_estimate_time(load, ranks, _chosen_links(links, figures), step_ms, draw_ns, copy_gb_s),
+        **_estimate_past(section.buffer.rows(size), ranks, _past_rows(rows, tokens, row_tokens), offered),
     }
     if section.sampling.weights == "retrieved":
         estimate["left_out"] = "the queries and answers of sampling.weights 'retrieved', which travel in the headers"
@@ -88,14 +88,14 @@ def plan(
         _print_plan(estimate)
 
 
-def _bytes(text: str) -> int:
+def _parse_row_bytes(text: str) -> int:
     size = int(text) if text.isdecimal() else parse_size(text)
     if not size:
         raise typer.BadParameter(f"--row-bytes is '{text}'; give bytes above 0, or a size such as '16KiB'")
     return size
 
 
-def _batch(config: Mapping[str, Any], ranks: int, batch: int | None, accumulation: int | None) -> tuple[int, int]:
+def _batch_shape(config: Mapping[str, Any], ranks: int, batch: int | None, accumulation: int | None) -> tuple[int, int]:
     """Rows of a micro-batch and micro-batches of a step: from the options, else from DeepSpeed's keys."""
     values = {key: config.get(key) for key in (MICRO_BATCH, ACCUMULATION, "train_batch_size")}
     known = {key: value for key, value in values.items() if isinstance(value, int) and value > 0}
@@ -115,7 +115,7 @@ def _batch(config: Mapping[str, Any], ranks: int, batch: int | None, accumulatio
     return micro, steps
 
 
-def _links(name: str, figures: Mapping[str, float | None]) -> Links:
+def _chosen_links(name: str, figures: Mapping[str, float | None]) -> Links:
     if name not in LINKS:
         raise typer.BadParameter(f"--links is '{name}'; there are {', '.join(LINKS)}, and an option for each figure")
     changes: dict[str, Any] = {key: value for key, value in figures.items() if value is not None}
@@ -130,7 +130,7 @@ def _past_rows(rows: int | None, tokens: int | None, row_tokens: int | None) -> 
     return rows if tokens is None or row_tokens is None else max(1, tokens // row_tokens)
 
 
-def _memory(section: RehearsalConfig, load: Load, ranks: int) -> dict[str, Any]:
+def _estimate_memory(section: RehearsalConfig, load: Load, ranks: int) -> dict[str, Any]:
     """Memory of one rank: the buffer, and rows on their way, in pools that are used in turn and grow by doubling."""
     rows = section.buffer.rows(load.row_bytes)
     moving = (load.offered, busiest_rows(1 if not load.collectives else ranks, load.replayed), load.replayed)
@@ -143,7 +143,7 @@ def _memory(section: RehearsalConfig, load: Load, ranks: int) -> dict[str, Any]:
     }
 
 
-def _traffic(load: Load, ranks: int) -> dict[str, Any]:
+def _estimate_traffic(load: Load, ranks: int) -> dict[str, Any]:
     """Traffic of one rank in a step; rows that a rank draws from itself do not travel."""
     away = 0.0 if not load.collectives else (ranks - 1) / ranks
     alone = away == 0.0
@@ -156,7 +156,9 @@ def _traffic(load: Load, ranks: int) -> dict[str, Any]:
     }
 
 
-def _time(load: Load, ranks: int, links: Links, step_ms: float, draw_ns: float, copy_gb_s: float) -> dict[str, Any]:
+def _estimate_time(
+    load: Load, ranks: int, links: Links, step_ms: float, draw_ns: float, copy_gb_s: float
+) -> dict[str, Any]:
     taken = times(load, ranks, links, draw_ns=draw_ns, copy_gb_s=copy_gb_s)
     return {
         "background_ms": {**asdict(taken), "total": taken.total},
@@ -167,10 +169,10 @@ def _time(load: Load, ranks: int, links: Links, step_ms: float, draw_ns: float, 
     }
 
 
-def _past(capacity: int, ranks: int, seen: int | None, offered: float) -> dict[str, Any]:
-    if seen is None:
+def _estimate_past(capacity: int, ranks: int, past_rows: int | None, offered: float) -> dict[str, Any]:
+    if past_rows is None:
         return {}
-    return {"seen_rows": seen, "past_share": coverage(capacity, ranks, seen, offered)}
+    return {"seen_rows": past_rows, "past_share": coverage(capacity, ranks, past_rows, offered)}
 
 
 def _print_plan(estimate: Mapping[str, Any]) -> None:
@@ -179,11 +181,11 @@ def _print_plan(estimate: Mapping[str, Any]) -> None:
     verdict = "hidden" if estimate["hides"] else "NOT hidden: every step waits for the rest"
     table = Table("of one rank", "", show_header=False)
     lines = {
-        "buffer": f"{estimate['buffer_rows']:,} rows, {_size(estimate['buffer_bytes'])} ({estimate['storage']})",
-        "rows on their way": _size(estimate["transit_bytes"]),
+        "buffer": f"{estimate['buffer_rows']:,} rows, {_format_size(estimate['buffer_bytes'])} ({estimate['storage']})",
+        "rows on their way": _format_size(estimate["transit_bytes"]),
         "rows a step": f"{estimate['replayed_rows']:g} replayed, {estimate['offered_rows']:g} offered to the buffer",
-        "bytes a step": f"{_size(estimate['rows_bytes'])} of rows, {_size(estimate['headers_bytes'])} of headers, "
-        f"{estimate['collectives']} collectives",
+        "bytes a step": f"{_format_size(estimate['rows_bytes'])} of rows, "
+        f"{_format_size(estimate['headers_bytes'])} of headers, {estimate['collectives']} collectives",
         "background": f"{background['total']:.3g} ms a step ({parts})",
         "step": f"{estimate['step_ms']:g} ms; the background takes {estimate['share_of_step']:.2%} of it: {verdict}",
     }
@@ -200,7 +202,7 @@ def _print_plan(estimate: Mapping[str, Any]) -> None:
         console.print(f"Left out: {estimate['left_out']}.", soft_wrap=True)
 
 
-def _size(count: float) -> str:
+def _format_size(count: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.4g} {unit}"

@@ -75,8 +75,8 @@ def seed(
     elif any(path.suffix in (".txt", ".jsonl") for path in files):
         raise typer.BadParameter("texts need --tokenizer and --length")
     else:
-        batches = columns(files, chosen, _dtypes(cast or []))
-    sample = Sample(rows, fields=chosen, constants=_integers(partition or []), seed=random_seed)
+        batches = columns(files, chosen, _parse_casts(cast or []))
+    sample = Sample(rows, fields=chosen, constants=_parse_partitions(partition or []), seed=random_seed)
     _offer_rows(sample, batches, rows if from_model is not None else None)
     sample.save(out, ranks, seen, source="data" if from_model is None else "a model")
     print_summary(tools.inspect(out))
@@ -101,7 +101,7 @@ def _split_pairs(pairs: list[str], option: str) -> Iterator[tuple[str, str]]:
         yield name, value
 
 
-def _dtypes(pairs: list[str]) -> dict[str, torch.dtype]:
+def _parse_casts(pairs: list[str]) -> dict[str, torch.dtype]:
     dtypes = {name: getattr(torch, value, None) for name, value in _split_pairs(pairs, "--cast")}
     for name, dtype in dtypes.items():
         if not isinstance(dtype, torch.dtype):
@@ -109,7 +109,7 @@ def _dtypes(pairs: list[str]) -> dict[str, torch.dtype]:
     return {name: dtype for name, dtype in dtypes.items() if isinstance(dtype, torch.dtype)}
 
 
-def _integers(pairs: list[str]) -> dict[str, int]:
+def _parse_partitions(pairs: list[str]) -> dict[str, int]:
     try:
         return {name: int(value) for name, value in _split_pairs(pairs, "--partition")}
     except ValueError as error:

@@ -66,7 +66,7 @@ class Peers:
         """
         if not self._checked:
             self._checked = True
-            self._compare(self._on_all_ranks(_take_fingerprint))
+            self._compare_peers(self._on_all_ranks(_take_fingerprint))
 
     def save(self, folder: Path) -> None:
         """Save the rows of this rank, unless a peer saves the same ones.
@@ -79,9 +79,9 @@ class Peers:
             CheckpointError: As for `Rehearsal.save`, or another rank failed.
         """
         reports = self._on_all_ranks(_take_fingerprint)
-        self._compare(reports)
+        self._compare_peers(reports)
         if self._rehearsal is not None and reports[dist.get_rank()].place is not None:
-            target = self._target(folder, reports)
+            target = self._save_folder(folder, reports)
             self._rehearsal.save(target or folder, write=target is not None)
 
     def load(self, folder: Path, step: int | None = None, *, missing_ok: bool = False) -> bool:
@@ -91,15 +91,18 @@ class Peers:
             BatchError: Peers hold different rows.
             CheckpointError: As for `Rehearsal.load`, or another rank failed, or not all ranks see the checkpoint.
         """
-        subfolder = folder / self._subfolder_name(self._on_all_ranks(_flush))  # after it, all files of peers are there
-        reports = self._on_all_ranks(lambda rehearsal: _load(rehearsal, folder, subfolder, step, missing_ok=missing_ok))
+        reports = self._on_all_ranks(_flush_files)  # peers may still write in the background
+        subfolder = folder / self._subfolder_name(reports)
+        reports = self._on_all_ranks(
+            lambda rehearsal: _load_rank(rehearsal, folder, subfolder, step, missing_ok=missing_ok)
+        )
         loaded = [report.loaded for report in reports if report.place is not None]
         if any(loaded) and not all(loaded):
             raise CheckpointError(
                 f"only the ranks {[report.rank for report in reports if report.loaded]} found a rehearsal checkpoint "
                 f"in {folder}; use a folder that all ranks share"
             )
-        self._compare(reports)
+        self._compare_peers(reports)
         return any(loaded)
 
     def _on_all_ranks(self, act: Callable[[Rehearsal], dict[str, Any]]) -> list[Report]:
@@ -116,15 +119,15 @@ class Peers:
                 report = replace(report, **act(self._rehearsal))
             except Exception as error:
                 # The other ranks wait for this report.
-                _gather(replace(report, failure=f"{type(error).__name__}: {error}"))
+                _gather_reports(replace(report, failure=f"{type(error).__name__}: {error}"))
                 raise
-        reports = _gather(report)
+        reports = _gather_reports(report)
         for failed in reports:
             if failed.failure:
                 raise CheckpointError(f"rank {failed.rank} failed with {failed.failure}")
         return reports
 
-    def _compare(self, reports: Sequence[Report]) -> None:
+    def _compare_peers(self, reports: Sequence[Report]) -> None:
         """Raise a BatchError on all ranks if peers hold different rows."""
         first: dict[int | None, Report] = {}
         for report in reports:
@@ -139,7 +142,7 @@ class Peers:
                     "same batches, as a sampler does that goes by the rank in the data-parallel group"
                 )
 
-    def _target(self, folder: Path, reports: Sequence[Report]) -> Path | None:
+    def _save_folder(self, folder: Path, reports: Sequence[Report]) -> Path | None:
         """Folder into which this rank saves; None where a peer saves the same rows.
 
         The first of the peers saves where all peers hold equal rows. If any peers hold different ones, all ranks save,
@@ -226,12 +229,14 @@ def _take_fingerprint(rehearsal: Rehearsal) -> dict[str, Any]:
     return {"fingerprint": rehearsal.fingerprint()}
 
 
-def _flush(rehearsal: Rehearsal) -> dict[str, Any]:
+def _flush_files(rehearsal: Rehearsal) -> dict[str, Any]:
     rehearsal.flush()
     return {}
 
 
-def _load(rehearsal: Rehearsal, folder: Path, subfolder: Path, step: int | None, *, missing_ok: bool) -> dict[str, Any]:
+def _load_rank(
+    rehearsal: Rehearsal, folder: Path, subfolder: Path, step: int | None, *, missing_ok: bool
+) -> dict[str, Any]:
     subfolders = sorted(path.name for path in folder.glob("rehearsal-peer*-of-*"))
     if subfolders and not subfolder.is_dir():
         raise CheckpointError(
@@ -242,7 +247,7 @@ def _load(rehearsal: Rehearsal, folder: Path, subfolder: Path, step: int | None,
     return {"fingerprint": rehearsal.fingerprint(), "loaded": loaded}
 
 
-def _gather(report: Report) -> list[Report]:
+def _gather_reports(report: Report) -> list[Report]:
     """The reports of all ranks, by rank."""
     reports: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(reports, report)

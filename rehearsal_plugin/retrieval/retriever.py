@@ -153,9 +153,9 @@ class Retriever:
             raise ConfigError(
                 f"{type(self._transport).__name__} issues collectives from the training thread only; use search()"
             )
-        job = self._prepare_search(queries, k, where)
+        search_now = self._prepare_search(queries, k, where)
         self._worker = self._worker or BackgroundThread(f"retrieval-rank{self._transport.rank}")
-        self._last = self._worker.submit(job)
+        self._last = self._worker.submit(search_now)
         return self._last
 
     def refresh(self, embed: Embed | None = None, rows: int = 256) -> int:
@@ -185,7 +185,7 @@ class Retriever:
             return 0
         packed, _ = index.read(slots)
         vectors = embed(columns_of(index.buffer.layout, packed)).detach()
-        index.store(slots, vectors, self._step)
+        index.store(slots, vectors, self._current_step)
         self._refreshed += len(slots)
         return len(slots)
 
@@ -206,7 +206,7 @@ class Retriever:
             self._index = None
         if buffer is not None:
             self._index = self._index or RowIndex(buffer, self.config, self._embed)
-            self._index.sync(self._step)
+            self._index.sync(self._current_step)
         return self._index
 
     def metrics(self) -> dict[str, float]:
@@ -219,7 +219,7 @@ class Retriever:
         - `searches`, `collectives`: calls so far.
         """
         index = self._index
-        stale = np.zeros(0, dtype=np.int64) if index is None else index.staleness(self._step)
+        stale = np.zeros(0, dtype=np.int64) if index is None else index.staleness(self._current_step)
         return {
             "rows_indexed": 0 if index is None else index.rows,
             "rows_skipped": 0 if index is None else index.skipped,
@@ -253,7 +253,7 @@ class Retriever:
         self.close()
 
     @property
-    def _step(self) -> int:
+    def _current_step(self) -> int:
         if isinstance(self._source, Rehearsal):
             return self._source.steps
         if self._now is not None:
@@ -262,9 +262,9 @@ class Retriever:
         return int(self._source.written(np.arange(count)).max()) if count else 0
 
     def _prepare_search(self, queries: ArrayLike | Tensor | None, k: int, where: Where) -> Callable[[], Retrieved]:
-        """A function that searches; the index, the queries and the step are those of now.
+        """A function that searches with the present index, queries and step.
 
-        An error in here is raised by that function, after the other ranks have been told: they wait for this rank.
+        That function raises an error of this one, once the other ranks know of it: they wait for this rank.
         """
         self._check_open()
         index: RowIndex | None = None
@@ -275,9 +275,9 @@ class Retriever:
             count, vectors = checked_k(k), prepare_queries(queries, width, self.config.metric)
         except Exception as failure:  # of any kind, as `embed` is the user's
             error = failure
-        now = self._step
+        now = self._current_step
 
-        def job() -> Retrieved:
+        def search_now() -> Retrieved:
             message = "" if error is None else _error_text(error)
             try:
                 return self._search(index, vectors, count, where, now, metric=self.config.metric, error=message)
@@ -285,7 +285,7 @@ class Retriever:
                 if error is not None:
                     raise error
 
-        return job
+        return search_now
 
     def _check_open(self) -> None:
         if self._stop.is_set():

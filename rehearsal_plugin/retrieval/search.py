@@ -113,19 +113,21 @@ class DistributedSearch:
         width, fingerprint = (0, 0) if index is None else (index.width, index.buffer.layout.fingerprint)
         request = Request(queries, k, where, now, width, fingerprint, metric, error)
         try:
-            return self._answer(index, layout, self._gather_requests(request))
+            return self._answer_requests(index, layout, self._gather_requests(request))
         finally:
             self.searches += 1
 
     def _gather_requests(self, request: Request) -> list[Request]:
         """The requests of all ranks, by rank; gathered twice if one exceeds the room, which grows for good."""
         while True:
-            gathered = self._gather(request.to_words(self.searches, self._room), "queries")
+            gathered = self._gather_words(request.to_words(self.searches, self._room), "queries")
             room, self._room = self._room, max(self._room, words_needed(gathered))
             if room == self._room:
                 return checked_requests(gathered, self._transport.rank, self.searches)
 
-    def _answer(self, index: RowIndex | None, layout: RowLayout | None, requests: Sequence[Request]) -> Retrieved:
+    def _answer_requests(
+        self, index: RowIndex | None, layout: RowLayout | None, requests: Sequence[Request]
+    ) -> Retrieved:
         """Search this rank's rows, merge the answers of all ranks, and fetch the rows for this rank's queries."""
         me, most = self._transport.rank, max(request.k for request in requests)
         counts = [len(request.queries) for request in requests]
@@ -133,8 +135,10 @@ class DistributedSearch:
         if not sum(counts) or index is None:  # all ranks have rows, or none has
             return Retrieved.empty(len(mine.queries), mine.k, layout)
         local = self._search_local(index, requests, most)
-        gathered = self._gather(np.concatenate((local.scores.view(np.int64).ravel(), local.slots.ravel())), "scores")
-        scores, ranks, slots = _merge(gathered, sum(counts), most, requests)
+        gathered = self._gather_words(
+            np.concatenate((local.scores.view(np.int64).ravel(), local.slots.ravel())), "scores"
+        )
+        scores, ranks, slots = _merge_answers(gathered, sum(counts), most, requests)
         first = sum(counts[:me])
         span = slice(first, first + counts[me])
         rows, about = self._fetch_rows(index, local, ranks, slots, counts)
@@ -189,17 +193,17 @@ class DistributedSearch:
         room = packed.new_empty((int(receive.sum()), packed.shape[1]))
         if (ranks >= 0).any() and transport.size > 1:
             pending = transport.all_to_all(packed, send.tolist(), room, receive.tolist())
-            packed = self._wait(pending, "rows").cpu()
+            packed = self._wait_for(pending, "rows").cpu()
             self.collectives += 1
             self.rows_received += int(receive.sum() - receive[transport.rank])
         numbers = np.ascontiguousarray(packed[:, -8 * ABOUT :].numpy()).view(np.int64)
         return packed[:, : -8 * ABOUT], numbers.reshape(len(packed), ABOUT)
 
-    def _gather(self, words: IntArray, what: str) -> Tensor:
+    def _gather_words(self, words: IntArray, what: str) -> Tensor:
         self.collectives += self._transport.size > 1
-        return self._wait(self._transport.all_gather(torch.from_numpy(words)), what)
+        return self._wait_for(self._transport.all_gather(torch.from_numpy(words)), what)
 
-    def _wait(self, pending: Pending, what: str) -> Tensor:
+    def _wait_for(self, pending: Pending, what: str) -> Tensor:
         where = f"the exchange of {what} on rank {self._transport.rank} at search {self.searches}"
         try:
             return wait(pending, time.monotonic() + self._timeout_s, self._stopped, where)
@@ -208,7 +212,7 @@ class DistributedSearch:
             raise
 
 
-def _merge(
+def _merge_answers(
     gathered: Tensor, queries: int, most: int, requests: Sequence[Request]
 ) -> tuple[Float64Array, IntArray, IntArray]:
     """Merge the answers of all ranks: scores, ranks and slots, `[queries, most]` each; rank and slot -1 for none."""

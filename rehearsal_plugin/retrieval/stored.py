@@ -37,5 +37,5 @@ def stored_rows(folder: Path, rank: int = 0, size: int = 1) -> tuple[RehearsalBu
     names = {field.name for field in rows.layout.fields}
     config = BufferConfig(capacity=max(1, len(rows.rows)), partition_by=key if key in names else None)
     buffer = RehearsalBuffer(config, rows.layout, rank=rank)
-    buffer.adopt(rows.rows.parts(), rows.written, rows.origin, rows.seen)
+    buffer.adopt(rows.rows.read_parts(), rows.written, rows.origin, rows.offered)
     return buffer, files[0][1].step

@@ -27,7 +27,7 @@ class TopKDistillation(Strategy):
 
     def state(self, new: Part) -> dict[str, Tensor]:
         """See `Strategy.state`: `values` `[..., k]` float32 log-probabilities and `ids` `[..., k]` int32."""
-        values, ids = self._logits(new.outputs).float().log_softmax(-1).topk(self.config.k)
+        values, ids = self._checked_logits(new.outputs).float().log_softmax(-1).topk(self.config.k)
         return {"values": values, "ids": ids.int()}
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
@@ -45,10 +45,10 @@ class TopKDistillation(Strategy):
             return None
         (part,) = replayed
         return self.config.alpha * distillation_loss(
-            self._logits(part.outputs), part.state["values"], part.state["ids"]
+            self._checked_logits(part.outputs), part.state["values"], part.state["ids"]
         )
 
-    def _logits(self, outputs: Any) -> Tensor:
+    def _checked_logits(self, outputs: Any) -> Tensor:
         tensors = self.tensors(outputs)
         logits = tensors.get("logits", next(iter(tensors.values())))
         if logits.ndim < 2 or logits.shape[-1] < self.config.k:
@@ -79,11 +79,11 @@ def distillation_loss(logits: Tensor, values: Tensor, ids: Tensor) -> Tensor:
     logp = logits.float().log_softmax(-1).gather(-1, ids.long())
     loss = -(values.exp() * logp).sum(-1)
     if ids.shape[-1] < logits.shape[-1]:
-        loss = loss - _rest(values).exp() * _rest(logp)
+        loss = loss - _rest_log_probability(values).exp() * _rest_log_probability(logp)
     return loss.mean()
 
 
-def _rest(logp: Tensor) -> Tensor:
+def _rest_log_probability(logp: Tensor) -> Tensor:
     """Log-probability of all classes beyond the k, `[...]`: log(1 - sum of their probabilities)."""
     smallest = torch.finfo(logp.dtype).eps  # the k probabilities may round to 1 together, and log(0) is not finite
     return torch.log1p(-logp.exp().sum(-1).clamp(max=1 - smallest))

@@ -43,7 +43,7 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
 
     def state(self, new: Part) -> dict[str, Tensor]:
         """See `Strategy.state`: `scores` and the classes `known` at the time (bool), both `[rows, classes]`."""
-        scores = self._scores(new.outputs)
+        scores = self._checked_scores(new.outputs)
         if self._known is None:
             raise ConfigError(
                 "strategy 'x-der' needs the labels beside the outputs; let the model return scores and compute the "
@@ -68,11 +68,11 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
             return None
         part = replayed[0]
         known = part.state["known"]
-        return self.config.alpha * (self._scores(part.outputs) - part.state["scores"])[known].square().mean()
+        return self.config.alpha * (self._checked_scores(part.outputs) - part.state["scores"])[known].square().mean()
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
         """See `Strategy.loss`."""
-        scores, labels = self._scores(new.outputs), new.targets[0] if new.targets else None
+        scores, labels = self._checked_scores(new.outputs), new.targets[0] if new.targets else None
         if labels is None or labels.dtype != torch.int64 or labels.ndim != 1:
             raise BatchError("strategy 'x-der' needs int64 class labels [rows] as the first target")
         if self._known is None:
@@ -86,13 +86,13 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
         assert self._known is not None  # `loss` comes first
         recorded, known, labels = part.state["scores"], part.state["known"], part.targets[0]
         new_classes = self._known & ~known
-        present = self._scores(part.outputs).detach()
+        present = self._checked_scores(part.outputs).detach()
         limit = self.config.gamma * recorded.gather(1, labels.clamp(min=0)[:, None]).clamp(min=0)
         highest = present.masked_fill(~new_classes, 0).amax(1, keepdim=True).clamp(min=torch.finfo(present.dtype).tiny)
         scaled = present * (limit / highest).clamp(max=1)
         return {"scores": torch.where(new_classes, scaled, recorded), "known": known | self._known}
 
-    def _scores(self, outputs: Any) -> Tensor:
+    def _checked_scores(self, outputs: Any) -> Tensor:
         (scores, *others) = self.tensors(outputs).values()
         if others or scores.ndim != 2:
             raise BatchError(

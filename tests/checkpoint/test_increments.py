@@ -156,7 +156,9 @@ def test_files_that_no_checkpoint_needs_are_removed(tmp_path: Path) -> None:
         job.train(step, step + 2)
         needed = set()
         for place in files.list_files(tmp_path):
-            needed |= {part.name for part in increments._parts(files.read_header(tmp_path, place)["parts"], place)}
+            needed |= {
+                part.name for part in increments._parse_parts(files.read_header(tmp_path, place)["parts"], place)
+            }
         assert parts(tmp_path).keys() == needed
     assert len(files.list_files(tmp_path)) == saver.KEPT
 
@@ -340,7 +342,7 @@ def test_a_number_of_rows_that_is_not_theirs_is_refused(count: Any, saved: Path)
 def test_rows_at_impossible_places_are_refused(slots: Any, saved: Path) -> None:
     found = find_newest(saved)
     assert found is not None
-    listed = increments._parts(files.read_header(saved, found[0])["parts"], found[0])
+    listed = increments._parse_parts(files.read_header(saved, found[0])["parts"], found[0])
     part = listed[0]
     old = files.read_file(saved, part)
     places = old.tensors["slots"].clone()

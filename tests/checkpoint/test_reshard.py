@@ -176,7 +176,7 @@ def rows_of(amount: int, seen_by_key: dict[int, int], first: int = 0) -> RowSet:
 
 def write(folder: Path, place: RankFile, rows: RowSet) -> tuple[Path, RankFile]:
     job = {"policy": "reservoir", "strategy": "er", "records": False}
-    files.write_file(folder, place, pack_record(Record(job, rows.layout, "cpu", rows.buffer(), None)))
+    files.write_file(folder, place, pack_record(Record(job, rows.layout, "cpu", rows.buffer_state(), None)))
     return folder, place
 
 
@@ -201,34 +201,34 @@ def test_what_was_offered_is_shared_as_the_rows_are(amount: int, size: int, more
     parts = [rows.select(np.arange(rank, amount, size)) for rank in range(size)]
     for part in parts:
         have = Counter(part.keys.tolist())
-        assert all(part.seen.get(key, 0) >= have[key] for key in have)
+        assert all(part.offered.get(key, 0) >= have[key] for key in have)
         if not more:
-            assert sum(part.seen.values()) == len(part.keys), "who kept everything goes on keeping everything"
+            assert sum(part.offered.values()) == len(part.keys), "who kept everything goes on keeping everything"
     if amount:
-        total = sum(sum(part.seen.values()) for part in parts)
+        total = sum(sum(part.offered.values()) for part in parts)
         assert abs(total - sum(told.values())) <= size * (len(told) + 1)
 
 
 def test_what_vanished_partitions_offered_counts_too(tmp_path: Path) -> None:
     rows = rows_of(10, dict.fromkeys(range(50), 100))
     parts = [rows.select(np.arange(rank, 10, 2)) for rank in range(2)]
-    assert [sum(part.seen.values()) for part in parts] == [2500, 2500]
+    assert [sum(part.offered.values()) for part in parts] == [2500, 2500]
     file = write(tmp_path, RankFile(1, 1, 0), parts[0])
     again = rows_for_rank([file], 0, 1)
     assert again is not None
-    assert sum(again.seen.values()) == 2500, "a file carries it on"
+    assert sum(again.offered.values()) == 2500, "a file carries it on"
 
 
 def test_rows_that_had_to_go_were_offered_all_the_same() -> None:
     rows = rows_of(20, dict.fromkeys(range(5), 40))
     kept = rows.cut_to(5, equal=False, rng=np.random.default_rng(0))
     assert len(kept.rows) == 5
-    assert sum(kept.seen.values()) == 200
+    assert sum(kept.offered.values()) == 200
 
 
 def test_other_keys_share_what_was_offered() -> None:
     rows = rows_of(20, {0: 1000}).with_keys(np.repeat([7, 9], [5, 15]))
-    assert rows.seen == {7: 250, 9: 750}
+    assert rows.offered == {7: 250, 9: 750}
 
 
 # --- other numbers of ranks ------------------------------------------------------------------------------------------
@@ -532,10 +532,10 @@ def test_files_of_different_fields_do_not_go_together(tmp_path: Path) -> None:
     place = RankFile(STEPS, 2, 1)
     rows = rows_of(5, {})
     layout = replace(rows.layout, fields=rows.layout.fields[1:])
-    other = RowSet.of(Record({}, layout, "cpu", rows.buffer(), None))
+    other = RowSet.of(Record({}, layout, "cpu", rows.buffer_state(), None))
     assert other is not None
     narrow = RowLayout.infer({"x": torch.zeros(3, 2)})
-    cut = LazyRows.of(other.rows.tensor()[:, : narrow.row_bytes].contiguous())
+    cut = LazyRows.of(other.rows.read_all()[:, : narrow.row_bytes].contiguous())
     write(tmp_path, place, replace(other, layout=narrow, rows=cut))
     with pytest.raises(CheckpointError, match="fields"):
         load(tmp_path, 1)
@@ -598,7 +598,7 @@ def test_real_ranks_share_out_the_rows(before: int, after: int, common: Path) ->
     for place in files_found:
         part = rows_for_rank([(common / f"{before}-{after}", place)], 0, 1)
         assert part is not None
-        stored_before += part.layout.unpack(part.rows.tensor())["id"].tolist()
+        stored_before += part.layout.unpack(part.rows.read_all())["id"].tolist()
     assert set(together) <= set(stored_before)
 
 

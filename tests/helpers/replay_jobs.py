@@ -50,13 +50,13 @@ def loss_of(outputs: Any, label: Tensor, ids: Tensor) -> Tensor:
 
 
 @dataclass
-class Found:
-    """What one rank saw.
+class RankLog:
+    """Log of the rows that one rank trained on.
 
     Attributes:
-        given: The model's outputs for each new row, by the row's id.
+        given: Outputs of the model for each new row, by the row's id.
         draws: For each micro-batch the ids and the states of each draw.
-        batches: What the model saw in each micro-batch.
+        batches: Every micro-batch, with replayed rows.
         whole: Whether parts were always the micro-batch itself, cut at the right places.
         losses: Of each micro-batch.
     """
@@ -99,9 +99,9 @@ def train(
     model: Callable[[Tensor], Any] | None = None,
     transform: Callable[[Any], Any] | None = None,
     **keys: Any,
-) -> Found:
+) -> RankLog:
     rank = dist.get_rank() if dist.is_initialized() else 0
-    module, found = Model(), Found()
+    module, found = Model(), RankLog()
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     with Rehearsal(section(**keys), transform=transform) as rehearsal:
         calls = spy(rehearsal.strategy)
@@ -120,7 +120,7 @@ def train(
     return found
 
 
-def note(found: Found, batch: Batch, outputs: Any, parts: list[Part], number: int) -> None:
+def note(found: RankLog, batch: Batch, outputs: Any, parts: list[Part], number: int) -> None:
     ids = batch["id"].tolist()
     new = sum(step_of(row) == number for row in ids)
     if isinstance(outputs, Tensor):
@@ -132,12 +132,12 @@ def note(found: Found, batch: Batch, outputs: Any, parts: list[Part], number: in
     found.batches.append(batch)
 
 
-def owners(found: Sequence[Found]) -> dict[int, Tensor]:
+def owners(found: Sequence[RankLog]) -> dict[int, Tensor]:
     """What every row of every rank was answered with when it was new."""
     return {row: answer for one in found for row, answer in one.given.items()}
 
 
-def check_states(found: Sequence[Found]) -> None:
+def check_states(found: Sequence[RankLog]) -> None:
     given = owners(found)
     for one in found:
         assert one.whole, "parts are not the micro-batch"
@@ -179,7 +179,7 @@ def on_ranks() -> bytes:
 
 
 @functools.cache
-def ranks() -> list[dict[str, Found]]:
+def ranks() -> list[dict[str, RankLog]]:
     return [pickle.loads(result) for result in run_ranks(on_ranks, 2, timeout_s=60)]
 
 

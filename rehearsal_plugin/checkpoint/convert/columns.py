@@ -44,33 +44,35 @@ def columns(
                 yield {name: tensor.to((cast or {}).get(name, tensor.dtype)) for name, tensor in batch.items()}
 
 
-def _safetensors(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
+def _read_safetensors(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
     try:
         with safe_open(path, framework="pt") as file:
             names = _chosen_names(path, list(file.keys()), fields)
             slices = {name: file.get_slice(name) for name in names}
-            yield from _slices(path, {name: list(slices[name].get_shape()) for name in names}, slices.__getitem__)
+            yield from _slice_batches(
+                path, {name: list(slices[name].get_shape()) for name in names}, slices.__getitem__
+            )
     except SafetensorError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def _npz(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
+def _read_npz(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
     with np.load(path, allow_pickle=False) as file:
         arrays = {name: torch.from_numpy(file[name]) for name in _chosen_names(path, file.files, fields)}
-    yield from _slices(path, {name: list(array.shape) for name, array in arrays.items()}, arrays.__getitem__)
+    yield from _slice_batches(path, {name: list(array.shape) for name, array in arrays.items()}, arrays.__getitem__)
 
 
-def _arrow(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
+def _read_arrow(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
     for batch in read_arrow_batches(path, fields):
         names = _chosen_names(path, batch.schema.names, fields)
-        yield {name: _tensor(path, name, batch.column(name)) for name in names}
+        yield {name: _column_tensor(path, name, batch.column(name)) for name in names}
 
 
 READERS: dict[str, Callable[[Path, Collection[str] | None], Iterator[Batch]]] = {
-    ".safetensors": _safetensors,
-    ".npz": _npz,
-    ".arrow": _arrow,
-    ".parquet": _arrow,
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    ".arrow": _read_arrow,
+    ".parquet": _read_arrow,
 }
 
 
@@ -84,7 +86,7 @@ def _chosen_names(path: Path, available: Sequence[str], fields: Collection[str] 
     return names
 
 
-def _slices(path: Path, shapes: Mapping[str, list[int]], column: Callable[[str], Any]) -> Iterator[Batch]:
+def _slice_batches(path: Path, shapes: Mapping[str, list[int]], column: Callable[[str], Any]) -> Iterator[Batch]:
     """Batches of some megabytes, sliced out of columns."""
     lengths = {name: shape[0] if shape else None for name, shape in shapes.items()}
     (length, *others) = set(lengths.values())
@@ -96,7 +98,7 @@ def _slices(path: Path, shapes: Mapping[str, list[int]], column: Callable[[str],
         yield {name: column(name)[start : start + count] for name in shapes}
 
 
-def _tensor(path: Path, name: str, array: Any) -> Tensor:
+def _column_tensor(path: Path, name: str, array: Any) -> Tensor:
     """An Arrow column as a tensor `[n, ...]`, with one more dimension for every level of lists."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -112,7 +114,7 @@ def _tensor(path: Path, name: str, array: Any) -> Tensor:
             raise DataError(
                 f"column '{name}' of {path} has rows of {min(widths)} to {max(widths)} entries; bring them to one"
             )
-        inner = _tensor(path, name, array.flatten())
+        inner = _column_tensor(path, name, array.flatten())
         return inner.reshape(len(array), *(widths or [0]), *inner.shape[1:])
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise DataError(

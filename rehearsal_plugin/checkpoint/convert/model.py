@@ -69,7 +69,7 @@ def synthesize_rows(
     model = _load_model(folder, length, sampling.device)
     pad = load_tokenizer(folder).pad if _has_tokenizer(folder) else None
     first = _first_token(model)
-    starts = _starts(folder, rows, length, prompts) if prompts else [np.zeros((rows, 0), dtype=np.int64)]
+    starts = _prompt_tokens(folder, rows, length, prompts) if prompts else [np.zeros((rows, 0), dtype=np.int64)]
     if first is None and prompts is None:
         vocabulary = model.config.get_text_config().vocab_size
         starts = [generator(sampling.seed, Purpose.SEEDING, 0).integers(0, vocabulary, (rows, 1))]
@@ -78,7 +78,8 @@ def synthesize_rows(
     for number, start in enumerate(batches, 1):
         seed = int(generator(sampling.seed, Purpose.SEEDING, number).integers(1 << 62))
         before = start if first is None else np.insert(start, 0, first, axis=1)
-        yield token_rows(np.hstack((start, _generate(model, before, length - start.shape[1], sampling, seed))), pad)
+        generated = _generate_tokens(model, before, length - start.shape[1], sampling, seed)
+        yield token_rows(np.hstack((start, generated)), pad)
 
 
 def _load_model(folder: Path, length: int, device: str | None) -> Any:
@@ -108,7 +109,7 @@ def _first_token(model: Any) -> int | None:
     return None
 
 
-def _starts(folder: Path, rows: int, length: int, prompts: Path) -> list[IntArray]:
+def _prompt_tokens(folder: Path, rows: int, length: int, prompts: Path) -> list[IntArray]:
     """Prompts of all rows, one array `[n, tokens]` int64 for every number of tokens."""
     with name_unreadable(prompts):
         texts = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -122,7 +123,7 @@ def _starts(folder: Path, rows: int, length: int, prompts: Path) -> list[IntArra
     return [np.array([tokens for tokens in in_turn if len(tokens) == width], dtype=np.int64) for width in widths]
 
 
-def _generate(model: Any, before: IntArray, count: int, sampling: Sampling, seed: int) -> IntArray:
+def _generate_tokens(model: Any, before: IntArray, count: int, sampling: Sampling, seed: int) -> IntArray:
     """Tokens `[n, count]` int64 that follow those `before` `[n, m]`."""
     # In place of the model's settings, which `generate` would mix in: they may stop at EOS or change the distribution.
     model.generation_config = transformers().GenerationConfig(

@@ -66,7 +66,7 @@ class Sample:
         self._layout_of(batch).pack(columns, packed)
         slots = algorithm_r(self.offered, len(packed), self._most, self._rng)
         self.offered += len(packed)
-        self._grow()
+        self._grow_rows()
         kept = np.flatnonzero(slots >= 0)
         self._rows[torch.from_numpy(slots[kept])] = packed[torch.from_numpy(kept)]
 
@@ -103,9 +103,8 @@ class Sample:
         for rank in range(ranks):
             stretches = deal_rows([len(self)], rank, ranks)
             share = rows.select(np.concatenate([np.arange(0), *(np.arange(s.start, s.stop) for s in stretches)]))
-            write_file(
-                folder, RankFile(0, ranks, rank), pack_record(Record(job, rows.layout, "cpu", share.buffer(), None))
-            )
+            record = Record(job, rows.layout, "cpu", share.buffer_state(), None)
+            write_file(folder, RankFile(0, ranks, rank), pack_record(record))
 
     def _layout_of(self, batch: Mapping[str, Tensor]) -> RowLayout:
         if self._layout is None:
@@ -129,7 +128,7 @@ class Sample:
         constants = {name: torch.full((count,), value) for name, value in self._constants.items()}
         return {name: batch[name] for name in names} | constants
 
-    def _grow(self) -> None:
+    def _grow_rows(self) -> None:
         if len(self._rows) < len(self):
             larger = self._rows.new_zeros((min(self._most, max(len(self), 2 * len(self._rows))), self._rows.shape[1]))
             larger[: len(self._rows)] = self._rows

@@ -45,7 +45,7 @@ def read_packed_texts(
     if tokenizer.eos is None:
         raise DataError("the tokenizer does not say which token ends a document; name it")
     left = np.zeros(0, dtype=np.int64)
-    for texts in _in_groups(_pieces(paths, key)):
+    for texts in _in_groups(_read_pieces(paths, key)):
         ids = tokenizer.encode([text for text, _ in texts])
         stream = [left]
         for tokens, (_, ends) in zip(ids, texts, strict=True):
@@ -57,7 +57,7 @@ def read_packed_texts(
         left = joined[count * length :]
 
 
-def _pieces(paths: Sequence[Path], key: str) -> Iterator[Piece]:
+def _read_pieces(paths: Sequence[Path], key: str) -> Iterator[Piece]:
     for path in find_files(paths, TEXT_ENDINGS):
         with name_unreadable(path):
             if path.suffix == ".txt":
@@ -66,7 +66,7 @@ def _pieces(paths: Sequence[Path], key: str) -> Iterator[Piece]:
                 yield from _pieces_of_lines(path, key)
             else:
                 for batch in read_arrow_batches(path, [key]):
-                    yield from ((_text(path, key, value), True) for value in batch.column(key).to_pylist())
+                    yield from ((_checked_text(path, key, value), True) for value in batch.column(key).to_pylist())
 
 
 def _pieces_of_text(path: Path) -> Iterator[Piece]:
@@ -88,10 +88,10 @@ def _pieces_of_lines(path: Path, key: str) -> Iterator[Piece]:
                 raise DataError(f"line {number} of {path} is no JSON: {error}") from error
             if not isinstance(document, dict) or key not in document:
                 raise DataError(f"line {number} of {path} has no '{key}'; name the key that holds the text")
-            yield _text(path, key, document[key]), True
+            yield _checked_text(path, key, document[key]), True
 
 
-def _text(path: Path, key: str, value: object) -> str:
+def _checked_text(path: Path, key: str, value: object) -> str:
     if not isinstance(value, str):
         raise DataError(f"'{key}' of {path} holds a {type(value).__name__} where a text should be")
     return value

@@ -54,7 +54,7 @@ def attach(engine: Any, config: ConfigSource | None = None) -> Handle:
         )
     block = find_block(engine.config) if config is None else config
     section = None if block is None else RehearsalConfig.load(block)
-    handle = Handle(None) if section is None or not section.enabled else _start(engine, section)
+    handle = Handle(None) if section is None or not section.enabled else _start_rehearsal(engine, section)
     engine.rehearsal = handle
     return handle
 
@@ -68,7 +68,7 @@ def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
         MissingDependencyError: DeepSpeed is not installed.
         ConfigError: As for `attach`.
     """
-    return _initialize(None, *args, **kwargs)
+    return _initialize_and_attach(None, *args, **kwargs)
 
 
 def patch(fallback: RehearsalConfig | None = None) -> None:
@@ -83,7 +83,7 @@ def patch(fallback: RehearsalConfig | None = None) -> None:
     original = _original_initialize()
     import deepspeed
 
-    wrapper = functools.wraps(original)(functools.partial(_initialize, fallback))
+    wrapper = functools.wraps(original)(functools.partial(_initialize_and_attach, fallback))
     wrapper.rehearsal_original = original  # type: ignore[attr-defined]
     deepspeed.initialize = wrapper
 
@@ -98,7 +98,7 @@ def left_alone() -> Iterator[None]:
         LEFT_ALONE.reset(token)
 
 
-def _initialize(fallback: RehearsalConfig | None, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
+def _initialize_and_attach(fallback: RehearsalConfig | None, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
     engine, optimizer, loader, scheduler = _original_initialize()(*args, **kwargs)
     if LEFT_ALONE.get():
         return engine, optimizer, loader, scheduler
@@ -117,7 +117,7 @@ def _original_initialize() -> Callable[..., tuple[Any, Any, Any, Any]]:
     return getattr(create, "rehearsal_original", create)
 
 
-def _start(engine: Any, config: RehearsalConfig) -> Handle:
+def _start_rehearsal(engine: Any, config: RehearsalConfig) -> Handle:
     pipelined = bool(getattr(engine, "pipeline_parallelism", False))
     if pipelined:
         check_pipeline(engine, config)

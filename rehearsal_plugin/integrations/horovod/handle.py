@@ -36,14 +36,14 @@ class HorovodHandle(Handle):
         self._transport = HorovodTransport(self._process_set)
         return self._transport
 
-    def follow(self, optimizer: Any) -> None:
+    def follow_steps(self, optimizer: Any) -> None:
         """Step once for every step of a `DistributedOptimizer`."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(self._accumulated)
-        optimizer.register_step_pre_hook(self._before)
-        optimizer.register_step_post_hook(self._after)
+                    parameter.register_post_accumulate_grad_hook(self._reset_depth)
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
 
     def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
         """See `Handle.load`; an elastic job commits at once, so that it restores the loaded rows."""
@@ -68,13 +68,13 @@ class HorovodHandle(Handle):
         with horovod_failures():
             self.rehearsal.step()
 
-    def _accumulated(self, _: torch.Tensor) -> None:
+    def _reset_depth(self, _: torch.Tensor) -> None:
         self._depth = 0  # after an error inside the last step it may not be 0
 
-    def _before(self, *_: Any) -> None:
+    def _before_step(self, *_: Any) -> None:
         self._depth += 1
         if self._depth == 2:
             self.step()
 
-    def _after(self, *_: Any) -> None:
+    def _after_step(self, *_: Any) -> None:
         self._depth -= 1

@@ -59,7 +59,7 @@ def attach(optimizer: Any, model: nn.Module | None, config: ConfigSource) -> Hor
     optimizer.rehearsal = handle = HorovodHandle(optimizer.process_set)
     if section.enabled:
         handle.rehearsal = rehearsal = Rehearsal(section, handle.connect())
-        handle.follow(optimizer)
+        handle.follow_steps(optimizer)
         if section.inject == "forward" and model is not None:
             injection = ForwardInjection(rehearsal, model)
             model.register_forward_pre_hook(lambda _, *arguments: injection(*arguments), with_kwargs=True, prepend=True)

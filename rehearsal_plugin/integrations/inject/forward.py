@@ -11,7 +11,7 @@ from torch import nn
 
 from rehearsal_plugin.rehearsal import Rehearsal
 
-__all__ = ["ForwardInjection", "finish", "needs_outputs"]
+__all__ = ["ForwardInjection", "add_strategy_term", "needs_outputs"]
 
 
 class ForwardInjection:
@@ -38,24 +38,24 @@ class ForwardInjection:
         Raises:
             BatchError: The fields are not those of the first batch.
         """
-        names = self._names(len(args))
+        names = self._argument_names(len(args))
         if kwargs.keys() & names:  # an argument given twice: the model raises its own TypeError
             return args, kwargs
         batch = {**dict(zip(names, args, strict=True)), **kwargs}
-        self._augmented = self._training
+        self._augmented = self._is_training
         fields = self._rehearsal.augment(batch) if self._augmented else self._rehearsal.visible(batch)
         return tuple(fields.pop(name) for name in names if name in fields), fields
 
     def finish(self, outputs: Any) -> Any:
-        """The outputs for the caller; see the function `finish`."""
+        """The outputs for the caller; see `add_strategy_term`."""
         augmented, self._augmented = self._augmented, False
-        return finish(self._rehearsal, outputs) if augmented and needs_outputs(self._rehearsal) else outputs
+        return add_strategy_term(self._rehearsal, outputs) if augmented and needs_outputs(self._rehearsal) else outputs
 
     @property
-    def _training(self) -> bool:
+    def _is_training(self) -> bool:
         return not self._rehearsal.closed and self._module.training and torch.is_grad_enabled()
 
-    def _names(self, count: int) -> list[str]:
+    def _argument_names(self, count: int) -> list[str]:
         """Names of the first `count` positional arguments; numbers for those in `*args`."""
         return self._parameters[:count] + [str(i) for i in range(len(self._parameters), count)]
 
@@ -65,7 +65,7 @@ def needs_outputs(rehearsal: Rehearsal) -> bool:
     return rehearsal.strategy.records or not rehearsal.strategy.plain or rehearsal.measures
 
 
-def finish(rehearsal: Rehearsal, outputs: Any, scale: float = 1.0) -> Any:
+def add_strategy_term(rehearsal: Rehearsal, outputs: Any, scale: float = 1.0) -> Any:
     """The outputs of a training pass, with the strategy's term added to a loss that the model computed itself.
 
     Args:

@@ -44,8 +44,8 @@ class RehearsalLoader:
 
     def __iter__(self) -> Iterator[Any]:
         if self._rehearsal.config.mode == "append":
-            return map(self._augment, self._batches)
-        return self._rebatched()
+            return map(self._augment_batch, self._batches)
+        return self._rebatch()
 
     def __len__(self) -> int:
         if self._rehearsal.config.mode == "replace":
@@ -66,19 +66,19 @@ class RehearsalLoader:
         else:
             setattr(self._batches, name, value)
 
-    def _augment(self, batch: Any) -> Any:
-        return self._rehearsal.augment(batch, displace=False) if self._live else self._rehearsal.visible(batch)
+    def _augment_batch(self, batch: Any) -> Any:
+        return self._rehearsal.augment(batch, displace=False) if self._is_active else self._rehearsal.visible(batch)
 
     @property
-    def _live(self) -> bool:
+    def _is_active(self) -> bool:
         return not self._rehearsal.closed and self._active()
 
-    def _rebatched(self) -> Iterator[Any]:
+    def _rebatch(self) -> Iterator[Any]:
         """Batches of new rows that leave room for replayed ones; `rest` holds the `carried` rows for the next batch."""
         layout: RowLayout | None = None
         size, carried, rest, padding = 0, 0, None, self._rehearsal.padding
         for batch in self._batches:
-            if not self._live:
+            if not self._is_active:
                 if carried:
                     yield self._rehearsal.visible(rest)
                 carried, rest = 0, None
@@ -91,14 +91,14 @@ class RehearsalLoader:
                 size = layout.size(batch)
             rest = batch if rest is None else layout.concatenate(rest, batch)
             carried = layout.size(rest)
-            while carried >= (room := self._room(size)) and carried:
+            while carried >= (room := self._room_for_new(size)) and carried:
                 ready = layout.cut(rest, 0, room)
-                yield self._augment(ready if padding is None else padding.narrow(ready))
+                yield self._augment_batch(ready if padding is None else padding.narrow(ready))
                 rest = layout.cut(rest, room, None)
                 carried -= room
         if layout is not None and carried:
-            yield self._augment(rest if padding is None else padding.narrow(rest))
+            yield self._augment_batch(rest if padding is None else padding.narrow(rest))
 
-    def _room(self, size: int) -> int:
+    def _room_for_new(self, size: int) -> int:
         check_room(self._rehearsal.config.representatives, self._rehearsal.strategy.draws, size)
-        return max(0, size - self._rehearsal.due()) if self._live else size
+        return max(0, size - self._rehearsal.due()) if self._is_active else size

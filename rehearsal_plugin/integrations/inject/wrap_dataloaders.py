@@ -43,7 +43,7 @@ def wrap_data_loaders(rehearsal: Rehearsal, model: nn.Module) -> None:
     def training() -> bool:
         return model.training and torch.is_grad_enabled()
 
-    def augmented(loader: DataLoader[Any]) -> Iterator[Any]:
+    def iterate_augmented(loader: DataLoader[Any]) -> Iterator[Any]:
         return iter(RehearsalLoader(Unwrapped(loader), rehearsal, active=training))
 
-    DataLoader.__iter__ = augmented  # type: ignore[method-assign,assignment]
+    DataLoader.__iter__ = iterate_augmented  # type: ignore[method-assign,assignment]

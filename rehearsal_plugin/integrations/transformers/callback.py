@@ -97,13 +97,13 @@ class RehearsalCallback(TrainerCallback):
             step is trained on; in evaluation, and without a rehearsal, it is the criterion.
         """
 
-        def computed(outputs: Any, labels: Any, num_items_in_batch: Any = None, **_: Any) -> Tensor:
+        def compute_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None, **_: Any) -> Tensor:
             scores = logits_of(outputs)
             if torch.is_grad_enabled():
                 return self._scale * self._handle.loss(criterion, scores, labels)
             return criterion(scores, labels) / ranks_factor(self._trainer(), num_items_in_batch)
 
-        return computed
+        return compute_loss
 
     def begin_training(self, trainer: Any, resume_from_checkpoint: Any) -> None:
         """See `TrainerListener`."""
@@ -140,14 +140,14 @@ class RehearsalCallback(TrainerCallback):
     def visible_batches(self, trainer: Any, loader: Any) -> Any:
         """See `TrainerListener`."""
         self._trainer = weakref.ref(trainer)
-        section = self._section(trainer)
+        section = self._section_for(trainer)
         return loader if section is None or not section.hidden else VisibleLoader(loader, section.hidden)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`; comes again where the trainer starts anew, as with another batch size."""
-        self._unhook()  # from a job that was interrupted
+        self._remove_hooks()  # from a job that was interrupted
         trainer = self._trainer()
-        section = self._section(trainer)
+        section = self._section_for(trainer)
         if self.rehearsal is None and section is not None:
             self._handle = start_rehearsal(trainer, section)
         rehearsal = self.rehearsal
@@ -204,7 +204,7 @@ class RehearsalCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
-        self._unhook()
+        self._remove_hooks()
         if self.rehearsal is not None and not self.rehearsal.closed:
             self.rehearsal.drain()
             self.rehearsal.flush()
@@ -213,11 +213,11 @@ class RehearsalCallback(TrainerCallback):
         """Stop the background and give up the process group; training goes on without replay."""
         self._handle.close()
 
-    def _section(self, trainer: Any) -> RehearsalConfig | None:
+    def _section_for(self, trainer: Any) -> RehearsalConfig | None:
         section = self._config or deepspeed_section(trainer)
         return section if section is not None and section.enabled else None
 
-    def _unhook(self) -> None:
+    def _remove_hooks(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()

@@ -15,7 +15,7 @@ from rehearsal_plugin.distributed.transport import LocalTransport, TorchDistribu
 from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.integrations.deepspeed.engine import connect
 from rehearsal_plugin.integrations.handle import Handle
-from rehearsal_plugin.integrations.inject.forward import finish, needs_outputs
+from rehearsal_plugin.integrations.inject.forward import add_strategy_term, needs_outputs
 from rehearsal_plugin.rehearsal import Rehearsal
 
 __all__ = [
@@ -111,7 +111,7 @@ def hook_outputs(rehearsal: Rehearsal, model: nn.Module, scale: Callable[[], flo
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # each new number would compile it again
     def finish_outputs(module: nn.Module, _: Any, outputs: Any) -> Any:
         live = module.training and torch.is_grad_enabled() and not rehearsal.closed
-        return finish(rehearsal, outputs, scale()) if live else outputs
+        return add_strategy_term(rehearsal, outputs, scale()) if live else outputs
 
     return [model.register_forward_hook(finish_outputs)]
 
