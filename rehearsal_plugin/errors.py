@@ -1,4 +1,4 @@
-"""The exceptions of this package: one tree, and each is also the builtin it refines."""
+"""The exceptions of this package: one tree, each also a subclass of the builtin that it refines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = [
 
 
 class RehearsalError(Exception):
-    """Anything that this package raises on purpose."""
+    """Base of all exceptions of this package."""
 
 
 class ConfigError(RehearsalError, ValueError):
@@ -30,7 +30,7 @@ class BatchError(RehearsalError, ValueError):
 
 
 class StorageError(RehearsalError, OSError):
-    """The memory or the file that holds the rows cannot be had."""
+    """The memory or the file for the rows is not available."""
 
 
 class CheckpointError(RehearsalError, ValueError):
@@ -38,7 +38,7 @@ class CheckpointError(RehearsalError, ValueError):
 
 
 class DataError(RehearsalError, ValueError):
-    """Rows cannot be made of a file of data, or of a model; the message names it."""
+    """A file of data or a model yields no rows; the message names it."""
 
 
 class ExchangeError(RehearsalError, RuntimeError):
@@ -54,8 +54,8 @@ class ForgettingError(RehearsalError, RuntimeError):
 
 
 class ClosedError(RehearsalError, RuntimeError):
-    """A call on something that was closed."""
+    """A call on a closed object."""
 
 
 class MissingDependencyError(RehearsalError, ImportError):
-    """An optional framework is needed; the message says what to install."""
+    """An optional framework is missing; the message says what to install."""

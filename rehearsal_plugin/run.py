@@ -1,13 +1,16 @@
-"""Run a training script with rehearsal, and leave the script untouched.
+"""Run an unchanged training script with rehearsal.
 
     deepspeed --num_gpus 8 --module rehearsal_plugin.run train.py --deepspeed_config ds_config.json
     torchrun --nproc_per_node 8 -m rehearsal_plugin.run train.py
     horovodrun -np 8 --gloo python -m rehearsal_plugin.run --rehearsal-config rehearsal.yaml train.py
 
-The script's own `deepspeed.initialize` then attaches the buffer that the `rehearsal` block of its DeepSpeed
-config asks for, and its `hvd.DistributedOptimizer` the one that the file asks for. A Hugging Face `Trainer` gets a
-`RehearsalCallback`, with DeepSpeed or without. A DeepSpeed config without a block takes that of the file, too.
-DeepSpeed is imported before the script starts, so variables that it reads at its import, such as `DS_ACCELERATOR`,
+These calls of the script then attach a buffer:
+
+- `deepspeed.initialize`, by the `rehearsal` block of its config, or else by the file of `--rehearsal-config`.
+- `hvd.DistributedOptimizer`, by that file.
+- The constructor of a Hugging Face `Trainer`, which gets a `RehearsalCallback`, by the block or else by the file.
+
+DeepSpeed is imported before the script starts. So variables that it reads at its import, such as `DS_ACCELERATOR`,
 belong into the environment of the launcher.
 """
 
@@ -31,32 +34,31 @@ __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the frameworks attach by themselves, then run the script as `python script.py args` would.
+    """Patch the frameworks, then run the script as `python script.py args` would.
 
     Args:
         argv: Arguments of the command line, without the program; None takes those of this process.
 
     Raises:
-        MissingDependencyError: Neither DeepSpeed nor Horovod is installed.
+        MissingDependencyError: None of the frameworks is installed, or a job without a file lacks DeepSpeed.
         ConfigError: The file of `--rehearsal-config` cannot be used.
     """
     options = _parser().parse_args(argv)
-    _patch(
-        None if options.rehearsal_config is None else RehearsalConfig.load(options.rehearsal_config, open_names=True)
-    )
+    source = options.rehearsal_config
+    _patch_frameworks(None if source is None else RehearsalConfig.load(source, open_names=True))
     rank = [] if options.local_rank is None else [f"--local_rank={options.local_rank}"]
-    _leave_on_sigterm()
+    _exit_on_sigterm()
     sys.argv = [options.script, *rank, *options.arguments]
     if options.module:
         runpy.run_module(options.script, run_name="__main__", alter_sys=True)
     else:
-        if not getattr(sys.flags, "safe_path", False):  # with `python -P` there is no folder to replace
+        if not getattr(sys.flags, "safe_path", False):  # with `python -P` the first entry is no folder of a script
             sys.path[0] = str(Path(options.script).resolve().parent)
         runpy.run_path(options.script, run_name="__main__")
 
 
-def _patch(config: RehearsalConfig | None) -> None:
-    """Patch what is installed."""
+def _patch_frameworks(config: RehearsalConfig | None) -> None:
+    """Patch the frameworks that are installed."""
     frameworks = ("deepspeed", "horovod", "transformers")
     installed = {name for name in frameworks if importlib.util.find_spec(name) is not None}
     if not installed:
@@ -82,10 +84,10 @@ def _patch_trainer(config: RehearsalConfig | None) -> None:
     transformers.patch(config)
 
 
-def _leave_on_sigterm() -> None:
-    """A scheduler's SIGTERM ends the script as `sys.exit` would, so that `finally` blocks run and no peer is left.
+def _exit_on_sigterm() -> None:
+    """Have a scheduler's SIGTERM end the script as `sys.exit` does, so that `finally` blocks run.
 
-    Scripts that have a handler of their own set it later, and replace this one.
+    A script that sets its own handler replaces this one.
     """
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))

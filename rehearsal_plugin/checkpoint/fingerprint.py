@@ -1,4 +1,4 @@
-"""What a rank holds, in brief: enough to tell whether ranks that should hold the same rows do."""
+"""Digests of a rank's rows, by which ranks find out whether they hold the same."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.checkpoint.format import checksum
-from rehearsal_plugin.checkpoint.state_tree import flatten
+from rehearsal_plugin.checkpoint.state_tree import flatten_state
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 
 __all__ = ["Fingerprint", "fingerprint_of"]
 
 SAMPLE = 256
-"""Rows that are looked at: ranks that were given different batches differ in nearly all."""
+"""Rows that are hashed: ranks with different batches differ in nearly all of them."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Digests, each alike on ranks that hold the same.
+    """Digests of a rank's buffer, each equal on ranks with equal content.
 
     Attributes:
-        index: Which rows are kept: when, where and in which partition each was admitted.
-        fields: What the batches gave, of a sample of the rows.
-        state: What a strategy recorded beside them.
+        index: Digest of when, where and in which partition each row was admitted.
+        fields: Digest of the batch fields of a sample of the rows.
+        state: Digest of the recorded state of that sample.
     """
 
     index: str = ""
@@ -38,24 +38,24 @@ def fingerprint_of(coordinator: ReplayCoordinator) -> Fingerprint:
     """The fingerprint of a rank between two steps; waits for the exchange in flight.
 
     Raises:
-        ExchangeError: That failed.
+        ExchangeError: The exchange failed.
     """
     coordinator.drain()
     if coordinator.prefetcher is None:
         return Fingerprint()
     buffer = coordinator.prefetcher.buffer
-    fields, state = _rows(buffer)
-    return Fingerprint(_index(buffer, coordinator.step), fields, state)
+    fields, state = _row_digests(buffer)
+    return Fingerprint(_index_digest(buffer, coordinator.step), fields, state)
 
 
-def _index(buffer: RehearsalBuffer, step: int) -> str:
+def _index_digest(buffer: RehearsalBuffer, step: int) -> str:
     held = {name: part for name, part in buffer.state_dict().items() if name != "rows"}
-    plain, tensors = flatten({**held, "step": step})
+    plain, tensors = flatten_state({**held, "step": step})
     return checksum(json.dumps(plain, sort_keys=True), tensors)
 
 
-def _rows(buffer: RehearsalBuffer) -> tuple[str, str]:
-    """Digests of the batch's fields and of the recorded state, of rows at equal distances."""
+def _row_digests(buffer: RehearsalBuffer) -> tuple[str, str]:
+    """Digests of the batch fields and of the recorded state, of rows at equal distances."""
     slots = np.unique(np.linspace(0, max(0, len(buffer) - 1), min(len(buffer), SAMPLE)).astype(np.int64))
     rows = torch.zeros((len(slots), buffer.layout.row_bytes), dtype=torch.uint8, device=buffer.device)
     buffer.read(slots, rows)

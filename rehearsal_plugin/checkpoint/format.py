@@ -1,7 +1,7 @@
-"""One rank's checkpoint as a file: safetensors with a version and a checksum, written beside and then renamed.
+"""One rank's checkpoint as a file: safetensors with a version and a checksum, written aside and then renamed.
 
-Nothing is ever unpickled, and nothing that a header says is believed before it is checked: its length is bounded,
-safetensors holds the sizes against the length of the file, and the checksum covers names, shapes and every byte.
+Nothing is unpickled, and no header is trusted before it is checked: its length is bounded, safetensors compares the
+sizes with the length of the file, and the checksum covers names, shapes and every byte.
 """
 
 from __future__ import annotations
@@ -25,17 +25,28 @@ from torch import Tensor
 
 from rehearsal_plugin.errors import CheckpointError
 
-__all__ = ["VERSION", "Content", "Named", "Place", "find_set", "peek", "places", "read", "write"]
+__all__ = [
+    "VERSION",
+    "Content",
+    "NamedFile",
+    "RankFile",
+    "checksum",
+    "find_newest",
+    "list_files",
+    "read_file",
+    "read_header",
+    "write_file",
+]
 
 VERSION = 1
 LONGEST_HEADER = 16 << 20
-"""Bytes; the state of millions of rows has a header of some kilobytes, for what grows with them is in tensors."""
+"""Bytes. A header takes some kilobytes even for millions of rows, as all that grows with them is in tensors."""
 
 NAME = re.compile(r"rehearsal-step(\d{1,18})-rank(\d{1,9})-of-(\d{1,9})\.safetensors")
 
 
-class Named(Protocol):
-    """What has a file of its own in the folder of a checkpoint."""
+class NamedFile(Protocol):
+    """A file in the folder of a checkpoint."""
 
     @property
     def name(self) -> str:
@@ -43,17 +54,17 @@ class Named(Protocol):
 
     @property
     def partial(self) -> str:
-        """The name of the folder in which it is written, one for all files of a rank."""
+        """Name of the temporary folder in which it is written, one for all files of a rank."""
 
 
 @dataclass(frozen=True, order=True)
-class Place:
-    """The file of a rank's checkpoint.
+class RankFile:
+    """File of one rank's checkpoint, ordered by step.
 
     Attributes:
-        step: Of the state in it.
-        size: Ranks that saved.
-        rank: Whose it is.
+        step: Optimizer step at which it was saved.
+        size: Number of ranks that saved.
+        rank: Rank that saved it.
     """
 
     step: int
@@ -67,28 +78,28 @@ class Place:
 
     @property
     def partial(self) -> str:
-        """See `Named.partial`."""
+        """See `NamedFile.partial`."""
         return f"rehearsal-rank{self.rank}-of-{self.size}.partial"
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file holds.
+    """Content of a file.
 
     Attributes:
-        meta: JSON.
-        tensors: On the CPU, by name.
+        meta: JSON object in the header.
+        tensors: Tensors on the CPU, by name.
     """
 
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
 
     def copied(self) -> Content:
-        """The same with tensors of its own."""
+        """A copy whose tensors share no memory with this one."""
         return Content(self.meta, {name: tensor.clone() for name, tensor in self.tensors.items()})
 
 
-def places(folder: Path) -> list[Place]:
+def list_files(folder: Path) -> list[RankFile]:
     """The files of all checkpoints in a folder, oldest step first.
 
     Raises:
@@ -100,61 +111,64 @@ def places(folder: Path) -> list[Place]:
         return []
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}; name the folder of a checkpoint") from error
-    found = (Place(int(one[1]), int(one[3]), int(one[2])) for one in map(NAME.fullmatch, names) if one)
-    return sorted(place for place in found if place.name in names and place.rank < place.size)
+    matches = filter(None, map(NAME.fullmatch, names))
+    files = (RankFile(step=int(match[1]), size=int(match[3]), rank=int(match[2])) for match in matches)
+    # A number with leading zeros has another name than its file.
+    return sorted(rank_file for rank_file in files if rank_file.name in names and rank_file.rank < rank_file.size)
 
 
-def find_set(folder: Path, step: int | None = None) -> list[Place] | None:
+def find_newest(folder: Path, step: int | None = None) -> list[RankFile] | None:
     """The files of the newest checkpoint in a folder that has those of all ranks, by rank; None if there is none.
 
     Args:
-        folder: Where to look.
-        step: Only checkpoints of this step.
+        folder: Folder of checkpoints.
+        step: Take only checkpoints of this step; None for any.
 
     Raises:
         CheckpointError: There are files, and none of the checkpoints is complete.
     """
-    sets: dict[tuple[int, int], list[Place]] = {}
-    for place in places(folder):
-        if step in (None, place.step):
-            sets.setdefault((place.step, place.size), []).append(place)
-    whole = [files for (_, size), files in sets.items() if len(files) == size]
-    if sets and not whole:
+    sets: dict[tuple[int, int], list[RankFile]] = {}
+    for rank_file in list_files(folder):
+        if step in (None, rank_file.step):
+            sets.setdefault((rank_file.step, rank_file.size), []).append(rank_file)
+    complete = [files for (_, size), files in sets.items() if len(files) == size]
+    if sets and not complete:
         step, size = max(sets)
-        have = {file.rank for file in sets[step, size]}
-        missing = next(rank for rank in range(size) if rank not in have)
+        ranks = {rank_file.rank for rank_file in sets[step, size]}
+        missing = next(rank for rank in range(size) if rank not in ranks)
         raise CheckpointError(
-            f"{folder} has no complete rehearsal checkpoint: of step {step}, {len(have)} of {size} files are there, "
-            f"and {Place(step, size, missing).name} is missing; copy the files of all ranks into one folder, or give "
-            "an earlier checkpoint"
+            f"{folder} has no complete rehearsal checkpoint: of step {step}, {len(ranks)} of {size} files are there, "
+            f"and {RankFile(step, size, missing).name} is missing; copy the files of all ranks into one folder, or "
+            "give an earlier checkpoint"
         )
-    return max(whole, default=None)
+    return max(complete, default=None)
 
 
-def write(folder: Path, place: Named, content: Content) -> Path:
-    """Write a file that only its owner can read: whole, or not at all.
+def write_file(folder: Path, rank_file: NamedFile, content: Content) -> Path:
+    """Write a file that only its owner can read: all of it or nothing.
 
-    It is written in a folder of its own, and moved out of it. Whatever a job that died has left there goes first.
+    The file is written in a temporary folder and moved out of it once it is on the disk. Remains of a job that died
+    there are removed first.
 
     Raises:
-        CheckpointError: It cannot be written; what was there before stays.
+        CheckpointError: It cannot be written; an earlier file of that name stays.
     """
-    path, partial = folder / place.name, folder / place.partial
+    path, partial = folder / rank_file.name, folder / rank_file.partial
     text = json.dumps(content.meta, sort_keys=True)
     try:
-        _remove(partial)
+        _remove_path(partial)
         partial.mkdir(parents=True, mode=0o700)
         sums = {"header": checksum(text, {}), "checksum": checksum(text, content.tensors)}
-        unfinished = partial / place.name
+        unfinished = partial / rank_file.name
         save_file(content.tensors, unfinished, {"rehearsal": text, **sums})
         unfinished.chmod(0o600)
-        _flush(unfinished)
+        _fsync(unfinished)
         unfinished.replace(path)
         partial.rmdir()
-        _flush(folder)
+        _fsync(folder)
     except (OSError, ValueError, SafetensorError) as error:
         with suppress(OSError, ValueError):
-            _remove(partial)
+            _remove_path(partial)
         raise CheckpointError(
             f"{path} cannot be written: {error}; the checkpoint before it is untouched. Make room or give another "
             "folder"
@@ -162,45 +176,47 @@ def write(folder: Path, place: Named, content: Content) -> Path:
     return path
 
 
-def read(folder: Path, place: Named) -> Content:
+def read_file(folder: Path, rank_file: NamedFile) -> Content:
     """Read a file and check it.
 
     Raises:
         CheckpointError: It is missing, cut off, changed, no checkpoint of this package, or of another version.
     """
-    with _opened(folder / place.name) as file:
+    with _open_file(folder / rank_file.name) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        return Content(_meta(file.metadata() or {}, tensors), tensors)
+        return Content(_checked_meta(file.metadata() or {}, tensors), tensors)
 
 
-def peek(folder: Path, place: Place) -> dict[str, Any]:
-    """The JSON of a file, checked; its tensors are neither read nor checked.
+def read_header(folder: Path, rank_file: RankFile) -> dict[str, Any]:
+    """Read and check the JSON of a file, without its tensors.
 
     Raises:
-        CheckpointError: As for `read`.
+        CheckpointError: As for `read_file`.
     """
-    with _opened(folder / place.name) as file:
-        return _meta(file.metadata() or {}, None)
+    with _open_file(folder / rank_file.name) as file:
+        return _checked_meta(file.metadata() or {}, None)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_file(path: Path) -> Iterator[Any]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
         if length > LONGEST_HEADER:
             raise ValueError(f"it claims a header of {length} bytes")
-        with safe_open(path, framework="pt") as opened:
-            yield opened
+        with safe_open(path, framework="pt") as file_of_tensors:
+            yield file_of_tensors
     except (OSError, struct.error, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; give another checkpoint") from error
 
 
-def _meta(noted: Mapping[str, str], tensors: Mapping[str, Tensor] | None) -> dict[str, Any]:
-    text = noted.get("rehearsal")
+def _checked_meta(metadata: Mapping[str, str], tensors: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    text = metadata.get("rehearsal")
     if text is None:
         raise ValueError("it is a safetensors file, and no rehearsal checkpoint")
-    if noted.get("header") != checksum(text, {}) or (tensors and noted.get("checksum") != checksum(text, tensors)):
+    if metadata.get("header") != checksum(text, {}) or (
+        tensors and metadata.get("checksum") != checksum(text, tensors)
+    ):
         raise ValueError("it was changed since it was written (its checksum differs)")
     meta = json.loads(text)
     if not isinstance(meta, dict) or meta.get("version") != VERSION:
@@ -223,16 +239,16 @@ def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _remove(path: Path) -> None:
-    """Remove a folder, or a file by that name, if there is one."""
+def _remove_path(path: Path) -> None:
+    """Remove a folder or a file, if there is one by that name."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
-    """Have it on the disk, whatever happens to the machine."""
+def _fsync(path: Path) -> None:
+    """Force a file or a folder to the disk, so that it outlives a crash of the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,7 +1,16 @@
-"""Saves of what changed: the rows of a checkpoint in several files, each written once.
+"""Incremental saves: the rows of a checkpoint lie in a chain of files, each written once.
 
-The first save of a job writes all rows, each later one those that changed since. The files of earlier saves are linked
-into the folder of the new one (hard links), so every folder is whole by itself and older ones may go.
+The first save of a job writes all rows, each later one those that changed since. The files of earlier saves are
+hard-linked into the folder of the new one, so every folder is complete by itself and older ones may be removed.
+
+    save at step   file written   slots in it     chain that the main file lists
+    10             A              0 1 2 3         A
+    20             B                1             A, B
+    30             C                1   3 4       A, B, C
+
+A load of step 30 reads A, overwrites slot 1 with B, then slots 1 and 3 with C, and appends slot 4: slots 0 and 2 come
+from A, the others from C. Slots may be appended by any file, and the files together have to cover all slots. The chain
+starts anew, with all rows in one file, once its changes add up to as many rows as there are, or after `MOST_PARTS`.
 """
 
 from __future__ import annotations
@@ -19,62 +28,70 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.checkpoint.format import VERSION, Content, Place, peek, places, read, write
+from rehearsal_plugin.checkpoint.format import (
+    VERSION,
+    Content,
+    RankFile,
+    list_files,
+    read_file,
+    read_header,
+    write_file,
+)
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import CheckpointError
 
-__all__ = ["Chain", "Increment", "Whole", "read_whole", "remove_unused"]
+__all__ = ["FullSave", "IncrementalSave", "RowsChain", "read_checkpoint", "remove_unused_rows"]
 
 ROWS = "buffer.rows"
 MOST_PARTS = 64
-"""Of a checkpoint; then all rows are written anew."""
+"""Files in a chain; the next save then writes all rows."""
 
 TOKEN = re.compile(r"[0-9a-f]{16}")
 NAME = re.compile(r"rehearsal-step\d{1,18}-rank(\d{1,9})-of-(\d{1,9})-[0-9a-f]{16}\.rows\.safetensors")
 
 
 @dataclass(frozen=True)
-class Part:
-    """A file of rows.
+class RowsFile:
+    """One file of rows in a chain.
 
     Attributes:
-        place: Of the checkpoint for which it was written.
-        token: Makes its name unlike any other.
-        rows: How many it has.
+        rank_file: Main file of the checkpoint for which it was written.
+        token: Random text that makes its name unique.
+        rows: Number of rows in it.
     """
 
-    place: Place
+    rank_file: RankFile
     token: str
     rows: int
 
     @property
     def name(self) -> str:
         """The file's name in the checkpoint's folder."""
-        stem = self.place.name.removesuffix(".safetensors")
+        stem = self.rank_file.name.removesuffix(".safetensors")
         return f"{stem}-{self.token}.rows.safetensors"
 
     @property
     def partial(self) -> str:
-        """See `Named.partial`."""
-        return self.place.partial
+        """See `NamedFile.partial`."""
+        return self.rank_file.partial
 
 
 @dataclass(frozen=True)
-class Chain:
-    """Where the rows of the last save lie: all of them in the first file, changes in the others, oldest first."""
+class RowsChain:
+    """Files that hold the rows of the last save: all rows in the first, changes in the others, oldest first."""
 
     folder: Path
-    parts: tuple[Part, ...]
+    parts: tuple[RowsFile, ...]
 
-    def goes_on(self, place: Place, count: int, changed: int) -> bool:
-        """Whether another part is better than all `count` rows anew, of which `changed` changed."""
-        old = self.parts[0].place
-        alike = (old.rank, old.size) == (place.rank, place.size)
+    def can_extend(self, rank_file: RankFile, count: int, changed: int) -> bool:
+        """Whether the `changed` ones of `count` rows go into another part, instead of all rows into a new chain."""
+        first = self.parts[0].rank_file
+        same_rank = (first.rank, first.size) == (rank_file.rank, rank_file.size)
         changes = changed + sum(part.rows for part in self.parts[1:])
-        return alike and len(self.parts) < MOST_PARTS and changes < count
+        return same_rank and len(self.parts) < MOST_PARTS and changes < count
 
-    def link(self, folder: Path) -> bool:
-        """Have the files in `folder` too; tells whether it could be done."""
+    def link_into(self, folder: Path) -> bool:
+        """Hard-link all files into `folder`; False if one cannot be linked, and then none is."""
         linked: list[Path] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -92,130 +109,133 @@ class Chain:
 
 
 @dataclass(frozen=True)
-class Whole:
-    """A save to be written: one file with everything."""
+class FullSave:
+    """A save that is to be written as one file."""
 
     folder: Path
-    place: Place
+    rank_file: RankFile
     content: Content
 
-    def copied(self) -> Whole:
-        """The same in memory of its own."""
+    def copied(self) -> FullSave:
+        """A copy that shares no memory with the buffer."""
         return replace(self, content=self.content.copied())
 
     def write(self) -> None:
         """Write the file.
 
         Raises:
-            CheckpointError: See `files.write`.
+            CheckpointError: As for `write_file`.
         """
-        write(self.folder, self.place, self.content)
+        write_file(self.folder, self.rank_file, self.content)
 
 
 @dataclass(frozen=True)
-class Increment:
-    """A save to be written: a file with everything but the rows, and one with those that are not on disk yet."""
+class IncrementalSave:
+    """A save that is to be written as two files: a head without rows, and the rows that are not on the disk yet."""
 
     folder: Path
-    place: Place
+    rank_file: RankFile
     head: Content
     rows: Content
-    parts: tuple[Part, ...]
+    parts: tuple[RowsFile, ...]
 
     @classmethod
-    def of(cls, folder: Path, place: Place, content: Content, changed: IntArray, last: Chain | None) -> Increment:
+    def of(
+        cls, folder: Path, rank_file: RankFile, content: Content, changed: IntArray, last: RowsChain | None
+    ) -> IncrementalSave:
         """Split a checkpoint.
 
         Args:
-            folder: Where it goes.
-            place: Which it is.
-            content: All of it.
+            folder: Folder to write into.
+            rank_file: Main file of the checkpoint.
+            content: The whole checkpoint.
             changed: `[n]` int64, the slots that changed since `last`.
-            last: The save before; None for none that could be gone on from.
+            last: Chain of the save before; None starts a new one.
         """
         rows = content.tensors[ROWS]
-        whole = last is None or not last.goes_on(place, len(rows), len(changed)) or not last.link(folder)
+        whole = last is None or not last.can_extend(rank_file, len(rows), len(changed)) or not last.link_into(folder)
         slots = np.arange(len(rows)) if whole else changed
         index = torch.from_numpy(slots)
-        part = Part(place, secrets.token_hex(8), len(slots))
+        part = RowsFile(rank_file, secrets.token_hex(8), len(slots))
         parts = (part,) if whole or last is None else (*last.parts, part)
-        listed = [[one.place.step, one.token, one.rows] for one in parts]
+        listed = [[each.rank_file.step, each.token, each.rows] for each in parts]
         head = Content(
             {**content.meta, "parts": listed},
             {name: tensor for name, tensor in content.tensors.items() if name != ROWS},
         )
         tensors = {"slots": index, "rows": rows if whole else rows[index]}
-        return cls(folder, place, head, Content({"version": VERSION, "token": part.token}, tensors), parts)
+        return cls(folder, rank_file, head, Content({"version": VERSION, "token": part.token}, tensors), parts)
 
-    def copied(self) -> Increment:
-        """The same in memory of its own."""
+    def copied(self) -> IncrementalSave:
+        """A copy that shares no memory with the buffer."""
         return replace(self, head=self.head.copied(), rows=self.rows.copied())
 
-    def write(self) -> Chain:
-        """Write both files, the rows first: as long as the other is missing there is no checkpoint.
+    def write(self) -> RowsChain:
+        """Write both files, the rows first: without the head there is no checkpoint yet.
 
         Raises:
-            CheckpointError: See `files.write`.
+            CheckpointError: As for `write_file`.
         """
-        write(self.folder, self.parts[-1], self.rows)
-        write(self.folder, self.place, self.head)
-        return Chain(self.folder, self.parts)
+        write_file(self.folder, self.parts[-1], self.rows)
+        write_file(self.folder, self.rank_file, self.head)
+        return RowsChain(self.folder, self.parts)
 
 
-def read_whole(folder: Path, place: Place) -> Content:
-    """A rank's checkpoint, with its rows put together from as many files as they are in.
+def read_checkpoint(folder: Path, rank_file: RankFile) -> Content:
+    """Read a rank's checkpoint, and put its rows together from the files of its chain.
 
     Raises:
-        CheckpointError: See `files.read`.
+        CheckpointError: As for `read_file`.
         LookupError, TypeError, ValueError: It contradicts itself.
     """
-    content = read(folder, place)
+    content = read_file(folder, rank_file)
     if "parts" not in content.meta:
         return content
-    rows = _rows(folder, _parts(content.meta["parts"], place), content.meta["count"])
+    rows = _join_rows(folder, _parse_parts(content.meta["parts"], rank_file), content.meta["count"])
     return Content(content.meta, {**content.tensors, ROWS: rows})
 
 
-def remove_unused(folder: Path, place: Place) -> None:
-    """Remove this rank's files of rows that none of its checkpoints in the folder needs."""
+def remove_unused_rows(folder: Path, rank_file: RankFile) -> None:
+    """Remove the files of rows that no checkpoint of this rank in the folder lists."""
     try:
-        used = {part.name for one in places(folder) if _same(one.rank, place) for part in _noted(folder, one)}
+        mine = [listed for listed in list_files(folder) if _belongs_to_rank(listed.rank, rank_file)]
+        used = {part.name for listed in mine for part in _listed_parts(folder, listed)}
     except (CheckpointError, LookupError, TypeError, ValueError):
-        return  # whatever cannot be read may need them
+        return  # a file that cannot be read may list them
     for entry in folder.iterdir():
-        found = NAME.fullmatch(entry.name)
-        if found and _same(int(found[1]), place) and entry.name not in used:
+        match = NAME.fullmatch(entry.name)
+        if match and _belongs_to_rank(int(match[1]), rank_file) and entry.name not in used:
             entry.unlink(missing_ok=True)
 
 
-def _same(rank: int, place: Place) -> bool:
-    """Whether files of `rank` are this one's to remove; those of ranks that are no more, too."""
-    return rank % place.size == place.rank
+def _belongs_to_rank(rank: int, rank_file: RankFile) -> bool:
+    """Whether the rank of `rank_file` removes files of `rank`: its own, or those of a rank that the job has no more."""
+    return rank % rank_file.size == rank_file.rank
 
 
-def _noted(folder: Path, place: Place) -> Sequence[Part]:
-    meta = peek(folder, place)
-    return _parts(meta["parts"], place) if "parts" in meta else ()
+def _listed_parts(folder: Path, rank_file: RankFile) -> Sequence[RowsFile]:
+    meta = read_header(folder, rank_file)
+    return _parse_parts(meta["parts"], rank_file) if "parts" in meta else ()
 
 
-def _parts(listed: Any, place: Place) -> list[Part]:
-    """The parts that a file lists; ValueError and the like where that is no list of parts."""
+def _parse_parts(listed: Any, rank_file: RankFile) -> list[RowsFile]:
+    """The parts in the JSON of a main file; ValueError or TypeError where it lists none."""
     parts = []
     for step, token, rows in listed:
         if type(step) is not int or type(rows) is not int or min(step, rows) < 0 or not TOKEN.fullmatch(token):
             raise ValueError(f"no file of rows: {step!r}, {token!r}, {rows!r}")
-        parts.append(Part(replace(place, step=step), token, rows))
+        parts.append(RowsFile(replace(rank_file, step=step), token, rows))
     return parts
 
 
-def _rows(folder: Path, parts: Sequence[Part], count: int) -> Tensor:
-    """`[count, row_bytes]` uint8; the first part has a row for every slot it knows, later ones overwrite and add."""
+def _join_rows(folder: Path, parts: Sequence[RowsFile], count: int) -> Tensor:
+    """Rows `[count, row_bytes]` uint8: each part, oldest first, overwrites its slots or adds them."""
     if type(count) is not int or not 0 <= count <= sum(part.rows for part in parts):
         raise ValueError(f"{count!r} rows in files of {[part.rows for part in parts]}")
     whole: Tensor | None = None
     present = np.zeros(0, dtype=bool)
     for part in parts:
-        content = read(folder, part)
+        content = read_file(folder, part)
         slots, rows = content.tensors["slots"].numpy(), content.tensors["rows"]
         if content.meta["token"] != part.token or not len(slots) == len(rows) == part.rows or slots.dtype != np.int64:
             raise ValueError(f"{part.name} is not what it should be")
@@ -224,8 +244,8 @@ def _rows(folder: Path, parts: Sequence[Part], count: int) -> Tensor:
         if (slots < 0).any():
             raise ValueError(f"{part.name} has rows at no place")
         if (slots >= count).any():  # a buffer that was rolled back has fewer than it had
-            there = np.flatnonzero(slots < count)
-            slots, rows = slots[there], rows[torch.from_numpy(there)]
+            present_slots = np.flatnonzero(slots < count)
+            slots, rows = slots[present_slots], rows[torch.from_numpy(present_slots)]
         whole[torch.from_numpy(slots)] = rows
         present[slots] = True
     if whole is None or not present.all():

@@ -1,4 +1,4 @@
-"""The fields of a row, as JSON and back."""
+"""Row layouts as JSON, and back."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from torch import Tensor
 from rehearsal_plugin.buffer.rows.fields import Field
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 
-__all__ = ["describe", "restore"]
+__all__ = ["layout_from_json", "layout_to_json"]
 
 DTYPES = {str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)}
 
 
-def describe(layout: RowLayout) -> dict[str, Any]:
-    """Name, dtype and shape of every field; the nesting of the batch comes from the next batch."""
-    return {"fields": _listed(layout.fields), "state": _listed(layout.state)}
+def layout_to_json(layout: RowLayout) -> dict[str, Any]:
+    """Name, dtype and shape of every field, without the nesting of the batch, which the next batch brings."""
+    return {"fields": _list_fields(layout.fields), "state": _list_fields(layout.state)}
 
 
-def restore(description: dict[str, Any]) -> RowLayout:
-    """A layout with the same fields at the same places.
+def layout_from_json(description: dict[str, Any]) -> RowLayout:
+    """The layout with the same fields at the same offsets.
 
     Raises:
-        KeyError: Something is missing, or there is no such dtype.
+        KeyError: A key is missing, or torch has no such dtype.
         BatchError: There are no fields.
     """
-    layout = RowLayout.infer(_empty(description["fields"]))
-    return layout.with_state(_empty(description["state"])) if description["state"] else layout
+    layout = RowLayout.infer(_empty_batch(description["fields"]))
+    return layout.with_state(_empty_batch(description["state"])) if description["state"] else layout
 
 
-def _listed(fields: Iterable[Field]) -> list[list[Any]]:
+def _list_fields(fields: Iterable[Field]) -> list[list[Any]]:
     return [[field.name, str(field.dtype), list(field.shape)] for field in fields]
 
 
-def _empty(fields: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
-    """No rows at all, of the right form."""
+def _empty_batch(fields: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
+    """An empty batch, one tensor `[0, *shape]` a field."""
     return {name: torch.empty((0, *shape), dtype=DTYPES[dtype]) for name, dtype, shape in fields}

@@ -1,4 +1,4 @@
-"""Packed rows that stay in their files until they are wanted, so that there may be more of them than memory."""
+"""Packed rows that are read from their files on demand, so that they may exceed memory."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from torch import Tensor
 from rehearsal_plugin.buffer.dedup import content_hashes, repeated_rows, same_content
 from rehearsal_plugin.core.arrays import IntArray
 
-__all__ = ["Packed"]
+__all__ = ["LazyRows"]
 
 PART_BYTES = 4 << 20
 
 
-class Packed:
-    """Rows of any order out of any sources.
+class LazyRows:
+    """A selection of packed rows from several sources, in any order, that are copied only when they are read.
 
     Args:
         sources: `[m, row_bytes]` uint8 each, such as the mapping of a file.
         source: `[n]` int64, the source of each row.
-        index: `[n]` int64, which of its rows it is.
+        index: `[n]` int64, its index in that source.
     """
 
     def __init__(self, sources: Sequence[Tensor], source: IntArray, index: IntArray) -> None:
         self._sources, self._source, self._index = tuple(sources), source, index
 
     @classmethod
-    def of(cls, rows: Tensor) -> Packed:
+    def of(cls, rows: Tensor) -> LazyRows:
         """All rows of one source in their order."""
         return cls((rows,), np.zeros(len(rows), dtype=np.int64), np.arange(len(rows)))
 
     @classmethod
-    def joined(cls, parts: Sequence[Packed]) -> Packed:
+    def joined(cls, parts: Sequence[LazyRows]) -> LazyRows:
         """The rows of all parts, one after the other."""
         starts = np.cumsum([0, *(len(part._sources) for part in parts)])
         return cls(
@@ -46,43 +46,46 @@ class Packed:
     def __len__(self) -> int:
         return len(self._index)
 
-    def select(self, index: IntArray) -> Packed:
-        """Some of the rows, `index` `[m]` int64."""
-        return Packed(self._sources, self._source[index], self._index[index])
+    def select(self, index: IntArray) -> LazyRows:
+        """The rows at `index` `[m]` int64."""
+        return LazyRows(self._sources, self._source[index], self._index[index])
 
-    def tensor(self) -> Tensor:
-        """All rows `[n, row_bytes]`; the source itself where they are all of one in its order."""
+    def read_all(self) -> Tensor:
+        """All rows `[n, row_bytes]`; the source itself if they are just that."""
         (first, *others) = self._sources
         if not others and np.array_equal(self._index, np.arange(len(first))):
             return first
-        return self._read(np.arange(len(self)))
+        return self._read_rows(np.arange(len(self)))
 
-    def parts(self) -> Iterator[Tensor]:
+    def read_parts(self) -> Iterator[Tensor]:
         """All rows, a few megabytes at a time."""
         count = self._at_once
         for start in range(0, len(self), count):
-            yield self._read(np.arange(start, min(start + count, len(self))))
+            yield self._read_rows(np.arange(start, min(start + count, len(self))))
 
     def distinct(self, content_bytes: int) -> IntArray:
-        """Which rows equal no earlier one in their first `content_bytes` bytes, `[m]` int64 in ascending order."""
-        hashes = [content_hashes(rows, content_bytes) for rows in self.parts()]
+        """Indices of the rows whose first `content_bytes` bytes equal no earlier row, `[m]` int64, ascending."""
+        hashes = [content_hashes(rows, content_bytes) for rows in self.read_parts()]
 
-        def same(one: IntArray, other: IntArray) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-            starts = range(0, len(one), self._at_once)
+        def rows_equal(first: IntArray, second: IntArray) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+            starts = range(0, len(first), self._at_once)
             spans = [slice(start, start + self._at_once) for start in starts]
-            found = [same_content(self._read(one[span]), self._read(other[span]), content_bytes) for span in spans]
-            return np.concatenate(found) if found else np.zeros(0, dtype=bool)
+            matches = [
+                same_content(self._read_rows(first[span]), self._read_rows(second[span]), content_bytes)
+                for span in spans
+            ]
+            return np.concatenate(matches) if matches else np.zeros(0, dtype=bool)
 
-        return np.flatnonzero(~repeated_rows(np.concatenate(hashes), same)) if hashes else np.arange(0)
+        return np.flatnonzero(~repeated_rows(np.concatenate(hashes), rows_equal)) if hashes else np.arange(0)
 
     @property
     def _at_once(self) -> int:
         return max(1, PART_BYTES // self._sources[0].shape[1])
 
-    def _read(self, rows: IntArray) -> Tensor:
+    def _read_rows(self, rows: IntArray) -> Tensor:
         source, index = self._source[rows], self._index[rows]
         out = torch.empty((len(rows), self._sources[0].shape[1]), dtype=torch.uint8)
         for number in np.unique(source).tolist():
-            wanted = np.flatnonzero(source == number)
-            out[torch.from_numpy(wanted)] = self._sources[number][torch.from_numpy(index[wanted])]
+            positions = np.flatnonzero(source == number)
+            out[torch.from_numpy(positions)] = self._sources[number][torch.from_numpy(index[positions])]
         return out

@@ -1,7 +1,7 @@
-"""Rows of a checkpoint for another number of ranks: who takes which, and which stay where there is no room for all.
+"""Redistribution of a checkpoint's rows: the share of each new rank, and the choice where a share exceeds the capacity.
 
-The rows of each file are shuffled, the files laid end to end, and every new rank takes an equal stretch. So a rank
-reads no more files than it has to, and what it takes of a file is a uniform sample of it.
+The rows of each file are shuffled, the files laid end to end, and every new rank takes an equal stretch of them. So a
+rank reads as few files as possible, and its rows of a file are a uniform sample of that file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from rehearsal_plugin.core.apportionment import fair_shares
 from rehearsal_plugin.core.arrays import IntArray
 
-__all__ = ["Stretch", "deal", "keep"]
+__all__ = ["Stretch", "deal_rows", "keep_rows"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,21 @@ class Stretch:
     stop: int
 
 
-def deal(counts: Sequence[int], rank: int, size: int) -> list[Stretch]:
-    """What one rank takes.
+def deal_rows(counts: Sequence[int], rank: int, size: int) -> list[Stretch]:
+    """The stretches of one rank's share.
+
+    Two files of 4 and 3 rows, laid end to end, for 3 ranks (the shares begin at 0, 7 // 3 and 14 // 3):
+
+    >>> for rank in range(3):
+    ...     print(deal_rows([4, 3], rank, 3))
+    [Stretch(file=0, start=0, stop=2)]
+    [Stretch(file=0, start=2, stop=4)]
+    [Stretch(file=1, start=0, stop=3)]
 
     Args:
         counts: Rows in each file.
-        rank: From 0.
-        size: Ranks; their shares differ by one row at most, and together they are all rows.
+        rank: Rank that takes the share, from 0.
+        size: Number of ranks; the shares differ by one row at most, and together they are all rows.
     """
     total = sum(counts)
     first, last = rank * total // size, (rank + 1) * total // size
@@ -45,29 +53,39 @@ def deal(counts: Sequence[int], rank: int, size: int) -> list[Stretch]:
     return stretches
 
 
-def keep(owners: IntArray, capacity: int, *, equal: bool, rng: np.random.Generator) -> IntArray:
-    """Which rows stay, of more than there is room for.
+def keep_rows(owners: IntArray, capacity: int, *, equal: bool, rng: np.random.Generator) -> IntArray:
+    """Choose the rows that stay where there are more than fit.
+
+    Of 6 rows of partition 0 and 2 of partition 1, 4 stay: 3 and 1 in proportion, or 2 and 2 in equal shares.
+
+    Rows are sorted by (partition, random number), so the first rows of each partition in that order are a uniform
+    sample of it:
+
+        owners                      0 0 1 0      quotas 2 and 1
+        random numbers             .8 .1 .5 .3
+        order                       1 3 0 2      partition 0 first
+        rank within its partition   0 1 2 0      kept where below the quota: rows 1, 3 and 2
 
     Args:
         owners: `[n]` int64, the partition of each row, numbered from 0.
-        capacity: Rows that can stay.
-        equal: Whether partitions get equal shares; otherwise they keep those that they have.
-        rng: Source of random numbers; within a partition, every set of rows has the same chance.
+        capacity: Number of rows that stay.
+        equal: Whether partitions get equal shares, instead of shares in proportion to their rows.
+        rng: Source of random numbers; within a partition, every set of rows is equally likely.
 
     Returns:
-        `[min(n, capacity)]` int64, ascending.
+        Indices of the rows that stay, `[min(n, capacity)]` int64, ascending.
     """
     if len(owners) <= capacity:
         return np.arange(len(owners))
     sizes = np.bincount(owners)
     quotas = fair_shares(sizes, capacity) if equal else _proportional(sizes, capacity)
     shuffled = np.lexsort((rng.random(len(owners)), owners))
-    place = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return np.sort(shuffled[place < quotas[owners[shuffled]]])
+    rank_in_partition = np.arange(len(owners)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.sort(shuffled[rank_in_partition < quotas[owners[shuffled]]])
 
 
 def _proportional(sizes: IntArray, total: int) -> IntArray:
-    """`total` in proportion to `sizes`, the largest remainders rounded up."""
+    """Split `total` in proportion to `sizes`, the largest remainders rounded up."""
     quotas, remainders = np.divmod(sizes * total, sizes.sum())
     quotas[np.argsort(-remainders, kind="stable")[: total - int(quotas.sum())]] += 1
     return np.asarray(quotas)

@@ -1,7 +1,17 @@
-"""From a running job to files, and from files to a job that goes on.
+"""From a running job to a record, and from checkpoint files back to a job.
 
-A job of as many ranks with the same settings goes on bit for bit. Any other takes the rows over: they are shared out
-between its ranks, and its first draw comes as late as in a new job.
+All ranks load in the same way. Each looks at one file of the newest complete checkpoint, and they take the highest
+number among their answers:
+
+| way | when | the job then has |
+|---|---|---|
+| `EXACT` | as many ranks, equal `_job_settings`, state of a job in the files | all state: it goes on bit for bit |
+| `RESHARD` | other ranks or settings, files of rows alone, or a preload | rows, shared out between its ranks |
+| `MISSING` | no checkpoint in the folder | an empty buffer, or an error |
+| `FAILED` | a rank met an error | an error on every rank |
+
+After `RESHARD` the first draw comes as late as in a new job, and the state of the strategy is loaded if it is of that
+name. Rows with recorded state need the strategy that recorded it, in both ways.
 """
 
 from __future__ import annotations
@@ -14,8 +24,16 @@ import numpy as np
 import torch
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
-from rehearsal_plugin.checkpoint.format import Content, Place, find_set, peek
-from rehearsal_plugin.checkpoint.record import Record, Rows, Saved, consistent, dealt, pack, unpack
+from rehearsal_plugin.checkpoint.format import Content, RankFile, find_newest, read_header
+from rehearsal_plugin.checkpoint.record import (
+    Record,
+    RowSet,
+    SavedFile,
+    pack_record,
+    report_contradictions,
+    rows_for_rank,
+    unpack_record,
+)
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.rng import Purpose, generator
@@ -25,27 +43,27 @@ from rehearsal_plugin.strategies import Strategy
 
 __all__ = ["content_of", "preload", "resume"]
 
-GO_ON, TAKE_OVER, MISSING, FAILED = range(4)
-"""What a rank can do with what it finds."""
+EXACT, RESHARD, MISSING, FAILED = range(4)
+"""Ways of a load; see the table above."""
 
 
-def content_of(config: RehearsalConfig, coordinator: ReplayCoordinator, strategy: Strategy) -> tuple[Place, Content]:
-    """What is to be saved, and under which name; waits for the exchange in flight.
+def content_of(config: RehearsalConfig, coordinator: ReplayCoordinator, strategy: Strategy) -> tuple[RankFile, Content]:
+    """The content of this rank's checkpoint, and its file; waits for the exchange in flight.
 
     Raises:
-        ExchangeError: That failed.
+        ExchangeError: The exchange failed.
     """
-    supplied, prefetcher = coordinator.state_dict(), coordinator.prefetcher
-    progress = {"supply": supplied, "strategy": strategy.state_dict()}
+    state, prefetcher = coordinator.state_dict(), coordinator.prefetcher
+    progress = {"supply": state, "strategy": strategy.state_dict()}
     record = Record(
-        job=_job(config, strategy),
+        job=_job_settings(config, strategy),
         layout=None if prefetcher is None else prefetcher.buffer.layout,
         device="cpu" if prefetcher is None else prefetcher.device.type,
         buffer=None if prefetcher is None else prefetcher.buffer.state_dict(),
         progress=None if coordinator.lifecycle.alone else progress,
         digest=coordinator.digest,
     )
-    return Place(coordinator.step, coordinator.lifecycle.size, coordinator.lifecycle.rank), pack(record)
+    return RankFile(coordinator.step, coordinator.lifecycle.size, coordinator.lifecycle.rank), pack_record(record)
 
 
 def resume(
@@ -57,116 +75,118 @@ def resume(
     step: int | None,
     missing_ok: bool,
 ) -> bool:
-    """Go on from a checkpoint in a folder: all ranks from the same one, in the same way, or none.
+    """Load a checkpoint from a folder: all ranks the same one in the same way, or none.
 
     Args:
-        folder: Where.
+        folder: Folder of checkpoints that all ranks can see.
         config: The `rehearsal` section.
-        coordinator: Is filled.
-        strategy: Is told what it remembered.
-        step: Of the checkpoint; None for the newest complete one.
-        missing_ok: Whether there may be none.
+        coordinator: Coordinator of this job, whose state is replaced.
+        strategy: Strategy of this job, whose state is replaced.
+        step: Step of the checkpoint; None for the newest complete one.
+        missing_ok: Whether a missing checkpoint is no error.
 
     Returns:
-        Whether there was one.
+        Whether a checkpoint was loaded.
 
     Raises:
-        CheckpointError: There is none, a rank cannot load it, ranks see different ones, or its rows are not those of
-            this job's strategy.
+        CheckpointError: There is no checkpoint, a rank cannot load it, ranks see different ones, or its rows carry the
+            state of another strategy.
         ExchangeError: A rank does not answer.
     """
-    files, way = _found(folder, step, coordinator, _job(config, strategy), rows_only=False)
+    files, way = _find_checkpoint(folder, step, coordinator, _job_settings(config, strategy), rows_only=False)
     if way == MISSING and not missing_ok:
         raise CheckpointError(f"{folder} has no rehearsal checkpoint; start without loading one, or name its folder")
     if way == MISSING:
         return False
-    _together(lambda: _load(files, way, config, coordinator, strategy), folder, coordinator)
+    _load_on_all_ranks(lambda: _load_rank(files, way, config, coordinator, strategy), folder, coordinator)
     return True
 
 
 def preload(
     folder: Path, config: RehearsalConfig, coordinator: ReplayCoordinator, strategy: Strategy, device: torch.device
 ) -> None:
-    """Begin a new job with the rows of a folder, shared out between its ranks; all ranks must call it.
+    """Start a new job with the rows of a checkpoint, shared out between its ranks; all ranks must call it.
 
     Args:
-        folder: Of a checkpoint of any job, or what was seeded.
+        folder: Folder of a checkpoint of any job, or of `rehearsal seed`.
         config: The `rehearsal` section.
-        coordinator: Is filled, and begins at step 0.
-        strategy: Is told what it remembered, if it is the one of that job.
-        device: Where batches live.
+        coordinator: Coordinator of the new job, which starts at step 0.
+        strategy: Strategy of the new job; its state is loaded if that job used the same one.
+        device: Device of the batches.
 
     Raises:
-        CheckpointError: There are no rows, a rank cannot load them, ranks see different ones, or they are not those of
-            this job's strategy.
+        CheckpointError: There are no rows, a rank cannot load them, ranks see different ones, or the rows carry the
+            state of another strategy.
         ExchangeError: A rank does not answer.
     """
-    files, way = _found(folder, None, coordinator, _job(config, strategy), rows_only=True)
+    files, way = _find_checkpoint(folder, None, coordinator, _job_settings(config, strategy), rows_only=True)
     if way == MISSING:
         raise CheckpointError(f"{folder} has no rehearsal checkpoint; name the folder of one, or of a seed")
-    _together(lambda: _load(files, way, config, coordinator, strategy, new_on=device), folder, coordinator)
+    _load_on_all_ranks(
+        lambda: _load_rank(files, way, config, coordinator, strategy, new_on=device), folder, coordinator
+    )
     if coordinator.prefetcher is None:
         raise CheckpointError(f"{folder} holds no rows yet; name the folder of a checkpoint with rows, or of a seed")
 
 
-def _found(
+def _find_checkpoint(
     folder: Path, step: int | None, coordinator: ReplayCoordinator, job: Mapping[str, Any], *, rows_only: bool
-) -> tuple[list[Saved], int]:
-    """The files of the checkpoint that all ranks see, and the way that is open to all of them."""
+) -> tuple[list[SavedFile], int]:
+    """The files of the newest checkpoint, and the way to load it that all ranks agree on."""
     try:
-        files = [(folder, place) for place in find_set(folder, step) or []]
-        seen = _look(files, coordinator, job, rows_only=rows_only) if files else (MISSING, 0, 0, 0)
+        files = [(folder, rank_file) for rank_file in find_newest(folder, step) or []]
+        answer = _inspect_checkpoint(files, coordinator, job, rows_only=rows_only) if files else (MISSING, 0, 0, 0)
     except Exception:
-        coordinator.agree(FAILED, 0, 0, 0)  # nobody waits for this rank
+        coordinator.agree(FAILED, 0, 0, 0)  # so that no rank waits for this one
         raise
-    return files, _agreed(coordinator.agree(*seen), folder)
+    return files, _common_way(coordinator.agree(*answer), folder)
 
 
-def _together(load: Callable[[], None], folder: Path, coordinator: ReplayCoordinator) -> None:
+def _load_on_all_ranks(load: Callable[[], None], folder: Path, coordinator: ReplayCoordinator) -> None:
     """Load on every rank, or fail on every rank."""
     try:
         load()
     except Exception:
         coordinator.agree(FAILED, 0, 0, 0)
         raise
-    _agreed(coordinator.agree(TAKE_OVER, 0, 0, 0), folder)
+    _common_way(coordinator.agree(RESHARD, 0, 0, 0), folder)
 
 
-def _look(
-    files: Sequence[Saved], coordinator: ReplayCoordinator, job: Mapping[str, Any], *, rows_only: bool
+def _inspect_checkpoint(
+    files: Sequence[SavedFile], coordinator: ReplayCoordinator, job: Mapping[str, Any], *, rows_only: bool
 ) -> tuple[int, int, int, int]:
-    """What this rank can do with a checkpoint, and which one it is: way, step, ranks, and digest of one save."""
-    own = files[coordinator.lifecycle.rank % len(files)]
-    with consistent(own[0] / own[1].name):
-        meta = peek(*own)
-        _check_strategy(meta["job"], job, rows=meta["layout"] is not None, path=own[0] / own[1].name)
-        alike = (
+    """This rank's answer: the way it can load, and the step, number of ranks and digest of the checkpoint."""
+    file = files[coordinator.lifecycle.rank % len(files)]
+    with report_contradictions(file[0] / file[1].name):
+        meta = read_header(*file)
+        _check_strategy(meta["job"], job, rows=meta["layout"] is not None, path=file[0] / file[1].name)
+        same_job = (
             len(files) == coordinator.lifecycle.size and meta["state"]["progress"] is not None and meta["job"] == job
         )
-        whole = alike and not rows_only
+        exact = same_job and not rows_only
         digest = int(meta["digest"])
         if digest.bit_length() > 63:
             raise ValueError("a digest of more than 64 bits")
-        # Rows that are shared out anew need not have been saved together.
-        return GO_ON if whole else TAKE_OVER, own[1].step, len(files), digest if whole else 0
+        # Rows that are shared out need not have been saved together.
+        return EXACT if exact else RESHARD, file[1].step, len(files), digest if exact else 0
 
 
-def _agreed(answers: list[list[int]], folder: Path) -> int:
-    """The way that is open to all ranks.
+def _common_way(answers: list[list[int]], folder: Path) -> int:
+    """The way that is open to all ranks, out of the answers of `_inspect_checkpoint` by rank.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: A rank failed, the ranks see different checkpoints, or files of different saves are mixed.
     """
     ways = [answer[0] for answer in answers]
     if FAILED in ways:
         raise CheckpointError(f"rank {ways.index(FAILED)} cannot load the checkpoint in {folder}; see its log")
     if len({(answer[0] == MISSING, *answer[1:3]) for answer in answers}) > 1:
-        told = ", ".join(f"rank {rank}: step {answer[1]} of {answer[2]}" for rank, answer in enumerate(answers))
+        by_rank = ", ".join(f"rank {rank}: step {answer[1]} of {answer[2]}" for rank, answer in enumerate(answers))
         raise CheckpointError(
-            f"the ranks see different checkpoints in {folder} ({told}); use a folder that all ranks share, wait until "
-            "all have saved, or name the step"
+            f"the ranks see different checkpoints in {folder} ({by_rank}); use a folder that all ranks share, wait "
+            "until all have saved, or name the step"
         )
-    if TAKE_OVER not in ways and len({answer[3] for answer in answers}) > 1:
+    if RESHARD not in ways and len({answer[3] for answer in answers}) > 1:
         raise CheckpointError(
             f"the files of the checkpoint in {folder} were not saved together, but by different runs; remove those of "
             "one, or give an earlier step"
@@ -174,35 +194,40 @@ def _agreed(answers: list[list[int]], folder: Path) -> int:
     return max(ways)
 
 
-def _load(
-    files: Sequence[Saved],
+def _load_rank(
+    files: Sequence[SavedFile],
     way: int,
     config: RehearsalConfig,
     coordinator: ReplayCoordinator,
     strategy: Strategy,
     new_on: torch.device | None = None,
 ) -> None:
-    """Fill this rank; `new_on` is where batches of a new job live, None where the job of the files goes on."""
-    own = files[coordinator.lifecycle.rank % len(files)]
-    with consistent(own[0] / own[1].name):
-        meta = peek(*own)
-        device = _device(str(meta["device"])) if new_on is None else new_on
-        remembered = (meta["state"]["progress"] or {}).get("strategy")
-        if way == GO_ON or (remembered and meta["job"].get("strategy") == config.strategy.name):
-            record = unpack(*own)
+    """Load this rank; `new_on` is the device of a new job's batches, None where the job of the files goes on."""
+    file = files[coordinator.lifecycle.rank % len(files)]
+    with report_contradictions(file[0] / file[1].name):
+        meta = read_header(*file)
+        device = _choose_device(str(meta["device"])) if new_on is None else new_on
+        strategy_state = (meta["state"]["progress"] or {}).get("strategy")
+        if way == EXACT or (strategy_state and meta["job"].get("strategy") == config.strategy.name):
+            record = unpack_record(*file)
             assert record.progress is not None  # the header says so, and is part of the checksum
             strategy.load_state_dict(record.progress["strategy"])
-            if way == GO_ON:
+            if way == EXACT:
                 coordinator.load_state_dict(record.progress["supply"], record.layout, device, record.buffer)
-    if way == TAKE_OVER:
-        _take_over(files, config, coordinator, device, new=new_on is not None)
+    if way == RESHARD:
+        _load_share(files, config, coordinator, device, new=new_on is not None)
 
 
-def _take_over(
-    files: Sequence[Saved], config: RehearsalConfig, coordinator: ReplayCoordinator, device: torch.device, *, new: bool
+def _load_share(
+    files: Sequence[SavedFile],
+    config: RehearsalConfig,
+    coordinator: ReplayCoordinator,
+    device: torch.device,
+    *,
+    new: bool,
 ) -> None:
     """Fill an empty buffer with this rank's share of the rows."""
-    rows, policy = dealt(files, coordinator.lifecycle.rank, coordinator.lifecycle.size), config.buffer.policy
+    rows, policy = rows_for_rank(files, coordinator.lifecycle.rank, coordinator.lifecycle.size), config.buffer.policy
     step = 0 if new else files[0][1].step
     if rows is None:
         coordinator.reset(step)
@@ -210,29 +235,29 @@ def _take_over(
     buffer = coordinator.adopt(step, rows.layout, device)
     rng = generator(config.seed, Purpose.RESHARD, step, coordinator.lifecycle.rank)
     if config.buffer.deduplicate:
-        rows = rows.distinct()
+        rows = rows.without_duplicates()
     if policy == "fifo":  # rows are in the order of their age
         rows = rows.select(np.arange(max(0, len(rows.rows) - buffer.capacity), len(rows.rows)))
     equal = policy == "balanced" or config.buffer.by_features
-    rows = rows.keyed(_keys(buffer, rows)).within(buffer.capacity, equal=equal, rng=rng)
-    # Under fifo the next slot is a number of rows offered.
-    seen: Mapping[int, int] = {} if policy == "fifo" else rows.seen
+    rows = rows.with_keys(_partition_keys(buffer, rows)).cut_to(buffer.capacity, equal=equal, rng=rng)
+    # Under fifo the number of offered rows gives the next slot, so it has to be that of the rows.
+    offered: Mapping[int, int] = {} if policy == "fifo" else rows.offered
     written = np.zeros_like(rows.written) if new else rows.written
-    with consistent(files[0][0]):
-        buffer.adopt(rows.rows.parts(), written, rows.origin, seen)
+    with report_contradictions(files[0][0]):
+        buffer.adopt(rows.rows.read_parts(), written, rows.origin, offered)
 
 
-def _keys(buffer: RehearsalBuffer, rows: Rows) -> IntArray:
-    """The partition keys `[n]` int64 that the rows have in a buffer."""
+def _partition_keys(buffer: RehearsalBuffer, rows: RowSet) -> IntArray:
+    """The keys `[n]` int64 of the rows under the partitions of a buffer."""
     if buffer.slot_index.partitions is None:
         return np.zeros(len(rows.rows), dtype=np.int64)
-    return np.concatenate([np.zeros(0, dtype=np.int64), *map(buffer.keys, rows.rows.parts())])
+    return np.concatenate([np.zeros(0, dtype=np.int64), *map(buffer.keys, rows.rows.read_parts())])
 
 
-def _job(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
+def _job_settings(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
     """The settings that the state depends on."""
-    buffer, sampling, found = config.buffer, config.sampling, config.retrieval
-    embedded = {} if found is None or found.module is None else {"embedding": found.embedding}
+    buffer, sampling, retrieval = config.buffer, config.sampling, config.retrieval
+    embedded = {} if retrieval is None or retrieval.module is None else {"embedding": retrieval.embedding}
     return {
         **embedded,
         "capacity": buffer.capacity,
@@ -251,24 +276,24 @@ def _job(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
 
 
 def _check_strategy(then: Mapping[str, Any], now: Mapping[str, Any], *, rows: bool, path: Path) -> None:
-    """Rows carry what their strategy recorded; another one could not read it, or would miss it."""
-    asked = any(then.get(name) != now[name] for name in ("strategy", "outputs", "k"))
+    """Refuse rows with recorded state of another strategy: this one could not read it, or would miss its own."""
+    by_strategy = any(then.get(name) != now[name] for name in ("strategy", "outputs", "k"))
     by_loss = (then.get("score_by") == "loss") != (now["score_by"] == "loss")
     embedded = then.get("embedding") != now.get("embedding")
-    if not rows or not (asked or by_loss or embedded) or not (then.get("records") or now["records"]):
+    if not rows or not (by_strategy or by_loss or embedded) or not (then.get("records") or now["records"]):
         return
-    told = (
+    recorded = (
         ", ".join(f"{name} {job.get(name)!r}" for name in ("strategy", "outputs", "k", "score_by", "embedding"))
         for job in (then, now)
     )
     raise CheckpointError(
-        f"{path} holds rows with what was recorded under {next(told)}, and this job has {next(told)}; keep "
+        f"{path} holds rows with what was recorded under {next(recorded)}, and this job has {next(recorded)}; keep "
         "rehearsal.strategy, buffer.score_by and retrieval, or start with an empty buffer"
     )
 
 
-def _device(kind: str) -> torch.device:
-    """Where batches will live: where they lived, if there is such a device."""
+def _choose_device(kind: str) -> torch.device:
+    """The device of the batches: of the kind in the checkpoint, or else the CPU."""
     if kind == "cuda" and torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")

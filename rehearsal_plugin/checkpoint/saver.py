@@ -1,4 +1,4 @@
-"""Writes checkpoints, at once or in the background, one at a time."""
+"""Writes the checkpoints of a rank one at a time, on the calling thread or in the background."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import concurrent.futures
 from concurrent.futures import Future
 from pathlib import Path
 
-from rehearsal_plugin.checkpoint.format import Content, Place, places
-from rehearsal_plugin.checkpoint.increments import Chain, Increment, Whole, remove_unused
+from rehearsal_plugin.checkpoint.format import Content, RankFile, list_files
+from rehearsal_plugin.checkpoint.increments import FullSave, IncrementalSave, RowsChain, remove_unused_rows
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.background_thread import BackgroundThread
 from rehearsal_plugin.errors import CheckpointError
@@ -15,32 +15,41 @@ from rehearsal_plugin.errors import CheckpointError
 __all__ = ["Saver"]
 
 KEPT = 3
-"""Checkpoints of a rank that stay in one folder. While one is written in the background, another rank may be one ahead;
-if the job dies then, the one before both is whole."""
+"""Checkpoints of a rank that stay in a folder. While one is written in the background, another rank may be one ahead.
+If the job dies then, the checkpoint before both is complete."""
 
 
 class Saver:
-    """The files of one rank.
+    """Writes and removes the checkpoint files of one rank.
+
+    | call | calling thread | background thread |
+    |---|---|---|
+    | `save`, at once | waits for the save before, writes, removes old files | |
+    | `save`, asynchronous | waits for the save before, links files, copies rows | writes, removes old files |
+    | `wait` | waits; raises the error of the save before | |
+    | `close` | as `wait`; ends the background thread | |
+
+    All calls come from one thread, and at most one save is under way.
 
     Args:
-        timeout_s: How long to wait for a save in the background.
+        timeout_s: Seconds to wait for a save in the background.
     """
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
-        self._worker: BackgroundThread[Chain | None] | None = None
-        self._job: Future[Chain | None] | None = None
-        self._last: Chain | None = None
+        self._worker: BackgroundThread[RowsChain | None] | None = None
+        self._job: Future[RowsChain | None] | None = None
+        self._last: RowsChain | None = None
 
     def save(
-        self, folder: Path, place: Place, content: Content, changed: IntArray | None, *, asynchronous: bool
+        self, folder: Path, rank_file: RankFile, content: Content, changed: IntArray | None, *, asynchronous: bool
     ) -> None:
-        """Write the checkpoint, and remove this rank's files of earlier ones but the last.
+        """Write a checkpoint, and remove all but the last ones of this rank from the folder.
 
         Args:
-            folder: Where.
-            place: Which.
-            content: What.
+            folder: Folder to write into.
+            rank_file: Main file of the checkpoint.
+            content: The checkpoint; it may share memory with the buffer.
             changed: `[n]` int64, the slots that changed since the last call; None writes all rows into one file.
             asynchronous: Copy the content and write it in the background; errors are raised by the next call.
 
@@ -48,22 +57,22 @@ class Saver:
             CheckpointError: This or the save before it failed.
         """
         self.wait()
-        last, self._last = self._last, None  # whatever fails from here on, the next save writes all rows
-        save: Whole | Increment = Whole(folder, place, content)
+        last, self._last = self._last, None  # after any error from here on, the next save writes all rows
+        save: FullSave | IncrementalSave = FullSave(folder, rank_file, content)
         if changed is not None:
-            save = Increment.of(folder, place, content, changed, last)
+            save = IncrementalSave.of(folder, rank_file, content, changed, last)
         if not asynchronous:
-            self._last = _write(save)
+            self._last = _write_and_prune(save)
             return
         copied = save.copied()
-        self._worker = self._worker or BackgroundThread(f"rehearsal-save-rank{place.rank}")
-        self._job = self._worker.submit(lambda: _write(copied))
+        self._worker = self._worker or BackgroundThread(f"rehearsal-save-rank{rank_file.rank}")
+        self._job = self._worker.submit(lambda: _write_and_prune(copied))
 
     def wait(self) -> None:
         """Wait for a save in the background.
 
         Raises:
-            CheckpointError: It failed, or takes too long.
+            CheckpointError: The save failed, or takes longer than the timeout.
         """
         if self._job is None:
             return
@@ -77,7 +86,7 @@ class Saver:
         self._last = job.result()
 
     def close(self) -> None:
-        """Wait, and end the background.
+        """Wait, and end the background thread.
 
         Raises:
             CheckpointError: As for `wait`.
@@ -89,13 +98,14 @@ class Saver:
                 self._worker.close(0.0)
 
 
-def _write(save: Whole | Increment) -> Chain | None:
-    folder, place, chain = save.folder, save.place, save.write()
-    # Those of ranks that are no more, too; never the new one, which a job that went back writes before later ones.
-    own = [old for old in places(folder) if old.rank % place.size == place.rank and old != place]
-    steps = sorted({old.step for old in own})
-    for old in own:
+def _write_and_prune(save: FullSave | IncrementalSave) -> RowsChain | None:
+    folder, rank_file, chain = save.folder, save.rank_file, save.write()
+    """Write a checkpoint, then remove the oldest ones of this rank, and of ranks that the job has no more."""
+    # Never the new one: a job that went back to an earlier step writes it before later ones.
+    mine = [old for old in list_files(folder) if old.rank % rank_file.size == rank_file.rank and old != rank_file]
+    steps = sorted({old.step for old in mine})
+    for old in mine:
         if old.step in steps[: 1 - KEPT]:
             (folder / old.name).unlink(missing_ok=True)
-    remove_unused(folder, place)
+    remove_unused_rows(folder, rank_file)
     return chain

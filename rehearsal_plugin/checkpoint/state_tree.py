@@ -1,4 +1,7 @@
-"""Nested state as named tensors and JSON, and back."""
+"""Nested state as JSON and named tensors, and back.
+
+{"a": {"b": tensor}, "c": 1}  <->  {"a": {"b": {"$tensor": "a.b"}}, "c": 1}  and  {"a.b": tensor}
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["State", "flatten", "unflatten"]
+__all__ = ["State", "flatten_state", "unflatten_state"]
 
 State: TypeAlias = Mapping[str, Any]
-"""Mappings of tensors, numpy arrays, and what JSON can hold."""
+"""Nested mappings of tensors, numpy arrays and JSON values."""
 
 TENSOR, ARRAY = "$tensor", "$array"
 
 
-def flatten(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The state with every tensor and array replaced by a mark, and those by dotted name, contiguous on the CPU."""
+def flatten_state(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The state with a mark for every tensor and array, and these by dotted name, contiguous on the CPU."""
     tensors: dict[str, Tensor] = {}
     memory: set[int] = set()
 
@@ -29,7 +32,9 @@ def flatten(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensor = torch.from_numpy(np.ascontiguousarray(value)) if isinstance(value, np.ndarray) else value
             tensor = tensor.detach().cpu().contiguous()
             address = tensor.untyped_storage().data_ptr()
-            tensors[name] = tensor.clone() if address in memory else tensor  # a file holds no memory twice
+            tensors[name] = (
+                tensor.clone() if address in memory else tensor
+            )  # safetensors refuses tensors that share memory
             memory.add(address)
             return {TENSOR if isinstance(value, Tensor) else ARRAY: name}
         return value
@@ -37,8 +42,8 @@ def flatten(state: State) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return plain(state, ""), tensors
 
 
-def unflatten(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `flatten` was given.
+def unflatten_state(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The state that `flatten_state` took apart.
 
     Raises:
         KeyError: A tensor is missing.
@@ -49,4 +54,4 @@ def unflatten(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
         return tensors[plain[TENSOR]]
     if plain.keys() == {ARRAY}:
         return tensors[plain[ARRAY]].numpy()
-    return {key: unflatten(value, tensors) for key, value in plain.items()}
+    return {key: unflatten_state(value, tensors) for key, value in plain.items()}

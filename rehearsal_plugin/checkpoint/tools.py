@@ -1,4 +1,4 @@
-"""What can be done with checkpoints without a job: look into them, share them out anew, join and export them."""
+"""Checkpoints without a job: inspect, reshard, merge and export them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rehearsal_plugin.checkpoint.format import Place, find_set, places, write
-from rehearsal_plugin.checkpoint.record import Record, Rows, Saved, consistent, dealt, pack, unpack
+from rehearsal_plugin.checkpoint.format import RankFile, find_newest, list_files, write_file
+from rehearsal_plugin.checkpoint.record import (
+    Record,
+    RowSet,
+    SavedFile,
+    pack_record,
+    report_contradictions,
+    rows_for_rank,
+    unpack_record,
+)
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.core.rng import Purpose, generator
 from rehearsal_plugin.errors import CheckpointError
@@ -23,7 +31,7 @@ __all__ = ["export", "inspect", "reshard"]
 
 
 def inspect(folder: Path) -> dict[str, Any]:
-    """What the newest checkpoint in a folder holds.
+    """Summarise the newest checkpoint in a folder.
 
     Returns:
         `step`, `ranks`, `rows`, `bytes`, `row_bytes`, `fields` and `state` (name, dtype, shape), `job` (settings),
@@ -31,17 +39,19 @@ def inspect(folder: Path) -> dict[str, Any]:
         `rows_by_origin` (the rank on which a row was admitted), `age_steps` (quartiles of step - step of admission).
 
     Raises:
-        CheckpointError: There is none, or it cannot be read.
+        CheckpointError: There is no checkpoint, or it cannot be read.
     """
-    files = files_of(folder)
-    records = [unpack(*file) for file in files]
-    parts = [_rows(record, *file) for record, file in zip(records, files, strict=True)]
-    present, step = [part for part in parts if part is not None], files[0][1].step
-    written = np.concatenate([part.written for part in present]) if present else np.empty(0, dtype=np.int64)
+    files = newest_files(folder)
+    records = [unpack_record(*file) for file in files]
+    parts = [_rows_of(record, *file) for record, file in zip(records, files, strict=True)]
+    parts_with_rows, step = [part for part in parts if part is not None], files[0][1].step
+    written = (
+        np.concatenate([part.written for part in parts_with_rows]) if parts_with_rows else np.empty(0, dtype=np.int64)
+    )
     offered: Counter[int] = Counter()
-    for part in present:
-        offered.update(part.seen)
-    layout = present[0].layout if present else None
+    for part in parts_with_rows:
+        offered.update(part.offered)
+    layout = parts_with_rows[0].layout if parts_with_rows else None
     row_bytes = 0 if layout is None else layout.row_bytes
     quartiles = np.quantile(step - written, [0, 0.25, 0.5, 0.75, 1]).tolist() if len(written) else []
     return {
@@ -55,9 +65,9 @@ def inspect(folder: Path) -> dict[str, Any]:
         "job": dict(records[0].job),
         "whole": all(record.progress is not None for record in records),
         "rows_by_rank": [0 if part is None else len(part.rows) for part in parts],
-        "rows_by_partition": _counted([part.keys for part in present]),
+        "rows_by_partition": _count_values([part.keys for part in parts_with_rows]),
         "offered_by_partition": dict(sorted(offered.items())),
-        "rows_by_origin": _counted([part.origin for part in present]),
+        "rows_by_origin": _count_values([part.origin for part in parts_with_rows]),
         "age_steps": quartiles,
     }
 
@@ -65,13 +75,13 @@ def inspect(folder: Path) -> dict[str, Any]:
 def reshard(folders: Sequence[Path], out: Path, ranks: int, capacity: int | None = None) -> int:
     """Share out the rows of one or several checkpoints between `ranks` new files.
 
-    A job of any number of ranks can take them over; it goes on with the rows, not with what was on its way.
+    A job of any number of ranks can load them. It gets the rows, without those that were on their way between ranks.
 
     Args:
-        folders: Of each the newest checkpoint; all with rows of the same fields.
-        out: Where the new files go.
-        ranks: How many.
-        capacity: Most rows of each, in the shares that the partitions have; None for all.
+        folders: Folders, of each the newest checkpoint; all have rows of the same fields.
+        out: Folder of the new files.
+        ranks: Number of new files.
+        capacity: Largest number of rows in a file, partitions in proportion; None for all rows.
 
     Returns:
         Rows written.
@@ -79,18 +89,18 @@ def reshard(folders: Sequence[Path], out: Path, ranks: int, capacity: int | None
     Raises:
         CheckpointError: There is no checkpoint, the fields differ, or a file cannot be read or written.
     """
-    if out.resolve() in {folder.resolve() for folder in folders} or places(out):
+    if out.resolve() in {folder.resolve() for folder in folders} or list_files(out):
         raise CheckpointError(f"{out} holds checkpoints already; give a new folder, so that nothing is lost")
-    files = [file for folder in folders for file in files_of(folder)]
-    step, first = max(place.step for _, place in files), unpack(*files[0])
+    files = [file for folder in folders for file in newest_files(folder)]
+    step, first = max(rank_file.step for _, rank_file in files), unpack_record(*files[0])
     total = 0
     for rank in range(ranks):
-        rows = dealt(files, rank, ranks)
+        rows = rows_for_rank(files, rank, ranks)
         if rows is not None and capacity is not None:
             rng = generator(0, Purpose.RESHARD, step, rank)
-            rows = rows.within(capacity, equal=first.job.get("policy") == "balanced", rng=rng)
-        layout, buffer = (None, None) if rows is None else (rows.layout, rows.buffer())
-        write(out, Place(step, ranks, rank), pack(Record(first.job, layout, first.device, buffer, None)))
+            rows = rows.cut_to(capacity, equal=first.job.get("policy") == "balanced", rng=rng)
+        layout, buffer = (None, None) if rows is None else (rows.layout, rows.buffer_state())
+        write_file(out, RankFile(step, ranks, rank), pack_record(Record(first.job, layout, first.device, buffer, None)))
         total += 0 if rows is None else len(rows.rows)
     return total
 
@@ -99,10 +109,10 @@ def export(folder: Path, path: Path) -> int:
     """Write the rows of a checkpoint as columns: one tensor, or one Arrow column, a field.
 
     Args:
-        folder: Of the newest checkpoint in it.
-        path: Ends in `.safetensors`, or in `.arrow` (Arrow IPC, also called Feather; fields of several dimensions
-            are lists of fixed length, and bfloat16 becomes float32). Beside the fields there are `rehearsal.step`
-            and `rehearsal.rank`: when and where a row was admitted.
+        folder: Folder of the checkpoint; the newest is taken.
+        path: File to write; ends in `.safetensors`, or in `.arrow` (Arrow IPC, also called Feather; fields of several
+            dimensions are lists of fixed length, and bfloat16 becomes float32). Beside the fields there are
+            `rehearsal.step` and `rehearsal.rank`: when and where a row was admitted.
 
     Returns:
         Rows written.
@@ -111,7 +121,7 @@ def export(folder: Path, path: Path) -> int:
         CheckpointError: There is no checkpoint or no row, the ending is another, or the file cannot be written.
         MissingDependencyError: Arrow is asked for and pyarrow is not installed.
     """
-    rows = dealt(files_of(folder), 0, 1)
+    rows = rows_for_rank(newest_files(folder), 0, 1)
     if rows is None or not len(rows.rows):
         raise CheckpointError(f"{folder} holds no rows yet, so there is nothing to export")
     if path.suffix not in (".safetensors", ".arrow"):
@@ -119,41 +129,41 @@ def export(folder: Path, path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
-            save_file(_columns(rows), path)
+            save_file(_named_columns(rows), path)
         else:
-            _write_arrow(_columns(rows), path)
+            _write_arrow(_named_columns(rows), path)
     except (OSError, SafetensorError, TypeError, ValueError, KeyError, NotImplementedError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}; make room, or give another file") from error
     return len(rows.rows)
 
 
-def files_of(folder: Path) -> list[Saved]:
+def newest_files(folder: Path) -> list[SavedFile]:
     """The files of the newest checkpoint in a folder, by rank.
 
     Raises:
-        CheckpointError: There is none.
+        CheckpointError: There is no checkpoint.
     """
-    found = find_set(folder)
-    if found is None:
+    files = find_newest(folder)
+    if files is None:
         raise CheckpointError(f"{folder} has no rehearsal checkpoint (rehearsal-step*-rank*-of-*.safetensors)")
-    return [(folder, place) for place in found]
+    return [(folder, rank_file) for rank_file in files]
 
 
-def _columns(rows: Rows) -> dict[str, Tensor]:
-    """The fields by name; what was recorded under the name of a batch field is called `recorded.<name>`."""
-    layout, packed = rows.layout, rows.rows.tensor()
+def _named_columns(rows: RowSet) -> dict[str, Tensor]:
+    """The fields by name; recorded state with the name of a batch field is called `recorded.<name>`."""
+    layout, packed = rows.layout, rows.rows.read_all()
     columns = {field.name: field.view(packed) for field in layout.fields}
     columns |= {f"recorded.{f.name}" if f.name in columns else f.name: f.view(packed) for f in layout.state}
     columns |= {"rehearsal.step": torch.from_numpy(rows.written), "rehearsal.rank": torch.from_numpy(rows.origin)}
     return {name: column.contiguous() for name, column in columns.items()}
 
 
-def _rows(record: Record, folder: Path, place: Place) -> Rows | None:
-    with consistent(folder / place.name):
-        return Rows.of(record)
+def _rows_of(record: Record, folder: Path, rank_file: RankFile) -> RowSet | None:
+    with report_contradictions(folder / rank_file.name):
+        return RowSet.of(record)
 
 
-def _counted(parts: Sequence[np.ndarray[Any, Any]]) -> dict[int, int]:
+def _count_values(parts: Sequence[np.ndarray[Any, Any]]) -> dict[int, int]:
     if not parts:
         return {}
     keys, counts = np.unique(np.concatenate(parts), return_counts=True)

@@ -1,12 +1,14 @@
-"""Whether what a file says holds together: type, shape and range of everything that a job would act on.
+"""Type, shape and range checks of all loaded state that a job acts on.
 
-A checksum keeps accidents out. Who writes a file on purpose can give it a right one; still, no number in it may lead
-to more than an error that names the file.
+A checksum detects accidents, and a forged file can have a valid one. No number in such a file may cause more than an
+error that names the file. All checks raise ValueError, TypeError or LookupError; `report_contradictions` turns these
+into a CheckpointError.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,49 +18,53 @@ from torch import Tensor
 from rehearsal_plugin.config import SamplingConfig
 from rehearsal_plugin.distributed.header import NOTES
 
-__all__ = ["LAST_STEP", "Form", "check_buffer", "check_progress"]
+__all__ = ["LAST_STEP", "ExpectedState", "check_buffer", "check_progress"]
 
 LAST_STEP = 1 << 40
 """Random numbers are keyed by steps of at most 43 bits."""
 
 MOST = 1 << 50
-"""Rows offered: sums over many files stay an int64."""
+"""Number of offered rows: sums over many files still fit an int64."""
 
 MOST_PAIRS = 1 << 24
-"""Partitions of a header."""
+"""Partitions in a header."""
 
 MOST_DRAWS = 64
-"""Of a strategy."""
+"""Draws of a strategy."""
 
 LARGEST = (1 << 63) - 1
 LARGEST_TERM = 1 << 128  # of a fraction: a ratio of 17 digits carries fractions with terms of twice as many
 
 
-class Form:
-    """What the state of one rank has to look like.
+@dataclass(frozen=True, kw_only=True)
+class ExpectedState:
+    """Sizes that the state of one rank must have.
 
-    Args:
+    Attributes:
         row_bytes: Bytes of a row.
-        state_bytes: Of those, bytes of what a strategy recorded.
+        state_bytes: Bytes of recorded state among them.
         ranks: Ranks that exchange rows.
-        rank: This one among them.
+        rank: This rank among them.
         draws: Independent draws of a step.
-        width: Numbers that a row is judged by.
+        width: Numbers in the score of a row.
     """
 
-    def __init__(self, *, row_bytes: int, state_bytes: int, ranks: int, rank: int, draws: int, width: int) -> None:
-        self.row_bytes, self.state_bytes = row_bytes, state_bytes
-        self.ranks, self.rank, self.draws, self.width = ranks, rank, draws, width
+    row_bytes: int
+    state_bytes: int
+    ranks: int
+    rank: int
+    draws: int
+    width: int
 
 
 def check_buffer(buffer: Mapping[str, Any], row_bytes: int) -> int:
-    """The rows in a buffer's state; ValueError and the like if there is anything wrong with it."""
-    index, count = buffer["index"], _packed(buffer["rows"], row_bytes)
-    _array(buffer["written"], np.int64, (count,), 0, LAST_STEP)
-    _array(buffer["origin"], np.int32, (count,), 0, LARGEST)
-    _whole(buffer["calls"])
-    _whole(index["count"], count, count)
-    _whole(index["seen"], count)
+    """Check the state of a buffer; returns its number of rows."""
+    index, count = buffer["index"], _check_rows(buffer["rows"], row_bytes)
+    _check_array(buffer["written"], np.int64, (count,), 0, LAST_STEP)
+    _check_array(buffer["origin"], np.int32, (count,), 0, LARGEST)
+    _check_int(buffer["calls"])
+    _check_int(index["count"], count, count)
+    _check_int(index["seen"], count)
     if index["partitions"] is not None:
         _check_partitions(index["partitions"], count)
     if index["values"] is not None:
@@ -66,118 +72,120 @@ def check_buffer(buffer: Mapping[str, Any], row_bytes: int) -> int:
     return count
 
 
-def check_progress(progress: Mapping[str, Any], form: Form | None, buffer: Mapping[str, Any] | None, step: int) -> None:
-    """ValueError and the like if there is anything wrong; without rows there is no form and no buffer."""
+def check_progress(
+    progress: Mapping[str, Any], expected: ExpectedState | None, buffer: Mapping[str, Any] | None, step: int
+) -> None:
+    """Check all other state of a rank; without rows, `expected` and `buffer` are None."""
     coordinator = progress["supply"]
     prefetcher = coordinator["pipeline"]
-    _whole(coordinator["first_step"], 0, step)
+    _check_int(coordinator["first_step"], 0, step)
     _check_schedule(coordinator["schedule"])
-    _wholes(coordinator["amounts"], MOST)
+    _check_ints(coordinator["amounts"], MOST)
     if not isinstance(coordinator["words"], list) or len(coordinator["words"]) != NOTES - 1:
         raise ValueError("other notes than there is room for")
     for word in (*coordinator["words"], coordinator["heard"]):
-        _whole(word, -LARGEST, LARGEST)
+        _check_int(word, -LARGEST, LARGEST)
     if coordinator["guard"] is not None:
         _check_guard(coordinator["guard"])
     in_flight = prefetcher is not None and prefetcher["in_flight"]
     if not isinstance(in_flight, bool) or len(coordinator["asked"]) != 1 + in_flight:
         raise ValueError("another number of requests than there are exchanges on their way")
     for shares in coordinator["asked"]:
-        _wholes(shares, LARGEST)
-    if (prefetcher is None) != (form is None) or (buffer is None) != (form is None):
+        _check_ints(shares, LARGEST)
+    if (prefetcher is None) != (expected is None) or (buffer is None) != (expected is None):
         raise ValueError("rows without progress, or progress without rows")
-    if form is None or buffer is None:
+    if expected is None or buffer is None:
         if coordinator["ready"] is not None or coordinator["spent"] is not None:
             raise ValueError("replayed rows before there were any")
         return
-    _whole(form.draws, 1, MOST_DRAWS)
+    _check_int(expected.draws, 1, MOST_DRAWS)
     stored = len(buffer["rows"])
     values = buffer["index"]["values"]
-    if values is not None and values["stored"].shape[1] != form.width:
+    if values is not None and values["stored"].shape[1] != expected.width:
         raise ValueError("rows are judged by another number of values")
     for name in ("ready", "spent"):
         if coordinator[name] is not None:
-            _check_ready(coordinator[name], form, stored)
-    _check_pipeline(prefetcher, form, stored, step)
+            _check_ready(coordinator[name], expected, stored)
+    _check_prefetcher(prefetcher, expected, stored, step)
 
 
-def _check_pipeline(prefetcher: Mapping[str, Any], form: Form, stored: int, step: int) -> None:
-    _whole(prefetcher["step"], step, step)
-    _whole(prefetcher["micro_batch"])
-    _packed(prefetcher["staged"], form.row_bytes)
+def _check_prefetcher(prefetcher: Mapping[str, Any], expected: ExpectedState, stored: int, step: int) -> None:
+    _check_int(prefetcher["step"], step, step)
+    _check_int(prefetcher["micro_batch"])
+    _check_rows(prefetcher["staged"], expected.row_bytes)
     global_counts, outgoing, arrival = prefetcher["census"], prefetcher["outgoing"], prefetcher["arrival"]
-    columns = _array(global_counts["keys"], np.int64, (None,))
-    _different(global_counts["keys"])
-    _array(global_counts["counts"], np.int64, (form.ranks, columns), 0, MOST)
-    _array(global_counts["notes"], np.int64, (form.ranks, NOTES))
+    columns = _check_array(global_counts["keys"], np.int64, (None,))
+    _check_distinct(global_counts["keys"])
+    _check_array(global_counts["counts"], np.int64, (expected.ranks, columns), 0, MOST)
+    _check_array(global_counts["notes"], np.int64, (expected.ranks, NOTES))
     for weights in (prefetcher["mixture"]["weights"], prefetcher["mixture"]["proposed"]):
         _check_weights(weights)
     neighbours = prefetcher.get("neighbours")
     if neighbours is not None:
-        _check_neighbours(neighbours, form, stored)
+        _check_neighbours(neighbours, expected, stored)
     for name in ("pairs", "least"):
-        pairs = _whole(global_counts[name], 1, MOST_PAIRS)
+        pairs = _check_int(global_counts[name], 1, MOST_PAIRS)
         if pairs & (pairs - 1):
             raise ValueError("headers of no possible length")
     if outgoing is not None:
-        sent, _ = _check_outgoing(outgoing, form, stored)
-        _packed(outgoing["rows"], form.row_bytes, sent)
+        sent, _ = _check_outgoing(outgoing, expected, stored)
+        _check_rows(outgoing["rows"], expected.row_bytes, sent)
     if arrival is not None:
-        _check_arrival(arrival, form, stored)
+        _check_arrival(arrival, expected, stored)
     if (arrival is not None or prefetcher["in_flight"]) and (outgoing is None or not prefetcher["in_flight"]):
         raise ValueError("an exchange on its way without what it brings")
 
 
-def _check_neighbours(neighbours: Mapping[str, Any], form: Form, stored: int) -> None:
-    _whole(neighbours["largest"])
-    wanted, answers = neighbours["wanted"], 0
-    if wanted is not None:
-        _array(wanted, np.int64, (form.ranks,), 0, MOST)
-        answers = sum(wanted.tolist())
-    _array(neighbours["own"], np.int64, (2, answers))
-    _array(neighbours["own"][1], np.int64, (answers,), -1, stored - 1)
+def _check_neighbours(neighbours: Mapping[str, Any], expected: ExpectedState, stored: int) -> None:
+    _check_int(neighbours["largest"])
+    counts, answers = neighbours["wanted"], 0
+    if counts is not None:
+        _check_array(counts, np.int64, (expected.ranks,), 0, MOST)
+        answers = sum(counts.tolist())
+    _check_array(neighbours["own"], np.int64, (2, answers))
+    _check_array(neighbours["own"][1], np.int64, (answers,), -1, stored - 1)
 
 
-def _check_ready(ready: Mapping[str, Any], form: Form, stored: int) -> None:
-    received = _check_arrival(ready["arrival"], form, stored)
-    if ready["orders"].keys() != {str(turn) for turn in range(form.draws)}:
+def _check_ready(ready: Mapping[str, Any], expected: ExpectedState, stored: int) -> None:
+    received = _check_arrival(ready["arrival"], expected, stored)
+    if ready["orders"].keys() != {str(turn) for turn in range(expected.draws)}:
         raise ValueError("another number of draws")
     for order in ready["orders"].values():
-        _array(order, np.int64, (None,), 0, received - 1)
-    _wholes(ready["shares"], LARGEST)
+        _check_array(order, np.int64, (None,), 0, received - 1)
+    _check_ints(ready["shares"], LARGEST)
     if ready["state"] is not None:
-        _packed(ready["state"], form.state_bytes, received)
+        _check_rows(ready["state"], expected.state_bytes, received)
 
 
-def _check_arrival(arrival: Mapping[str, Any], form: Form, stored: int) -> int:
-    _, received = _check_outgoing(arrival["source"], form, stored)
-    _packed(arrival["source"]["rows"], form.row_bytes, 0)
-    return _packed(arrival["rows"], form.row_bytes, received)
+def _check_arrival(arrival: Mapping[str, Any], expected: ExpectedState, stored: int) -> int:
+    _, received = _check_outgoing(arrival["source"], expected, stored)
+    _check_rows(arrival["source"]["rows"], expected.row_bytes, 0)
+    return _check_rows(arrival["rows"], expected.row_bytes, received)
 
 
-def _check_outgoing(outgoing: Mapping[str, Any], form: Form, stored: int) -> tuple[int, int]:
-    """Rows that the plan sends, and that it receives."""
+def _check_outgoing(outgoing: Mapping[str, Any], expected: ExpectedState, stored: int) -> tuple[int, int]:
+    """Check a plan and its rows; returns the number of rows that it sends and receives."""
     plan = outgoing["plan"]
-    sent, received = (_array(plan[name], np.int64, (None,)) for name in ("partition", "turns"))
-    _array(plan["index"], np.int64, (sent,))
-    _array(plan["turns"], np.int64, (received,), 0, form.draws - 1)
+    sent, received = (_check_array(plan[name], np.int64, (None,)) for name in ("partition", "turns"))
+    _check_array(plan["index"], np.int64, (sent,))
+    _check_array(plan["turns"], np.int64, (received,), 0, expected.draws - 1)
     for name, rows in (("send_counts", sent), ("recv_counts", received)):
-        if _wholes(plan[name], rows) != rows or len(plan[name]) != form.ranks:
+        if _check_ints(plan[name], rows) != rows or len(plan[name]) != expected.ranks:
             raise ValueError("a plan for other rows or ranks")
-    if plan["send_counts"][form.rank] != plan["recv_counts"][form.rank]:
+    if plan["send_counts"][expected.rank] != plan["recv_counts"][expected.rank]:
         raise ValueError("a rank that does not get what it gives itself")
-    _whole(plan["moved"], max(sent, received))
-    _array(outgoing["slots"], np.int64, (sent,), 0, stored - 1)
-    _array(outgoing["written"], np.int64, (sent if form.state_bytes else 0,), 0, LAST_STEP)
+    _check_int(plan["moved"], max(sent, received))
+    _check_array(outgoing["slots"], np.int64, (sent,), 0, stored - 1)
+    _check_array(outgoing["written"], np.int64, (sent if expected.state_bytes else 0,), 0, LAST_STEP)
     return sent, received
 
 
 def _check_partitions(partitions: Mapping[str, Any], count: int) -> None:
-    number = _array(partitions["keys"], np.int64, (None,))
-    _different(partitions["keys"])
+    number = _check_array(partitions["keys"], np.int64, (None,))
+    _check_distinct(partitions["keys"])
     for name in ("seen", "sizes"):
-        _array(partitions[name], np.int64, (number,), 0, MOST)
-    _array(partitions["members"], np.int64, (count,))
+        _check_array(partitions[name], np.int64, (number,), 0, MOST)
+    _check_array(partitions["members"], np.int64, (count,))
     seen, sizes = partitions["seen"], partitions["sizes"]
     if sum(sizes.tolist()) != count or sum(seen.tolist()) > MOST or (seen < sizes).any():
         raise ValueError("partitions do not share out the rows")
@@ -186,25 +194,27 @@ def _check_partitions(partitions: Mapping[str, Any], count: int) -> None:
 
 
 def _check_values(values: Mapping[str, Any], count: int) -> None:
-    _array(values["stored"], np.float32, (count, None))
-    number = _array(values["seen"], np.int64, (None,), 0, MOST)
-    _array(values["sums"], np.float64, (number, values["stored"].shape[1]))
+    _check_array(values["stored"], np.float32, (count, None))
+    number = _check_array(values["seen"], np.int64, (None,), 0, MOST)
+    _check_array(values["sums"], np.float64, (number, values["stored"].shape[1]))
     if not (np.isfinite(values["stored"]).all() and np.isfinite(values["sums"]).all()):
         raise ValueError("values that are no numbers")
 
 
-def _packed(rows: Any, width: int, count: int | None = None) -> int:
-    """How many rows of `width` bytes they are."""
-    right = isinstance(rows, Tensor) and rows.dtype == torch.uint8 and rows.ndim == 2 and rows.shape[1] == width
-    if not right or (count is not None and len(rows) != count):
+def _check_rows(rows: Any, width: int, count: int | None = None) -> int:
+    """Check packed rows `[count, width]` uint8; returns their number."""
+    valid = isinstance(rows, Tensor) and rows.dtype == torch.uint8 and rows.ndim == 2 and rows.shape[1] == width
+    if not valid or (count is not None and len(rows) != count):
         raise ValueError(f"no rows of {width} bytes")
     return len(rows)
 
 
-def _array(value: Any, dtype: Any, shape: Sequence[int | None], least: int | None = None, most: int = LARGEST) -> int:
-    """The length of an array of numbers from `least` to `most`; None stands for any length."""
-    right = isinstance(value, np.ndarray) and value.dtype == dtype and value.ndim == len(shape)
-    if not right or any(want not in (None, have) for want, have in zip(shape, value.shape, strict=True)):
+def _check_array(
+    value: Any, dtype: Any, shape: Sequence[int | None], least: int | None = None, most: int = LARGEST
+) -> int:
+    """Check an array with numbers from `least` to `most`; returns its length. None in `shape` is any length."""
+    valid = isinstance(value, np.ndarray) and value.dtype == dtype and value.ndim == len(shape)
+    if not valid or any(size not in (None, actual) for size, actual in zip(shape, value.shape, strict=True)):
         raise ValueError(f"no {np.dtype(dtype)} of shape {tuple(shape)}")
     if least is not None and value.size and not (least <= int(value.min()) and int(value.max()) <= most):
         raise ValueError(f"numbers that are not from {least} to {most}")
@@ -218,7 +228,7 @@ def _check_guard(guard: Mapping[str, Any]) -> None:
     if guard["good"] is not None and not isinstance(guard["good"], str):
         raise ValueError(f"{guard['good']!r} is no folder")
     for step, folder in guard["pending"]:
-        _whole(step)
+        _check_int(step)
         if not isinstance(folder, str):
             raise ValueError(f"{folder!r} is no folder")
 
@@ -232,10 +242,10 @@ def _check_weights(weights: Any) -> None:
 
 
 def _check_schedule(schedule: Mapping[str, Any]) -> None:
-    _whole(schedule["numerator"], -LARGEST_TERM, LARGEST_TERM)
-    _whole(schedule["denominator"], 0, LARGEST_TERM)
+    _check_int(schedule["numerator"], -LARGEST_TERM, LARGEST_TERM)
+    _check_int(schedule["denominator"], 0, LARGEST_TERM)
     for name in ("rows", "tokens"):
-        _whole(schedule[name])
+        _check_int(schedule[name])
     if not isinstance(schedule["known"], bool):
         raise ValueError("rows that are neither known nor unknown")
     for name, least, most in (("boost", 1.0, 1e6), ("most", 0.0, 1.0)):
@@ -243,19 +253,19 @@ def _check_schedule(schedule: Mapping[str, Any]) -> None:
             raise ValueError(f"{schedule[name]!r} is no number from {least} to {most}")
 
 
-def _whole(value: Any, least: int = 0, most: int = MOST) -> int:
+def _check_int(value: Any, least: int = 0, most: int = MOST) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{value!r} is no whole number from {least} to {most}")
     return value
 
 
-def _wholes(values: Any, most: int) -> int:
-    """The sum of a list of whole numbers."""
+def _check_ints(values: Any, most: int) -> int:
+    """Check a list of whole numbers; returns their sum."""
     if not isinstance(values, list):
         raise ValueError(f"{values!r} is no list")
-    return sum(_whole(value, 0, most) for value in values)
+    return sum(_check_int(value, 0, most) for value in values)
 
 
-def _different(keys: Any) -> None:
+def _check_distinct(keys: Any) -> None:
     if len(np.unique(keys)) != len(keys):
         raise ValueError("a partition that stands twice")

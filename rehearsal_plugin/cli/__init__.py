@@ -1,4 +1,4 @@
-"""The command `rehearsal`: buffers, their checkpoints and what they will take, without a job."""
+"""The command `rehearsal`: checkpoints, preloading, cost plans and retrieval, without a job."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ for command in (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, che
 
 
 def main() -> None:
-    """The command; problems are told in a line, and the exit status is 1."""
+    """Run the command; errors of the package are printed in one line, with exit status 1."""
     try:
         app()
     except RehearsalError as error:

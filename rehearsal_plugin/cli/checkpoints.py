@@ -1,4 +1,4 @@
-"""Checkpoints of the buffer, seen and changed without a job."""
+"""`rehearsal inspect`, `reshard`, `merge` and `export`: checkpoints without a job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rehearsal_plugin.checkpoint import tools
-from rehearsal_plugin.cli.tables import show
+from rehearsal_plugin.cli.tables import print_summary
 
 __all__ = ["export", "inspect", "merge", "reshard"]
 
@@ -21,11 +21,11 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show what is inside: rows, bytes, partitions, ages, origin."""
-    found = tools.inspect(checkpoint)
+    summary = tools.inspect(checkpoint)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(summary, indent=2))
     else:
-        show(found)
+        print_summary(summary)
 
 
 def reshard(

@@ -1,4 +1,4 @@
-"""`rehearsal plan`: what a job will take, told beforehand."""
+"""`rehearsal plan`: memory, traffic and time of a job, estimated before it runs."""
 
 from __future__ import annotations
 
@@ -63,66 +63,66 @@ def plan(
     section = RehearsalConfig.load(config)
     if not section.enabled:
         raise ConfigError(f"rehearsal.enabled is false in {config}: there is nothing to plan")
-    given = {"node": node, "base_us": base_us, "hop_us": hop_us, "net_hop_us": net_hop_us}
-    given |= {"message_us": message_us, "gb_s": gb_s, "net_gb_s": net_gb_s}
+    figures = {"node": node, "base_us": base_us, "hop_us": hop_us, "net_hop_us": net_hop_us}
+    figures |= {"message_us": message_us, "gb_s": gb_s, "net_gb_s": net_gb_s}
     for name, value in (("--step-ms", step_ms), ("--copy-gb-s", copy_gb_s), ("--gb-s", gb_s), ("--net-gb-s", net_gb_s)):
         if value is not None and not value > 0:
             raise typer.BadParameter(f"{name} is {value:g}; give a number above 0")
-    size = _bytes(row_bytes)
-    micro_batch, micro_batches = _batch(read(config), ranks, batch, accumulation)
+    size = _parse_row_bytes(row_bytes)
+    micro_batch, micro_batches = _batch_shape(read(config), ranks, batch, accumulation)
     load = load_of(section, size, micro_batch, micro_batches)
     offered = load.offered / (micro_batch * micro_batches)
     if draw_ns is None:
         draw_ns = DRAW_BY_PARTITION_NS if section.sampling.by_partition else DRAW_NS
-    found = {
-        **_memory(section, load, ranks),
-        **_traffic(load, ranks),
-        **_time(load, ranks, _links(links, given), step_ms, draw_ns, copy_gb_s),
-        **_past(section.buffer.rows(size), ranks, _seen(rows, tokens, row_tokens), offered),
+    estimate = {
+        **_estimate_memory(section, load, ranks),
+        **_estimate_traffic(load, ranks),
+        **_estimate_time(load, ranks, _chosen_links(links, figures), step_ms, draw_ns, copy_gb_s),
+        **_estimate_past(section.buffer.rows(size), ranks, _past_rows(rows, tokens, row_tokens), offered),
     }
     if section.sampling.weights == "retrieved":
-        found["left_out"] = "the queries and answers of sampling.weights 'retrieved', which travel in the headers"
+        estimate["left_out"] = "the queries and answers of sampling.weights 'retrieved', which travel in the headers"
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(estimate, indent=2))
     else:
-        _show(found)
+        _print_plan(estimate)
 
 
-def _bytes(text: str) -> int:
+def _parse_row_bytes(text: str) -> int:
     size = int(text) if text.isdecimal() else parse_size(text)
     if not size:
         raise typer.BadParameter(f"--row-bytes is '{text}'; give bytes above 0, or a size such as '16KiB'")
     return size
 
 
-def _batch(config: Mapping[str, Any], ranks: int, batch: int | None, accumulation: int | None) -> tuple[int, int]:
+def _batch_shape(config: Mapping[str, Any], ranks: int, batch: int | None, accumulation: int | None) -> tuple[int, int]:
     """Rows of a micro-batch and micro-batches of a step: from the options, else from DeepSpeed's keys."""
-    written = {key: config.get(key) for key in (MICRO_BATCH, ACCUMULATION, "train_batch_size")}
-    known = {key: value for key, value in written.items() if isinstance(value, int) and value > 0}
-    whole = known.get("train_batch_size")
+    values = {key: config.get(key) for key in (MICRO_BATCH, ACCUMULATION, "train_batch_size")}
+    known = {key: value for key, value in values.items() if isinstance(value, int) and value > 0}
+    total = known.get("train_batch_size")
     micro, steps = batch or known.get(MICRO_BATCH), accumulation or known.get(ACCUMULATION)
-    if micro is None and whole is not None:
-        micro = whole // (ranks * (steps or 1))
+    if micro is None and total is not None:
+        micro = total // (ranks * (steps or 1))
     if not micro:
         raise typer.BadParameter(f"the config has no {MICRO_BATCH} above 0; give the rows of a micro-batch by --batch")
     if steps is None:
-        steps = 1 if whole is None else whole // (ranks * micro)
-    if whole is not None and None in (batch, accumulation) and micro * steps * ranks != whole:
+        steps = 1 if total is None else total // (ranks * micro)
+    if total is not None and None in (batch, accumulation) and micro * steps * ranks != total:
         raise typer.BadParameter(
-            f"train_batch_size is {whole}, and {ranks} ranks with {steps} micro-batches of {micro} rows make "
+            f"train_batch_size is {total}, and {ranks} ranks with {steps} micro-batches of {micro} rows make "
             f"{micro * steps * ranks}; change --ranks, or give --batch and --accumulation"
         )
     return micro, steps
 
 
-def _links(name: str, given: Mapping[str, float | None]) -> Links:
+def _chosen_links(name: str, figures: Mapping[str, float | None]) -> Links:
     if name not in LINKS:
         raise typer.BadParameter(f"--links is '{name}'; there are {', '.join(LINKS)}, and an option for each figure")
-    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    changes: dict[str, Any] = {key: value for key, value in figures.items() if value is not None}
     return replace(LINKS[name], **changes)
 
 
-def _seen(rows: int | None, tokens: int | None, row_tokens: int | None) -> int | None:
+def _past_rows(rows: int | None, tokens: int | None, row_tokens: int | None) -> int | None:
     if (tokens is None) != (row_tokens is None):
         raise typer.BadParameter("--tokens and --row-tokens go together")
     if rows is not None and tokens is not None:
@@ -130,8 +130,8 @@ def _seen(rows: int | None, tokens: int | None, row_tokens: int | None) -> int |
     return rows if tokens is None or row_tokens is None else max(1, tokens // row_tokens)
 
 
-def _memory(section: RehearsalConfig, load: Load, ranks: int) -> dict[str, Any]:
-    """Of one rank: the buffer, and rows on their way, in pools that are used in turn and grow by doubling."""
+def _estimate_memory(section: RehearsalConfig, load: Load, ranks: int) -> dict[str, Any]:
+    """Memory of one rank: the buffer, and rows on their way, in pools that are used in turn and grow by doubling."""
     rows = section.buffer.rows(load.row_bytes)
     moving = (load.offered, busiest_rows(1 if not load.collectives else ranks, load.replayed), load.replayed)
     pools = sum(2 << (math.ceil(count) - 1).bit_length() for count in moving if count)
@@ -143,8 +143,8 @@ def _memory(section: RehearsalConfig, load: Load, ranks: int) -> dict[str, Any]:
     }
 
 
-def _traffic(load: Load, ranks: int) -> dict[str, Any]:
-    """Of one rank in a step; rows that a rank draws from itself do not travel."""
+def _estimate_traffic(load: Load, ranks: int) -> dict[str, Any]:
+    """Traffic of one rank in a step; rows that a rank draws from itself do not travel."""
     away = 0.0 if not load.collectives else (ranks - 1) / ranks
     alone = away == 0.0
     return {
@@ -156,7 +156,9 @@ def _traffic(load: Load, ranks: int) -> dict[str, Any]:
     }
 
 
-def _time(load: Load, ranks: int, links: Links, step_ms: float, draw_ns: float, copy_gb_s: float) -> dict[str, Any]:
+def _estimate_time(
+    load: Load, ranks: int, links: Links, step_ms: float, draw_ns: float, copy_gb_s: float
+) -> dict[str, Any]:
     taken = times(load, ranks, links, draw_ns=draw_ns, copy_gb_s=copy_gb_s)
     return {
         "background_ms": {**asdict(taken), "total": taken.total},
@@ -167,38 +169,40 @@ def _time(load: Load, ranks: int, links: Links, step_ms: float, draw_ns: float, 
     }
 
 
-def _past(capacity: int, ranks: int, seen: int | None, offered: float) -> dict[str, Any]:
-    if seen is None:
+def _estimate_past(capacity: int, ranks: int, past_rows: int | None, offered: float) -> dict[str, Any]:
+    if past_rows is None:
         return {}
-    return {"seen_rows": seen, "past_share": coverage(capacity, ranks, seen, offered)}
+    return {"seen_rows": past_rows, "past_share": coverage(capacity, ranks, past_rows, offered)}
 
 
-def _show(found: Mapping[str, Any]) -> None:
-    background = found["background_ms"]
+def _print_plan(estimate: Mapping[str, Any]) -> None:
+    background = estimate["background_ms"]
     parts = ", ".join(f"{name} {background[name]:.3g}" for name in ("headers", "draw", "copies", "rows"))
-    verdict = "hidden" if found["hides"] else "NOT hidden: every step waits for the rest"
+    verdict = "hidden" if estimate["hides"] else "NOT hidden: every step waits for the rest"
     table = Table("of one rank", "", show_header=False)
     lines = {
-        "buffer": f"{found['buffer_rows']:,} rows, {_size(found['buffer_bytes'])} ({found['storage']})",
-        "rows on their way": _size(found["transit_bytes"]),
-        "rows a step": f"{found['replayed_rows']:g} replayed, {found['offered_rows']:g} offered to the buffer",
-        "bytes a step": f"{_size(found['rows_bytes'])} of rows, {_size(found['headers_bytes'])} of headers, "
-        f"{found['collectives']} collectives",
+        "buffer": f"{estimate['buffer_rows']:,} rows, {_format_size(estimate['buffer_bytes'])} ({estimate['storage']})",
+        "rows on their way": _format_size(estimate["transit_bytes"]),
+        "rows a step": f"{estimate['replayed_rows']:g} replayed, {estimate['offered_rows']:g} offered to the buffer",
+        "bytes a step": f"{_format_size(estimate['rows_bytes'])} of rows, "
+        f"{_format_size(estimate['headers_bytes'])} of headers, {estimate['collectives']} collectives",
         "background": f"{background['total']:.3g} ms a step ({parts})",
-        "step": f"{found['step_ms']:g} ms; the background takes {found['share_of_step']:.2%} of it: {verdict}",
+        "step": f"{estimate['step_ms']:g} ms; the background takes {estimate['share_of_step']:.2%} of it: {verdict}",
     }
-    if "past_share" in found:
-        lines["past"] = f"{found['past_share']:.2%} of {found['seen_rows']:,} rows are in the buffers of all ranks"
+    if "past_share" in estimate:
+        lines["past"] = (
+            f"{estimate['past_share']:.2%} of {estimate['seen_rows']:,} rows are in the buffers of all ranks"
+        )
     for name, text in lines.items():
         table.add_row(name, text)
     console = Console(markup=False, emoji=False, highlight=False)
     console.print(table)
-    console.print(f"A model, not a measurement. Links: {found['links']}.", soft_wrap=True)
-    if "left_out" in found:
-        console.print(f"Left out: {found['left_out']}.", soft_wrap=True)
+    console.print(f"A model, not a measurement. Links: {estimate['links']}.", soft_wrap=True)
+    if "left_out" in estimate:
+        console.print(f"Left out: {estimate['left_out']}.", soft_wrap=True)
 
 
-def _size(count: float) -> str:
+def _format_size(count: float) -> str:
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.4g} {unit}"

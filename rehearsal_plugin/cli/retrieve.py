@@ -1,4 +1,4 @@
-"""`rehearsal retrieve`: a checkpoint is asked."""
+"""`rehearsal retrieve`: search in a checkpoint by text."""
 
 from __future__ import annotations
 
@@ -60,27 +60,27 @@ def retrieve(
         raise typer.BadParameter("--pool is mean or last")
     buffer, step = stored_rows(checkpoint)
     names = [field.name for field in (*buffer.layout.state, *buffer.layout.fields)]
-    texts = _texts(buffer.layout, names, text, tokenizer)
+    read_texts = _text_reader(buffer.layout, names, text, tokenizer)
     field = embedding or next((name for name in EMBEDDING_FIELDS if name in names), None)
     with refusing(RetrievalConfig):
         config = RetrievalConfig.model_validate({"metric": metric, **({} if field is None else {"embedding": field})})
     optional_import("transformers", extra="transformers").utils.logging.disable_progress_bar()
-    last: Literal["mean", "last"] = "last" if pool == "last" else "mean"
-    embedder = TextEmbedder(model, module=module, pool=last)
-    embed = None if field is not None else lambda columns: embedder(texts(columns))
+    pooling: Literal["mean", "last"] = "last" if pool == "last" else "mean"
+    embedder = TextEmbedder(model, module=module, pool=pooling)
+    embed = None if field is not None else lambda columns: embedder(read_texts(columns))
     where = Where(partition or None, origin or None, max_age=max_age)
     with Retriever(buffer, config, transport=LocalTransport(), embed=embed, now=step) as retriever:
-        found = retriever.search(_asked(embedder([query]), buffer.layout, field), k, where)
-    _print(_listed(found, texts), as_json)
+        answer = retriever.search(_checked_query(embedder([query]), buffer.layout, field), k, where)
+    _print_rows(_rows_in(answer, read_texts), as_json)
 
 
-def _texts(layout: RowLayout, names: Sequence[str], name: str | None, tokenizer: Path | None) -> Texts:
-    """What makes texts of the fields of rows.
+def _text_reader(layout: RowLayout, names: Sequence[str], name: str | None, tokenizer: Path | None) -> Texts:
+    """A function from the fields of rows to their texts.
 
     Raises:
-        DataError: There is no such field, or it holds tokens and there is no tokenizer.
+        DataError: There is no such field, or it holds tokens and no tokenizer is named.
     """
-    name = name or next((one for one in TEXT_FIELDS if one in names), None)
+    name = name or next((field for field in TEXT_FIELDS if field in names), None)
     if name is None or name not in names:
         raise DataError(f"rows have no field '{name or 'text'}' but {sorted(names)}; name the one that holds the text")
     if layout.field(name).dtype == torch.uint8:
@@ -92,18 +92,18 @@ def _texts(layout: RowLayout, names: Sequence[str], name: str | None, tokenizer:
     transformers = optional_import("transformers", extra="transformers")
     loaded = transformers.AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
 
-    def decoded(columns: Mapping[str, Tensor]) -> list[str]:
-        read: list[str] = loaded.batch_decode(columns[name].tolist(), skip_special_tokens=True)
-        return read
+    def decode(columns: Mapping[str, Tensor]) -> list[str]:
+        texts: list[str] = loaded.batch_decode(columns[name].tolist(), skip_special_tokens=True)
+        return texts
 
-    return decoded
+    return decode
 
 
-def _asked(query: Tensor, layout: RowLayout, field: str | None) -> Tensor:
-    """The embedding `[1, width]` of a query.
+def _checked_query(query: Tensor, layout: RowLayout, field: str | None) -> Tensor:
+    """The embedding `[1, width]` of a query, if it has the length of the embeddings in the field.
 
     Raises:
-        DataError: It has another length than those in the field, and so is that of another model.
+        DataError: It has another length, so it comes from another model.
     """
     width = query.shape[1] if field is None else math.prod(layout.field(field).shape)
     if query.shape[1] != width:
@@ -114,15 +114,15 @@ def _asked(query: Tensor, layout: RowLayout, field: str | None) -> Tensor:
     return query
 
 
-def _listed(found: Retrieved, texts: Texts) -> list[dict[str, Any]]:
-    count = int(found.found[0])
-    read = texts({name: column[0, :count] for name, column in found.fields().items()}) if count else []
-    numbers = (found.scores, found.partition, found.origin, found.written)
-    columns = zip(read, *(column[0, :count].tolist() for column in numbers), strict=True)
+def _rows_in(answer: Retrieved, read_texts: Texts) -> list[dict[str, Any]]:
+    count = int(answer.found[0])
+    texts = read_texts({name: column[0, :count] for name, column in answer.fields().items()}) if count else []
+    numbers = (answer.scores, answer.partition, answer.origin, answer.written)
+    columns = zip(texts, *(column[0, :count].tolist() for column in numbers), strict=True)
     return [dict(zip(("text", "score", "partition", "origin", "step"), row, strict=True)) for row in columns]
 
 
-def _print(rows: list[dict[str, Any]], as_json: bool) -> None:
+def _print_rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2, ensure_ascii=False))
         return

@@ -1,4 +1,4 @@
-"""`rehearsal seed`: rows for jobs to begin with."""
+"""`rehearsal seed`: rows to preload, from data or from a model."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from rehearsal_plugin.checkpoint import tools
-from rehearsal_plugin.checkpoint.convert import Sample, Sampling, columns, load_tokenizer, packed_texts, synthesized
-from rehearsal_plugin.cli.tables import show
+from rehearsal_plugin.checkpoint.convert import (
+    Sample,
+    Sampling,
+    columns,
+    load_tokenizer,
+    read_packed_texts,
+    synthesize_rows,
+)
+from rehearsal_plugin.cli.tables import print_summary
 
 __all__ = ["seed"]
 
@@ -51,59 +58,59 @@ def seed(
     random_seed: Annotated[int, Option("--seed", min=0, help="Of the draw.")] = 0,
 ) -> None:
     """Write rows that jobs begin with: a sample of a data set, or of what a model says."""
-    named, chosen = [*(data or []), *(paths or [])], None if fields is None else fields.split(",")
-    if bool(named) == (from_model is not None):
+    files, chosen = [*(data or []), *(paths or [])], None if fields is None else fields.split(",")
+    if bool(files) == (from_model is not None):
         raise typer.BadParameter("give either --data or --from-model")
     if from_model is not None:
         if rows is None or length is None:
             raise typer.BadParameter("--from-model needs --rows and --length")
         if temperature <= 0 or not 0 < top_p <= 1:
             raise typer.BadParameter("--temperature is above 0, and --top-p above 0 and at most 1")
-        how = Sampling(temperature, top_k, top_p, batch_size, random_seed, device)
-        batches = synthesized(from_model, rows, length, how, prompts)
+        sampling = Sampling(temperature, top_k, top_p, batch_size, random_seed, device)
+        batches = synthesize_rows(from_model, rows, length, sampling, prompts)
     elif tokenizer is not None:
         if length is None:
             raise typer.BadParameter("--tokenizer needs --length")
-        batches = packed_texts(named, load_tokenizer(tokenizer, eos), length, text_key)
-    elif any(path.suffix in (".txt", ".jsonl") for path in named):
+        batches = read_packed_texts(files, load_tokenizer(tokenizer, eos), length, text_key)
+    elif any(path.suffix in (".txt", ".jsonl") for path in files):
         raise typer.BadParameter("texts need --tokenizer and --length")
     else:
-        batches = columns(named, chosen, _dtypes(cast or []))
-    sample = Sample(rows, fields=chosen, constants=_integers(partition or []), seed=random_seed)
-    _offer(sample, batches, rows if from_model is not None else None)
+        batches = columns(files, chosen, _parse_casts(cast or []))
+    sample = Sample(rows, fields=chosen, constants=_parse_partitions(partition or []), seed=random_seed)
+    _offer_rows(sample, batches, rows if from_model is not None else None)
     sample.save(out, ranks, seen, source="data" if from_model is None else "a model")
-    show(tools.inspect(out))
+    print_summary(tools.inspect(out))
 
 
-def _offer(sample: Sample, batches: Iterator[dict[str, Tensor]], total: int | None) -> None:
-    """Offer all rows, and show how many have come where somebody can see it."""
+def _offer_rows(sample: Sample, batches: Iterator[dict[str, Tensor]], total: int | None) -> None:
+    """Offer all rows, with a progress bar on a terminal."""
     console = Console(stderr=True)
-    shown = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*shown, console=console, transient=True, disable=not console.is_terminal) as progress:
+    bar = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*bar, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("rows", total=total)
         for batch in batches:
             sample.offer(batch)
             progress.update(task, completed=sample.offered)
 
 
-def _pairs(given: list[str], option: str) -> Iterator[tuple[str, str]]:
-    for pair in given:
+def _split_pairs(pairs: list[str], option: str) -> Iterator[tuple[str, str]]:
+    for pair in pairs:
         name, equals, value = pair.rpartition("=")
         if not equals or not name:
             raise typer.BadParameter(f"{option} takes FIELD=VALUE, and not '{pair}'")
         yield name, value
 
 
-def _dtypes(given: list[str]) -> dict[str, torch.dtype]:
-    dtypes = {name: getattr(torch, value, None) for name, value in _pairs(given, "--cast")}
+def _parse_casts(pairs: list[str]) -> dict[str, torch.dtype]:
+    dtypes = {name: getattr(torch, value, None) for name, value in _split_pairs(pairs, "--cast")}
     for name, dtype in dtypes.items():
         if not isinstance(dtype, torch.dtype):
             raise typer.BadParameter(f"--cast {name}=... names no dtype of torch")
     return {name: dtype for name, dtype in dtypes.items() if isinstance(dtype, torch.dtype)}
 
 
-def _integers(given: list[str]) -> dict[str, int]:
+def _parse_partitions(pairs: list[str]) -> dict[str, int]:
     try:
-        return {name: int(value) for name, value in _pairs(given, "--partition")}
+        return {name: int(value) for name, value in _split_pairs(pairs, "--partition")}
     except ValueError as error:
         raise typer.BadParameter(f"--partition takes FIELD=INTEGER: {error}") from error

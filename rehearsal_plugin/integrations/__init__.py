@@ -1,4 +1,4 @@
-"""Where the buffer meets a training framework. Each framework is imported only when it is used."""
+"""Training frameworks with a rehearsal buffer; each framework is imported when it is used."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def attach(target: Any, config: ConfigSource | None = None, *, model: nn.Module 
         model: The model that a Horovod optimizer trains.
 
     Returns:
-        A handle to metrics, loader and `close`.
+        The handle of the running rehearsal; it does nothing where the section is missing or disabled.
 
     Raises:
-        ConfigError: The section cannot be used, or `target` is nothing that rows can be attached to.
+        ConfigError: The section cannot be used, or `target` is neither an engine nor such an optimizer.
         MissingDependencyError: `target` is an optimizer and Horovod is not installed.
     """
     if hasattr(target, "data_parallel_group") and hasattr(target, "global_steps"):

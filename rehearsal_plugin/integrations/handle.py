@@ -1,4 +1,4 @@
-"""What `attach` gives back, whichever framework it attached to."""
+"""The handle that `attach` returns, for any framework."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["Handle", "check_fed"]
 
 
 class Handle:
-    """A rehearsal that is attached to a training job, or the lack of one.
+    """Handle returned by `attach()`; a no-op when rehearsal is disabled.
 
-    Without a `rehearsal` section, or with `enabled: false`, every call is harmless and does nothing, so a
-    script needs no case of its own for it. After `close` the training goes on as if there were none.
+    Rehearsal is disabled without a `rehearsal` section, with `enabled: false`, and after `close`. A script needs no
+    branch for it: all calls are allowed then, and batches and losses pass through unchanged.
 
     Args:
-        rehearsal: As below.
-        peers: The ranks that see the same samples; None if there are none.
+        rehearsal: The running `Rehearsal`; None if rehearsal is disabled.
+        peers: Ranks of the job that see the same samples; None if there are none.
 
     Attributes:
-        rehearsal: The running `Rehearsal`; None if there is none.
+        rehearsal: The running `Rehearsal`; None if rehearsal is disabled.
     """
 
     def __init__(self, rehearsal: Rehearsal | None, peers: Peers | None = None) -> None:
@@ -38,11 +38,11 @@ class Handle:
 
     @property
     def enabled(self) -> bool:
-        """Whether rows are rehearsed: there is a rehearsal, and it was not closed."""
+        """Whether rows are replayed: there is a rehearsal, and it is not closed."""
         return self.rehearsal is not None and not self.rehearsal.closed
 
     def metrics(self) -> dict[str, float]:
-        """Totals on this rank by name, as `Rehearsal.metrics`; empty if there is no rehearsal."""
+        """Totals on this rank by name, see `Rehearsal.metrics`; empty if rehearsal is disabled."""
         return {} if self.rehearsal is None else self.rehearsal.metrics()
 
     def loader(self, batches: Iterable[Any]) -> Iterable[Any]:
@@ -52,7 +52,7 @@ class Handle:
             batches: A `DataLoader` or any other iterable of batches.
 
         Returns:
-            A `RehearsalLoader`, or `batches` itself if there is no rehearsal (any more).
+            A `RehearsalLoader`, or `batches` itself if rehearsal is disabled.
 
         Raises:
             ConfigError: `rehearsal.inject` is not `"loader"`, so rows are injected at the model already.
@@ -62,33 +62,33 @@ class Handle:
         return RehearsalLoader(batches, self.rehearsal)
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
-        """The strategy's loss, as `Rehearsal.loss`; `criterion(outputs, *targets)` if there is no rehearsal.
+        """The strategy's loss, see `Rehearsal.loss`; `criterion(outputs, *targets)` if rehearsal is disabled.
 
-        Models that compute their loss themselves need no call: the strategy's term is added to it on the way.
+        A model that computes its own loss needs no call: the strategy's term is added to that loss.
         """
         if self.rehearsal is None or self.rehearsal.closed:
             return criterion(outputs, *targets)
         return self.rehearsal.loss(criterion, outputs, *targets)
 
     def reweigh(self, weights: Mapping[Any, float]) -> None:
-        """Change the mixture while the job runs, as `Rehearsal.reweigh`."""
+        """Change the weights of partitions while the job runs; see `Rehearsal.reweigh`."""
         if self.rehearsal is not None and not self.rehearsal.closed:
             self.rehearsal.reweigh(weights)
 
     def drop(self) -> None:
-        """Forget the last micro-batch, as `Rehearsal.drop`, after a forward that failed."""
+        """Drop the last micro-batch after a forward that failed; see `Rehearsal.drop`."""
         if self.rehearsal is not None:
             self.rehearsal.drop()
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Save the buffer, as `Rehearsal.save`. Under DeepSpeed, `save_checkpoint` does it."""
+        """Save the buffer; see `Rehearsal.save`. Under DeepSpeed, `save_checkpoint` calls it."""
         if self._peers is not None:
             self._peers.save(Path(folder))
         elif self.rehearsal is not None and not self.rehearsal.closed:
             self.rehearsal.save(folder)
 
     def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
-        """Go on from a saved buffer, as `Rehearsal.load`. Under DeepSpeed, `load_checkpoint` does it."""
+        """Load a saved buffer; see `Rehearsal.load`. Under DeepSpeed, `load_checkpoint` calls it."""
         if self._peers is not None:
             return self._peers.load(Path(folder), step, missing_ok=missing_ok)
         if self.rehearsal is None or self.rehearsal.closed:
@@ -96,29 +96,29 @@ class Handle:
         return self.rehearsal.load(folder, step, missing_ok=missing_ok)
 
     def check_peers(self) -> None:
-        """After the first optimizer step: ranks that are to see the same samples compare what they were given.
+        """After the first optimizer step, compare the rows of ranks that should see the same samples.
 
         Raises:
-            BatchError: They were given different batches.
+            BatchError: They saw different batches.
         """
         if self._peers is not None:
             self._peers.check_once()
 
     def close(self) -> None:
-        """Stop the background and give up the process group; a second call does nothing."""
+        """Stop the background thread and release the process group; a second call does nothing."""
         if self.rehearsal is not None:
             self.rehearsal.close()
 
 
 def check_fed(rehearsal: Rehearsal, owner: str) -> None:
-    """Refuse the first step of a job whose batches take another way: it would train on without any replay.
+    """Raise at the first step of a job whose batches bypass the rehearsal: it would train without any replay.
 
     Args:
-        rehearsal: What should have been fed.
-        owner: The variable that holds the handle in a usual script, for the message.
+        rehearsal: The rehearsal that should have received batches.
+        owner: Usual name of the variable with the attribute `rehearsal`, for the message.
 
     Raises:
-        ConfigError: No batch has come.
+        ConfigError: No batch has reached the rehearsal.
     """
     if rehearsal.fed:
         return

@@ -1,4 +1,4 @@
-"""Something to be done as soon as a script has imported a module, and not before: importing it may take seconds."""
+"""Actions that follow the import of a module, without importing it early: that may take seconds."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["when_imported"]
 
 
 def when_imported(name: str, action: Callable[[], None]) -> None:
-    """Call `action()` once, right after the module called `name` was imported; at once if it is there already."""
+    """Call `action()` once, right after the module `name` is imported; now if it is imported already."""
     if name in sys.modules:
         action()
     else:
-        sys.meta_path.insert(0, _Watch(name, action))
+        sys.meta_path.insert(0, _ImportWatcher(name, action))
 
 
-class _Watch(MetaPathFinder):
-    """Finds one module as all others are found, and adds to what its loader does."""
+class _ImportWatcher(MetaPathFinder):
+    """Finds one module as Python does, and has its loader call the action afterwards."""
 
     def __init__(self, name: str, action: Callable[[], None]) -> None:
         self._name, self._action = name, action
@@ -36,9 +36,9 @@ class _Watch(MetaPathFinder):
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def followed(module: ModuleType) -> None:
+            def execute_and_act(module: ModuleType) -> None:
                 execute(module)
                 self._action()
 
-            spec.loader.exec_module = followed  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_act  # type: ignore[method-assign]
         return spec

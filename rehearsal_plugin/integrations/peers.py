@@ -1,8 +1,11 @@
-"""Ranks that see the same samples: one of each data-parallel group, as under tensor, sequence or pipeline parallelism.
+"""Peers: ranks that see the same samples, one of each data-parallel group.
 
-Everything in the package follows from the seed, the rank in the data-parallel group, the step and the rows offered.
-So peers keep the same rows, each in the buffer of its own data-parallel group, and inject the same ones without a
-message between them. They talk only when the first rows are there, and around checkpoints.
+Tensor, sequence and pipeline parallelism have peers. All choices follow from the seed, the rank in the data-parallel
+group, the step and the offered rows. So peers keep the same rows, each in the buffer of its own data-parallel group,
+and inject the same ones without a message between them. They communicate after the first step and around checkpoints.
+
+    ranks 0 1   data-parallel group A      peers: 0 and 2 (place 0), 1 and 3 (place 1)
+    ranks 2 3   data-parallel group B
 """
 
 from __future__ import annotations
@@ -24,30 +27,30 @@ __all__ = ["Peers", "check_sequence_parallelism", "data_parallel_ranks", "peers_
 
 @dataclass(frozen=True)
 class Report:
-    """What a rank tells all others.
+    """Message of one rank to all ranks of the job.
 
     Attributes:
-        rank: Of the job.
-        place: Its rank in its data-parallel group, the same for all peers; None where it rehearses nothing, as a stage
-            in the middle of a pipeline.
-        held: What it holds, where that matters.
-        found: Whether there was a checkpoint.
+        rank: Rank in the job.
+        place: Rank in its data-parallel group, the same for all peers; None for a rank without a rehearsal, such as a
+            middle stage of a pipeline.
+        fingerprint: Digests of its rows; None where they do not matter.
+        loaded: Whether it loaded a checkpoint.
         failure: The error that it is about to raise; empty for none.
     """
 
     rank: int
     place: int | None
-    held: Fingerprint | None = None
-    found: bool = False
+    fingerprint: Fingerprint | None = None
+    loaded: bool = False
     failure: str = ""
 
 
 class Peers:
-    """This rank among its peers. All ranks of the job make the same calls, in the same order.
+    """Compares, saves and loads the rows of peers; all ranks of the job make the same calls in the same order.
 
     Args:
-        rehearsal: That of this rank; None where it pulls no batches.
-        ranks: Those of this rank's data-parallel group.
+        rehearsal: The rehearsal of this rank; None where it pulls no batches.
+        ranks: Ranks of its data-parallel group.
         sharded: Whether peers may see different parts of the same samples, as under sequence parallelism.
     """
 
@@ -56,51 +59,54 @@ class Peers:
         self._checked = False
 
     def check_once(self) -> None:
-        """Compare what peers hold; nothing from the second call on.
+        """Compare the rows of peers at the first call; later calls do nothing.
 
         Raises:
-            BatchError: They hold different rows.
+            BatchError: Peers hold different rows.
         """
         if not self._checked:
             self._checked = True
-            self._compare(self._together(_held))
+            self._compare_peers(self._on_all_ranks(_take_fingerprint))
 
     def save(self, folder: Path) -> None:
-        """Save what this rank holds, unless a peer saves the same.
+        """Save the rows of this rank, unless a peer saves the same ones.
 
         Args:
-            folder: Where; peers with different parts of the samples save into folders of their own in it.
+            folder: Folder to save into; peers with different parts of the samples take a subfolder each.
 
         Raises:
             BatchError: Peers hold different rows.
             CheckpointError: As for `Rehearsal.save`, or another rank failed.
         """
-        reports = self._together(_held)
-        self._compare(reports)
+        reports = self._on_all_ranks(_take_fingerprint)
+        self._compare_peers(reports)
         if self._rehearsal is not None and reports[dist.get_rank()].place is not None:
-            target = self._target(folder, reports)
+            target = self._save_folder(folder, reports)
             self._rehearsal.save(target or folder, write=target is not None)
 
     def load(self, folder: Path, step: int | None = None, *, missing_ok: bool = False) -> bool:
-        """Load what this rank or a peer saved; see `Rehearsal.load`.
+        """Load the rows that this rank or a peer saved; see `Rehearsal.load`.
 
         Raises:
             BatchError: Peers hold different rows.
-            CheckpointError: As for `Rehearsal.load`, or another rank failed, or only some found a checkpoint.
+            CheckpointError: As for `Rehearsal.load`, or another rank failed, or not all ranks see the checkpoint.
         """
-        own = folder / self._name(self._together(_flushed))  # whatever a peer writes in the background is there now
-        reports = self._together(lambda rehearsal: _loaded(rehearsal, folder, own, step, missing_ok=missing_ok))
-        found = [report.found for report in reports if report.place is not None]
-        if any(found) and not all(found):
+        reports = self._on_all_ranks(_flush_files)  # peers may still write in the background
+        subfolder = folder / self._subfolder_name(reports)
+        reports = self._on_all_ranks(
+            lambda rehearsal: _load_rank(rehearsal, folder, subfolder, step, missing_ok=missing_ok)
+        )
+        loaded = [report.loaded for report in reports if report.place is not None]
+        if any(loaded) and not all(loaded):
             raise CheckpointError(
-                f"only the ranks {[report.rank for report in reports if report.found]} found a rehearsal checkpoint in "
-                f"{folder}; use a folder that all ranks share"
+                f"only the ranks {[report.rank for report in reports if report.loaded]} found a rehearsal checkpoint "
+                f"in {folder}; use a folder that all ranks share"
             )
-        self._compare(reports)
-        return any(found)
+        self._compare_peers(reports)
+        return any(loaded)
 
-    def _together(self, act: Callable[[Rehearsal], dict[str, Any]]) -> list[Report]:
-        """Do something on every rank that rehearses, and tell all of them how it went.
+    def _on_all_ranks(self, act: Callable[[Rehearsal], dict[str, Any]]) -> list[Report]:
+        """Call `act` on every rank with a rehearsal, and gather the reports of all ranks.
 
         Raises:
             CheckpointError: Another rank failed.
@@ -112,54 +118,60 @@ class Peers:
             try:
                 report = replace(report, **act(self._rehearsal))
             except Exception as error:
-                _gathered(replace(report, failure=f"{type(error).__name__}: {error}"))  # nobody waits for this rank
+                # The other ranks wait for this report.
+                _gather_reports(replace(report, failure=f"{type(error).__name__}: {error}"))
                 raise
-        reports = _gathered(report)
+        reports = _gather_reports(report)
         for failed in reports:
             if failed.failure:
                 raise CheckpointError(f"rank {failed.rank} failed with {failed.failure}")
         return reports
 
-    def _compare(self, reports: Sequence[Report]) -> None:
-        """Refuse to go on with peers that hold different rows, on all ranks alike."""
+    def _compare_peers(self, reports: Sequence[Report]) -> None:
+        """Raise a BatchError on all ranks if peers hold different rows."""
         first: dict[int | None, Report] = {}
         for report in reports:
-            mate = first.setdefault(report.place, report)
-            if report.held is None or mate.held is None:
+            peer = first.setdefault(report.place, report)
+            mine, other = report.fingerprint, peer.fingerprint
+            if mine is None or other is None:
                 continue
-            if report.held.index != mate.held.index or not (self._sharded or report.held.fields == mate.held.fields):
+            if mine.index != other.index or not (self._sharded or mine.fields == other.fields):
                 raise BatchError(
-                    f"the ranks {mate.rank} and {report.rank} hold different rows, and both have rank {report.place} "
+                    f"the ranks {peer.rank} and {report.rank} hold different rows, and both have rank {report.place} "
                     "in their data-parallel groups (they are tensor-, sequence- or pipeline-parallel); give them the "
                     "same batches, as a sampler does that goes by the rank in the data-parallel group"
                 )
 
-    def _target(self, folder: Path, reports: Sequence[Report]) -> Path | None:
-        """Where this rank saves; None where a peer does it."""
-        own = reports[dist.get_rank()]
-        places = {report.place for report in reports}
-        kinds = {(report.place, report.held) for report in reports}
-        if len(kinds) > len(places):
-            return folder / self._name(reports)
-        first = next(report for report in reports if report.place == own.place)
-        return folder if first is own else None
+    def _save_folder(self, folder: Path, reports: Sequence[Report]) -> Path | None:
+        """Folder into which this rank saves; None where a peer saves the same rows.
 
-    def _name(self, reports: Sequence[Report]) -> str:
-        """The folder of this rank where peers hold different parts of the samples."""
+        The first of the peers saves where all peers hold equal rows. If any peers hold different ones, all ranks save,
+        each into the subfolder of its number among its peers.
+        """
+        mine = reports[dist.get_rank()]
+        places = {report.place for report in reports}
+        contents = {(report.place, report.fingerprint) for report in reports}
+        if len(contents) > len(places):
+            return folder / self._subfolder_name(reports)
+        first = next(report for report in reports if report.place == mine.place)
+        return folder if first is mine else None
+
+    def _subfolder_name(self, reports: Sequence[Report]) -> str:
+        """Subfolder of this rank where peers hold different parts of the samples."""
         rank = dist.get_rank()
         peers = [report.rank for report in reports if report.place == reports[rank].place]
         return f"rehearsal-peer{peers.index(rank)}-of-{len(peers)}"
 
 
 def check_sequence_parallelism(engine: Any, config: RehearsalConfig) -> None:
-    """Refuse what goes by the content of rows, where ranks may have different parts of them.
+    """Refuse settings that depend on the content of rows, where ranks may have different parts of them.
 
     Args:
         engine: A DeepSpeed engine.
         config: The `rehearsal` section.
 
     Raises:
-        ConfigError: Peers would keep different rows, or see a different number of them.
+        ConfigError: Peers would keep or see different rows with this section.
     """
     by_content = {
         "rehearsal.padding": config.padding is not None,
@@ -169,21 +181,21 @@ def check_sequence_parallelism(engine: Any, config: RehearsalConfig) -> None:
         "rehearsal.buffer.score_by 'loss'": config.buffer.by_loss,
         "rehearsal.guard.action 'raise_ratio'": config.guard is not None and config.guard.action == "raise_ratio",
     }
-    given = [key for key, used in by_content.items() if used]
-    if given and engine.sequence_parallel_size > 1:
+    used_keys = [key for key, used in by_content.items() if used]
+    if used_keys and engine.sequence_parallel_size > 1:
         raise ConfigError(
-            f"{' and '.join(given)} goes by the content of rows, of which sequence-parallel ranks may have different "
-            "parts, so that they would not keep and replay the same ones; leave it out"
+            f"{' and '.join(used_keys)} goes by the content of rows, of which sequence-parallel ranks may have "
+            "different parts, so that they would not keep and replay the same ones; leave it out"
         )
 
 
 def peers_of(engine: Any, rehearsal: Rehearsal | None, ranks: Sequence[int]) -> Peers | None:
-    """The peers of this rank; None where every rank of the job sees samples of its own.
+    """The peers of this rank; None where every rank of the job sees other samples.
 
     Args:
         engine: A DeepSpeed engine.
         rehearsal: As for `Peers`.
-        ranks: What `data_parallel_ranks` gave.
+        ranks: Result of `data_parallel_ranks`.
     """
     if len(ranks) == dist.get_world_size():
         return None
@@ -191,13 +203,13 @@ def peers_of(engine: Any, rehearsal: Rehearsal | None, ranks: Sequence[int]) -> 
 
 
 def data_parallel_ranks(engine: Any) -> list[int]:
-    """The ranks of the job that see other samples than this one, and this one, in the order of the samples.
+    """Ranks of the job in the data-parallel group of this rank, in the order of the samples.
 
     Args:
         engine: A DeepSpeed engine.
 
     Raises:
-        ConfigError: They cannot be told.
+        ConfigError: The engine has no such group, and its sequence-parallel groups are no runs of ranks.
     """
     if engine.data_parallel_group is not None:
         return dist.get_process_group_ranks(engine.data_parallel_group)
@@ -213,27 +225,29 @@ def data_parallel_ranks(engine: Any) -> list[int]:
     return everyone[sequence.index(dist.get_rank()) :: size]
 
 
-def _held(rehearsal: Rehearsal) -> dict[str, Any]:
-    return {"held": rehearsal.fingerprint()}
+def _take_fingerprint(rehearsal: Rehearsal) -> dict[str, Any]:
+    return {"fingerprint": rehearsal.fingerprint()}
 
 
-def _flushed(rehearsal: Rehearsal) -> dict[str, Any]:
+def _flush_files(rehearsal: Rehearsal) -> dict[str, Any]:
     rehearsal.flush()
     return {}
 
 
-def _loaded(rehearsal: Rehearsal, folder: Path, own: Path, step: int | None, *, missing_ok: bool) -> dict[str, Any]:
-    others = sorted(path.name for path in folder.glob("rehearsal-peer*-of-*"))
-    if others and not own.is_dir():
+def _load_rank(
+    rehearsal: Rehearsal, folder: Path, subfolder: Path, step: int | None, *, missing_ok: bool
+) -> dict[str, Any]:
+    subfolders = sorted(path.name for path in folder.glob("rehearsal-peer*-of-*"))
+    if subfolders and not subfolder.is_dir():
         raise CheckpointError(
-            f"{folder} has parts of samples, in {others}, and none for this job ({own.name}); load it with as many "
-            "sequence-parallel ranks as when it was saved"
+            f"{folder} has parts of samples, in {subfolders}, and none for this job ({subfolder.name}); load it with "
+            "as many sequence-parallel ranks as when it was saved"
         )
-    found = rehearsal.load(own if others else folder, step, missing_ok=missing_ok)
-    return {"held": rehearsal.fingerprint(), "found": found}
+    loaded = rehearsal.load(subfolder if subfolders else folder, step, missing_ok=missing_ok)
+    return {"fingerprint": rehearsal.fingerprint(), "loaded": loaded}
 
 
-def _gathered(report: Report) -> list[Report]:
+def _gather_reports(report: Report) -> list[Report]:
     """The reports of all ranks, by rank."""
     reports: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(reports, report)

@@ -1,4 +1,4 @@
-"""The distributed buffer as a memory that can be asked: nearest rows of all ranks; see `docs/retrieval.md`."""
+"""Nearest-neighbour search over the rows of all ranks; see `docs/retrieval.md`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What a search is given, as the index takes it."""
+"""Checks and conversion of the arguments of a retriever and its searches."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -11,24 +12,44 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.vector_index.filters import whole_number
 from rehearsal_plugin.buffer.vector_index.similarity import normalized
+from rehearsal_plugin.config import RetrievalConfig
 from rehearsal_plugin.core.arrays import Float32Array
-from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.errors import BatchError, ConfigError
 
-__all__ = ["prepared", "wanted"]
+__all__ = ["ConfigLike", "checked_config", "checked_k", "prepare_queries"]
+
+ConfigLike: TypeAlias = RetrievalConfig | Mapping[str, Any] | None
 
 
-def prepared(
+def checked_config(config: ConfigLike, section: RetrievalConfig | None) -> RetrievalConfig:
+    """The configuration of a retriever: `config`, or else the section of its rehearsal.
+
+    Raises:
+        ConfigError: There is neither.
+    """
+    if isinstance(config, RetrievalConfig):
+        return config
+    if config is not None:
+        return RetrievalConfig(**config)
+    if section is None:
+        raise ConfigError(
+            "rehearsal.retrieval is missing: it says which field is the embedding; add it, or give config"
+        )
+    return section
+
+
+def prepare_queries(
     queries: ArrayLike | Tensor | None, width: int, metric: Literal["inner_product", "cosine", "l2"]
 ) -> Float32Array:
-    """Queries as `[n, width]` float32, of length 1 where cosines are compared; none for None.
+    """Queries as `[n, width]` float32, of length 1 for the cosine; no queries for None.
 
     Args:
         queries: `[n, width]` numbers.
-        width: Numbers of an embedding; 0 where that is not known yet.
-        metric: What makes rows near.
+        width: Length of an embedding; 0 before the first row.
+        metric: Metric of the index.
 
     Raises:
-        BatchError: They are no such vectors.
+        BatchError: They are no vectors of that length, or hold NaN or infinity.
     """
     if queries is None:
         return np.zeros((0, width), dtype=np.float32)
@@ -40,11 +61,11 @@ def prepared(
     return normalized(vectors) if metric == "cosine" else vectors
 
 
-def wanted(k: int) -> int:
-    """How many rows are asked for.
+def checked_k(k: int) -> int:
+    """The number of rows for each query.
 
     Raises:
-        BatchError: None, or not a whole number of them.
+        BatchError: It is not a whole number, or below 1.
     """
     count = whole_number(k, "k")
     if count < 1:

@@ -1,4 +1,4 @@
-"""What a search gives: rows with their scores, and where they come from."""
+"""Result of a search: rows with their scores and origins."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["Retrieved"]
 
 @dataclass(frozen=True)
 class Retrieved:
-    """The nearest rows of each query, from the nearest on.
+    """The nearest rows of each query, the nearest first.
 
-    Where there are fewer rows than were asked for, the last places have the score minus infinity, -1 everywhere else,
-    and zeros as their row.
+    If there are fewer than `k` rows, the last places have the score minus infinity, -1 everywhere else, and zeros as
+    their row.
 
     Attributes:
-        scores: `[n, k]` float64, the higher the nearer: inner product, cosine, or negative squared distance.
+        scores: `[n, k]` float64, higher is nearer: inner product, cosine, or negative squared distance.
         rank: `[n, k]` int64, the rank that holds the row.
         slot: `[n, k]` int64, its slot there.
         partition: `[n, k]` int64, the key of its partition; 0 without partitions.
         origin: `[n, k]` int64, the rank on which it was admitted.
-        written: `[n, k]` int64, the step in which it was.
-        embedded: `[n, k]` int64, the step of its embedding.
-        rows: `[n * k, row_bytes]` uint8, the rows packed.
-        layout: Theirs; None where no rank has any.
+        written: `[n, k]` int64, the step in which it was admitted.
+        embedded: `[n, k]` int64, the step in which its embedding was computed.
+        rows: `[n * k, row_bytes]` uint8, the packed rows.
+        layout: Layout of the rows; None where no rank has rows.
     """
 
     scores: Float64Array
@@ -46,7 +46,7 @@ class Retrieved:
 
     @property
     def found(self) -> IntArray:
-        """Rows of each query, `[n]` int64."""
+        """Number of rows found for each query, `[n]` int64."""
         return np.asarray((self.slot >= 0).sum(axis=1))
 
     def fields(self) -> dict[str, Tensor]:
@@ -57,18 +57,18 @@ class Retrieved:
         return {name: column.view(*self.scores.shape, *column.shape[1:]) for name, column in columns.items()}
 
     @classmethod
-    def nothing(cls, queries: int, k: int, layout: RowLayout | None) -> Retrieved:
-        """No row for any query."""
-        none = np.full((queries, k), -1, dtype=np.int64)
+    def empty(cls, queries: int, k: int, layout: RowLayout | None) -> Retrieved:
+        """A result without rows."""
+        minus_one = np.full((queries, k), -1, dtype=np.int64)
         row_bytes = 0 if layout is None else layout.row_bytes
         return cls(
             scores=np.full((queries, k), -np.inf),
-            rank=none,
-            slot=none.copy(),
-            partition=none.copy(),
-            origin=none.copy(),
-            written=none.copy(),
-            embedded=none.copy(),
+            rank=minus_one,
+            slot=minus_one.copy(),
+            partition=minus_one.copy(),
+            origin=minus_one.copy(),
+            written=minus_one.copy(),
+            embedded=minus_one.copy(),
             rows=torch.zeros((queries * k, row_bytes), dtype=torch.uint8),
             layout=layout,
         )

@@ -1,15 +1,14 @@
-"""The buffer of all ranks as a memory that can be asked, beside training or from a checkpoint."""
+"""Search in the buffers of all ranks, beside training or over a checkpoint."""
 
 from __future__ import annotations
 
 import atexit
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,19 +18,17 @@ from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.vector_index.filters import Where
 from rehearsal_plugin.buffer.vector_index.index import RowIndex
 from rehearsal_plugin.buffer.vector_index.known_rows import Embed, columns_of
-from rehearsal_plugin.config import ExchangeConfig, RetrievalConfig
+from rehearsal_plugin.config import ExchangeConfig
 from rehearsal_plugin.core.background_thread import BackgroundThread
 from rehearsal_plugin.distributed.transport import Transport, open_transport
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError, RehearsalError
 from rehearsal_plugin.rehearsal import Rehearsal
-from rehearsal_plugin.retrieval.queries import prepared, wanted
+from rehearsal_plugin.retrieval.queries import ConfigLike, checked_config, checked_k, prepare_queries
 from rehearsal_plugin.retrieval.retrieved import Retrieved
 from rehearsal_plugin.retrieval.search import DistributedSearch
 from rehearsal_plugin.retrieval.stored import stored_rows
 
 __all__ = ["Retriever"]
-
-ConfigLike: TypeAlias = RetrievalConfig | Mapping[str, Any] | None
 
 EVERYWHERE = Where()
 
@@ -39,20 +36,31 @@ EVERYWHERE = Where()
 class Retriever:
     """Finds rows of all ranks by their embedding.
 
-    All ranks make their retrievers in the same order and call `search` or `submit` equally often, those without
-    queries with none. Each retriever has a transport of its own, so that its collectives do not mix with others.
+    All ranks make their retrievers in the same order and call `search` or `submit` equally often, without queries where
+    they have none. Each retriever has its own transport, so its collectives do not mix with others.
+
+    | call | calling thread | background thread | other ranks |
+    |---|---|---|---|
+    | `search` | `sync`, then the whole search | | call it too |
+    | `submit` | `sync`, then returns a future | the search: collectives, reading of rows | call it too |
+    | `sync`, `refresh` | waits for the last `submit`, then updates the index | | take no part |
+    | `metrics` | reads figures of the index | | take no part |
+    | `close` | stops a waiting search, ends the thread, closes the transport | | take no part |
+
+    All calls come from one thread. `sync` and `refresh` wait for the background, so no two threads change the index at
+    once.
 
     Args:
-        source: A rehearsal, whose training may go on; or a buffer, to which nothing is written meanwhile.
+        source: A rehearsal, whose training may go on; or a buffer that does not change meanwhile.
         config: The section `rehearsal.retrieval`; None takes that of the rehearsal.
-        transport: The ranks; None takes all ranks of torch.distributed if that is initialised, over the rehearsal's
-            `exchange.backend`, else this process alone. It is closed together with the retriever.
-        embed: Makes the embeddings of rows that have none as a field, whenever they are new.
+        transport: Connection between the ranks, closed with the retriever. None takes all ranks of torch.distributed if
+            that is initialised, over the rehearsal's `exchange.backend`, else this process alone.
+        embed: Computes the embeddings of new rows, where rows have none as a field.
         timeout_s: Seconds to wait for the other ranks; None takes the rehearsal's `exchange.timeout_s`, else 600.
-        now: The present step, for a buffer that no rehearsal counts the steps of.
+        now: The present step, for a buffer without a rehearsal.
 
     Raises:
-        ConfigError: There is no such section, or it cannot be used.
+        ConfigError: There is no section `retrieval`, or it cannot be used.
         MissingDependencyError: faiss is not installed; raised by the first search.
     """
 
@@ -67,7 +75,7 @@ class Retriever:
         now: int | None = None,
     ) -> None:
         self._source, self._embed, self._now = source, embed, now
-        self.config = _config_of(source, config)
+        self.config = checked_config(config, source.config.retrieval if isinstance(source, Rehearsal) else None)
         exchange = source.config.exchange if isinstance(source, Rehearsal) else ExchangeConfig()
         timeout_s = exchange.timeout_s if timeout_s is None else timeout_s
         self._transport = transport or open_transport(exchange.backend, timeout_s)
@@ -77,7 +85,7 @@ class Retriever:
         self._worker: BackgroundThread[Retrieved] | None = None
         self._last: Future[Retrieved] | None = None
         self._refreshed = 0
-        atexit.register(self.close)  # a search in the background would have the interpreter abort
+        atexit.register(self.close)  # the interpreter would abort with a search in the background
 
     @classmethod
     def of_checkpoint(
@@ -89,13 +97,13 @@ class Retriever:
         embed: Embed | None = None,
         timeout_s: float = 600.0,
     ) -> Retriever:
-        """Over the rows of the newest checkpoint in a folder, whatever number of ranks saved it.
+        """A retriever over the rows of the newest checkpoint in a folder, saved by any number of ranks.
 
-        Every rank takes an equal share of the rows into memory. All ranks must see the folder; the step of the
-        checkpoint is the one that ages go by.
+        Every rank loads an equal share of the rows into memory. All ranks must see the folder. Ages count from the step
+        of the checkpoint.
 
         Args:
-            folder: Where `Rehearsal.save`, DeepSpeed or `rehearsal seed` wrote.
+            folder: Folder written by `Rehearsal.save`, DeepSpeed or `rehearsal seed`.
             config: The section `rehearsal.retrieval`.
             transport: As for the class.
             embed: As for the class.
@@ -114,30 +122,29 @@ class Retriever:
         return self._index
 
     def search(self, queries: ArrayLike | Tensor | None = None, k: int = 10, where: Where = EVERYWHERE) -> Retrieved:
-        """The nearest rows of all ranks, as they are now.
+        """Search the rows of all ranks, as they are now.
 
         Args:
-            queries: `[n, width]` numbers; None for no queries of this rank, where others have some.
-            k: Rows for each.
-            where: Which rows count; every rank says so for its own queries.
+            queries: `[n, width]` numbers; None for a rank without queries.
+            k: Rows for each query.
+            where: Filter of the rows; each rank filters for its own queries.
 
         Raises:
-            BatchError: The queries, or the embeddings of rows, are no such vectors; the other ranks get an
-                `ExchangeError`, as where `embed` raises anything else.
-            ExchangeError: A rank is gone, or has other rows or another metric; or an elastic job has other ranks.
-            ExchangeTimeout: A rank did not come in time.
+            BatchError: The queries, or the embeddings of rows, are no vectors of one length. The other ranks get an
+                `ExchangeError` then, and for any other error of `embed`.
+            ExchangeError: A rank is gone, or has other fields or another metric; or an elastic job has other ranks.
+            ExchangeTimeout: A rank did not answer in time.
             ClosedError: `close` was called.
         """
-        return self._ask(queries, k, where)()
+        return self._prepare_search(queries, k, where)()
 
     def submit(
         self, queries: ArrayLike | Tensor | None = None, k: int = 10, where: Where = EVERYWHERE
     ) -> Future[Retrieved]:
-        """The same in the background; training may go on meanwhile.
+        """Search in the background while training goes on; see `search`.
 
-        Rows are those that were stored when it was called. One that is replaced before it was read is passed over,
-        and the next nearest takes its place. What a strategy has recorded beside a row may be rewritten while it is
-        read.
+        It covers the rows stored at the call. A row that is replaced before it is read is passed over, and the next
+        nearest takes its place. Recorded state of a row may be rewritten while it is read.
 
         Raises:
             ConfigError: The transport has to be used from the training thread (Horovod, NCCL); use `search`.
@@ -146,26 +153,26 @@ class Retriever:
             raise ConfigError(
                 f"{type(self._transport).__name__} issues collectives from the training thread only; use search()"
             )
-        job = self._ask(queries, k, where)
+        search_now = self._prepare_search(queries, k, where)
         self._worker = self._worker or BackgroundThread(f"retrieval-rank{self._transport.rank}")
-        self._last = self._worker.submit(job)
+        self._last = self._worker.submit(search_now)
         return self._last
 
     def refresh(self, embed: Embed | None = None, rows: int = 256) -> int:
-        """Compute the embeddings of this rank's stalest rows anew, as with the model as it is now.
+        """Recompute the embeddings of the stalest rows of this rank with the present model.
 
-        They are stored with `update_fields` where rows have a field for them. No other rank has to take part.
+        They are stored with `update_fields` where rows have a field for them. Other ranks take no part.
 
         Args:
-            embed: Makes embeddings of rows; None takes the one given to the retriever.
-            rows: How many.
+            embed: Computes embeddings of rows; None takes that of the retriever.
+            rows: Largest number of rows.
 
         Returns:
-            Rows that got a new embedding.
+            Number of rows with a new embedding.
 
         Raises:
             ConfigError: There is no `embed`.
-            BatchError: It gave something else than a vector for each row.
+            BatchError: `embed` did not return one vector for each row.
         """
         index = self.sync()
         embed = embed or self._embed
@@ -178,14 +185,14 @@ class Retriever:
             return 0
         packed, _ = index.read(slots)
         vectors = embed(columns_of(index.buffer.layout, packed)).detach()
-        index.store(slots, vectors, self._step)
+        index.store(slots, vectors, self._current_step)
         self._refreshed += len(slots)
         return len(slots)
 
     def sync(self) -> RowIndex | None:
-        """Take over what changed in this rank's buffer; `search` and `submit` do it, too.
+        """Bring the index up to date with the buffer of this rank; `search` and `submit` do it first.
 
-        Waits for a search in the background, which goes by what was stored when it was asked for.
+        Waits for a search in the background, which covers the rows stored at its call.
         """
         self._check_open()
         if self._last is not None:
@@ -199,19 +206,20 @@ class Retriever:
             self._index = None
         if buffer is not None:
             self._index = self._index or RowIndex(buffer, self.config, self._embed)
-            self._index.sync(self._step)
+            self._index.sync(self._current_step)
         return self._index
 
     def metrics(self) -> dict[str, float]:
-        """Of this rank, as of the last search: rows, and how stale their embeddings are.
+        """Figures of this rank, as of the last search, by name.
 
-        `rows_indexed`; `rows_skipped`, whose embedding is no number; `rows_refreshed`; `staleness_mean` and
-        `staleness_max`, steps since the embedding of a row was computed, as far as it was seen to change; `drift`, the
-        mean of 1 - cosine between the embeddings that changed last and those before; `searches`, `collectives`,
-        `rows_received`.
+        - `rows_indexed`, `rows_refreshed`, `rows_received`: numbers of rows.
+        - `rows_skipped`: rows whose embedding is no number.
+        - `staleness_mean`, `staleness_max`: steps since the last change of a row's embedding that a `sync` has seen.
+        - `drift`: mean of 1 - cosine between the embeddings that changed last and those before.
+        - `searches`, `collectives`: calls so far.
         """
         index = self._index
-        stale = np.zeros(0, dtype=np.int64) if index is None else index.staleness(self._step)
+        stale = np.zeros(0, dtype=np.int64) if index is None else index.staleness(self._current_step)
         return {
             "rows_indexed": 0 if index is None else index.rows,
             "rows_skipped": 0 if index is None else index.skipped,
@@ -225,7 +233,7 @@ class Retriever:
         }
 
     def close(self) -> None:
-        """Give up searches in the background and the transport; a second call does nothing."""
+        """Stop a search in the background and close the transport; a second call does nothing."""
         if self._stop.is_set():
             return
         self._stop.set()
@@ -245,7 +253,7 @@ class Retriever:
         self.close()
 
     @property
-    def _step(self) -> int:
+    def _current_step(self) -> int:
         if isinstance(self._source, Rehearsal):
             return self._source.steps
         if self._now is not None:
@@ -253,28 +261,31 @@ class Retriever:
         count = len(self._source)
         return int(self._source.written(np.arange(count)).max()) if count else 0
 
-    def _ask(self, queries: ArrayLike | Tensor | None, k: int, where: Where) -> Callable[[], Retrieved]:
-        """A job that searches; what it depends on is taken now."""
+    def _prepare_search(self, queries: ArrayLike | Tensor | None, k: int, where: Where) -> Callable[[], Retrieved]:
+        """A function that searches with the present index, queries and step.
+
+        That function raises an error of this one, once the other ranks know of it: they wait for this rank.
+        """
         self._check_open()
         index: RowIndex | None = None
         count, vectors, error = 1, np.zeros((0, 0), dtype=np.float32), None
         try:
             index = self.sync()
             width = 0 if index is None else index.width
-            count, vectors = wanted(k), prepared(queries, width, self.config.metric)
-        except Exception as failure:  # of any kind, as `embed` is the user's: the other ranks wait for this one
+            count, vectors = checked_k(k), prepare_queries(queries, width, self.config.metric)
+        except Exception as failure:  # of any kind, as `embed` is the user's
             error = failure
-        now = self._step
+        now = self._current_step
 
-        def job() -> Retrieved:
-            told = {"metric": self.config.metric, "error": "" if error is None else _described(error)}
+        def search_now() -> Retrieved:
+            message = "" if error is None else _error_text(error)
             try:
-                return self._search(index, vectors, count, where, now, **told)
+                return self._search(index, vectors, count, where, now, metric=self.config.metric, error=message)
             finally:
                 if error is not None:
                     raise error
 
-        return job
+        return search_now
 
     def _check_open(self) -> None:
         if self._stop.is_set():
@@ -283,18 +294,5 @@ class Retriever:
             raise ExchangeError("the ranks were numbered anew since the retriever was made; close it, make a new one")
 
 
-def _described(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     return str(error) if isinstance(error, RehearsalError) else repr(error)
-
-
-def _config_of(source: Rehearsal | RehearsalBuffer, config: ConfigLike) -> RetrievalConfig:
-    if isinstance(config, RetrievalConfig):
-        return config
-    if config is not None:
-        return RetrievalConfig(**config)
-    found = source.config.retrieval if isinstance(source, Rehearsal) else None
-    if found is None:
-        raise ConfigError(
-            "rehearsal.retrieval is missing: it says which field is the embedding; add it, or give config"
-        )
-    return found

@@ -1,9 +1,18 @@
-"""One search over the rows of all ranks: three collectives, and rows travel straight from owner to asker.
+"""One search over the rows of all ranks, in three collectives.
 
-Every rank gathers the queries of all, finds the nearest of its own rows, and gathers what the others found: scores and
-slots. As scores are computed alike everywhere (see `scores`), all ranks merge them to the same answer without another
-word, the one that a search over all rows would give; equally near rows come in the order of their ranks and slots. So
-every rank knows which of its rows to send to whom.
+    1 all_gather   requests: the queries of every rank, with k and filter (see `wire`)
+                   each rank finds the nearest of its own rows for all queries
+    2 all_gather   scores and slots of these rows
+                   each rank merges them; all ranks get the same answer
+    3 all_to_all   rows, straight from the rank that holds them to the rank that asked
+
+Scores are computed in the same way on every rank (see `vector_index.similarity`). So the merge needs no further
+message, and its answer is that of one search over all rows. Equally near rows are in the order of ranks and slots.
+
+Three rows for one query with k = 2, and the merge of their scores:
+
+    rank 0: slot 4 scores .9, slot 1 scores .2       rank 1: slot 7 scores .5
+    answer: rank 0 slot 4, rank 1 slot 7             so rank 0 sends slot 4, and rank 1 sends slot 7
 """
 
 from __future__ import annotations
@@ -24,25 +33,26 @@ from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray
 from rehearsal_plugin.distributed.transport import Pending, Transport, wait
 from rehearsal_plugin.errors import ClosedError, ExchangeError
 from rehearsal_plugin.retrieval.retrieved import Retrieved
-from rehearsal_plugin.retrieval.wire import Request, agreed, needed
+from rehearsal_plugin.retrieval.wire import Request, checked_requests, words_needed
 
 __all__ = ["DistributedSearch"]
 
 ABOUT = 4
-"""Numbers that travel with a row; see `RowIndex.about`."""
+"""Int64 numbers that travel behind each row: partition, origin, step admitted, step embedded; see `RowIndex.about`."""
 
-FIRST_ROOM = 512  # words of a request
+FIRST_ROOM = 512
+"""Words of a request before a larger one has been seen."""
 
 
 @dataclass(frozen=True)
-class Own:
-    """What one rank has for the queries of all, `[queries, most]` each, and the rows behind it.
+class LocalAnswer:
+    """The nearest rows of one rank for the queries of all ranks.
 
     Attributes:
-        scores: Of its nearest rows.
-        slots: Where they are.
-        distinct: `[rows]` int64, all those slots in ascending order.
-        rows: `[rows, row_bytes]` uint8, what is there.
+        scores: `[queries, most]` float64, scores of its nearest rows.
+        slots: `[queries, most]` int64, their slots; -1 for none.
+        distinct: `[rows]` int64, all those slots, ascending.
+        rows: `[rows, row_bytes]` uint8, the rows at `distinct`.
     """
 
     scores: Float64Array
@@ -52,17 +62,17 @@ class Own:
 
 
 class DistributedSearch:
-    """Searches that all ranks of a transport make together, equally often and in the same order.
+    """Collective search: all ranks of a transport call it equally often and in the same order.
 
     Args:
-        transport: The ranks.
-        timeout_s: Deadline of each wait.
-        stopped: Asked while waiting; True gives up.
+        transport: Connection between the ranks.
+        timeout_s: Seconds that each collective may take.
+        stopped: Called while waiting; True ends the wait with a ClosedError.
 
     Attributes:
-        searches: How many there were.
-        collectives: Collectives issued.
-        rows_received: Rows that came from other ranks.
+        searches: Searches so far.
+        collectives: Collectives so far.
+        rows_received: Rows received from other ranks.
     """
 
     def __init__(self, transport: Transport, timeout_s: float, stopped: Callable[[], bool]) -> None:
@@ -72,63 +82,78 @@ class DistributedSearch:
         self.searches = self.collectives = self.rows_received = 0
 
     def __call__(
-        self, index: RowIndex | None, queries: Float32Array, k: int, where: Where, now: int, **told: str
+        self,
+        index: RowIndex | None,
+        queries: Float32Array,
+        k: int,
+        where: Where,
+        now: int,
+        *,
+        metric: str,
+        error: str = "",
     ) -> Retrieved:
         """Search.
 
         Args:
-            index: This rank's; None where it has no rows yet.
+            index: Index of this rank; None before its first row.
             queries: `[n, width]` float32, prepared for the metric; n may be 0.
-            k: Rows for each.
-            where: Which rows count for them.
-            now: The present step; ages go by that of the rank that is furthest.
-            told: See `Request`: `metric`, and `error` where the rank cannot take part.
+            k: Rows for each query.
+            where: Filter of the rows.
+            now: The present step; ages count from the latest step of all ranks.
+            metric: Metric of the index.
+            error: Why this rank cannot take part; empty if it can.
 
         Raises:
-            ExchangeError: The ranks cannot be brought together; every later search says so.
-            ExchangeTimeout: A rank did not come in time.
+            ExchangeError: A collective failed, and every later search fails too; or the requests do not fit together.
+            ExchangeTimeout: A rank did not answer in time.
         """
         if self._failure is not None:
             raise ExchangeError(f"an earlier search failed: {self._failure}") from self._failure
         layout = None if index is None else index.buffer.layout
         width, fingerprint = (0, 0) if index is None else (index.width, index.buffer.layout.fingerprint)
-        own = Request(queries, k, where, now, width, fingerprint, **told)
+        request = Request(queries, k, where, now, width, fingerprint, metric, error)
         try:
-            return self._answer(index, layout, self._requests(own))
+            return self._answer_requests(index, layout, self._gather_requests(request))
         finally:
             self.searches += 1
 
-    def _requests(self, own: Request) -> list[Request]:
-        """Those of all ranks; twice where one is larger than all before it."""
+    def _gather_requests(self, request: Request) -> list[Request]:
+        """The requests of all ranks, by rank; gathered twice if one exceeds the room, which grows for good."""
         while True:
-            gathered = self._gather(own.words(self.searches, self._room), "queries")
-            room, self._room = self._room, max(self._room, needed(gathered))
+            gathered = self._gather_words(request.to_words(self.searches, self._room), "queries")
+            room, self._room = self._room, max(self._room, words_needed(gathered))
             if room == self._room:
-                return agreed(gathered, self._transport.rank, self.searches)
+                return checked_requests(gathered, self._transport.rank, self.searches)
 
-    def _answer(self, index: RowIndex | None, layout: RowLayout | None, requests: Sequence[Request]) -> Retrieved:
+    def _answer_requests(
+        self, index: RowIndex | None, layout: RowLayout | None, requests: Sequence[Request]
+    ) -> Retrieved:
+        """Search this rank's rows, merge the answers of all ranks, and fetch the rows for this rank's queries."""
         me, most = self._transport.rank, max(request.k for request in requests)
         counts = [len(request.queries) for request in requests]
-        asked = requests[me]
+        mine = requests[me]
         if not sum(counts) or index is None:  # all ranks have rows, or none has
-            return Retrieved.nothing(len(asked.queries), asked.k, layout)
-        own = self._own(index, requests, most)
-        gathered = self._gather(np.concatenate((own.scores.view(np.int64).ravel(), own.slots.ravel())), "scores")
-        scores, ranks, slots = _merged(gathered, sum(counts), most, requests)
+            return Retrieved.empty(len(mine.queries), mine.k, layout)
+        local = self._search_local(index, requests, most)
+        gathered = self._gather_words(
+            np.concatenate((local.scores.view(np.int64).ravel(), local.slots.ravel())), "scores"
+        )
+        scores, ranks, slots = _merge_answers(gathered, sum(counts), most, requests)
         first = sum(counts[:me])
-        mine = slice(first, first + counts[me])
-        rows, about = self._fetch(index, own, ranks, slots, counts)
-        owners, k = ranks[mine], asked.k  # as rows arrive: grouped by owner, and then in the order of the queries
+        span = slice(first, first + counts[me])
+        rows, about = self._fetch_rows(index, local, ranks, slots, counts)
+        owners, k = ranks[span], mine.k
+        # Rows arrive grouped by owner, in the order of the queries within a group; -1 is no row and sorts first.
         order = np.argsort(owners, axis=None, kind="stable")[np.count_nonzero(owners < 0) :]
-        told = np.full((owners.size, ABOUT), -1, dtype=np.int64)
-        told[order] = about
-        partition, origin, written, embedded = told.reshape(*owners.shape, ABOUT)[:, :k].transpose(2, 0, 1)
+        numbers = np.full((owners.size, ABOUT), -1, dtype=np.int64)
+        numbers[order] = about
+        partition, origin, written, embedded = numbers.reshape(*owners.shape, ABOUT)[:, :k].transpose(2, 0, 1)
         packed = rows.new_zeros((owners.size, rows.shape[1]))
         packed[torch.from_numpy(order)] = rows
         return Retrieved(
-            scores=scores[mine][:, :k],
+            scores=scores[span][:, :k],
             rank=owners[:, :k],
-            slot=slots[mine][:, :k],
+            slot=slots[span][:, :k],
             partition=partition,
             origin=origin,
             written=written,
@@ -137,46 +162,48 @@ class DistributedSearch:
             layout=layout,
         )
 
-    def _own(self, index: RowIndex, requests: Sequence[Request], most: int) -> Own:
-        """This rank's nearest rows; none that is replaced before it was read."""
+    def _search_local(self, index: RowIndex, requests: Sequence[Request], most: int) -> LocalAnswer:
+        """The nearest rows of this rank; searched again if one was replaced before it could be read."""
         now = max(request.now for request in requests)
         while True:
-            found = [
+            results = [
                 index.search(request.queries, most, request.where, now) for request in requests if len(request.queries)
             ]
-            scores, slots = (np.concatenate([getattr(one, name) for one in found]) for name in ("scores", "slots"))
+            scores, slots = (
+                np.concatenate([getattr(result, name) for result in results]) for name in ("scores", "slots")
+            )
             distinct = np.unique(slots[slots >= 0])
-            rows, gone = index.read(distinct)
-            if not len(gone):
-                return Own(scores, slots, distinct, rows)
-            index.forget(gone)
+            rows, replaced = index.read(distinct)
+            if not len(replaced):
+                return LocalAnswer(scores, slots, distinct, rows)
+            index.forget(replaced)
 
-    def _fetch(
-        self, index: RowIndex, own: Own, ranks: IntArray, slots: IntArray, counts: Sequence[int]
+    def _fetch_rows(
+        self, index: RowIndex, local: LocalAnswer, ranks: IntArray, slots: IntArray, counts: Sequence[int]
     ) -> tuple[Tensor, IntArray]:
-        """Send this rank's rows to those who want them; the rows that it wants, and about them, grouped by owner."""
-        transport, reader = self._transport, np.repeat(np.arange(len(counts)), counts)
+        """Send rows of this rank to the ranks that asked; returns the rows that it asked for, and `ABOUT`, by owner."""
+        transport, asker = self._transport, np.repeat(np.arange(len(counts)), counts)
         sent = ranks == transport.rank
-        rows = own.rows[torch.from_numpy(np.searchsorted(own.distinct, slots[sent]))]
+        rows = local.rows[torch.from_numpy(np.searchsorted(local.distinct, slots[sent]))]
         about = index.about(slots[sent]).view(np.uint8).reshape(len(rows), 8 * ABOUT)
         packed = torch.cat((rows, torch.from_numpy(about)), dim=1).to(transport.device)
-        send = np.bincount(np.repeat(reader, sent.sum(axis=1)), minlength=transport.size)
-        wanted = ranks[reader == transport.rank]
-        receive = np.bincount(wanted[wanted >= 0], minlength=transport.size)
+        send = np.bincount(np.repeat(asker, sent.sum(axis=1)), minlength=transport.size)
+        owners = ranks[asker == transport.rank]
+        receive = np.bincount(owners[owners >= 0], minlength=transport.size)
         room = packed.new_empty((int(receive.sum()), packed.shape[1]))
         if (ranks >= 0).any() and transport.size > 1:
             pending = transport.all_to_all(packed, send.tolist(), room, receive.tolist())
-            packed = self._wait(pending, "rows").cpu()
+            packed = self._wait_for(pending, "rows").cpu()
             self.collectives += 1
             self.rows_received += int(receive.sum() - receive[transport.rank])
         numbers = np.ascontiguousarray(packed[:, -8 * ABOUT :].numpy()).view(np.int64)
         return packed[:, : -8 * ABOUT], numbers.reshape(len(packed), ABOUT)
 
-    def _gather(self, words: IntArray, what: str) -> Tensor:
+    def _gather_words(self, words: IntArray, what: str) -> Tensor:
         self.collectives += self._transport.size > 1
-        return self._wait(self._transport.all_gather(torch.from_numpy(words)), what)
+        return self._wait_for(self._transport.all_gather(torch.from_numpy(words)), what)
 
-    def _wait(self, pending: Pending, what: str) -> Tensor:
+    def _wait_for(self, pending: Pending, what: str) -> Tensor:
         where = f"the exchange of {what} on rank {self._transport.rank} at search {self.searches}"
         try:
             return wait(pending, time.monotonic() + self._timeout_s, self._stopped, where)
@@ -185,10 +212,10 @@ class DistributedSearch:
             raise
 
 
-def _merged(
+def _merge_answers(
     gathered: Tensor, queries: int, most: int, requests: Sequence[Request]
 ) -> tuple[Float64Array, IntArray, IntArray]:
-    """The nearest rows of all ranks: scores, ranks and slots, `[queries, most]` each; rank and slot -1 for none."""
+    """Merge the answers of all ranks: scores, ranks and slots, `[queries, most]` each; rank and slot -1 for none."""
     size = len(gathered)
     both = gathered.numpy().reshape(size, 2, queries, most).transpose(1, 2, 0, 3).reshape(2, queries, size * most)
     scores, slots = np.ascontiguousarray(both[0]).view(np.float64), both[1]

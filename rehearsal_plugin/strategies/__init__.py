@@ -1,4 +1,4 @@
-"""What replayed rows are used for: one strategy a file, behind one registry."""
+"""Strategies: the loss over new and replayed rows, and the state that rows carry for it; one strategy a file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,11 @@
-"""What a strategy is, and where it is registered.
+"""The interface of strategies, and their registry.
 
-A strategy says what a row carries beside the batch (its state, recorded when the row was seen), how many
-independent draws it takes, and the loss over new and replayed rows. It is pure: tensors in, tensors out.
+A strategy defines the state of a row (recorded when the row is new), the number of independent draws, and the loss over
+new and replayed rows. It is pure: tensors in, tensors out. A micro-batch with two draws is cut into three parts:
+
+    outputs of the model    new new new new | replayed replayed | replayed replayed
+                            Part (new)        Part (draw 0)       Part (draw 1)
+    state                   none yet          as recorded         as recorded
 """
 
 from __future__ import annotations
@@ -33,18 +37,18 @@ __all__ = [
 ]
 
 Criterion = Callable[..., Tensor]
-"""`criterion(outputs, *targets)`: the mean loss over the rows it is given, a scalar."""
+"""`criterion(outputs, *targets)`: the mean loss over these rows, a scalar."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one kind in what the model saw: new ones, or one draw of replayed ones.
+    """Part of a micro-batch: its new rows, or the replayed rows of one draw.
 
     Attributes:
-        outputs: The model's outputs for these rows, in the nesting that the model gave.
-        targets: What the loss compares them with, each `[rows, ...]`.
-        state: What was recorded when the rows were seen, by name, each `[rows, ...]`; empty for new rows.
-        size: Rows.
+        outputs: The model's outputs for these rows, nested as the model returned them.
+        targets: Targets of the loss, each `[rows, ...]`.
+        state: State recorded when the rows were new, by name, each `[rows, ...]`; empty for new rows.
+        size: Number of rows.
         criterion: The task's loss.
     """
 
@@ -59,13 +63,13 @@ class Part:
         return self.criterion(self.outputs, *self.targets) if self.size else torch.zeros(())
 
     def select(self, places: Tensor) -> Part:
-        """Some of the rows, `places` `[n]` int64, without their state."""
+        """The rows at `places` `[n]` int64, without their state."""
 
-        def some(_: str, leaf: Any) -> Any:
+        def take(_: str, leaf: Any) -> Any:
             batched = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == self.size
             return leaf[places.to(leaf.device)] if batched else leaf
 
-        outputs, targets = map_leaves((self.outputs, tuple(self.targets)), some)
+        outputs, targets = map_leaves((self.outputs, tuple(self.targets)), take)
         return Part(outputs, targets, {}, len(places), self.criterion)
 
 
@@ -73,10 +77,10 @@ class Strategy(ABC):
     """Base of all strategies.
 
     Attributes:
-        draws: Independent draws a step; each brings as many rows.
+        draws: Independent draws in a step, all of the same number of rows.
         records: Whether rows carry state.
-        refreshes: Whether replayed rows get new state, stored where they live; see `refresh`.
-        relearns: Whether `loss` takes the task's loss on replayed rows, so that it can be weighted.
+        refreshes: Whether replayed rows get new state, stored on the rank that holds them; see `refresh`.
+        relearns: Whether `loss` contains the task's loss on replayed rows, which can then be weighted.
         config: The section `rehearsal.strategy`.
     """
 
@@ -90,42 +94,42 @@ class Strategy(ABC):
 
     @property
     def plain(self) -> bool:
-        """Whether the mean loss over all rows, as a model may compute it itself, is the strategy's loss."""
+        """Whether the strategy's loss is the mean loss over all rows, which a model can compute itself."""
         return False
 
     def tensors(self, outputs: Any) -> dict[str, Tensor]:
-        """The outputs that the strategy looks at, by dotted name; see `flatten`."""
+        """The outputs that the strategy uses, by dotted name; see `flatten`."""
         return flatten(outputs, self.config.outputs)
 
     def state(self, new: Part) -> dict[str, Tensor]:
-        """What to store beside each new row: tensors `[rows, ...]` by name; asked for after `loss`.
+        """State to store with each new row: tensors `[rows, ...]` by name; called after `loss`.
 
-        The outputs have no history. Where they are recorded without a loss, there are no targets.
+        The outputs carry no gradients. Without a call of `loss`, there are no targets.
         """
         return {}
 
     def refresh(self, part: Part) -> dict[str, Tensor]:
-        """New state for the replayed rows of one draw, by the names of their state; asked for after `loss`."""
+        """New state for the replayed rows of one draw, under the same names; called after `loss`."""
         return dict(part.state)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the strategy itself remembers from step to step, for checkpoints; nothing unless it says so."""
+        """State of the strategy itself, for checkpoints; empty by default."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state_dict` gave.
+        """Load the result of `state_dict`.
 
         Raises:
-            ValueError: It is that of another strategy.
+            ValueError: It is the state of another strategy.
         """
         if state:
             raise ValueError(f"strategy '{self.config.name}' remembers nothing, and is given {sorted(state)}")
 
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
-        """What to add to a loss that the model computed itself over all rows; None for nothing.
+        """Term to add to a loss that the model computed itself over all rows; None for no term.
 
         Raises:
-            ConfigError: The strategy cannot go on from such a loss.
+            ConfigError: The strategy needs the losses of new and replayed rows apart.
         """
         return None
 
@@ -135,7 +139,7 @@ class Strategy(ABC):
 
         Args:
             new: The rows of the batch.
-            replayed: One part a draw; empty parts are left out, so there may be none.
+            replayed: One part for each draw; empty before anything is replayed.
         """
 
 
@@ -148,10 +152,10 @@ def register(name: str) -> Callable[[S], S]:
 
 
 def make_strategy(config: StrategyConfig) -> Strategy:
-    """The strategy that the section names.
+    """Make the strategy that the section names.
 
     Raises:
-        ConfigError: None is registered by that name.
+        ConfigError: No strategy is registered under that name.
     """
     strategy: Strategy = STRATEGIES[config.name](config)
     return strategy
@@ -162,10 +166,10 @@ def flatten(outputs: Any, only: Collection[str] | None = None) -> dict[str, Tens
 
     Args:
         outputs: A tensor, or any nesting of mappings, lists and tuples.
-        only: Names to take; None takes all tensors but scalars.
+        only: Names of the tensors; None takes all tensors but scalars.
 
     Raises:
-        BatchError: There is none, or not all of those named.
+        BatchError: There is no tensor, or one that `only` names is missing.
     """
     tensors = tensors_of(outputs)
     missing = set(only or ()) - set(tensors)
@@ -194,17 +198,17 @@ def tensors_of(tree: Any) -> dict[str, Tensor]:
 
 
 def distance(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> Tensor:
-    """The mean squared error between outputs and recorded ones, averaged over the tensors that were recorded.
+    """The mean squared error between present and recorded outputs, averaged over the recorded tensors.
 
     Raises:
-        BatchError: An output is missing, or has not the shape that it was recorded with.
+        BatchError: An output is missing, or has another shape than the recorded one.
     """
     for name, stored in state.items():
         if name not in tensors or tensors[name].shape != stored.shape:
-            found = f"has {tuple(tensors[name].shape[1:])}" if name in tensors else "is missing"
+            problem = f"has {tuple(tensors[name].shape[1:])}" if name in tensors else "is missing"
             raise BatchError(
-                f"the model's output '{name}' was recorded with shape {tuple(stored.shape[1:])} a row and now {found}; "
-                "name outputs that keep their shape in rehearsal.strategy.outputs"
+                f"the model's output '{name}' was recorded with shape {tuple(stored.shape[1:])} a row and now "
+                f"{problem}; name outputs that keep their shape in rehearsal.strategy.outputs"
             )
     errors = [functional.mse_loss(tensors[name].float(), stored.float()) for name, stored in state.items()]
     return torch.stack(errors).mean()

@@ -1,4 +1,4 @@
-"""Dark Experience Replay: replayed rows shall be answered as they were when they were seen."""
+"""DER (dark experience replay): the outputs for replayed rows stay close to the recorded ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class DarkExperienceReplay(Strategy):
     """The task's loss on new rows, plus alpha times the squared distance to the recorded outputs.
 
     Buzzega et al., "Dark experience for general continual learning", NeurIPS 2020. All tensors that the model
-    gives are recorded, so that a generative model with several outputs is held by all of them.
+    returns are recorded and compared, so a generative model with several outputs is held by all of them.
     """
 
     records = True

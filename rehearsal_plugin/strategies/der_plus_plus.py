@@ -1,4 +1,4 @@
-"""DER++: Dark Experience Replay, and the task's own loss on a second draw."""
+"""DER++: dark experience replay, and the task's loss on a second draw."""
 
 from __future__ import annotations
 

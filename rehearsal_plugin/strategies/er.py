@@ -26,7 +26,7 @@ class ExperienceReplay(Strategy):
         return self.config.loss_weight == 1
 
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
-        """See `Strategy.regularizer`: a model's own loss cannot be weighted any more."""
+        """See `Strategy.regularizer`: the weight needs the losses of new and replayed rows apart."""
         raise ConfigError(
             "rehearsal.strategy.loss_weight needs the losses of new and replayed rows apart, and the model computes "
             "its loss itself; compute it with rehearsal.loss(criterion, outputs, *targets), or leave the weight at 1"

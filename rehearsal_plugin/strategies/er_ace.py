@@ -1,4 +1,4 @@
-"""ER-ACE: new classes do not push the old ones away."""
+"""ER-ACE: the loss of new rows leaves the scores of absent classes alone."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["AsymmetricReplay"]
 
 @register("er-ace")
 class AsymmetricReplay(Strategy):
-    """Cross-entropy, in which new rows compete with the classes of the present batch only.
+    """Cross-entropy in which the classes of new rows compete with those of the same batch only.
 
     Caccia et al., "New insights on reducing abrupt representation change in online continual learning", ICLR 2022.
     For classification: outputs are scores `[rows, classes]`, the first target is the class `[rows]` int64; the
-    criterion given is used for replayed rows. Until something is replayed, new rows compete with all classes.
+    criterion is used for replayed rows. Before anything is replayed, new rows compete with all classes.
     """
 
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
-        """See `Strategy.regularizer`: there is no way on from the model's own loss."""
+        """See `Strategy.regularizer`: it needs scores and labels, not the model's loss."""
         raise ConfigError(
             "strategy 'er-ace' replaces the loss of new rows, and the model computes its loss itself; let it return "
             "scores and compute the loss with rehearsal.loss(criterion, outputs, labels)"
@@ -39,7 +39,7 @@ class AsymmetricReplay(Strategy):
         if not isinstance(scores, Tensor) or scores.ndim != 2 or labels is None or labels.dtype != torch.int64:
             raise BatchError("strategy 'er-ace' needs scores [rows, classes] and int64 class labels [rows] as target")
         present = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
-        present[labels[labels >= 0]] = True  # not those that the loss ignores
+        present[labels[labels >= 0]] = True  # negative labels are ignored by the loss
         among = scores.masked_fill(~present, torch.finfo(scores.dtype).min)
         total = replace(new, outputs=among, targets=(labels,), criterion=functional.cross_entropy).loss()
         for part in replayed:

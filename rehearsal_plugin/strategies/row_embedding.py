@@ -1,4 +1,4 @@
-"""Any strategy, whose rows carry an embedding: the model's hidden states for them."""
+"""Wrapper of a strategy whose rows carry an embedding, the model's hidden states for them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["RowEmbedding"]
 
 
 class RowEmbedding(Strategy):
-    """Does what another strategy does, and records the embedding of each row.
+    """Behaves as another strategy, and records the embedding of each row.
 
-    A new row's embedding is that of the forward in which it was new. Where `refresh` is asked for, the present one is
-    stored where the row lives whenever the row is replayed and the loss is computed with `Rehearsal.loss`.
+    The embedding of a new row comes from the forward in which it was new. With `refresh`, the present embedding is
+    stored on the rank that holds the row whenever the row is replayed and `Rehearsal.loss` computes the loss.
 
     Args:
-        inner: The strategy.
-        name: Of the state that holds the embedding.
-        embeddings: Gives those of all rows of the last forward, new ones first, `[rows, width]` float32.
-        refresh: Whether replayed rows get new ones.
+        inner: The other strategy.
+        name: Name of the state with the embedding.
+        embeddings: Returns the embeddings of all rows of the last forward, new ones first, `[rows, width]` float32.
+        refresh: Whether replayed rows get new embeddings.
     """
 
     records = True
@@ -34,7 +34,7 @@ class RowEmbedding(Strategy):
         self._inner, self._name, self._embeddings, self._refresh = inner, name, embeddings, refresh
         self.draws, self.relearns, self.refreshes = inner.draws, inner.relearns, inner.refreshes or refresh
         self._rows = 0
-        self._next: int | None = None  # the first row of the next part that is refreshed
+        self._next: int | None = None  # first row of the next part to be refreshed
 
     @property
     def plain(self) -> bool:
@@ -48,18 +48,18 @@ class RowEmbedding(Strategy):
         return tensors
 
     def state(self, new: Part) -> dict[str, Tensor]:
-        """See `Strategy.state`: that of the other strategy, and the embedding `[rows, width]` float32."""
-        return {**self._inner.state(new), self._name: self._seen()[: new.size]}
+        """See `Strategy.state`: the state of the other strategy, and the embedding `[rows, width]` float32."""
+        return {**self._inner.state(new), self._name: self._last_embeddings()[: new.size]}
 
     def refresh(self, part: Part) -> dict[str, Tensor]:
         """See `Strategy.refresh`."""
-        state = self._inner.refresh(self._without(part))
+        state = self._inner.refresh(self._without_embedding(part))
         if not self._refresh:
             return {**state, self._name: part.state[self._name]}
-        # A plain strategy has one draw, whose rows are the last; of any other the loss was asked for before.
+        # A plain strategy has one draw, the last rows. Any other had `loss` called before, which set the first row.
         start = self._rows - part.size if self._next is None else self._next
         self._next = start + part.size
-        return {**state, self._name: self._seen()[start : self._next]}
+        return {**state, self._name: self._last_embeddings()[start : self._next]}
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `Strategy.state_dict`."""
@@ -72,15 +72,15 @@ class RowEmbedding(Strategy):
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
         """See `Strategy.regularizer`."""
         if self._inner.plain and not self._inner.records:
-            return None  # the model's own loss is what it wants
-        return self._inner.regularizer([self._without(part) for part in replayed])
+            return None  # its loss is the model's loss
+        return self._inner.regularizer([self._without_embedding(part) for part in replayed])
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
         """See `Strategy.loss`."""
         self._next = new.size
-        return self._inner.loss(new, [self._without(part) for part in replayed])
+        return self._inner.loss(new, [self._without_embedding(part) for part in replayed])
 
-    def _seen(self) -> Tensor:
+    def _last_embeddings(self) -> Tensor:
         embeddings = self._embeddings()
         if len(embeddings) != self._rows:
             raise BatchError(
@@ -89,5 +89,5 @@ class RowEmbedding(Strategy):
             )
         return embeddings
 
-    def _without(self, part: Part) -> Part:
+    def _without_embedding(self, part: Part) -> Part:
         return replace(part, state={name: value for name, value in part.state.items() if name != self._name})

@@ -1,4 +1,4 @@
-"""Any strategy, whose rows carry their loss, for buffers that judge rows by it."""
+"""Wrapper of a strategy whose rows carry their loss, for buffers with `score_by: loss`."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from rehearsal_plugin.strategies.base import Part, Strategy, tensors_of
 
 __all__ = ["RowLoss", "row_losses"]
 
-OWN_LOSS = (
+MODEL_LOSS = (
     "rehearsal.buffer.score_by is 'loss', and the model computes its loss itself, one for all rows; compute it "
     "with rehearsal.loss(criterion, outputs, *targets), or name a batch field"
 )
 
 
 class RowLoss(Strategy):
-    """Does what another strategy does, and records the task's loss of each row alone.
+    """Behaves as another strategy, and records the task's loss of each single row.
 
-    A new row's loss is that of the forward in which it was new. Whenever the row is replayed, its present loss is
-    stored where the row lives.
+    The loss of a new row comes from the forward in which it was new. Whenever the row is replayed, its present loss is
+    stored on the rank that holds it.
 
     Args:
-        inner: The strategy.
+        inner: The other strategy.
     """
 
     records = True
@@ -50,7 +50,7 @@ class RowLoss(Strategy):
         return self._inner.tensors(outputs)
 
     def state(self, new: Part) -> dict[str, Tensor]:
-        """See `Strategy.state`: that of the other strategy, and `ROW_LOSS` `[rows]` float32."""
+        """See `Strategy.state`: the state of the other strategy, and `ROW_LOSS` `[rows]` float32."""
         return {**self._inner.state(new), ROW_LOSS: row_losses(new)}
 
     def refresh(self, part: Part) -> dict[str, Tensor]:
@@ -66,8 +66,8 @@ class RowLoss(Strategy):
         self._inner.load_state_dict(state)
 
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
-        """See `Strategy.regularizer`: a model's own loss is one number for all rows."""
-        raise ConfigError(OWN_LOSS)
+        """See `Strategy.regularizer`: the model's loss is one number for all rows."""
+        raise ConfigError(MODEL_LOSS)
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
         """See `Strategy.loss`."""
@@ -76,25 +76,25 @@ class RowLoss(Strategy):
 
 @torch.no_grad()
 def row_losses(part: Part) -> Tensor:
-    """The task's loss of each row alone, `[rows]` float32: the criterion, mapped over the rows in one call.
+    """The task's loss of each single row, `[rows]` float32: the criterion, mapped over the rows in one call.
 
     Raises:
         BatchError: The criterion cannot be mapped.
-        ConfigError: There is none, as where a model computes its loss itself.
+        ConfigError: There is no criterion, as the model computes its loss itself.
     """
     if not part.size:
         return torch.empty(0)
     tree = {"outputs": part.outputs, "targets": tuple(part.targets)}
     columns = {name: tensor for name, tensor in tensors_of(tree).items() if len(tensor) == part.size}
 
-    def one(row: dict[str, Tensor]) -> Tensor:
-        alone = map_leaves(tree, lambda name, leaf: row[name].unsqueeze(0) if name in row else leaf)
-        return part.criterion(alone["outputs"], *alone["targets"]).float()
+    def loss_of_row(row: dict[str, Tensor]) -> Tensor:
+        single = map_leaves(tree, lambda name, leaf: row[name].unsqueeze(0) if name in row else leaf)
+        return part.criterion(single["outputs"], *single["targets"]).float()
 
     try:
-        losses: Tensor = torch.func.vmap(one)(columns)
+        losses: Tensor = torch.func.vmap(loss_of_row)(columns)
     except ConfigError as error:
-        raise ConfigError(OWN_LOSS) from error
+        raise ConfigError(MODEL_LOSS) from error
     except RuntimeError as error:
         raise BatchError(
             f"rehearsal.buffer.score_by is 'loss', and the criterion cannot be computed row by row with "

@@ -1,4 +1,4 @@
-"""Distillation for large vocabularies: of each token's logits, the k largest are kept."""
+"""Distillation for large vocabularies: the k largest logits of each token are recorded."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["TopKDistillation", "distillation_loss"]
 class TopKDistillation(Strategy):
     """The task's loss on all rows, plus alpha times a distillation loss on replayed ones.
 
-    A row carries, for every position, the log-probabilities of its k most likely classes and their ids: 8 k
-    bytes a token instead of 4 times the vocabulary. What the other classes share is one class more, so that
-    nothing is lost at k = vocabulary (Hinton et al., "Distilling the knowledge in a neural network", 2015).
+    A row carries, for every position, the log-probabilities and the ids of its k most likely classes: 8 k bytes a
+    token, instead of 4 bytes for every class. All other classes count as one (Hinton et al., "Distilling the knowledge
+    in a neural network", 2015).
     """
 
     records = True
 
     def state(self, new: Part) -> dict[str, Tensor]:
         """See `Strategy.state`: `values` `[..., k]` float32 log-probabilities and `ids` `[..., k]` int32."""
-        values, ids = self._logits(new.outputs).float().log_softmax(-1).topk(self.config.k)
+        values, ids = self._checked_logits(new.outputs).float().log_softmax(-1).topk(self.config.k)
         return {"values": values, "ids": ids.int()}
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
@@ -36,8 +36,8 @@ class TopKDistillation(Strategy):
         for part in replayed:
             total = total + part.size * part.loss()
             rows += part.size
-        kept = self.regularizer(replayed)
-        return total / rows if kept is None else total / rows + kept
+        distillation = self.regularizer(replayed)
+        return total / rows if distillation is None else total / rows + distillation
 
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
         """See `Strategy.regularizer`: the distillation loss."""
@@ -45,10 +45,10 @@ class TopKDistillation(Strategy):
             return None
         (part,) = replayed
         return self.config.alpha * distillation_loss(
-            self._logits(part.outputs), part.state["values"], part.state["ids"]
+            self._checked_logits(part.outputs), part.state["values"], part.state["ids"]
         )
 
-    def _logits(self, outputs: Any) -> Tensor:
+    def _checked_logits(self, outputs: Any) -> Tensor:
         tensors = self.tensors(outputs)
         logits = tensors.get("logits", next(iter(tensors.values())))
         if logits.ndim < 2 or logits.shape[-1] < self.config.k:
@@ -63,22 +63,27 @@ class TopKDistillation(Strategy):
 def distillation_loss(logits: Tensor, values: Tensor, ids: Tensor) -> Tensor:
     """Cross-entropy between recorded and present probabilities, averaged over positions.
 
+    With 4 classes and k = 2, recorded (.6, .3, .1, 0) and present (.5, .2, .2, .1) are compared as three classes:
+
+        recorded   .6 .3  rest .1
+        present    .5 .2  rest .3       loss = -(.6 log .5 + .3 log .2 + .1 log .3)
+
     Args:
         logits: `[..., classes]`, present.
         values: `[..., k]`, the recorded log-probabilities of the k most likely classes.
-        ids: `[..., k]`, which classes those are.
+        ids: `[..., k]`, the ids of these classes.
 
     Returns:
-        A scalar. All other classes count as one; with k = classes it is the cross-entropy over all of them.
+        A scalar; with k = classes it is the cross-entropy over all classes.
     """
     logp = logits.float().log_softmax(-1).gather(-1, ids.long())
     loss = -(values.exp() * logp).sum(-1)
     if ids.shape[-1] < logits.shape[-1]:
-        loss = loss - _rest(values).exp() * _rest(logp)
+        loss = loss - _rest_log_probability(values).exp() * _rest_log_probability(logp)
     return loss.mean()
 
 
-def _rest(logp: Tensor) -> Tensor:
-    """The log-probability of all classes that are not among the k, `[...]`."""
-    smallest = torch.finfo(logp.dtype).eps  # k classes may hold all the probability that a float can show
+def _rest_log_probability(logp: Tensor) -> Tensor:
+    """Log-probability of all classes beyond the k, `[...]`: log(1 - sum of their probabilities)."""
+    smallest = torch.finfo(logp.dtype).eps  # the k probabilities may round to 1 together, and log(0) is not finite
     return torch.log1p(-logp.exp().sum(-1).clamp(max=1 - smallest))

@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.checkpoint import format as files
 from rehearsal_plugin.checkpoint import increments, saver
-from rehearsal_plugin.checkpoint.format import Content, Place, find_set
-from rehearsal_plugin.checkpoint.increments import read_whole
+from rehearsal_plugin.checkpoint.format import Content, RankFile, find_newest
+from rehearsal_plugin.checkpoint.increments import read_checkpoint
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, CheckpointError, ClosedError, RehearsalError
 from tests.helpers.ranks import run_ranks
@@ -88,9 +88,9 @@ def timeless(value: Any) -> Any:
 
 def content(folder: Path, rank: int = 0) -> Content:
     """The newest file of a rank, without times."""
-    found = find_set(folder)
+    found = find_newest(folder)
     assert found is not None
-    read = read_whole(folder, found[rank])
+    read = read_checkpoint(folder, found[rank])
     return Content(timeless({**read.meta, "parts": None}), read.tensors)
 
 
@@ -346,12 +346,12 @@ def test_a_save_in_the_background_is_of_the_state_at_the_call(
 
     def late(*arguments: Any) -> Path:
         assert go.wait(20)
-        return files.write(*arguments)
+        return files.write_file(*arguments)
 
     plain = Job(**VARIANTS[variant])
     plain.train(0, HALF)
     plain.rehearsal.save(tmp_path / "plain")
-    monkeypatch.setattr(increments, "write", late)
+    monkeypatch.setattr(increments, "write_file", late)
     job = Job(**VARIANTS[variant], checkpoint={"asynchronous": True})
     job.train(0, HALF)
     job.rehearsal.save(tmp_path / "background")
@@ -376,7 +376,7 @@ def test_the_next_save_tells_that_one_in_the_background_failed(tmp_path: Path) -
         job.rehearsal.save(tmp_path / "other")
     job.rehearsal.save(tmp_path / "other")
     job.rehearsal.close()
-    assert len(files.places(tmp_path / "other")) == 1
+    assert len(files.list_files(tmp_path / "other")) == 1
 
 
 def test_close_tells_it_too(tmp_path: Path) -> None:
@@ -474,17 +474,17 @@ def test_the_last_ones_stay(tmp_path: Path) -> None:
     for step in range(5):
         job.train(step, step + 1)
         job.rehearsal.save(tmp_path)
-    assert [place.step for place in files.places(tmp_path)] == [1, 2, 3, 4, 5][-saver.KEPT :]
+    assert [place.step for place in files.list_files(tmp_path)] == [1, 2, 3, 4, 5][-saver.KEPT :]
     assert (tmp_path / "notes.txt").read_text() == "not ours"
 
 
 def test_old_files_of_ranks_that_are_no_more_go_too(tmp_path: Path) -> None:
     for step in range(4):
-        files.write(tmp_path, Place(step, 2, 1), Content({}, {}))
+        files.write_file(tmp_path, RankFile(step, 2, 1), Content({}, {}))
     job = Job()
     job.train(0, 4)
     job.rehearsal.save(tmp_path)
-    assert [place.step for place in files.places(tmp_path) if place.rank == 1] == [0, 1, 2, 3][1 - saver.KEPT :]
+    assert [place.step for place in files.list_files(tmp_path) if place.rank == 1] == [0, 1, 2, 3][1 - saver.KEPT :]
 
 
 def test_what_was_just_saved_stays_whatever_else_is_in_the_folder(tmp_path: Path) -> None:
@@ -496,7 +496,7 @@ def test_what_was_just_saved_stays_whatever_else_is_in_the_folder(tmp_path: Path
         job.rehearsal.save(tmp_path / "late")
     back = job.resumed(tmp_path / "early")
     back.rehearsal.save(tmp_path / "late")
-    assert [place.step for place in files.places(tmp_path / "late")] == [3, *[4, 5, 6, 7, 8][1 - saver.KEPT :]]
+    assert [place.step for place in files.list_files(tmp_path / "late")] == [3, *[4, 5, 6, 7, 8][1 - saver.KEPT :]]
 
 
 def fails_halfway(number: int) -> Any:
@@ -529,7 +529,7 @@ def test_a_full_disk_leaves_what_was_there_and_says_so(
     assert load(tmp_path).rehearsal.steps == 5
     job.train(6, 7)
     job.rehearsal.save(tmp_path)
-    assert len(files.places(tmp_path)) == 2, "a failed save is not the end"
+    assert len(files.list_files(tmp_path)) == 2, "a failed save is not the end"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
@@ -546,7 +546,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 @pytest.mark.fault
 @pytest.mark.parametrize("rest", ["file", "folder"])
 def test_what_a_job_that_died_left_half_written_is_removed(rest: str, tmp_path: Path) -> None:
-    partial = tmp_path / Place(5, 1, 0).partial
+    partial = tmp_path / RankFile(5, 1, 0).partial
     if rest == "folder":
         partial.mkdir()
         partial = partial / ".tmpXYZ"
@@ -581,8 +581,8 @@ def test_a_file_that_was_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [None, 0, 2, "1", [1]])
 def test_another_version_of_the_format_is_named(version: Any, tmp_path: Path) -> None:
     path = saved(tmp_path)
-    found = files.read(tmp_path, Place(5, 1, 0))
-    text = files.write(tmp_path, Place(5, 1, 0), Content({**found.meta, "version": version}, found.tensors))
+    found = files.read_file(tmp_path, RankFile(5, 1, 0))
+    text = files.write_file(tmp_path, RankFile(5, 1, 0), Content({**found.meta, "version": version}, found.tensors))
     assert text == path
     assert f"version {version!r}" in refusal(tmp_path, path)
 
@@ -623,7 +623,7 @@ for length in (1 << 24, (1 << 24) + 1, 1 << 32, 1 << 47, (1 << 63) - 1, (1 << 64
 
 @pytest.mark.fault
 def test_a_header_that_claims_to_be_huge_takes_no_memory(tmp_path: Path) -> None:
-    path = tmp_path / Place(5, 1, 0).name
+    path = tmp_path / RankFile(5, 1, 0).name
     done = subprocess.run(
         [sys.executable, "-c", HUGE, str(path)], capture_output=True, text=True, timeout=60, check=False
     )
@@ -636,33 +636,33 @@ def test_a_header_that_claims_to_be_huge_takes_no_memory(tmp_path: Path) -> None
 
 def touch(folder: Path, *named: tuple[int, int, int]) -> None:
     for step, size, rank in named:
-        (folder / Place(step, size, rank).name).touch()
+        (folder / RankFile(step, size, rank).name).touch()
 
 
 def test_the_newest_complete_one_is_taken(tmp_path: Path) -> None:
     touch(tmp_path, (5, 2, 0), (5, 2, 1), (12, 1, 0), (9, 2, 0), (9, 2, 1), (30, 2, 1))
-    assert find_set(tmp_path) == [Place(12, 1, 0)]
+    assert find_newest(tmp_path) == [RankFile(12, 1, 0)]
     touch(tmp_path, (30, 2, 0), (40, 3, 0), (40, 3, 2))
-    assert find_set(tmp_path) == [Place(30, 2, 0), Place(30, 2, 1)]
+    assert find_newest(tmp_path) == [RankFile(30, 2, 0), RankFile(30, 2, 1)]
 
 
 def test_steps_are_numbers_not_text(tmp_path: Path) -> None:
     touch(tmp_path, (9, 1, 0), (10, 1, 0), *((100, 11, rank) for rank in range(11)))
-    assert find_set(tmp_path) == [Place(100, 11, rank) for rank in range(11)]
+    assert find_newest(tmp_path) == [RankFile(100, 11, rank) for rank in range(11)]
 
 
 @pytest.mark.fault
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     touch(tmp_path, (5, 2, 1), (9, 3, 0), (9, 3, 2))
     with pytest.raises(CheckpointError, match=r"rehearsal-step9-rank1-of-3\.safetensors is missing"):
-        find_set(tmp_path)
+        find_newest(tmp_path)
     with pytest.raises(CheckpointError, match="2 of 3 files"):
         load(tmp_path)
 
 
 def test_an_empty_folder_has_none(tmp_path: Path) -> None:
-    assert find_set(tmp_path) is None
-    assert find_set(tmp_path / "missing") is None
+    assert find_newest(tmp_path) is None
+    assert find_newest(tmp_path / "missing") is None
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(CheckpointError, match="no rehearsal checkpoint"):
             load(folder)
@@ -689,9 +689,9 @@ STRANGERS = [
 def test_other_files_are_passed_over(tmp_path: Path) -> None:
     for name in STRANGERS:
         (tmp_path / name).touch()
-    assert find_set(tmp_path) is None
+    assert find_newest(tmp_path) is None
     touch(tmp_path, (4, 1, 0))
-    assert find_set(tmp_path) == [Place(4, 1, 0)]
+    assert find_newest(tmp_path) == [RankFile(4, 1, 0)]
 
 
 def test_a_folder_that_cannot_be_looked_into_is_a_checkpoint_error(tmp_path: Path) -> None:

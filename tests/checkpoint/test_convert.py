@@ -29,12 +29,12 @@ from rehearsal_plugin.checkpoint.convert import (
     Sampling,
     columns,
     load_tokenizer,
-    packed_texts,
+    read_packed_texts,
     sources,
-    synthesized,
+    synthesize_rows,
     text,
 )
-from rehearsal_plugin.checkpoint.record import dealt
+from rehearsal_plugin.checkpoint.record import rows_for_rank
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, CheckpointError, DataError, MissingDependencyError
 from tests.helpers.chance import SIGNIFICANCE, equally_included
@@ -55,9 +55,9 @@ def call(*arguments: Any, code: int = 0) -> str:
 
 def rows_in(folder: Path) -> Batch:
     """All rows of a checkpoint."""
-    taken = dealt(tools.files_of(folder), 0, 1)
+    taken = rows_for_rank(tools.newest_files(folder), 0, 1)
     assert taken is not None
-    batch: Batch = taken.layout.unpack(taken.rows.tensor())
+    batch: Batch = taken.layout.unpack(taken.rows.read_all())
     return batch
 
 
@@ -285,7 +285,7 @@ def test_however_much_is_read_at_a_time(at_once: int, tmp_path: Path, monkeypatc
     monkeypatch.setattr(text, "CHARACTERS_AT_ONCE", at_once)
     tokenizer = tokenizer_in(tmp_path / "model")
     paths = as_texts(tmp_path, "jsonl")
-    found = joined(list(packed_texts(paths, load_tokenizer(tmp_path / "model"), LENGTH)))["input_ids"].flatten()
+    found = joined(list(read_packed_texts(paths, load_tokenizer(tmp_path / "model"), LENGTH)))["input_ids"].flatten()
     assert found.tolist() == stream_of(tokenizer)[: len(found)]
 
 
@@ -295,7 +295,7 @@ def test_rows_are_as_the_data_collator_of_transformers_gives_them(special: dict[
 
     tokenizer = tokenizer_in(tmp_path / "model", **special)
     paths = as_texts(tmp_path, "jsonl")
-    rows = joined(list(packed_texts(paths, load_tokenizer(tmp_path / "model"), LENGTH)))
+    rows = joined(list(read_packed_texts(paths, load_tokenizer(tmp_path / "model"), LENGTH)))
     if not special:
         tokenizer.pad_token = PAD  # the collator needs one
     collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
@@ -308,10 +308,10 @@ def test_rows_are_as_the_data_collator_of_transformers_gives_them(special: dict[
 def test_a_file_of_the_tokenizers_library_will_do(tmp_path: Path) -> None:
     tokenizer_in(tmp_path / "model")
     paths, file = as_texts(tmp_path, "jsonl"), tmp_path / "model" / "tokenizer.json"
-    whole = joined(list(packed_texts(paths, load_tokenizer(tmp_path / "model"), LENGTH)))
-    assert same(joined(list(packed_texts(paths, load_tokenizer(file, END), LENGTH))), whole)
+    whole = joined(list(read_packed_texts(paths, load_tokenizer(tmp_path / "model"), LENGTH)))
+    assert same(joined(list(read_packed_texts(paths, load_tokenizer(file, END), LENGTH))), whole)
     with pytest.raises(DataError, match="which token ends a document"):
-        next(packed_texts(paths, load_tokenizer(file), LENGTH))
+        next(read_packed_texts(paths, load_tokenizer(file), LENGTH))
     with pytest.raises(DataError, match="no token '<nope>'"):
         load_tokenizer(file, "<nope>")
 
@@ -329,7 +329,7 @@ def test_the_text_may_be_under_another_key(tmp_path: Path) -> None:
 
 
 def said(folder: Path, rows: int = 6, length: int = LENGTH, prompts: Path | None = None, **sampling: Any) -> Tensor:
-    return joined(list(synthesized(folder, rows, length, Sampling(**sampling), prompts)))["input_ids"]
+    return joined(list(synthesize_rows(folder, rows, length, Sampling(**sampling), prompts)))["input_ids"]
 
 
 def chances(model: Any, before: list[int]) -> np.ndarray[Any, Any]:

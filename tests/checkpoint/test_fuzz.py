@@ -21,8 +21,8 @@ from torch import Tensor
 from rehearsal_plugin.checkpoint import format as files
 from rehearsal_plugin.checkpoint import record as content
 from rehearsal_plugin.checkpoint import tools
-from rehearsal_plugin.checkpoint.format import NAME, Content, Place, find_set
-from rehearsal_plugin.checkpoint.state_tree import flatten, unflatten
+from rehearsal_plugin.checkpoint.format import NAME, Content, RankFile, find_newest
+from rehearsal_plugin.checkpoint.state_tree import flatten_state, unflatten_state
 from rehearsal_plugin.errors import CheckpointError, RehearsalError
 from tests.checkpoint.test_checkpoint import Job
 from tests.helpers.fuzzing import FEW, PROPERTY
@@ -43,7 +43,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "herding": {"buffer": {**CLASSES, "policy": "herding", "score_by": "x"}, "mode": "replace"},
     "rows only": {"buffer": CLASSES},
 }
-PLACE = Place(STOP, 1, 0)
+PLACE = RankFile(STOP, 1, 0)
 
 variants = pytest.mark.parametrize("variant", VARIANTS)
 
@@ -64,7 +64,7 @@ def right(variant: str) -> tuple[Content, bytes]:
         if variant == "rows only":
             tools.reshard([folder], folder / "new", 1)
             folder /= "new"
-        return files.read(folder, PLACE), (folder / PLACE.name).read_bytes()
+        return files.read_file(folder, PLACE), (folder / PLACE.name).read_bytes()
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def folder_with(variant: str, data: bytes | Content) -> Iterator[Path]:
         if isinstance(data, bytes):
             (folder / PLACE.name).write_bytes(data)
         else:
-            files.write(folder, PLACE, data)
+            files.write_file(folder, PLACE, data)
         yield folder
 
 
@@ -105,7 +105,7 @@ def test_the_right_file_goes_on(variant: str) -> None:
 
 def refused(variant: str, data: bytes) -> None:
     with folder_with(variant, data) as folder, pytest.raises(CheckpointError) as caught:
-        files.read(folder, PLACE)
+        files.read_file(folder, PLACE)
     assert PLACE.name in str(caught.value)
 
 
@@ -123,7 +123,7 @@ def test_a_flipped_bit_anywhere_is_noticed(variant: str, data: st.DataObject) ->
 
 def test_every_bit_of_a_small_header_counts() -> None:
     with tempfile.TemporaryDirectory() as name:
-        whole = files.write(Path(name), PLACE, Content({"version": 1}, {"a": torch.zeros(2)})).read_bytes()
+        whole = files.write_file(Path(name), PLACE, Content({"version": 1}, {"a": torch.zeros(2)})).read_bytes()
     for place in range(8 * len(whole)):
         changed = bytearray(whole)
         changed[place // 8] ^= 1 << place % 8
@@ -323,10 +323,10 @@ def test_a_file_by_the_name_of_another_step_is_refused() -> None:
     whole, _ = right("x-der")
     with tempfile.TemporaryDirectory() as name:
         for step in (0, STOP + 1, 10**18 - 1):
-            place = Place(step, 1, 0)
-            files.write(Path(name), place, whole)
+            place = RankFile(step, 1, 0)
+            files.write_file(Path(name), place, whole)
             with pytest.raises(CheckpointError):
-                content.unpack(Path(name), place)
+                content.unpack_record(Path(name), place)
 
 
 def test_deep_json_is_refused() -> None:
@@ -340,7 +340,7 @@ def test_deep_json_is_refused() -> None:
         path = Path(name) / PLACE.name
         save_file({}, path, {"rehearsal": text, "header": files.checksum(text, {})})
         with pytest.raises(CheckpointError):
-            content.unpack(Path(name), PLACE)
+            content.unpack_record(Path(name), PLACE)
 
 
 # --- names and trees -------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_deep_json_is_refused() -> None:
 @given(st.integers(0, 10**18 - 1), st.integers(1, 10**9 - 1), st.data())
 @PROPERTY
 def test_every_place_has_a_name_of_its_own(step: int, size: int, data: st.DataObject) -> None:
-    place = Place(step, size, data.draw(st.integers(0, size - 1)))
+    place = RankFile(step, size, data.draw(st.integers(0, size - 1)))
     found = NAME.fullmatch(place.name)
     assert found is not None
     assert (int(found[1]), int(found[3]), int(found[2])) == (place.step, place.size, place.rank)
@@ -360,22 +360,22 @@ def test_every_place_has_a_name_of_its_own(step: int, size: int, data: st.DataOb
 @given(st.sets(st.tuples(st.integers(0, 3), st.integers(1, 3), st.integers(0, 2)), max_size=12))
 @PROPERTY
 def test_the_newest_complete_set_is_found(named: set[tuple[int, int, int]]) -> None:
-    there = {Place(*one) for one in named if one[2] < one[1]}
+    there = {RankFile(*one) for one in named if one[2] < one[1]}
     complete = [
         (step, size)
         for step in range(4)
         for size in range(1, 4)
-        if all(Place(step, size, rank) in there for rank in range(size))
+        if all(RankFile(step, size, rank) in there for rank in range(size))
     ]
     with tempfile.TemporaryDirectory() as name:
         for place in there:
             (Path(name) / place.name).touch()
         if there and not complete:
             with pytest.raises(CheckpointError, match="is missing"):
-                find_set(Path(name))
+                find_newest(Path(name))
         else:
-            found = find_set(Path(name))
-            assert found == ([Place(*max(complete), rank) for rank in range(max(complete)[1])] if complete else None)
+            found = find_newest(Path(name))
+            assert found == ([RankFile(*max(complete), rank) for rank in range(max(complete)[1])] if complete else None)
 
 
 LEAVES = (
@@ -395,10 +395,10 @@ TREES = st.recursive(LEAVES, lambda inner: st.dictionaries(st.text("abc", min_si
 @PROPERTY
 def test_a_tree_comes_back_as_it_was(tree: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        plain, tensors = flatten(tree)
-        files.write(Path(name), PLACE, Content({"version": 1, "tree": plain}, tensors))
-        read = files.read(Path(name), PLACE)
-    assert equal(unflatten(read.meta["tree"], read.tensors), tree)
+        plain, tensors = flatten_state(tree)
+        files.write_file(Path(name), PLACE, Content({"version": 1, "tree": plain}, tensors))
+        read = files.read_file(Path(name), PLACE)
+    assert equal(unflatten_state(read.meta["tree"], read.tensors), tree)
 
 
 def equal(first: Any, second: Any) -> bool:
@@ -413,10 +413,10 @@ def equal(first: Any, second: Any) -> bool:
 
 def test_memory_that_is_shared_is_written_as_often_as_it_is_named(tmp_path: Path) -> None:
     rows = torch.arange(12)
-    plain, tensors = flatten({"all": rows, "some": rows[3:6], "again": rows.numpy()[1:], "none": rows[:0]})
-    files.write(tmp_path, PLACE, Content({"version": 1, "tree": plain}, tensors))
-    read = files.read(tmp_path, PLACE)
-    found = unflatten(read.meta["tree"], read.tensors)
+    plain, tensors = flatten_state({"all": rows, "some": rows[3:6], "again": rows.numpy()[1:], "none": rows[:0]})
+    files.write_file(tmp_path, PLACE, Content({"version": 1, "tree": plain}, tensors))
+    read = files.read_file(tmp_path, PLACE)
+    found = unflatten_state(read.meta["tree"], read.tensors)
     assert {name: part.tolist() for name, part in found.items()} == {
         "all": list(range(12)),
         "some": [3, 4, 5],

@@ -16,7 +16,7 @@ from torch import Tensor
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.checkpoint import format as files
 from rehearsal_plugin.checkpoint import increments, saver
-from rehearsal_plugin.checkpoint.format import Content, find_set
+from rehearsal_plugin.checkpoint.format import Content, find_newest
 from rehearsal_plugin.checkpoint.tools import inspect, reshard
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import CheckpointError
@@ -35,9 +35,9 @@ def parts(folder: Path) -> dict[str, int]:
 
 def rows_in(folder: Path) -> list[int]:
     """Rows in each of the newest checkpoint's files, oldest first."""
-    found = find_set(folder)
+    found = find_newest(folder)
     assert found is not None
-    return [rows for _, _, rows in files.peek(folder, found[0])["parts"]]
+    return [rows for _, _, rows in files.read_header(folder, found[0])["parts"]]
 
 
 # --- the same as a whole save ----------------------------------------------------------------------------------------
@@ -155,10 +155,12 @@ def test_files_that_no_checkpoint_needs_are_removed(tmp_path: Path) -> None:
         job.rehearsal.save(tmp_path)
         job.train(step, step + 2)
         needed = set()
-        for place in files.places(tmp_path):
-            needed |= {part.name for part in increments._parts(files.peek(tmp_path, place)["parts"], place)}
+        for place in files.list_files(tmp_path):
+            needed |= {
+                part.name for part in increments._parse_parts(files.read_header(tmp_path, place)["parts"], place)
+            }
         assert parts(tmp_path).keys() == needed
-    assert len(files.places(tmp_path)) == saver.KEPT
+    assert len(files.list_files(tmp_path)) == saver.KEPT
 
 
 def test_only_its_owner_reads_the_files(tmp_path: Path) -> None:
@@ -227,7 +229,7 @@ def test_after_a_save_that_failed_all_rows_are_written(
         raise CheckpointError("the disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(increments, "write", full)
+        patch.setattr(increments, "write_file", full)
         job.train(10, 12)
         with pytest.raises(CheckpointError, match="full"):
             save_to_the_end(job, tmp_path / "2")
@@ -305,10 +307,10 @@ def test_a_file_of_rows_under_anothers_name_is_refused(saved: Path) -> None:
 
 def forge(folder: Path, meta: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Change what the newest checkpoint says, with a right checksum."""
-    found = find_set(folder)
+    found = find_newest(folder)
     assert found is not None
-    head = files.read(folder, found[0])
-    files.write(folder, found[0], Content(meta(head.meta), head.tensors))
+    head = files.read_file(folder, found[0])
+    files.write_file(folder, found[0], Content(meta(head.meta), head.tensors))
 
 
 @pytest.mark.parametrize(
@@ -338,15 +340,15 @@ def test_a_number_of_rows_that_is_not_theirs_is_refused(count: Any, saved: Path)
 
 @pytest.mark.parametrize("slots", [[-1], [10**15], [0.5], [[0]], [0, 0]], ids=str)
 def test_rows_at_impossible_places_are_refused(slots: Any, saved: Path) -> None:
-    found = find_set(saved)
+    found = find_newest(saved)
     assert found is not None
-    listed = increments._parts(files.peek(saved, found[0])["parts"], found[0])
+    listed = increments._parse_parts(files.read_header(saved, found[0])["parts"], found[0])
     part = listed[0]
-    old = files.read(saved, part)
+    old = files.read_file(saved, part)
     places = old.tensors["slots"].clone()
     forged = torch.tensor(slots)
     if forged.is_floating_point() or forged.ndim > 1:
         places = places.to(forged.dtype).reshape(-1, *forged.shape[1:])
     places[: len(forged)] = forged
-    files.write(saved, part, Content(old.meta, {**old.tensors, "slots": places}))
+    files.write_file(saved, part, Content(old.meta, {**old.tensors, "slots": places}))
     refused(saved)

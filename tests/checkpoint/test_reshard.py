@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import functools
 import itertools
 import pickle
@@ -25,10 +26,11 @@ from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.buffer.policies.reservoir import thinned_places
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.checkpoint import format as files
-from rehearsal_plugin.checkpoint.format import Place, find_set
-from rehearsal_plugin.checkpoint.lazy_rows import Packed
-from rehearsal_plugin.checkpoint.record import Record, Rows, dealt, pack
-from rehearsal_plugin.checkpoint.reshard import deal, keep
+from rehearsal_plugin.checkpoint import reshard
+from rehearsal_plugin.checkpoint.format import RankFile, find_newest
+from rehearsal_plugin.checkpoint.lazy_rows import LazyRows
+from rehearsal_plugin.checkpoint.record import Record, RowSet, pack_record, rows_for_rank
+from rehearsal_plugin.checkpoint.reshard import deal_rows, keep_rows
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, CheckpointError
 from tests.helpers.chance import SIGNIFICANCE, equally_included
@@ -106,7 +108,7 @@ def offered(size: int, steps: int = STEPS) -> list[int]:
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=9), st.integers(1, 12))
 @PROPERTY
 def test_ranks_take_every_row_of_every_file_once_in_equal_shares(counts: list[int], size: int) -> None:
-    taken = [deal(counts, rank, size) for rank in range(size)]
+    taken = [deal_rows(counts, rank, size) for rank in range(size)]
     rows = [(one.file, row) for of_rank in taken for one in of_rank for row in range(one.start, one.stop)]
     assert sorted(rows) == [(file, row) for file, count in enumerate(counts) for row in range(count)]
     shares = [sum(one.stop - one.start for one in of_rank) for of_rank in taken]
@@ -120,7 +122,7 @@ OWNERS = st.lists(st.integers(0, 5), min_size=1, max_size=80)
 @given(OWNERS, st.integers(1, 80), st.booleans())
 @PROPERTY
 def test_what_stays_is_a_set_of_rows_as_large_as_the_room(owners: list[int], capacity: int, equal: bool) -> None:
-    kept = keep(np.array(owners), capacity, equal=equal, rng=np.random.default_rng(0))
+    kept = keep_rows(np.array(owners), capacity, equal=equal, rng=np.random.default_rng(0))
     assert len(kept) == min(capacity, len(owners))
     assert (np.diff(kept) > 0).all()
     assert not len(kept) or 0 <= kept[0] <= kept[-1] < len(owners)
@@ -129,7 +131,7 @@ def test_what_stays_is_a_set_of_rows_as_large_as_the_room(owners: list[int], cap
 @given(OWNERS, st.integers(1, 80))
 @PROPERTY
 def test_partitions_keep_their_shares_to_the_largest_remainder(owners: list[int], capacity: int) -> None:
-    kept = keep(np.array(owners), capacity, equal=False, rng=np.random.default_rng(0))
+    kept = keep_rows(np.array(owners), capacity, equal=False, rng=np.random.default_rng(0))
     have, left = Counter(owners), Counter(np.array(owners)[kept].tolist())
     if capacity >= len(owners):
         return
@@ -143,7 +145,7 @@ def test_partitions_keep_their_shares_to_the_largest_remainder(owners: list[int]
 @given(OWNERS, st.integers(1, 80))
 @PROPERTY
 def test_or_get_equal_ones(owners: list[int], capacity: int) -> None:
-    kept = keep(np.array(owners), capacity, equal=True, rng=np.random.default_rng(0))
+    kept = keep_rows(np.array(owners), capacity, equal=True, rng=np.random.default_rng(0))
     have, left = Counter(owners), Counter(np.array(owners)[kept].tolist())
     most = max(left[key] for key in have)
     assert all(left[key] in (have[key], most, most - 1) or left[key] == have[key] for key in have)
@@ -155,35 +157,35 @@ def test_every_row_of_a_partition_has_the_same_chance_to_stay(equal: bool) -> No
     owners, trials = np.repeat([0, 1, 2], [20, 12, 4]), 2000
     counts = np.zeros(len(owners), dtype=int)
     for seed in range(trials):
-        counts[keep(owners, 18, equal=equal, rng=np.random.default_rng(seed))] += 1
+        counts[keep_rows(owners, 18, equal=equal, rng=np.random.default_rng(seed))] += 1
     for key, taken in enumerate([7, 7, 4] if equal else [10, 6, 2]):
         mine = counts[owners == key]
         assert mine.sum() == taken * trials
         assert taken == len(mine) or equally_included(mine.tolist(), trials, taken) > SIGNIFICANCE
 
 
-def rows_of(amount: int, seen_by_key: dict[int, int], first: int = 0) -> Rows:
+def rows_of(amount: int, seen_by_key: dict[int, int], first: int = 0) -> RowSet:
     """Rows of one partition a label, stored in turn."""
     batch = samples(torch.arange(first, first + amount))
     layout = RowLayout.infer(batch)
     packed = torch.zeros((amount, layout.row_bytes), dtype=torch.uint8)
     layout.pack(layout.columns(batch), packed)
     numbers = np.arange(amount)
-    return Rows(layout, Packed.of(packed), numbers, numbers.astype(np.int32), batch["label"].numpy(), seen_by_key)
+    return RowSet(layout, LazyRows.of(packed), numbers, numbers.astype(np.int32), batch["label"].numpy(), seen_by_key)
 
 
-def write(folder: Path, place: Place, rows: Rows) -> tuple[Path, Place]:
+def write(folder: Path, place: RankFile, rows: RowSet) -> tuple[Path, RankFile]:
     job = {"policy": "reservoir", "strategy": "er", "records": False}
-    files.write(folder, place, pack(Record(job, rows.layout, "cpu", rows.buffer(), None)))
+    files.write_file(folder, place, pack_record(Record(job, rows.layout, "cpu", rows.buffer_state(), None)))
     return folder, place
 
 
 def test_every_row_has_the_same_chance_to_go_to_a_rank(tmp_path: Path) -> None:
     rows, trials, counts = rows_of(12, {}), 200, np.zeros((3, 12), dtype=int)
     for step in range(trials):
-        file = write(tmp_path, Place(step, 1, 0), rows)
+        file = write(tmp_path, RankFile(step, 1, 0), rows)
         for rank in range(3):
-            taken = dealt([file], rank, 3)
+            taken = rows_for_rank([file], rank, 3)
             assert taken is not None
             counts[rank, taken.written] += 1
         (tmp_path / file[1].name).unlink()
@@ -199,34 +201,34 @@ def test_what_was_offered_is_shared_as_the_rows_are(amount: int, size: int, more
     parts = [rows.select(np.arange(rank, amount, size)) for rank in range(size)]
     for part in parts:
         have = Counter(part.keys.tolist())
-        assert all(part.seen.get(key, 0) >= have[key] for key in have)
+        assert all(part.offered.get(key, 0) >= have[key] for key in have)
         if not more:
-            assert sum(part.seen.values()) == len(part.keys), "who kept everything goes on keeping everything"
+            assert sum(part.offered.values()) == len(part.keys), "who kept everything goes on keeping everything"
     if amount:
-        total = sum(sum(part.seen.values()) for part in parts)
+        total = sum(sum(part.offered.values()) for part in parts)
         assert abs(total - sum(told.values())) <= size * (len(told) + 1)
 
 
 def test_what_vanished_partitions_offered_counts_too(tmp_path: Path) -> None:
     rows = rows_of(10, dict.fromkeys(range(50), 100))
     parts = [rows.select(np.arange(rank, 10, 2)) for rank in range(2)]
-    assert [sum(part.seen.values()) for part in parts] == [2500, 2500]
-    file = write(tmp_path, Place(1, 1, 0), parts[0])
-    again = dealt([file], 0, 1)
+    assert [sum(part.offered.values()) for part in parts] == [2500, 2500]
+    file = write(tmp_path, RankFile(1, 1, 0), parts[0])
+    again = rows_for_rank([file], 0, 1)
     assert again is not None
-    assert sum(again.seen.values()) == 2500, "a file carries it on"
+    assert sum(again.offered.values()) == 2500, "a file carries it on"
 
 
 def test_rows_that_had_to_go_were_offered_all_the_same() -> None:
     rows = rows_of(20, dict.fromkeys(range(5), 40))
-    kept = rows.within(5, equal=False, rng=np.random.default_rng(0))
+    kept = rows.cut_to(5, equal=False, rng=np.random.default_rng(0))
     assert len(kept.rows) == 5
-    assert sum(kept.seen.values()) == 200
+    assert sum(kept.offered.values()) == 200
 
 
 def test_other_keys_share_what_was_offered() -> None:
-    rows = rows_of(20, {0: 1000}).keyed(np.repeat([7, 9], [5, 15]))
-    assert rows.seen == {7: 250, 9: 750}
+    rows = rows_of(20, {0: 1000}).with_keys(np.repeat([7, 9], [5, 15]))
+    assert rows.offered == {7: 250, 9: 750}
 
 
 # --- other numbers of ranks ------------------------------------------------------------------------------------------
@@ -527,13 +529,13 @@ def test_rows_that_have_not_the_field_that_is_asked_for_are_refused(tmp_path: Pa
 
 def test_files_of_different_fields_do_not_go_together(tmp_path: Path) -> None:
     save(tmp_path, 2)
-    place = Place(STEPS, 2, 1)
+    place = RankFile(STEPS, 2, 1)
     rows = rows_of(5, {})
     layout = replace(rows.layout, fields=rows.layout.fields[1:])
-    other = Rows.of(Record({}, layout, "cpu", rows.buffer(), None))
+    other = RowSet.of(Record({}, layout, "cpu", rows.buffer_state(), None))
     assert other is not None
     narrow = RowLayout.infer({"x": torch.zeros(3, 2)})
-    cut = Packed.of(other.rows.tensor()[:, : narrow.row_bytes].contiguous())
+    cut = LazyRows.of(other.rows.read_all()[:, : narrow.row_bytes].contiguous())
     write(tmp_path, place, replace(other, layout=narrow, rows=cut))
     with pytest.raises(CheckpointError, match="fields"):
         load(tmp_path, 1)
@@ -590,13 +592,13 @@ def test_real_ranks_share_out_the_rows(before: int, after: int, common: Path) ->
     together = list(itertools.chain(*found))
     assert len(set(together)) == len(together) == 120
     assert {len(rows) for rows in found} == {120 // after}
-    files_found = find_set(common / f"{before}-{after}")
+    files_found = find_newest(common / f"{before}-{after}")
     assert files_found is not None
     stored_before = []
     for place in files_found:
-        part = dealt([(common / f"{before}-{after}", place)], 0, 1)
+        part = rows_for_rank([(common / f"{before}-{after}", place)], 0, 1)
         assert part is not None
-        stored_before += part.layout.unpack(part.rows.tensor())["id"].tolist()
+        stored_before += part.layout.unpack(part.rows.read_all())["id"].tolist()
     assert set(together) <= set(stored_before)
 
 
@@ -611,3 +613,7 @@ def test_and_go_on_with_rows_of_all_old_ranks(before: int, after: int, common: P
         assert steps == 45
         assert all(map(intact, batches))
         assert [len(batch["id"]) - 8 for batch in batches] == [0, 0] + [6] * 23
+
+
+def test_the_examples_of_the_module_are_right() -> None:
+    assert doctest.testmod(reshard).failed == 0

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from rehearsal_plugin.checkpoint.convert.sources import arrow_batches, files_of, readable
+from rehearsal_plugin.checkpoint.convert.sources import find_files, name_unreadable, read_arrow_batches
 from rehearsal_plugin.errors import DataError
 
 __all__ = ["columns"]
@@ -26,66 +26,68 @@ EXPORTED = {"rehearsal.step", "rehearsal.rank"}
 def columns(
     paths: Sequence[Path], fields: Collection[str] | None = None, cast: Mapping[str, torch.dtype] | None = None
 ) -> Iterator[Batch]:
-    """The rows of files, in batches of some megabytes.
+    """Read the rows of files, in batches of some megabytes.
 
     Args:
         paths: Files that end in `.safetensors`, `.npz`, `.arrow` or `.parquet`, or folders of them. Columns of Arrow
             are numbers, or lists of one length for all rows.
         fields: Names of the columns; None takes all.
-        cast: The dtypes that fields get, by name; others keep theirs.
+        cast: New dtypes of fields, by name.
 
     Raises:
-        DataError: A file cannot be read, or its columns are no fields.
+        DataError: A file cannot be read, or its columns cannot be fields.
         MissingDependencyError: pyarrow is needed and not installed.
     """
-    for path in files_of(paths, READERS):
-        with readable(path):
+    for path in find_files(paths, READERS):
+        with name_unreadable(path):
             for batch in READERS[path.suffix](path, fields):
                 yield {name: tensor.to((cast or {}).get(name, tensor.dtype)) for name, tensor in batch.items()}
 
 
-def _safetensors(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
+def _read_safetensors(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
     try:
         with safe_open(path, framework="pt") as file:
-            names = _named(path, list(file.keys()), fields)
+            names = _chosen_names(path, list(file.keys()), fields)
             slices = {name: file.get_slice(name) for name in names}
-            yield from _pieces(path, {name: list(slices[name].get_shape()) for name in names}, slices.__getitem__)
+            yield from _slice_batches(
+                path, {name: list(slices[name].get_shape()) for name in names}, slices.__getitem__
+            )
     except SafetensorError as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def _npz(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
+def _read_npz(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
     with np.load(path, allow_pickle=False) as file:
-        arrays = {name: torch.from_numpy(file[name]) for name in _named(path, file.files, fields)}
-    yield from _pieces(path, {name: list(array.shape) for name, array in arrays.items()}, arrays.__getitem__)
+        arrays = {name: torch.from_numpy(file[name]) for name in _chosen_names(path, file.files, fields)}
+    yield from _slice_batches(path, {name: list(array.shape) for name, array in arrays.items()}, arrays.__getitem__)
 
 
-def _arrow(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
-    for batch in arrow_batches(path, fields):
-        names = _named(path, batch.schema.names, fields)
-        yield {name: _tensor(path, name, batch.column(name)) for name in names}
+def _read_arrow(path: Path, fields: Collection[str] | None) -> Iterator[Batch]:
+    for batch in read_arrow_batches(path, fields):
+        names = _chosen_names(path, batch.schema.names, fields)
+        yield {name: _column_tensor(path, name, batch.column(name)) for name in names}
 
 
 READERS: dict[str, Callable[[Path, Collection[str] | None], Iterator[Batch]]] = {
-    ".safetensors": _safetensors,
-    ".npz": _npz,
-    ".arrow": _arrow,
-    ".parquet": _arrow,
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    ".arrow": _read_arrow,
+    ".parquet": _read_arrow,
 }
 
 
-def _named(path: Path, there: Sequence[str], fields: Collection[str] | None) -> list[str]:
-    missing = sorted(set(fields or ()) - set(there))
+def _chosen_names(path: Path, available: Sequence[str], fields: Collection[str] | None) -> list[str]:
+    missing = sorted(set(fields or ()) - set(available))
     if missing:
-        raise DataError(f"{path} has no columns {missing}; it has {sorted(there)}")
-    names = [name for name in there if (name in fields if fields is not None else name not in EXPORTED)]
+        raise DataError(f"{path} has no columns {missing}; it has {sorted(available)}")
+    names = [name for name in available if (name in fields if fields is not None else name not in EXPORTED)]
     if not names:
         raise DataError(f"{path} has no columns")
     return names
 
 
-def _pieces(path: Path, shapes: Mapping[str, list[int]], column: Callable[[str], Any]) -> Iterator[Batch]:
-    """Columns that can be sliced, some megabytes at a time."""
+def _slice_batches(path: Path, shapes: Mapping[str, list[int]], column: Callable[[str], Any]) -> Iterator[Batch]:
+    """Batches of some megabytes, sliced out of columns."""
     lengths = {name: shape[0] if shape else None for name, shape in shapes.items()}
     (length, *others) = set(lengths.values())
     if others or length is None:
@@ -96,8 +98,8 @@ def _pieces(path: Path, shapes: Mapping[str, list[int]], column: Callable[[str],
         yield {name: column(name)[start : start + count] for name in shapes}
 
 
-def _tensor(path: Path, name: str, array: Any) -> Tensor:
-    """A column as `[n, ...]`, one dimension more for every level of lists."""
+def _column_tensor(path: Path, name: str, array: Any) -> Tensor:
+    """An Arrow column as a tensor `[n, ...]`, with one more dimension for every level of lists."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -112,7 +114,7 @@ def _tensor(path: Path, name: str, array: Any) -> Tensor:
             raise DataError(
                 f"column '{name}' of {path} has rows of {min(widths)} to {max(widths)} entries; bring them to one"
             )
-        inner = _tensor(path, name, array.flatten())
+        inner = _column_tensor(path, name, array.flatten())
         return inner.reshape(len(array), *(widths or [0]), *inner.shape[1:])
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise DataError(

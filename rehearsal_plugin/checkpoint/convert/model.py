@@ -1,4 +1,4 @@
-"""Rows that a model says itself: where nobody has the data that it was trained on.
+"""Rows that a language model generates, for jobs without its training data.
 
 Self-synthesized rehearsal, after Huang et al., "Mitigating catastrophic forgetting in large language models with
 self-synthesized rehearsal", ACL 2024, and the older pseudo-rehearsal (Robins, 1995).
@@ -15,27 +15,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.checkpoint.convert.sources import readable
+from rehearsal_plugin.checkpoint.convert.sources import name_unreadable
 from rehearsal_plugin.checkpoint.convert.tokens import load_tokenizer, token_rows
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.core.rng import Purpose, generator
 from rehearsal_plugin.errors import DataError
 
-__all__ = ["Sampling", "synthesized"]
+__all__ = ["Sampling", "synthesize_rows"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn; the defaults draw from the model's own distribution.
+    """Sampling of tokens; the defaults draw from the model's own distribution.
 
     Attributes:
-        temperature: Above 0.
-        top_k: Only from that many of the likeliest tokens; 0 from all.
-        top_p: Only from the likeliest tokens that have this share of the probability together.
-        batch_size: Rows at a time.
-        seed: Keys the random numbers.
-        device: Where; None takes a GPU if there is one.
+        temperature: Divisor of the logits, above 0.
+        top_k: Number of the likeliest tokens to draw from; 0 draws from all.
+        top_p: Draw from the likeliest tokens that have this probability together.
+        batch_size: Rows in a batch.
+        seed: Seed of the random numbers.
+        device: Device of the model; None takes a GPU if there is one.
     """
 
     temperature: float = 1.0
@@ -46,45 +46,47 @@ class Sampling:
     device: str | None = None
 
 
-def synthesized(
+def synthesize_rows(
     folder: Path, rows: int, length: int, sampling: Sampling | None = None, prompts: Path | None = None
 ) -> Iterator[dict[str, Tensor]]:
-    """Rows of `length` tokens out of a causal language model, with the fields of `token_rows`.
+    """Generate rows of `length` tokens with a causal language model; their fields are those of `token_rows`.
 
     Every row is one sample. It begins after the token that begins a document (BOS), or else the one that ends it
     (EOS), and that token is not part of it; in a model that has neither, with a token of the vocabulary, all with the
     same chance. A row goes on behind an EOS, as packed rows of text do.
 
     Args:
-        folder: Of a model that `AutoModelForCausalLM` can load.
-        rows: How many.
+        folder: Folder of a model that `AutoModelForCausalLM` can load.
+        rows: Number of rows.
         length: Tokens of a row.
-        sampling: How tokens are drawn.
-        prompts: A file with a text a line, which rows begin with in turn; the model's folder holds the tokenizer then.
+        sampling: Sampling of tokens.
+        prompts: File with one prompt a line, which rows begin with in turn; needs a tokenizer in the model's folder.
 
     Raises:
         DataError: The model or the prompts cannot be read, or rows of this length are too long for the model.
         MissingDependencyError: transformers is not installed.
     """
-    how = sampling or Sampling()
-    model = _load(folder, length, how.device)
+    sampling = sampling or Sampling()
+    model = _load_model(folder, length, sampling.device)
     pad = load_tokenizer(folder).pad if _has_tokenizer(folder) else None
     first = _first_token(model)
-    starts = _starts(folder, rows, length, prompts) if prompts else [np.zeros((rows, 0), dtype=np.int64)]
+    starts = _prompt_tokens(folder, rows, length, prompts) if prompts else [np.zeros((rows, 0), dtype=np.int64)]
     if first is None and prompts is None:
         vocabulary = model.config.get_text_config().vocab_size
-        starts = [generator(how.seed, Purpose.SEEDING, 0).integers(0, vocabulary, (rows, 1))]
-    batches = [alike[at : at + how.batch_size] for alike in starts for at in range(0, len(alike), how.batch_size)]
+        starts = [generator(sampling.seed, Purpose.SEEDING, 0).integers(0, vocabulary, (rows, 1))]
+    size = sampling.batch_size
+    batches = [group[at : at + size] for group in starts for at in range(0, len(group), size)]
     for number, start in enumerate(batches, 1):
-        seed = int(generator(how.seed, Purpose.SEEDING, number).integers(1 << 62))
+        seed = int(generator(sampling.seed, Purpose.SEEDING, number).integers(1 << 62))
         before = start if first is None else np.insert(start, 0, first, axis=1)
-        yield token_rows(np.hstack((start, _go_on(model, before, length - start.shape[1], how, seed))), pad)
+        generated = _generate_tokens(model, before, length - start.shape[1], sampling, seed)
+        yield token_rows(np.hstack((start, generated)), pad)
 
 
-def _load(folder: Path, length: int, device: str | None) -> Any:
+def _load_model(folder: Path, length: int, device: str | None) -> Any:
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder} is no folder of a model: it has no config.json")
-    with readable(folder):
+    with name_unreadable(folder):
         transformers = optional_import("transformers", extra="transformers")
         model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), local_files_only=True)
         model = model.eval().to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -109,9 +111,9 @@ def _first_token(model: Any) -> int | None:
     return None
 
 
-def _starts(folder: Path, rows: int, length: int, prompts: Path) -> list[IntArray]:
-    """The tokens that rows begin with, `[n, tokens]` int64 for every number of tokens."""
-    with readable(prompts):
+def _prompt_tokens(folder: Path, rows: int, length: int, prompts: Path) -> list[IntArray]:
+    """Prompts of all rows, one array `[n, tokens]` int64 for every number of tokens."""
+    with name_unreadable(prompts):
         texts = [line for line in prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
     ids = [tokens for tokens in load_tokenizer(folder).encode(texts) if tokens] if texts else []
     if not ids:
@@ -123,12 +125,16 @@ def _starts(folder: Path, rows: int, length: int, prompts: Path) -> list[IntArra
     return [np.array([tokens for tokens in in_turn if len(tokens) == width], dtype=np.int64) for width in widths]
 
 
-def _go_on(model: Any, before: IntArray, count: int, how: Sampling, seed: int) -> IntArray:
-    """`[n, count]` int64 tokens behind those `before` `[n, m]`."""
+def _generate_tokens(model: Any, before: IntArray, count: int, sampling: Sampling, seed: int) -> IntArray:
+    """Tokens `[n, count]` int64 that follow those `before` `[n, m]`."""
     transformers = optional_import("transformers", extra="transformers")
-    # In place of the model's own settings, which `generate` would mix in: they may stop at EOS, or flatten the draw.
+    # In place of the model's settings, which `generate` would mix in: they may stop at EOS or change the distribution.
     model.generation_config = transformers.GenerationConfig(
-        do_sample=True, temperature=how.temperature, top_k=how.top_k, top_p=how.top_p, max_new_tokens=count
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        max_new_tokens=count,
     )
     tokens = torch.from_numpy(before).to(model.device)
     devices = [tokens.device] if tokens.is_cuda else []

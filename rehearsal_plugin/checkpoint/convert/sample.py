@@ -11,10 +11,10 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.policies.reservoir import algorithm_r
 from rehearsal_plugin.buffer.rows.layout import RowLayout
-from rehearsal_plugin.checkpoint.format import Place, places, write
-from rehearsal_plugin.checkpoint.lazy_rows import Packed
-from rehearsal_plugin.checkpoint.record import Record, Rows, pack
-from rehearsal_plugin.checkpoint.reshard import deal
+from rehearsal_plugin.checkpoint.format import RankFile, list_files, write_file
+from rehearsal_plugin.checkpoint.lazy_rows import LazyRows
+from rehearsal_plugin.checkpoint.record import Record, RowSet, pack_record
+from rehearsal_plugin.checkpoint.reshard import deal_rows
 from rehearsal_plugin.core.rng import Purpose, generator
 from rehearsal_plugin.errors import BatchError, CheckpointError, DataError
 
@@ -24,16 +24,16 @@ UNLIMITED = 1 << 50
 
 
 class Sample:
-    """Of all rows offered so far each with the same chance, held in memory.
+    """A uniform sample of all rows offered so far, held in memory.
 
     Args:
-        rows: How many to keep; None keeps all.
+        rows: Size of the sample; None keeps all rows.
         fields: Names of the fields that make up a row; None takes all.
-        constants: Integer fields that every row gets, by name.
-        seed: Keys the random numbers.
+        constants: Integer fields that are added to every row, by name.
+        seed: Seed of the random numbers.
 
     Attributes:
-        offered: Rows so far.
+        offered: Number of rows offered so far.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Sample:
             DataError: A field that was asked for is missing, or a constant has the name of one.
             BatchError: The fields are not those of the first batch.
         """
-        columns = self._layout_of(batch).columns(self._completed(batch))
+        columns = self._layout_of(batch).columns(self._with_constants(batch))
         packed = torch.zeros((len(columns[0]), self._rows.shape[1]), dtype=torch.uint8)
         self._layout_of(batch).pack(columns, packed)
         slots = algorithm_r(self.offered, len(packed), self._most, self._rng)
         self.offered += len(packed)
-        self._grow()
+        self._grow_rows()
         kept = np.flatnonzero(slots >= 0)
         self._rows[torch.from_numpy(slots[kept])] = packed[torch.from_numpy(kept)]
 
@@ -74,26 +74,26 @@ class Sample:
         """Write the rows as a checkpoint of step 0.
 
         Args:
-            folder: Made where it is missing.
-            ranks: Files that the rows are shared out between.
-            seen: How many rows they stand for, at least their own number; None for those offered.
-            source: Where they come from, for whoever looks into it.
+            folder: Created if it is missing.
+            ranks: Number of files that share the rows.
+            seen: Rows that the sample stands for, at least its own size; None for all that were offered.
+            source: Origin of the rows, shown by `rehearsal inspect`.
 
         Raises:
             CheckpointError: The folder holds checkpoints already, or cannot be written.
-            DataError: There are no rows, or `seen` is too small.
+            DataError: There are no rows, or `seen` is below the number of rows.
         """
         if self._layout is None or not len(self):
             raise DataError("there are no rows to begin with: the data holds none, or less than one of this length")
         if seen is not None and seen < len(self):
             raise DataError(f"{len(self)} rows cannot stand for {seen}; give at least as many")
-        if places(folder):
+        if list_files(folder):
             raise CheckpointError(f"{folder} holds checkpoints already; give a new folder, so that nothing is lost")
         key = next(iter(self._constants.values()), 0)
         zeros = np.zeros(len(self), dtype=np.int64)
-        rows = Rows(
+        rows = RowSet(
             self._layout,
-            Packed.of(self._rows[: len(self)]),
+            LazyRows.of(self._rows[: len(self)]),
             zeros,
             zeros.astype(np.int32),
             np.full_like(zeros, key),
@@ -101,33 +101,34 @@ class Sample:
         )
         job = {"policy": "reservoir", "strategy": "er", "records": False, "seeded_from": source}
         for rank in range(ranks):
-            stretches = deal([len(self)], rank, ranks)
+            stretches = deal_rows([len(self)], rank, ranks)
             share = rows.select(np.concatenate([np.arange(0), *(np.arange(s.start, s.stop) for s in stretches)]))
-            write(folder, Place(0, ranks, rank), pack(Record(job, rows.layout, "cpu", share.buffer(), None)))
+            record = Record(job, rows.layout, "cpu", share.buffer_state(), None)
+            write_file(folder, RankFile(0, ranks, rank), pack_record(record))
 
     def _layout_of(self, batch: Mapping[str, Tensor]) -> RowLayout:
         if self._layout is None:
             try:
-                self._layout = RowLayout.infer(self._completed(batch))
+                self._layout = RowLayout.infer(self._with_constants(batch))
             except BatchError as error:
                 raise DataError(str(error)) from error
             self._rows = torch.zeros((0, self._layout.row_bytes), dtype=torch.uint8)
         return self._layout
 
-    def _completed(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The fields that make up a row, and the constant ones."""
-        wanted = list(batch) if self._fields is None else [name for name in batch if name in self._fields]
+    def _with_constants(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The chosen fields of a batch, and the constant ones."""
+        names = list(batch) if self._fields is None else [name for name in batch if name in self._fields]
         missing = sorted({*(self._fields or ())} - set(batch))
         if missing:
             raise DataError(f"there are no fields {missing}; the data has {sorted(batch)}")
-        twice = sorted(set(wanted) & set(self._constants))
+        twice = sorted(set(names) & set(self._constants))
         if twice:
             raise DataError(f"the data has fields {twice} already; give a partition another name")
         count = len(next(iter(batch.values()))) if batch else 0
         constants = {name: torch.full((count,), value) for name, value in self._constants.items()}
-        return {name: batch[name] for name in wanted} | constants
+        return {name: batch[name] for name in names} | constants
 
-    def _grow(self) -> None:
+    def _grow_rows(self) -> None:
         if len(self._rows) < len(self):
             larger = self._rows.new_zeros((min(self._most, max(len(self), 2 * len(self._rows))), self._rows.shape[1]))
             larger[: len(self._rows)] = self._rows

@@ -1,4 +1,4 @@
-"""The files that data comes in: found by their endings, and problems with them told by their names."""
+"""Data files: their search by ending, errors that name them, and record batches of Arrow."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from zipfile import BadZipFile
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.errors import DataError
 
-__all__ = ["arrow_batches", "files_of", "readable"]
+__all__ = ["find_files", "name_unreadable", "read_arrow_batches"]
 
 ROWS_AT_ONCE = 1024
 
 
-def files_of(paths: Sequence[Path], endings: Collection[str]) -> list[Path]:
-    """The files at `paths`; of a folder all with one of the endings, by name.
+def find_files(paths: Sequence[Path], endings: Collection[str]) -> list[Path]:
+    """The files at `paths`, and in folders all files with one of the endings, sorted by name.
 
     Raises:
-        DataError: There is none, or one has another ending.
+        DataError: A folder has no such file, or a file has another ending.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
         inside = sorted(file for file in path.rglob("*") if file.suffix in endings) if path.is_dir() else [path]
         if not inside or (inside == [path] and path.suffix not in endings):
             raise DataError(f"{path} is no file that ends in {', '.join(sorted(endings))}, and no folder of such files")
-        found += inside
-    return found
+        files += inside
+    return files
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Turn what a file that cannot be read leads to into an error that names it."""
+def name_unreadable(path: Path) -> Iterator[None]:
+    """Turn any error while a file is read into a DataError that names it."""
     try:
         yield
     except DataError:
@@ -43,28 +43,28 @@ def readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def arrow_batches(path: Path, names: Collection[str] | None) -> Iterator[Any]:
-    """The record batches of a file of Arrow or Parquet, of some columns or all.
+def read_arrow_batches(path: Path, names: Collection[str] | None) -> Iterator[Any]:
+    """The record batches of an Arrow or Parquet file, with the columns in `names` or all.
 
     Raises:
         MissingDependencyError: pyarrow is not installed.
-        DataError: There is no such column.
+        DataError: A column is missing.
     """
     pa = optional_import("pyarrow", extra="arrow", needed_by=str(path))
     if path.suffix == ".parquet":
         file = optional_import("pyarrow.parquet", extra="arrow", needed_by=str(path)).ParquetFile(path)
-        wanted = _chosen(path, file.schema_arrow.names, names)
-        yield from file.iter_batches(ROWS_AT_ONCE, columns=wanted)
+        chosen_names = _chosen_names(path, file.schema_arrow.names, names)
+        yield from file.iter_batches(ROWS_AT_ONCE, columns=chosen_names)
         return
     with pa.memory_map(str(path)) as source:
-        for batch in _of_ipc(pa, source):
-            chosen = batch.select(_chosen(path, batch.schema.names, names))
+        for batch in _read_ipc(pa, source):
+            chosen = batch.select(_chosen_names(path, batch.schema.names, names))
             for start in range(0, len(chosen), ROWS_AT_ONCE):
                 yield chosen.slice(start, ROWS_AT_ONCE)
 
 
-def _of_ipc(pa: Any, source: Any) -> Iterator[Any]:
-    """Arrow files come in two forms; data sets of Hugging Face are streams."""
+def _read_ipc(pa: Any, source: Any) -> Iterator[Any]:
+    """Record batches of an Arrow file in either form; data sets of Hugging Face are streams."""
     try:
         file = pa.ipc.open_file(source)
     except pa.ArrowInvalid:
@@ -75,8 +75,8 @@ def _of_ipc(pa: Any, source: Any) -> Iterator[Any]:
         yield file.get_batch(number)
 
 
-def _chosen(path: Path, there: Sequence[str], names: Collection[str] | None) -> list[str]:
-    missing = sorted(set(names or ()) - set(there))
+def _chosen_names(path: Path, available: Sequence[str], names: Collection[str] | None) -> list[str]:
+    missing = sorted(set(names or ()) - set(available))
     if missing:
-        raise DataError(f"{path} has no columns {missing}; it has {sorted(there)}")
-    return [name for name in there if names is None or name in names]
+        raise DataError(f"{path} has no columns {missing}; it has {sorted(available)}")
+    return [name for name in available if names is None or name in names]

@@ -1,4 +1,7 @@
-"""Rows from texts: documents are tokenised, joined with the token that ends one, and cut into rows of one length."""
+"""Rows from texts: documents are tokenised, joined with EOS behind each, and cut into rows of one length.
+
+documents "a b c", "d e" with rows of 4 tokens:  [a b c EOS] [d e EOS ...
+"""
 
 from __future__ import annotations
 
@@ -10,39 +13,39 @@ from typing import TypeAlias
 import numpy as np
 from torch import Tensor
 
-from rehearsal_plugin.checkpoint.convert.sources import arrow_batches, files_of, readable
+from rehearsal_plugin.checkpoint.convert.sources import find_files, name_unreadable, read_arrow_batches
 from rehearsal_plugin.checkpoint.convert.tokens import Tokenizer, token_rows
 from rehearsal_plugin.errors import DataError
 
-__all__ = ["packed_texts"]
+__all__ = ["read_packed_texts"]
 
 CHARACTERS_AT_ONCE = 1 << 20
 TEXT_ENDINGS = (".txt", ".jsonl", ".parquet", ".arrow")
 
 Piece: TypeAlias = tuple[str, bool]
-"""Some text, and whether a document ends behind it."""
+"""A piece of text, and whether its document ends there."""
 
 
-def packed_texts(
+def read_packed_texts(
     paths: Sequence[Path], tokenizer: Tokenizer, length: int, key: str = "text"
 ) -> Iterator[dict[str, Tensor]]:
-    """Rows of `length` tokens, with the fields of `token_rows`.
+    """Read texts as rows of `length` tokens, with the fields of `token_rows`.
 
     Args:
         paths: Files, or folders of them: `.txt` (each one document), `.jsonl` (a document a line, under `key`),
             `.parquet` or `.arrow` (a document a row, in the column `key`).
-        tokenizer: Gives the token that ends a document, too.
-        length: Tokens of a row. What is left at the end is dropped.
-        key: Where the text is.
+        tokenizer: The tokenizer, with the token that ends a document.
+        length: Tokens of a row; the rest at the end is dropped.
+        key: Key or column of the text.
 
     Raises:
-        DataError: A file cannot be read, holds no text there, or the tokenizer knows no token that ends a document.
+        DataError: A file cannot be read or has no text under `key`, or the tokenizer has no token that ends a document.
         MissingDependencyError: pyarrow is needed and not installed.
     """
     if tokenizer.eos is None:
         raise DataError("the tokenizer does not say which token ends a document; name it")
     left = np.zeros(0, dtype=np.int64)
-    for texts in _together(_pieces(paths, key)):
+    for texts in _in_groups(_read_pieces(paths, key)):
         ids = tokenizer.encode([text for text, _ in texts])
         stream = [left]
         for tokens, (_, ends) in zip(ids, texts, strict=True):
@@ -54,27 +57,27 @@ def packed_texts(
         left = joined[count * length :]
 
 
-def _pieces(paths: Sequence[Path], key: str) -> Iterator[Piece]:
-    for path in files_of(paths, TEXT_ENDINGS):
-        with readable(path):
+def _read_pieces(paths: Sequence[Path], key: str) -> Iterator[Piece]:
+    for path in find_files(paths, TEXT_ENDINGS):
+        with name_unreadable(path):
             if path.suffix == ".txt":
-                yield from _of_text(path)
+                yield from _pieces_of_text(path)
             elif path.suffix == ".jsonl":
-                yield from _of_lines(path, key)
+                yield from _pieces_of_lines(path, key)
             else:
-                for batch in arrow_batches(path, [key]):
-                    yield from ((_text(path, key, value), True) for value in batch.column(key).to_pylist())
+                for batch in read_arrow_batches(path, [key]):
+                    yield from ((_checked_text(path, key, value), True) for value in batch.column(key).to_pylist())
 
 
-def _of_text(path: Path) -> Iterator[Piece]:
-    """One document, cut at the ends of lines where it is long."""
+def _pieces_of_text(path: Path) -> Iterator[Piece]:
+    """The pieces of one document, cut at ends of lines."""
     with path.open(encoding="utf-8", newline="") as file:
         while lines := file.readlines(CHARACTERS_AT_ONCE):
             yield "".join(lines), False
     yield "", True
 
 
-def _of_lines(path: Path, key: str) -> Iterator[Piece]:
+def _pieces_of_lines(path: Path, key: str) -> Iterator[Piece]:
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -85,17 +88,17 @@ def _of_lines(path: Path, key: str) -> Iterator[Piece]:
                 raise DataError(f"line {number} of {path} is no JSON: {error}") from error
             if not isinstance(document, dict) or key not in document:
                 raise DataError(f"line {number} of {path} has no '{key}'; name the key that holds the text")
-            yield _text(path, key, document[key]), True
+            yield _checked_text(path, key, document[key]), True
 
 
-def _text(path: Path, key: str, value: object) -> str:
+def _checked_text(path: Path, key: str, value: object) -> str:
     if not isinstance(value, str):
         raise DataError(f"'{key}' of {path} holds a {type(value).__name__} where a text should be")
     return value
 
 
-def _together(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
-    """Pieces in lists of about a million characters."""
+def _in_groups(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Pieces in groups of about a million characters."""
     waiting, size = [], 0
     for piece in pieces:
         waiting.append(piece)

@@ -1,4 +1,8 @@
-"""DeepSpeed: rows are injected at the engine's forward (or at its loader), the clock is the engine's step."""
+"""DeepSpeed: rows are injected at the engine's forward or at its loader, and the engine's step ends the step.
+
+Only methods of the attached engine are wrapped: `forward`, `step` (`train_batch` of a pipeline), `save_checkpoint`,
+`load_checkpoint` and `destroy`. `patch` also replaces `deepspeed.initialize`, for the whole process.
+"""
 
 from __future__ import annotations
 
@@ -35,15 +39,15 @@ def attach(engine: Any, config: ConfigSource | None = None) -> Handle:
     Ranks of the engine's data-parallel group share one distributed buffer. All ranks of the job must call this.
 
     Args:
-        engine: What `deepspeed.initialize` returned first.
+        engine: The engine, the first result of `deepspeed.initialize`.
         config: The `rehearsal` section; None takes it from the engine's own config.
 
     Returns:
         The handle, also found at `engine.rehearsal`. Without a section, or with `enabled: false`, the engine
-        is left as it is and the handle does nothing.
+        is left unchanged and the handle does nothing.
 
     Raises:
-        ConfigError: The section cannot be used, or not with this engine, or that has a rehearsal already.
+        ConfigError: The section cannot be used, or not with this engine, or the engine has a rehearsal already.
     """
     if isinstance(getattr(engine, "rehearsal", None), Handle) and engine.rehearsal.enabled:
         raise ConfigError(
@@ -51,7 +55,7 @@ def attach(engine: Any, config: ConfigSource | None = None) -> Handle:
         )
     block = find_block(engine.config) if config is None else config
     section = None if block is None else RehearsalConfig.load(block)
-    handle = Handle(None) if section is None or not section.enabled else _start(engine, section)
+    handle = Handle(None) if section is None or not section.enabled else _start_rehearsal(engine, section)
     engine.rehearsal = handle
     return handle
 
@@ -65,14 +69,14 @@ def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
         MissingDependencyError: DeepSpeed is not installed.
         ConfigError: As for `attach`.
     """
-    return _initialize(None, *args, **kwargs)
+    return _initialize_and_attach(None, *args, **kwargs)
 
 
 def patch(fallback: RehearsalConfig | None = None) -> None:
-    """Make `deepspeed.initialize` itself do what `initialize` does, for scripts that are to be left untouched.
+    """Replace `deepspeed.initialize` by `initialize`, so that a script needs no change.
 
     Args:
-        fallback: The section of engines whose own config has none.
+        fallback: The section for engines whose config has none.
 
     Raises:
         MissingDependencyError: DeepSpeed is not installed.
@@ -80,14 +84,14 @@ def patch(fallback: RehearsalConfig | None = None) -> None:
     original = _original_initialize()
     import deepspeed
 
-    wrapper = functools.wraps(original)(functools.partial(_initialize, fallback))
+    wrapper = functools.wraps(original)(functools.partial(_initialize_and_attach, fallback))
     wrapper.rehearsal_original = original  # type: ignore[attr-defined]
     deepspeed.initialize = wrapper
 
 
 @contextmanager
 def left_alone() -> Iterator[None]:
-    """Engines that are made inside get no rehearsal from `patch`: their framework has one already."""
+    """Context in which new engines get no rehearsal from `patch`, as their framework has one already."""
     token = LEFT_ALONE.set(True)
     try:
         yield
@@ -95,7 +99,7 @@ def left_alone() -> Iterator[None]:
         LEFT_ALONE.reset(token)
 
 
-def _initialize(fallback: RehearsalConfig | None, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
+def _initialize_and_attach(fallback: RehearsalConfig | None, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
     engine, optimizer, loader, scheduler = _original_initialize()(*args, **kwargs)
     if LEFT_ALONE.get():
         return engine, optimizer, loader, scheduler
@@ -111,7 +115,7 @@ def _original_initialize() -> Callable[..., tuple[Any, Any, Any, Any]]:
     return getattr(create, "rehearsal_original", create)
 
 
-def _start(engine: Any, config: RehearsalConfig) -> Handle:
+def _start_rehearsal(engine: Any, config: RehearsalConfig) -> Handle:
     pipelined = bool(getattr(engine, "pipeline_parallelism", False))
     if pipelined:
         check_pipeline(engine, config)
@@ -121,17 +125,19 @@ def _start(engine: Any, config: RehearsalConfig) -> Handle:
         inject_at_stage(engine, rehearsal)
     elif rehearsal is not None and config.inject == "forward":
         injection = ForwardInjection(rehearsal, engine.module)
-        _wrap(engine, "forward", functools.partial(_augmented_forward, rehearsal, injection))
-    _wrap(engine, "train_batch" if pipelined else "step", functools.partial(_clocked_step, engine, handle))
+        _wrap_method(engine, "forward", functools.partial(_forward_with_rehearsal, rehearsal, injection))
+    _wrap_method(
+        engine, "train_batch" if pipelined else "step", functools.partial(_step_with_rehearsal, engine, handle)
+    )
     if config.checkpoint.enabled:
-        _wrap(engine, "save_checkpoint", functools.partial(_saving, engine, handle))
-        _wrap(engine, "load_checkpoint", functools.partial(_loading, handle))
-    _wrap(engine, "destroy", functools.partial(_closing_destroy, handle))
+        _wrap_method(engine, "save_checkpoint", functools.partial(_save_checkpoint, engine, handle))
+        _wrap_method(engine, "load_checkpoint", functools.partial(_load_checkpoint, handle))
+    _wrap_method(engine, "destroy", functools.partial(_close_and_destroy, handle))
     return handle
 
 
 def connect(engine: Any, config: RehearsalConfig, *, pulls: bool = True) -> Handle:
-    """A rehearsal of the ranks of an engine, which is left as it is.
+    """Start a rehearsal over the ranks of an engine, which stays unchanged.
 
     Args:
         engine: A DeepSpeed engine.
@@ -143,23 +149,23 @@ def connect(engine: Any, config: RehearsalConfig, *, pulls: bool = True) -> Hand
     """
     check_sequence_parallelism(engine, config)
     ranks = data_parallel_ranks(engine)
-    rehearsal = _rehearsal(config, engine, ranks) if pulls else None
+    rehearsal = _make_rehearsal(config, engine, ranks) if pulls else None
     return Handle(rehearsal, peers_of(engine, rehearsal, ranks))
 
 
-def _rehearsal(config: RehearsalConfig, engine: Any, ranks: list[int]) -> Rehearsal:
+def _make_rehearsal(config: RehearsalConfig, engine: Any, ranks: list[int]) -> Rehearsal:
     exchange, group = config.exchange, engine.data_parallel_group
     transport = open_transport(exchange.backend, exchange.timeout_s, ranks if group is None else group)
     return Rehearsal(config, transport)
 
 
-def _wrap(engine: Any, name: str, around: Callable[..., Any]) -> None:
-    """Replace a method of this one engine by `around(method, *args, **kwargs)`, signature kept."""
+def _wrap_method(engine: Any, name: str, around: Callable[..., Any]) -> None:
+    """Replace a method of this engine by `around(method, *args, **kwargs)`, with its signature."""
     method = getattr(engine, name)
     setattr(engine, name, functools.wraps(method)(functools.partial(around, method)))
 
 
-def _augmented_forward(
+def _forward_with_rehearsal(
     rehearsal: Rehearsal, injection: ForwardInjection, forward: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> Any:
     if kwargs.get("num_items_in_batch") is not None and not rehearsal.closed:
@@ -172,7 +178,7 @@ def _augmented_forward(
     return injection.finish(forward(*args, **kwargs))
 
 
-def _clocked_step(engine: Any, handle: Handle, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _step_with_rehearsal(engine: Any, handle: Handle, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     before, rehearsal = engine.global_steps, handle.rehearsal
     result = step(*args, **kwargs)
     if engine.global_steps == before:
@@ -180,12 +186,12 @@ def _clocked_step(engine: Any, handle: Handle, step: Callable[..., Any], *args: 
     if rehearsal is not None and not rehearsal.closed:
         check_fed(rehearsal, "engine")
         rehearsal.step()
-        _report(engine, rehearsal)
+        _report_metrics(engine, rehearsal)
     handle.check_peers()
     return result
 
 
-def _saving(
+def _save_checkpoint(
     engine: Any,
     handle: Handle,
     save: Callable[..., Any],
@@ -194,19 +200,19 @@ def _saving(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """The buffer goes into the folder of the tag, before DeepSpeed's own files.
+    """Save the buffer into the folder of the tag, before DeepSpeed's own files.
 
-    So what `latest` names is whole, unless files are written in the background.
+    So the tag in `latest` is complete, unless files are written in the background.
     """
     handle.save(Path(save_dir) / str(f"global_step{engine.global_steps}" if tag is None else tag))
     return save(save_dir, tag, *args, **kwargs)
 
 
-def _loading(handle: Handle, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """The buffer comes from the folder of the tag; without one there it stays as it is, and the log says so."""
+def _load_checkpoint(handle: Handle, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Load the buffer from the folder of the tag; without files there it stays unchanged, with a warning."""
     path, client_state = load(*args, **kwargs)
-    given = inspect.signature(load).bind(*args, **kwargs).arguments
-    if path is None or given.get("load_module_only"):
+    arguments = inspect.signature(load).bind(*args, **kwargs).arguments
+    if path is None or arguments.get("load_module_only"):
         return path, client_state
     folder = Path(path).parent
     if not handle.load(folder, missing_ok=True) and handle.enabled:
@@ -214,14 +220,14 @@ def _loading(handle: Handle, load: Callable[..., Any], *args: Any, **kwargs: Any
     return path, client_state
 
 
-def _closing_destroy(handle: Handle, destroy: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _close_and_destroy(handle: Handle, destroy: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     handle.close()
     return destroy(*args, **kwargs)
 
 
-def _report(engine: Any, rehearsal: Rehearsal) -> None:
-    """Show the metrics in DeepSpeed's monitor, as its own: rank 0, against samples."""
+def _report_metrics(engine: Any, rehearsal: Rehearsal) -> None:
+    """Write the metrics to DeepSpeed's monitor, as it writes its own: on rank 0, against samples."""
     if not engine.monitor.enabled or engine.global_rank != 0:
         return
-    shown = few_partitions(rehearsal.metrics())
-    engine.monitor.write_events([(f"Train/Rehearsal/{k}", v, engine.global_samples) for k, v in shown.items()])
+    metrics = few_partitions(rehearsal.metrics())
+    engine.monitor.write_events([(f"Train/Rehearsal/{k}", v, engine.global_samples) for k, v in metrics.items()])

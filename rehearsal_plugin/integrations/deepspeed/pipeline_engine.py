@@ -1,7 +1,7 @@
 """Pipeline parallelism of DeepSpeed: rows join the micro-batches that the first and the last stage pull.
 
-The first stage takes the inputs of a micro-batch and the last its labels, so each keeps the whole rows, in the buffer
-of its own data-parallel group, and both inject the same ones. The stages between them pull no batches and keep nothing.
+The first stage uses the inputs of a micro-batch and the last its labels. Each keeps whole rows, in the buffer of its
+own data-parallel group, and both inject the same ones. The stages between them pull no batches and keep no rows.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ SHAPES = "PipelineModule(..., dynamic_shape=True)"
 
 
 class MicroBatchInjection:
-    """Adds replayed rows to what a stage pulls while the model trains, and not while it is evaluated.
+    """Adds replayed rows to the micro-batches that a stage pulls while the model trains.
 
     Args:
-        rehearsal: Where rows come from.
+        rehearsal: Source of the rows.
         engine: The pipeline engine.
 
     Attributes:
-        before: What the script itself does with every micro-batch, first; None for nothing.
+        before: Function of the script that every micro-batch goes through first; None for none.
     """
 
     def __init__(self, rehearsal: Rehearsal, engine: Any) -> None:
@@ -38,10 +38,10 @@ class MicroBatchInjection:
         self.before: Callable[[Any], Any] | None = engine.batch_fn
 
     def __call__(self, batch: Any) -> Any:
-        """The micro-batch that the stage goes on with.
+        """The micro-batch for the stage.
 
         Raises:
-            BatchError: It does not look like the first one.
+            BatchError: Its fields are not those of the first one.
         """
         batch = batch if self.before is None else self.before(batch)
         training = self._module.training and torch.is_grad_enabled() and not self._rehearsal.closed
@@ -49,7 +49,7 @@ class MicroBatchInjection:
 
 
 def check_pipeline(engine: Any, config: RehearsalConfig) -> None:
-    """Refuse what stages cannot do.
+    """Refuse settings that a pipeline cannot support.
 
     Args:
         engine: A `PipelineEngine`.
@@ -62,10 +62,10 @@ def check_pipeline(engine: Any, config: RehearsalConfig) -> None:
         raise ConfigError(
             "rehearsal.inject is 'loader', and a PipelineEngine pulls its micro-batches itself; leave it at 'forward'"
         )
-    needy = [key for key, asked in _asks_outputs(config).items() if asked]
-    if needy:
+    keys = [key for key, needed in _keys_with_outputs(config).items() if needed]
+    if keys:
         raise ConfigError(
-            f"{' and '.join(needy)} needs the model's outputs beside the rows, which no stage of a PipelineEngine has; "
+            f"{' and '.join(keys)} needs the model's outputs beside the rows, which no stage of a PipelineEngine has; "
             "use strategy 'er' with loss_weight 1 there"
         )
     if engine.num_stages == 1 or engine.module.dynamic_shape:
@@ -88,11 +88,11 @@ def pulls_batches(engine: Any) -> bool:
 
 
 def inject_at_stage(engine: Any, rehearsal: Rehearsal) -> None:
-    """Put replayed rows into the micro-batches of a stage; functions given to `set_batch_fn` go before.
+    """Add replayed rows to the micro-batches of a stage, after any function given to `set_batch_fn`.
 
     Args:
         engine: A `PipelineEngine` that pulls batches.
-        rehearsal: Where rows come from.
+        rehearsal: Source of the rows.
     """
     injection = engine.batch_fn = MicroBatchInjection(rehearsal, engine)
 
@@ -103,8 +103,8 @@ def inject_at_stage(engine: Any, rehearsal: Rehearsal) -> None:
     engine.set_batch_fn = set_batch_fn
 
 
-def _asks_outputs(config: RehearsalConfig) -> dict[str, bool]:
-    """Keys of the section that may need the model's outputs, and whether they do."""
+def _keys_with_outputs(config: RehearsalConfig) -> dict[str, bool]:
+    """Keys of the section that may need the model's outputs beside the rows, and whether they do."""
     strategy = make_strategy(config.strategy)
     return {
         f"rehearsal.strategy.name '{config.strategy.name}'": strategy.records or not strategy.plain,

@@ -2,8 +2,8 @@
 
     state = hvd.elastic.TorchState(model=model, optimizer=optimizer, rehearsal=optimizer.rehearsal, batch=0)
 
-Every rank keeps rows of its own, so nothing is broadcast: a commit marks the buffer's state on each rank, a
-restore undoes what was admitted since, and a rank that joins later starts empty.
+Every rank keeps its own rows, so nothing is broadcast. A commit marks the state of the buffer on each rank, a restore
+undoes later admissions, and a rank that joins later starts empty.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ class RehearsalStateHandler(StateHandler):  # type: ignore[misc]  # Horovod has 
         self.save()
 
     def save(self) -> None:
-        """Commit; Horovod calls it in `state.commit()`."""
+        """Mark the state to come back to; Horovod calls it in `state.commit()`."""
         if self.value.rehearsal is not None:
             with horovod_failures():
                 self.value.rehearsal.commit()
 
     def restore(self) -> None:
-        """Roll back to the last commit; Horovod calls it when a collective failed."""
+        """Return to the last commit; Horovod calls it when a collective failed."""
         if self.value.rehearsal is not None:
             self.value.rehearsal.rollback()
 
     def sync(self) -> None:
-        """Agree on the step and begin the exchange anew; Horovod calls it when ranks came or went."""
+        """Agree on the step and restart the exchange; Horovod calls it when ranks came or went."""
         if self.value.rehearsal is not None:
             words = torch.zeros(len(Progress), dtype=torch.int64)
             words[Progress.STEP], words[Progress.TRANSPORTS_MADE] = self.value.rehearsal.steps, HorovodTransport.made
@@ -53,7 +53,7 @@ class RehearsalStateHandler(StateHandler):  # type: ignore[misc]  # Horovod has 
 
 
 class RehearsalTorchState(TorchState):  # type: ignore[misc]  # Horovod has no types
-    """A `TorchState` that takes the rehearsal of its optimizer along, for scripts that do not know of it."""
+    """A `TorchState` that includes the rehearsal of its optimizer, for scripts that do not name it."""
 
     def __init__(self, model: Any = None, optimizer: Any = None, **others: Any) -> None:
         handle = getattr(optimizer, "rehearsal", None)

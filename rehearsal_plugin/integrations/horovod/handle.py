@@ -1,4 +1,4 @@
-"""Steps with a Horovod optimizer, and connects anew when an elastic job has changed its ranks."""
+"""The handle of a Horovod optimizer: it steps with the optimizer and follows changes of the ranks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["HorovodHandle"]
 
 
 class HorovodHandle(Handle):
-    """A handle that steps with the optimizer, and connects anew when an elastic job has changed its ranks.
+    """Steps with the optimizer, and reconnects when an elastic job has changed its ranks.
 
     Args:
-        process_set: The ranks that share the buffer.
+        process_set: Ranks that share the buffer.
 
     Attributes:
         elastic: Whether the handle is part of an elastic job's state.
@@ -27,54 +27,54 @@ class HorovodHandle(Handle):
         super().__init__(None)
         self._process_set = process_set
         self._transport: HorovodTransport | None = None
-        self._depth = 0  # of step hooks
+        self._depth = 0  # of nested step hooks, see `optimizer`
         self.elastic = False
 
     def connect(self) -> HorovodTransport:
-        """A transport between the ranks as they are now."""
+        """Make a transport between the present ranks."""
         self._depth = 0
         self._transport = HorovodTransport(self._process_set)
         return self._transport
 
-    def follow(self, optimizer: Any) -> None:
+    def follow_steps(self, optimizer: Any) -> None:
         """Step once for every step of a `DistributedOptimizer`."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(self._accumulated)
-        optimizer.register_step_pre_hook(self._before)
-        optimizer.register_step_post_hook(self._after)
+                    parameter.register_post_accumulate_grad_hook(self._reset_depth)
+        optimizer.register_step_pre_hook(self._before_step)
+        optimizer.register_step_post_hook(self._after_step)
 
     def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
-        """See `Handle.load`; an elastic job restores what was loaded, not the empty buffer before it."""
+        """See `Handle.load`; an elastic job commits at once, so that it restores the loaded rows."""
         loaded = super().load(folder, step, missing_ok=missing_ok)
         if loaded and self.elastic and self.rehearsal is not None:
             self.rehearsal.commit()
         return loaded
 
     def step(self) -> None:
-        """The end of an optimizer step.
+        """End an optimizer step.
 
         Raises:
-            ConfigError: The first step's batch took another way.
+            ConfigError: No batch of the first step came through the rehearsal.
             ExchangeError: The exchange failed; it is a `HorovodInternalError` too where Horovod failed.
         """
         if self.rehearsal is None or self.rehearsal.closed:
             return
         if self._transport is not None and self._transport.outdated:
-            # A job that only loses hosts goes on without a `sync`: all ranks left stand at the same step.
+            # A job that only loses hosts goes on without a `sync`: the remaining ranks are at the same step.
             self.rehearsal.restart(self.rehearsal.steps, self.connect)
         check_fed(self.rehearsal, "optimizer")
         with horovod_failures():
             self.rehearsal.step()
 
-    def _accumulated(self, _: torch.Tensor) -> None:
-        self._depth = 0  # an error inside the last step may have left it otherwise
+    def _reset_depth(self, _: torch.Tensor) -> None:
+        self._depth = 0  # after an error inside the last step it may not be 0
 
-    def _before(self, *_: Any) -> None:
+    def _before_step(self, *_: Any) -> None:
         self._depth += 1
         if self._depth == 2:
             self.step()
 
-    def _after(self, *_: Any) -> None:
+    def _after_step(self, *_: Any) -> None:
         self._depth -= 1

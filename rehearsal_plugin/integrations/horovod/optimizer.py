@@ -1,9 +1,16 @@
-"""Horovod: the clock is the optimizer's step, rows are injected at the model or at the loader.
+"""Horovod: rows are injected at the model or at the loader, and the optimizer's step ends the step.
 
-The exchange is issued from the training thread, once a step, behind the averaging of the gradients and before the
-update; it then has the update and the next two passes to end. `DistributedOptimizer.step` runs its step hooks twice,
-one pair inside the other: around `synchronize` and around the update. The inner pair is the clock, whoever
-synchronizes; a pair alone is none, for that is how Horovod sets up the state of an optimizer that it broadcasts.
+The exchange is issued from the training thread, once a step, between the averaging of the gradients and the update. It
+then has the update and the next two passes to finish. `DistributedOptimizer.step` runs the step hooks twice, nested:
+
+    pre hook                  depth 1
+        synchronize           gradients are averaged
+        pre hook              depth 2: `HorovodHandle.step`
+            update
+        post hook
+    post hook
+
+A single pair of hooks is no step: Horovod runs one to set up the state of an optimizer that it broadcasts.
 """
 
 from __future__ import annotations
@@ -42,25 +49,25 @@ def attach(optimizer: Any, model: nn.Module | None, config: ConfigSource) -> Hor
 
     Raises:
         MissingDependencyError: Horovod is not installed.
-        ConfigError: The section cannot be used, the model is missing, or the optimizer cannot be hooked.
+        ConfigError: The section cannot be used, the model is missing, or the optimizer is not supported.
         ExchangeError: `hvd.init()` was not called, or this rank is not in the optimizer's process set.
     """
     hvd = import_horovod()
     section = RehearsalConfig.load(config)
-    _check(optimizer, model, section, hvd.Adasum)
+    _check_optimizer(optimizer, model, section, hvd.Adasum)
     _register_elastic()
     optimizer.rehearsal = handle = HorovodHandle(optimizer.process_set)
     if section.enabled:
         handle.rehearsal = rehearsal = Rehearsal(section, handle.connect())
-        handle.follow(optimizer)
+        handle.follow_steps(optimizer)
         if section.inject == "forward" and model is not None:
             injection = ForwardInjection(rehearsal, model)
-            model.register_forward_pre_hook(lambda _, *given: injection(*given), with_kwargs=True, prepend=True)
+            model.register_forward_pre_hook(lambda _, *arguments: injection(*arguments), with_kwargs=True, prepend=True)
             model.register_forward_hook(lambda _, __, outputs: injection.finish(outputs))
     return handle
 
 
-def _check(optimizer: Any, model: nn.Module | None, section: RehearsalConfig, adasum: object) -> None:
+def _check_optimizer(optimizer: Any, model: nn.Module | None, section: RehearsalConfig, adasum: object) -> None:
     if getattr(optimizer, "op", adasum) == adasum or not hasattr(optimizer, "skip_synchronize"):
         raise ConfigError(
             "rehearsal needs an optimizer made by hvd.DistributedOptimizer with op=hvd.Average or op=hvd.Sum; "
@@ -77,10 +84,10 @@ def _check(optimizer: Any, model: nn.Module | None, section: RehearsalConfig, ad
 
 
 def patch(config: ConfigSource) -> None:
-    """Make `hvd.DistributedOptimizer` attach by itself, for scripts that are to be left untouched.
+    """Make `hvd.DistributedOptimizer` attach by itself, for the whole process, so that a script needs no change.
 
-    `hvd.elastic.TorchState` then takes the rehearsal of its optimizer along, too. With `inject: loader`, every
-    `DataLoader` gives replayed rows while the model is in training mode and gradients are enabled.
+    `hvd.elastic.TorchState` then includes the rehearsal of its optimizer. With `inject: loader`, every `DataLoader`
+    gives replayed rows while the model is in training mode and gradients are enabled.
 
     Args:
         config: The `rehearsal` section.
@@ -94,15 +101,15 @@ def patch(config: ConfigSource) -> None:
     section = RehearsalConfig.load(config)
 
     @functools.wraps(original)
-    def attached(*args: Any, **kwargs: Any) -> Any:
+    def make_and_attach(*args: Any, **kwargs: Any) -> Any:
         optimizer = original(*args, **kwargs)
-        model = _owner(optimizer) if section.enabled else None
+        model = _model_of(optimizer) if section.enabled else None
         rehearsal = attach(optimizer, model, section).rehearsal
         if rehearsal is not None and model is not None and section.inject == "loader":
             wrap_data_loaders(rehearsal, model)
         return optimizer
 
-    hvd.DistributedOptimizer = attached
+    hvd.DistributedOptimizer = make_and_attach
     _patch_elastic(hvd)
 
 
@@ -112,13 +119,13 @@ def _patch_elastic(hvd: Any) -> None:
     hvd.elastic.TorchState = RehearsalTorchState
 
 
-def _owner(optimizer: Any) -> nn.Module:
-    """The model that an optimizer trains: the outermost module that holds its parameters."""
-    wanted = {id(p) for group in optimizer.param_groups for p in group["params"]}
+def _model_of(optimizer: Any) -> nn.Module:
+    """The model of an optimizer: the outermost module that holds all its parameters."""
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     modules: list[nn.Module] = [item for item in gc.get_objects() if issubclass(type(item), nn.Module)]
-    owners = [module for module in modules if wanted <= {id(p) for p in module.parameters()}]
-    inner = {id(child) for module in owners for child in module.modules() if child is not module}
-    outermost = [module for module in owners if id(module) not in inner]
+    owners = [module for module in modules if trained <= {id(p) for p in module.parameters()}]
+    nested = {id(child) for module in owners for child in module.modules() if child is not module}
+    outermost = [module for module in owners if id(module) not in nested]
     if len(outermost) != 1:
         raise ConfigError(
             f"{len(outermost)} models hold all parameters of this optimizer, so it is not clear which one to augment; "
@@ -128,7 +135,7 @@ def _owner(optimizer: Any) -> nn.Module:
 
 
 def _register_elastic() -> None:
-    """Let `hvd.elastic.TorchState` take a handle; as a plain object, rank 0's would replace all others."""
+    """Register how `hvd.elastic.TorchState` treats a handle; as a plain object, rank 0's would replace all others."""
     from horovod.torch.elastic import state
 
     from rehearsal_plugin.integrations.horovod.elastic import RehearsalStateHandler

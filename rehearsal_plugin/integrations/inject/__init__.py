@@ -1,3 +1,3 @@
-"""Where replayed rows join a batch: at the model's forward, or at its data loader."""
+"""Injection of replayed rows into batches, at the model's forward or at its data loader."""
 
 from __future__ import annotations

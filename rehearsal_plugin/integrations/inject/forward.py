@@ -1,4 +1,4 @@
-"""Injection at a model's forward: a training pass gets replayed rows with its arguments."""
+"""Injection at a model's forward: replayed rows join the arguments of a training pass."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from torch import nn
 
 from rehearsal_plugin.rehearsal import Rehearsal
 
-__all__ = ["ForwardInjection", "finish", "needs_outputs"]
+__all__ = ["ForwardInjection", "add_strategy_term", "needs_outputs"]
 
 
 class ForwardInjection:
     """Adds replayed rows to the arguments of a model's forward, in training passes only.
 
-    The fields of a row have the names of the model's parameters, whether an argument was given by position or
-    by name.
+    Fields of a row have the names of the model's parameters, for positional arguments too.
 
     Args:
-        rehearsal: Where rows come from.
+        rehearsal: Source of the rows.
         module: The model.
     """
 
@@ -29,53 +28,53 @@ class ForwardInjection:
         self._rehearsal, self._module = rehearsal, module
         self._augmented = False
         kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        written = getattr(module, "_orig_mod", module)  # what `torch.compile` returns takes anything
-        parameters = inspect.signature(written.forward).parameters.values()
+        original = getattr(module, "_orig_mod", module)  # a compiled module takes any arguments
+        parameters = inspect.signature(original.forward).parameters.values()
         self._parameters = [p.name for p in parameters if p.kind in kinds]
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments to go on with; where this is no training pass, those given that are not hidden.
+        """The arguments for the model, with replayed rows in a training pass and without hidden fields in any.
 
         Raises:
-            BatchError: The batch does not look like the first one.
+            BatchError: The fields are not those of the first batch.
         """
-        names = self._names(len(args))
-        if kwargs.keys() & names:  # one argument twice: the model's own TypeError says it best
+        names = self._argument_names(len(args))
+        if kwargs.keys() & names:  # an argument given twice: the model raises its own TypeError
             return args, kwargs
         batch = {**dict(zip(names, args, strict=True)), **kwargs}
-        self._augmented = self._training
-        seen = self._rehearsal.augment(batch) if self._augmented else self._rehearsal.visible(batch)
-        return tuple(seen.pop(name) for name in names if name in seen), seen
+        self._augmented = self._is_training
+        fields = self._rehearsal.augment(batch) if self._augmented else self._rehearsal.visible(batch)
+        return tuple(fields.pop(name) for name in names if name in fields), fields
 
     def finish(self, outputs: Any) -> Any:
-        """The outputs to return; see `finish`."""
+        """The outputs for the caller; see `add_strategy_term`."""
         augmented, self._augmented = self._augmented, False
-        return finish(self._rehearsal, outputs) if augmented and needs_outputs(self._rehearsal) else outputs
+        return add_strategy_term(self._rehearsal, outputs) if augmented and needs_outputs(self._rehearsal) else outputs
 
     @property
-    def _training(self) -> bool:
+    def _is_training(self) -> bool:
         return not self._rehearsal.closed and self._module.training and torch.is_grad_enabled()
 
-    def _names(self, count: int) -> list[str]:
-        """The names of the first `count` positional arguments; their numbers where the model takes `*args`."""
+    def _argument_names(self, count: int) -> list[str]:
+        """Names of the first `count` positional arguments; numbers for those in `*args`."""
         return self._parameters[:count] + [str(i) for i in range(len(self._parameters), count)]
 
 
 def needs_outputs(rehearsal: Rehearsal) -> bool:
-    """Whether anything is done with what a model gives."""
+    """Whether the strategy or the metrics use the model's outputs."""
     return rehearsal.strategy.records or not rehearsal.strategy.plain or rehearsal.measures
 
 
-def finish(rehearsal: Rehearsal, outputs: Any, scale: float = 1.0) -> Any:
-    """Outputs of a training pass with the strategy's term in their loss, where the model computed one itself.
+def add_strategy_term(rehearsal: Rehearsal, outputs: Any, scale: float = 1.0) -> Any:
+    """The outputs of a training pass, with the strategy's term added to a loss that the model computed itself.
 
     Args:
-        rehearsal: What the batch came from.
-        outputs: What the model gave.
-        scale: By what the model's loss is scaled, against the mean over the micro-batch.
+        rehearsal: Rehearsal that augmented the batch.
+        outputs: Outputs of the model.
+        scale: Factor of the model's loss, against the mean over the micro-batch.
 
     Raises:
-        ConfigError: The strategy cannot go on from such a loss.
+        ConfigError: The strategy needs the losses of new and replayed rows apart.
     """
-    own_loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-    return outputs if own_loss is None else rehearsal.complete(outputs, scale)
+    model_loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+    return outputs if model_loss is None else rehearsal.complete(outputs, scale)

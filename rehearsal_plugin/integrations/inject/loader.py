@@ -1,4 +1,4 @@
-"""Injection at the loader: batches come out with replayed rows in them."""
+"""Injection at the loader: its batches contain replayed rows."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ __all__ = ["RehearsalLoader"]
 class RehearsalLoader:
     """Wraps any iterable of training batches.
 
-    With `mode: append` every batch grows by its replayed rows. With `mode: replace` new rows are re-batched
-    so that every batch keeps its size and none is skipped; an epoch then has more batches. Leaves that are no
-    fields of a row come from the batch that was read last. Every other attribute is the wrapped loader's, to
-    read and to set. Once the rehearsal is closed, batches pass through as they are.
+    With `mode: append` every batch grows by its replayed rows. With `mode: replace` new rows are re-batched, so that
+    every batch keeps its size and no row is skipped; an epoch then has more batches:
+
+        batches of the wrapped loader        0 1 2 3 | 4 5 6 7 | 8 9 ...
+        with one replayed row r in each      0 1 2 r | 3 4 5 r | 6 7 8 r | ...
+
+    Leaves that are no fields of a row come from the batch that was read last. All other attributes are those of the
+    wrapped loader, to read and to set. Once the rehearsal is closed, batches pass through unchanged.
 
     Args:
         batches: A `DataLoader`, or any iterable that starts anew with each `iter`.
-        rehearsal: Its `step` must be called once an optimizer step; `attach` sees to that.
-        active: Asked for every batch; a batch passes through as it is while it returns False.
+        rehearsal: Source of the rows; its `step` is called once an optimizer step, as `attach` does.
+        active: Called for every batch; while it returns False, batches pass through unchanged.
 
     Raises:
         ConfigError: `rehearsal.inject` is not `"loader"`.
@@ -41,8 +45,8 @@ class RehearsalLoader:
 
     def __iter__(self) -> Iterator[Any]:
         if self._rehearsal.config.mode == "append":
-            return map(self._augment, self._batches)
-        return self._rebatched()
+            return map(self._augment_batch, self._batches)
+        return self._rebatch()
 
     def __len__(self) -> int:
         if self._rehearsal.config.mode == "replace":
@@ -63,19 +67,20 @@ class RehearsalLoader:
         else:
             setattr(self._batches, name, value)
 
-    def _augment(self, batch: Any) -> Any:
-        return self._rehearsal.augment(batch, displace=False) if self._live else self._rehearsal.visible(batch)
+    def _augment_batch(self, batch: Any) -> Any:
+        return self._rehearsal.augment(batch, displace=False) if self._is_active else self._rehearsal.visible(batch)
 
     @property
-    def _live(self) -> bool:
+    def _is_active(self) -> bool:
         return not self._rehearsal.closed and self._active()
 
-    def _rebatched(self) -> Iterator[Any]:
+    def _rebatch(self) -> Iterator[Any]:
+        """Batches of new rows that leave room for replayed ones; `rest` holds the `carried` rows for the next batch."""
         layout: RowLayout | None = None
         rest: FlatBatch | None = None
         size, carried, padding = 0, 0, self._rehearsal.padding
         for batch in self._batches:
-            if not self._live:
+            if not self._is_active:
                 if rest is not None and carried:
                     yield self._rehearsal.visible(rest)
                 carried, rest = 0, None
@@ -87,14 +92,14 @@ class RehearsalLoader:
                 size = layout.size(flat)
             rest = flat if rest is None else layout.concatenate(rest, flat)
             carried = layout.size(rest)
-            while carried >= (room := self._room(size)) and carried:
+            while carried >= (room := self._room_for_new(size)) and carried:
                 ready = layout.cut(rest, 0, room)
-                yield self._augment(ready if padding is None else padding.narrow(ready))
+                yield self._augment_batch(ready if padding is None else padding.narrow(ready))
                 rest = layout.cut(rest, room, None)
                 carried -= room
         if rest is not None and carried:
-            yield self._augment(rest if padding is None else padding.narrow(rest))
+            yield self._augment_batch(rest if padding is None else padding.narrow(rest))
 
-    def _room(self, size: int) -> int:
+    def _room_for_new(self, size: int) -> int:
         check_room(self._rehearsal.config.representatives, self._rehearsal.strategy.draws, size)
-        return max(0, size - self._rehearsal.due()) if self._live else size
+        return max(0, size - self._rehearsal.due()) if self._is_active else size

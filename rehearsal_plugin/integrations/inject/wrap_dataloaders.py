@@ -1,4 +1,4 @@
-"""Injection at every `DataLoader` of a script that is to be left untouched."""
+"""Injection at every `DataLoader` of a process, so that a script needs no change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["wrap_data_loaders"]
 
 
 class Unwrapped:
-    """A `DataLoader` as it iterates without this module."""
+    """A `DataLoader` with its original iterator."""
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
@@ -29,20 +29,21 @@ iterate = DataLoader.__iter__
 
 
 def wrap_data_loaders(rehearsal: Rehearsal, model: nn.Module) -> None:
-    """Give the batches of every `DataLoader` replayed rows while `model` trains.
+    """Add replayed rows to the batches of every `DataLoader` while `model` trains.
 
-    A batch is one to train on if, when it is read, the model is in training mode and gradients are enabled; all
-    others pass through, so that test data is neither stored nor changed.
+    This patches `DataLoader.__iter__` for the whole process. A batch is a training batch if the model is in training
+    mode and gradients are enabled when it is read. All other batches pass through, so test data is neither stored nor
+    changed.
 
     Args:
-        rehearsal: Where rows come from.
+        rehearsal: Source of the rows.
         model: The model that is trained.
     """
 
     def training() -> bool:
         return model.training and torch.is_grad_enabled()
 
-    def augmented(loader: DataLoader[Any]) -> Iterator[Any]:
+    def iterate_augmented(loader: DataLoader[Any]) -> Iterator[Any]:
         return iter(RehearsalLoader(Unwrapped(loader), rehearsal, active=training))
 
-    DataLoader.__iter__ = augmented  # type: ignore[method-assign,assignment]
+    DataLoader.__iter__ = iterate_augmented  # type: ignore[method-assign,assignment]

@@ -2,19 +2,17 @@
 
     Trainer(..., callbacks=[RehearsalCallback()])
 
-The Trainer reads all micro-batches of an optimizer step, counts the tokens in them over all ranks, and divides every
-loss by that number. Whoever adds rows later, at the model, spoils the scale; here they are there when it counts. Each
-micro-batch that is read stays one micro-batch, so resuming finds its place in the data; with `mode: replace` the rows
-that are displaced are offered to the buffer like all others.
+The Trainer reads all micro-batches of an optimizer step, counts their tokens over all ranks, and divides every loss by
+that number. Rows that join later, at the model, would spoil the scale, so they join before the count. A micro-batch
+stays one micro-batch, so resuming finds its place in the data. With `mode: replace`, displaced rows are offered to the
+buffer like all others.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +23,19 @@ from rehearsal_plugin.config import ConfigSource, RehearsalConfig
 from rehearsal_plugin.core.metrics import few_partitions
 from rehearsal_plugin.core.optional_import import missing_dependency
 from rehearsal_plugin.errors import BatchError, ConfigError
-from rehearsal_plugin.integrations.deepspeed.engine import left_alone
 from rehearsal_plugin.integrations.handle import Handle
 from rehearsal_plugin.integrations.inject.forward import needs_outputs
 from rehearsal_plugin.integrations.transformers.trainer import (
-    Visible,
-    hook,
+    VisibleLoader,
+    augment_batch,
+    deepspeed_section,
+    hook_outputs,
+    logits_of,
+    loss_scale,
     ranks_factor,
-    scale_of,
-    scores_of,
-    section_of,
-    start,
+    start_rehearsal,
 )
+from rehearsal_plugin.integrations.transformers.trainer_patch import patch_constructor, patch_methods
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.strategies.base import Criterion
 
@@ -57,11 +56,18 @@ SHOWN_BY_PREFIX = ("loss_", "tokens_")
 class RehearsalCallback(TrainerCallback):
     """Gives a `Trainer` a rehearsal buffer.
 
-    One callback may serve several trainers, one after the other, as where the domains of a stream are trained on in
-    turn: the buffer stays.
+    One callback may serve several trainers, one after the other, such as one for each domain of a stream: the buffer
+    stays.
+
+    The first callback that is made patches four methods of the class `transformers.Trainer`, for the whole process and
+    for good: `train`, `get_batch_samples`, `evaluation_loop` and `_save_checkpoint`. A trainer without a
+    `RehearsalCallback` runs the original methods with unchanged arguments, and notices nothing. See `trainer_patch`.
 
     Args:
         config: The `rehearsal` section; None takes it from the DeepSpeed config of the trainer.
+
+    Raises:
+        ConfigError: The section cannot be used.
     """
 
     def __init__(self, config: ConfigSource | None = None) -> None:
@@ -69,10 +75,10 @@ class RehearsalCallback(TrainerCallback):
         self._handle = Handle(None)
         self._trainer: Callable[[], Any] = lambda: None
         self._resumes_from: str | None = None
-        self._folder: str | None = None  # of checkpoints, which is another one for every trial of a search
+        self._folder: str | None = None  # of checkpoints; each trial of a search has another one
         self._hooks: list[Any] = []
         self._scale = 1.0
-        _wrap_trainer()
+        patch_methods(Trainer, _callback_of)
 
     @property
     def rehearsal(self) -> Rehearsal | None:
@@ -90,59 +96,59 @@ class RehearsalCallback(TrainerCallback):
             step is trained on; in evaluation, and without a rehearsal, it is the criterion.
         """
 
-        def computed(outputs: Any, labels: Any, num_items_in_batch: Any = None, **_: Any) -> Tensor:
-            scores = scores_of(outputs)
+        def compute_loss(outputs: Any, labels: Any, num_items_in_batch: Any = None, **_: Any) -> Tensor:
+            scores = logits_of(outputs)
             if torch.is_grad_enabled():
                 return self._scale * self._handle.loss(criterion, scores, labels)
             return criterion(scores, labels) / ranks_factor(self._trainer(), num_items_in_batch)
 
-        return computed
+        return compute_loss
 
-    def begin(self, trainer: Any, resume_from_checkpoint: Any) -> None:
-        """Called when `Trainer.train` begins, with what it was given."""
+    def begin_training(self, trainer: Any, resume_from_checkpoint: Any) -> None:
+        """See `TrainerListener`."""
         self._trainer = weakref.ref(trainer)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(trainer.args.output_dir)  # type: ignore[no-untyped-call]
         self._resumes_from = resume_from_checkpoint or None
         callbacks = trainer.callback_handler.callbacks
-        if sum(isinstance(one, RehearsalCallback) for one in callbacks) > 1:
+        if sum(isinstance(callback, RehearsalCallback) for callback in callbacks) > 1:
             raise ConfigError("the trainer has more than one RehearsalCallback; give it one")
         callbacks.remove(self)
-        callbacks.insert(0, self)  # what it adds to the log is there when others report it
+        callbacks.insert(0, self)  # so its figures are in the log when other callbacks report it
 
-    def read(self, trainer: Any, batches: Iterator[Any]) -> Iterator[Any]:
-        """The micro-batches of a step with replayed rows, as the trainer reads them."""
+    def augment_batches(self, trainer: Any, batches: Iterator[Any]) -> Iterator[Any]:
+        """See `TrainerListener`."""
         rehearsal = self.rehearsal
         if rehearsal is None:
             return batches
-        rehearsal.give_up_step()  # whoever still waits for its loss is of a step that was broken off
-        return (_augmented(trainer, rehearsal, batch) for batch in batches)
+        rehearsal.give_up_step()  # micro-batches without a loss are of a step that was interrupted
+        return (augment_batch(trainer, rehearsal, batch) for batch in batches)
 
-    def counted(self, trainer: Any, batches: list[Any], items: Any) -> None:
-        """Note by how much the trainer will scale the loss of each of `batches`, `items` tokens together."""
-        self._scale = scale_of(trainer, len(batches), items)
+    def note_scale(self, trainer: Any, batches: list[Any], items: Any) -> None:
+        """See `TrainerListener`."""
+        self._scale = loss_scale(trainer, len(batches), items)
 
-    def saving(self, trainer: Any, trial: Any) -> None:
-        """Called before a checkpoint is written, which may remove an older one."""
+    def before_save(self, trainer: Any, trial: Any) -> None:
+        """See `TrainerListener`."""
         self._folder = trainer._get_output_dir(trial=trial)
         rehearsal = self.rehearsal
         if rehearsal is not None and rehearsal.config.checkpoint.asynchronous:
             rehearsal.flush()
             trainer.accelerator.wait_for_everyone()  # rank 0 removes the files of all
 
-    def visible(self, trainer: Any, loader: Any) -> Any:
-        """The loader of an evaluation, without the fields that the section hides."""
+    def visible_batches(self, trainer: Any, loader: Any) -> Any:
+        """See `TrainerListener`."""
         self._trainer = weakref.ref(trainer)
-        section = self._section(trainer)
-        return loader if section is None or not section.hidden else Visible(loader, section.hidden)
+        section = self._section_for(trainer)
+        return loader if section is None or not section.hidden else VisibleLoader(loader, section.hidden)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`; comes again where the trainer starts anew, as with another batch size."""
-        self._unhook()  # from a job that was broken off
+        self._remove_hooks()  # from a job that was interrupted
         trainer = self._trainer()
-        section = self._section(trainer)
+        section = self._section_for(trainer)
         if self.rehearsal is None and section is not None:
-            self._handle = start(trainer, section)
+            self._handle = start_rehearsal(trainer, section)
         rehearsal = self.rehearsal
         if rehearsal is None or rehearsal.closed:
             return
@@ -151,7 +157,7 @@ class RehearsalCallback(TrainerCallback):
                 "with label_smoothing_factor the Trainer computes the loss, and the rehearsal needs that of the rows "
                 "apart; give Trainer compute_loss_func=callback.loss(criterion) with a criterion that smooths labels"
             )
-        self._hooks = hook(rehearsal, trainer.model, lambda: self._scale)
+        self._hooks = hook_outputs(rehearsal, trainer.model, lambda: self._scale)
         if rehearsal.hidden_states is not None:
             rehearsal.hidden_states.watch(trainer.model)
         resumed = self._resumes_from if rehearsal.config.checkpoint.enabled else None
@@ -181,13 +187,13 @@ class RehearsalCallback(TrainerCallback):
         """See `TrainerCallback`."""
         if self.rehearsal is None or logs is None or "loss" not in logs:
             return
-        shown = {
+        figures = {
             f"rehearsal/{name}": value
             for name, value in few_partitions(self.rehearsal.metrics()).items()
             if name in SHOWN or name.startswith(SHOWN_BY_PREFIX)
         }
-        logs.update(shown)
-        state.log_history[-1].update(shown)
+        logs.update(figures)
+        state.log_history[-1].update(figures)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
@@ -197,7 +203,7 @@ class RehearsalCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """See `TrainerCallback`."""
-        self._unhook()
+        self._remove_hooks()
         if self.rehearsal is not None and not self.rehearsal.closed:
             self.rehearsal.drain()
             self.rehearsal.flush()
@@ -206,98 +212,31 @@ class RehearsalCallback(TrainerCallback):
         """Stop the background and give up the process group; training goes on without replay."""
         self._handle.close()
 
-    def _section(self, trainer: Any) -> RehearsalConfig | None:
-        section = self._config or section_of(trainer)
+    def _section_for(self, trainer: Any) -> RehearsalConfig | None:
+        section = self._config or deepspeed_section(trainer)
         return section if section is not None and section.enabled else None
 
-    def _unhook(self) -> None:
-        for one in self._hooks:
-            one.remove()
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
         self._hooks.clear()
 
 
 def patch(fallback: RehearsalConfig | None = None) -> None:
-    """Make every `Trainer` have a `RehearsalCallback`, for scripts that are to be left untouched.
+    """Give every `Trainer` that is made from now on a `RehearsalCallback`, so that a script needs no change.
 
     Args:
         fallback: The section of trainers whose DeepSpeed config has none.
     """
-    trainers: Any = Trainer
-    original = trainers.__init__
 
-    @functools.wraps(original)
-    def made(trainer: Any, *args: Any, **kwargs: Any) -> None:
-        original(trainer, *args, **kwargs)
-        section = section_of(trainer) or fallback
+    def add_callback(trainer: Any) -> None:
+        section = deepspeed_section(trainer) or fallback
         if section is not None and _callback_of(trainer) is None:
             trainer.add_callback(RehearsalCallback(section))
 
-    trainers.__init__ = made
-
-
-def _wrap_trainer() -> None:
-    """Have trainers with a callback tell it what they read; all others are as they were."""
-    trainers: Any = Trainer
-    if hasattr(trainers.get_batch_samples, "rehearsal_original"):
-        return
-    get_batch_samples, train, evaluation_loop = trainers.get_batch_samples, trainers.train, trainers.evaluation_loop
-    save_checkpoint = trainers._save_checkpoint
-
-    @functools.wraps(get_batch_samples)
-    def reading(trainer: Any, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
-        callback = _callback_of(trainer)
-        if callback is None:
-            return get_batch_samples(trainer, epoch_iterator, *args, **kwargs)
-        batches, items = get_batch_samples(trainer, callback.read(trainer, epoch_iterator), *args, **kwargs)
-        callback.counted(trainer, batches, items)
-        return batches, items
-
-    @functools.wraps(train)
-    def training(trainer: Any, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        callback = _callback_of(trainer)
-        if callback is not None:
-            callback.begin(trainer, resume_from_checkpoint)
-        with nullcontext() if callback is None else left_alone():
-            return train(trainer, resume_from_checkpoint, *args, **kwargs)
-
-    @functools.wraps(evaluation_loop)
-    def evaluating(trainer: Any, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        callback = _callback_of(trainer)
-        if callback is None:
-            return evaluation_loop(trainer, dataloader, *args, **kwargs)
-        with left_alone():
-            return evaluation_loop(trainer, callback.visible(trainer, dataloader), *args, **kwargs)
-
-    @functools.wraps(save_checkpoint)
-    def saving(trainer: Any, model: Any, trial: Any, *args: Any, **kwargs: Any) -> Any:
-        callback = _callback_of(trainer)
-        if callback is not None:
-            callback.saving(trainer, trial)
-        return save_checkpoint(trainer, model, trial, *args, **kwargs)
-
-    reading.rehearsal_original = get_batch_samples  # type: ignore[attr-defined]
-    trainers.get_batch_samples, trainers.train, trainers.evaluation_loop = reading, training, evaluating
-    trainers._save_checkpoint = saving
+    patch_constructor(Trainer, add_callback)
 
 
 def _callback_of(trainer: Any) -> RehearsalCallback | None:
     callbacks = trainer.callback_handler.callbacks
-    return next((one for one in callbacks if isinstance(one, RehearsalCallback)), None)
-
-
-def _augmented(trainer: Any, rehearsal: Rehearsal, batch: Any) -> Any:
-    if rehearsal.closed:
-        return rehearsal.visible(batch)
-    key = rehearsal.config.buffer.partition_by
-    if key is not None and trainer.args.remove_unused_columns and key not in batch:
-        raise BatchError(
-            f"rehearsal.buffer.partition_by names '{key}', which the batch has not: the Trainer drops columns that "
-            "the model does not take; set remove_unused_columns=False, and name it in rehearsal.hidden"
-        )
-    spans = sorted(name for name in batch if str(name).startswith(("cu_seq_lens", "max_length")))
-    if spans:
-        raise BatchError(
-            f"the batch tells by {spans} where its documents begin, which replayed rows would make wrong; leave them "
-            "out (DataCollatorWithFlattening without return_flash_attn_kwargs), or pack rows of one length"
-        )
-    return rehearsal.augment(batch, ahead=True)
+    return next((callback for callback in callbacks if isinstance(callback, RehearsalCallback)), None)

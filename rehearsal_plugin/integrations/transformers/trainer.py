@@ -1,4 +1,4 @@
-"""What a Hugging Face Trainer is asked for: its section, its ranks, and how it scales a loss."""
+"""Facts about a Hugging Face Trainer: its rehearsal section, its ranks, and the scale of its losses."""
 
 from __future__ import annotations
 
@@ -12,20 +12,29 @@ from torch import Tensor, nn
 from rehearsal_plugin.config import RehearsalConfig, find_block
 from rehearsal_plugin.core.tree import without
 from rehearsal_plugin.distributed.transport import LocalTransport
-from rehearsal_plugin.errors import ConfigError
+from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.integrations.deepspeed.engine import connect
 from rehearsal_plugin.integrations.handle import Handle
-from rehearsal_plugin.integrations.inject.forward import finish, needs_outputs
+from rehearsal_plugin.integrations.inject.forward import add_strategy_term, needs_outputs
 from rehearsal_plugin.rehearsal import Rehearsal
 
-__all__ = ["Visible", "hook", "ranks_factor", "scale_of", "scores_of", "section_of", "start"]
+__all__ = [
+    "VisibleLoader",
+    "augment_batch",
+    "deepspeed_section",
+    "hook_outputs",
+    "logits_of",
+    "loss_scale",
+    "ranks_factor",
+    "start_rehearsal",
+]
 
 
-class Visible:
-    """A loader whose batches lack some fields; everything else is the wrapped one's.
+class VisibleLoader:
+    """A loader whose batches lack the hidden fields; all other attributes are those of the wrapped loader.
 
     Args:
-        loader: Of batches for evaluation.
+        loader: Batches for evaluation.
         hidden: Names of the fields.
     """
 
@@ -44,18 +53,18 @@ class Visible:
         return getattr(self._loader, name)
 
 
-def section_of(trainer: Any) -> RehearsalConfig | None:
-    """The section in the DeepSpeed config of a trainer, whether its arguments name that or Accelerate does."""
+def deepspeed_section(trainer: Any) -> RehearsalConfig | None:
+    """The section in the DeepSpeed config of a trainer, named by its arguments or by Accelerate; None without one."""
     plugin = trainer.args.deepspeed_plugin
     block = None if plugin is None else find_block(plugin.hf_ds_config.config)
     return None if block is None else RehearsalConfig.load(block)
 
 
-def start(trainer: Any, config: RehearsalConfig) -> Handle:
-    """A rehearsal of the ranks of a trainer, which is left as it is.
+def start_rehearsal(trainer: Any, config: RehearsalConfig) -> Handle:
+    """Start a rehearsal over the ranks of a trainer, which stays unchanged.
 
     Raises:
-        ConfigError: Which ranks see the same data is not known, or the section cannot be used with the engine.
+        ConfigError: The ranks that see the same data are unknown, or the section cannot be used with the engine.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return Handle(Rehearsal(config, LocalTransport()))
@@ -71,18 +80,18 @@ def start(trainer: Any, config: RehearsalConfig) -> Handle:
 
 
 def ranks_factor(trainer: Any, items: Any) -> int:
-    """What the trainer multiplies a loss by that is divided by the `items` tokens of all ranks; None for no number."""
+    """The factor on a loss that the trainer divides by the `items` tokens of all ranks; 1 where `items` is None."""
     if items is None or not trainer.args.average_tokens_across_devices:
         return 1
     ranks = trainer.accelerator.num_processes // trainer.get_tp_size()
     return int(ranks if trainer.args.n_gpu <= 1 else trainer.args.n_gpu)
 
 
-def scale_of(trainer: Any, passes: int, items: Any) -> float:
-    """What a term that is a mean over a micro-batch is multiplied by, so that it becomes one over all of a step.
+def loss_scale(trainer: Any, passes: int, items: Any) -> float:
+    """The factor that turns the mean over a micro-batch into its share of the mean over a step.
 
     Args:
-        trainer: Which divides a loss by the micro-batches, unless it takes it for scaled already.
+        trainer: It divides losses by the number of micro-batches, unless it takes them for scaled already.
         passes: Micro-batches of the step.
         items: Tokens that the loss is divided by; None for a mean.
     """
@@ -93,20 +102,20 @@ def scale_of(trainer: Any, passes: int, items: Any) -> float:
     return 1.0 / ((max(1, passes) if scaled else 1) * ranks_factor(trainer, items))
 
 
-def hook(rehearsal: Rehearsal, model: nn.Module, scale: Callable[[], float]) -> list[Any]:
-    """Let a strategy see what the model makes of training batches, where it wants to."""
+def hook_outputs(rehearsal: Rehearsal, model: nn.Module, scale: Callable[[], float]) -> list[Any]:
+    """Hand the model's training outputs to the strategy, where it uses them; returns the hooks, to be removed."""
     if not needs_outputs(rehearsal):
         return []
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would be compiled anew whenever a number changes
-    def answered(module: nn.Module, _: Any, outputs: Any) -> Any:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # each new number would compile it again
+    def finish_outputs(module: nn.Module, _: Any, outputs: Any) -> Any:
         live = module.training and torch.is_grad_enabled() and not rehearsal.closed
-        return finish(rehearsal, outputs, scale()) if live else outputs
+        return add_strategy_term(rehearsal, outputs, scale()) if live else outputs
 
-    return [model.register_forward_hook(answered)]
+    return [model.register_forward_hook(finish_outputs)]
 
 
-def scores_of(outputs: Any) -> Tensor:
+def logits_of(outputs: Any) -> Tensor:
     """The logits of a model.
 
     Raises:
@@ -119,3 +128,26 @@ def scores_of(outputs: Any) -> Tensor:
             f"{type(outputs).__name__} without them"
         )
     return logits
+
+
+def augment_batch(trainer: Any, rehearsal: Rehearsal, batch: Any) -> Any:
+    """A micro-batch with replayed rows, before the trainer counts its tokens.
+
+    Raises:
+        BatchError: The partition key is missing, or the batch gives the beginnings of its documents.
+    """
+    if rehearsal.closed:
+        return rehearsal.visible(batch)
+    key = rehearsal.config.buffer.partition_by
+    if key is not None and trainer.args.remove_unused_columns and key not in batch:
+        raise BatchError(
+            f"rehearsal.buffer.partition_by names '{key}', which the batch has not: the Trainer drops columns that "
+            "the model does not take; set remove_unused_columns=False, and name it in rehearsal.hidden"
+        )
+    spans = sorted(name for name in batch if str(name).startswith(("cu_seq_lens", "max_length")))
+    if spans:
+        raise BatchError(
+            f"the batch tells by {spans} where its documents begin, which replayed rows would make wrong; leave them "
+            "out (DataCollatorWithFlattening without return_flash_attn_kwargs), or pack rows of one length"
+        )
+    return rehearsal.augment(batch, ahead=True)

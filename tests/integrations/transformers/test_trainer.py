@@ -347,14 +347,14 @@ def test_an_older_checkpoint_is_removed_when_it_is_written(tmp_path: Path) -> No
     job, _ = trainer(tmp_path, callbacks=[callback], **settings)
     removed = []
 
-    def slowly(*arguments: Any, write: Any = saver._write) -> Any:
+    def slowly(*arguments: Any, write: Any = saver._write_and_prune) -> Any:
         folder = arguments[0].folder
         time.sleep(0.2)  # the Trainer removes it within that time if it does not wait
         removed.append(not folder.is_dir())
         return write(*arguments)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(saver, "_write", slowly)
+        patched.setattr(saver, "_write_and_prune", slowly)
         job.train()
     callback.close()
     assert [folder.name for folder in tmp_path.glob("checkpoint-*")] == ["checkpoint-12"]

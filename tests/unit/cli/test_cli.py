@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from rehearsal_plugin import Rehearsal, cli
 from rehearsal_plugin.checkpoint import format as files
 from rehearsal_plugin.checkpoint import tools
-from rehearsal_plugin.checkpoint.format import Content, Place
-from rehearsal_plugin.checkpoint.record import dealt
+from rehearsal_plugin.checkpoint.format import Content, RankFile
+from rehearsal_plugin.checkpoint.record import rows_for_rank
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import CheckpointError, MissingDependencyError
 from tests.helpers.samples import Batch, new_batch, same
@@ -56,9 +56,9 @@ def made(folder: Path, ranks: int = 1, steps: int = STEPS, fields: Any = dict, *
 
 def rows(folder: Path) -> Batch:
     """All rows of a checkpoint, by their ids."""
-    taken = dealt(tools.files_of(folder), 0, 1)
+    taken = rows_for_rank(tools.newest_files(folder), 0, 1)
     assert taken is not None
-    batch: Batch = taken.layout.unpack(taken.rows.tensor())
+    batch: Batch = taken.layout.unpack(taken.rows.read_all())
     return sorted_by_id(batch)
 
 
@@ -221,9 +221,9 @@ def test_merge_refuses_rows_of_other_fields(tmp_path: Path) -> None:
 
 def columns(folder: Path) -> dict[str, Tensor]:
     """What an export has to hold, by ids."""
-    taken = dealt(tools.files_of(folder), 0, 1)
+    taken = rows_for_rank(tools.newest_files(folder), 0, 1)
     assert taken is not None
-    packed = taken.rows.tensor()
+    packed = taken.rows.read_all()
     order = taken.layout.unpack(packed)["id"].argsort()
     fields = {field.name: field.view(packed) for field in (*taken.layout.fields, *taken.layout.state)}
     extra = {"rehearsal.step": torch.from_numpy(taken.written), "rehearsal.rank": torch.from_numpy(taken.origin)}
@@ -302,11 +302,11 @@ def failing(folder: Path) -> dict[str, list[Any]]:
     for path in broken.iterdir():
         path.write_bytes(path.read_bytes()[:-1])
     partial = made(folder / "partial", ranks=2)
-    (partial / Place(STEPS, 2, 1).name).unlink()
+    (partial / RankFile(STEPS, 2, 1).name).unlink()
     forged = made(folder / "forged")
-    place = Place(STEPS, 1, 0)
-    content = files.read(forged, place)
-    files.write(forged, place, Content({**content.meta, "count": "many"}, content.tensors))
+    place = RankFile(STEPS, 1, 0)
+    content = files.read_file(forged, place)
+    files.write_file(forged, place, Content({**content.meta, "count": "many"}, content.tensors))
     (folder / "file").write_text("in the way")
     return {
         "no rehearsal checkpoint": ["inspect", folder / "missing"],

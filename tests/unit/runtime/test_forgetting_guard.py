@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from rehearsal_plugin import Rehearsal, RehearsalConfig
 from rehearsal_plugin.checkpoint import format as files
-from rehearsal_plugin.checkpoint.format import Place
+from rehearsal_plugin.checkpoint.format import RankFile
 from rehearsal_plugin.config import GuardConfig
 from rehearsal_plugin.distributed.transport import LocalTransport, TorchDistributedTransport
 from rehearsal_plugin.errors import CheckpointError, ConfigError, ForgettingError
@@ -171,11 +171,11 @@ def test_checkpoints_that_wait_for_their_loss_must_be_steps_and_folders(pending:
     with Rehearsal(section(), LocalTransport()) as rehearsal:
         train(rehearsal, 0, 10)
         rehearsal.save(tmp_path)
-        place = Place(rehearsal.steps, 1, 0)
-    whole = files.read(tmp_path, place)
+        place = RankFile(rehearsal.steps, 1, 0)
+    whole = files.read_file(tmp_path, place)
     guard = whole.meta["state"]["progress"]["supply"]["guard"]
     guard["pending"] = pending
-    files.write(tmp_path, place, whole)
+    files.write_file(tmp_path, place, whole)
     with Rehearsal(section(), LocalTransport()) as rehearsal, pytest.raises(CheckpointError):
         rehearsal.load(tmp_path)
 
