@@ -87,7 +87,7 @@ def die(moment: str) -> None:
     def never(path: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    name, fatal = ("save_file", half) if moment == "half written" else ("_flush", never)
+    name, fatal = ("save_file", half) if moment == "half written" else ("_fsync", never)
     pytest.MonkeyPatch().setattr(files, name, fatal)
 
 
