@@ -68,12 +68,12 @@ class Rehearsal(Checkpointed):
         self.config.look_up_names()
         strategy = make_strategy(self.config.strategy)
         self.strategy = RowLoss(strategy) if self.config.buffer.by_loss else strategy
-        found = self.config.retrieval
+        retrieval = self.config.retrieval
         self.hidden_states: HiddenStates | None = None
-        if found is not None and found.module is not None:
-            self.hidden_states = HiddenStates(found.module, found.pool, found.mask, training_only=True)
+        if retrieval is not None and retrieval.module is not None:
+            self.hidden_states = HiddenStates(retrieval.module, retrieval.pool, retrieval.mask, training_only=True)
             take = self.hidden_states.take
-            self.strategy = RowEmbedding(self.strategy, found.embedding, take, refresh=found.refresh)
+            self.strategy = RowEmbedding(self.strategy, retrieval.embedding, take, refresh=retrieval.refresh)
         transport = transport or open_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
         self._coordinator = ReplayCoordinator(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self._pending = PendingLosses(self.config, self.strategy, self._coordinator)
@@ -253,8 +253,8 @@ class Rehearsal(Checkpointed):
         partitions = None if self.buffer is None else self.buffer.slot_index.partitions
         if partitions is not None:
             columns = (partitions.keys.tolist(), partitions.offered.tolist(), partitions.sizes.tolist())
-            for key, seen, size in zip(*columns, strict=True):
-                totals |= {f"rows_offered/{key}": seen, f"rows_stored/{key}": size}
+            for key, offered, stored in zip(*columns, strict=True):
+                totals |= {f"rows_offered/{key}": offered, f"rows_stored/{key}": stored}
         return totals
 
     def drain(self) -> None:
@@ -294,6 +294,6 @@ class Rehearsal(Checkpointed):
 
 def _close_at_exit(rehearsal: weakref.ref[Rehearsal]) -> None:
     """Let the exchange in flight end shortly; one that nobody has any more is gone already."""
-    found = rehearsal()
-    if found is not None:
-        found.close(drain_s=1.0)
+    alive = rehearsal()
+    if alive is not None:
+        alive.close(drain_s=1.0)

@@ -95,7 +95,7 @@ class Checkpointed:
     def save(self, folder: str | os.PathLike[str], *, write: bool = True) -> None:
         """Save this rank's rows and everything that the next steps depend on; all ranks must save at the same step.
 
-        Call it between two steps. Each rank writes one file, of which the last two stay in the folder; it is
+        Call it between two steps. Each rank writes one file, of which the last three stay in the folder; it is
         complete as soon as the files of all ranks are there. With `checkpoint.asynchronous` they are written in the
         background, and errors are raised by the next call or by `close`.
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RetrievalConfig
+from rehearsal_plugin.config.names import Pool
 from rehearsal_plugin.config.section import refusing
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.distributed.transport import LocalTransport
@@ -65,7 +66,7 @@ def retrieve(
     with refusing(RetrievalConfig):
         config = RetrievalConfig.model_validate({"metric": metric, **({} if field is None else {"embedding": field})})
     optional_import("transformers", extra="transformers").utils.logging.disable_progress_bar()
-    pooling: Literal["mean", "last"] = "last" if pool == "last" else "mean"
+    pooling: Pool = "last" if pool == "last" else "mean"
     embedder = TextEmbedder(model, module=module, pool=pooling)
     embed = None if field is not None else lambda columns: embedder(read_texts(columns))
     where = Where(partition or None, origin or None, max_age=max_age)

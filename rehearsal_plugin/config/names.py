@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-__all__ = ["LONGEST_WAIT_S", "ROW_LOSS", "Name", "PartitionWeights"]
+__all__ = ["LONGEST_WAIT_S", "ROW_LOSS", "Metric", "Name", "PartitionWeights", "Pool"]
 
 LONGEST_WAIT_S = 1e9  # stays an int64 when it is turned into nanoseconds
 
@@ -40,6 +40,12 @@ def _some(weights: dict[str, float]) -> dict[str, float]:
         raise PydanticCustomError("no_weight", "At least one partition should have a weight above 0")
     return weights
 
+
+Metric: TypeAlias = Literal["inner_product", "cosine", "l2"]
+"""How near two embeddings are."""
+
+Pool: TypeAlias = Literal["mean", "last"]
+"""How the hidden states of a row's positions become one embedding."""
 
 Name = Annotated[str, Field(min_length=1), AfterValidator(_refuse_auto)]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import AfterValidator, Field, ValidationInfo
@@ -22,7 +22,20 @@ from pydantic_core import PydanticCustomError
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.registry import Registry
 
-__all__ = ["POLICIES", "STORAGES", "STRATEGIES", "TRANSPORTS", "RegisteredPolicy", "listing", "registered_in"]
+__all__ = [
+    "POLICIES",
+    "STORAGES",
+    "STRATEGIES",
+    "TRANSPORTS",
+    "JudgedBy",
+    "RegisteredPolicy",
+    "listing",
+    "registered_in",
+]
+
+
+JudgedBy: TypeAlias = Literal["score", "features"]
+"""What a policy looks at in rows: one number, or several."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +50,7 @@ class RegisteredPolicy:
 
     choose: Callable[..., Any]
     partitions: bool = False
-    judges: Literal["score", "features"] | None = None
+    judges: JudgedBy | None = None
 
     def __call__(self, slot_index: Any, offer: Any, rng: np.random.Generator) -> IntArray:
         """The slots of the offered rows."""

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from rehearsal_plugin.config.names import Name
+from rehearsal_plugin.config.names import Metric, Name, Pool
 from rehearsal_plugin.config.section import Section
 from rehearsal_plugin.config.size import INT64
 
@@ -29,7 +29,7 @@ class RetrievalConfig(Section):
         description="Name of a module of the model, as named_modules() tells it, whose hidden states become the "
         "embedding of each row when it is seen; none when the batch brings the embedding.",
     )
-    pool: Literal["mean", "last"] = Field(
+    pool: Pool = Field(
         default="mean", description="Of the hidden states of 'module', the mean over all tokens or that of the last."
     )
     mask: Name = Field(
@@ -39,7 +39,7 @@ class RetrievalConfig(Section):
     refresh: bool = Field(
         default=True, description="Whether rows get a new embedding from 'module' whenever they are replayed."
     )
-    metric: Literal["inner_product", "cosine", "l2"] = Field(
+    metric: Metric = Field(
         default="cosine", description="What makes rows near: a large inner product, a large cosine, a small distance."
     )
     index: Literal["flat", "ivf", "hnsw"] = Field(

@@ -115,6 +115,12 @@ class Posted:
 class Exchange:
     """Draws rows from the buffers of all ranks of a transport.
 
+    | call | thread |
+    |---|---|
+    | `post` | training with NCCL, Horovod and `launch: inline`, else background |
+    | `apply`, `prepare`, `receive` | background |
+    | attributes, `close` | training, while nothing runs in the background |
+
     Args:
         buffer: This rank's rows.
         transport: The ranks.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from rehearsal_plugin.buffer.vector_index.filters import whole_number
 from rehearsal_plugin.buffer.vector_index.similarity import normalized
 from rehearsal_plugin.config import RetrievalConfig
+from rehearsal_plugin.config.names import Metric
 from rehearsal_plugin.core.arrays import Float32Array
 from rehearsal_plugin.errors import BatchError, ConfigError
 
@@ -38,9 +39,7 @@ def checked_config(config: ConfigLike, section: RetrievalConfig | None) -> Retri
     return section
 
 
-def prepare_queries(
-    queries: ArrayLike | Tensor | None, width: int, metric: Literal["inner_product", "cosine", "l2"]
-) -> Float32Array:
+def prepare_queries(queries: ArrayLike | Tensor | None, width: int, metric: Metric) -> Float32Array:
     """Queries as `[n, width]` float32, of length 1 for the cosine; no queries for None.
 
     Args:

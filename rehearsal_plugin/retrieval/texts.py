@@ -6,11 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.config.names import Pool
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.errors import DataError, MissingDependencyError
 from rehearsal_plugin.strategies.hidden_states import HiddenStates, pooled
@@ -69,7 +70,7 @@ class TextEmbedder:
         folder: Path | None = None,
         *,
         module: str | None = None,
-        pool: Literal["mean", "last"] = "mean",
+        pool: Pool = "mean",
         batch_size: int = 32,
     ) -> None:
         self._folder = packaged_model() if folder is None else folder

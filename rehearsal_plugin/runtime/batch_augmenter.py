@@ -166,8 +166,8 @@ class BatchAugmenter:
         name = self._config.buffer.partition_by
         if name is None:
             return None
-        own = columns[[field.name for field in layout.fields].index(layout.field(name).name)][:new]
-        parts = [own, replayed[name].to(own.device)] if replayed else [own]
+        new_keys = columns[[field.name for field in layout.fields].index(layout.field(name).name)][:new]
+        parts = [new_keys, replayed[name].to(new_keys.device)] if replayed else [new_keys]
         keys: IntArray = torch.cat([part.reshape(-1).to(torch.int64) for part in parts]).cpu().numpy()
         return keys
 

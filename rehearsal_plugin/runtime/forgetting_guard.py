@@ -41,13 +41,13 @@ class ForgettingGuard:
         """The last checkpoint whose model was measured to be within the bound; None for none."""
         return self._good
 
-    def hear(self, loss: float, step: int, schedule: ReplayRatio) -> None:
+    def hear(self, loss: float, step: int, ratio: ReplayRatio) -> None:
         """Take in a measurement.
 
         Args:
             loss: Mean over the replayed rows of all ranks.
             step: Number of the next exchange: it was measured in the step before, on the model as that step found it.
-            schedule: Whose ratio may be raised.
+            ratio: May be raised.
 
         Raises:
             ForgettingError: The loss is past the bound, and the job is to end.
@@ -61,7 +61,7 @@ class ForgettingGuard:
         self._exceeded = mean - self._best > rise
         if self._exceeded:
             self._pending.clear()
-            self._act(mean, step, schedule, again=before)
+            self._act(mean, step, ratio, again=before)
             return
         confirmed = [one for one in self._pending if one[0] < step]
         if confirmed:
@@ -76,8 +76,8 @@ class ForgettingGuard:
     def state_dict(self) -> dict[str, Any]:
         """What it remembers."""
         window, pending = list(self._window), [list(one) for one in self._pending]
-        found = {"window": window, "best": self._best, "exceeded": self._exceeded, "good": self._good}
-        return {**found, "pending": pending}
+        level = {"window": window, "best": self._best, "exceeded": self._exceeded, "good": self._good}
+        return {**level, "pending": pending}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
@@ -85,21 +85,21 @@ class ForgettingGuard:
         self._best, self._exceeded, self._good = state["best"], state["exceeded"], state["good"]
         self._pending = [(int(step), str(name)) for step, name in state["pending"]]
 
-    def _act(self, mean: float, step: int, schedule: ReplayRatio, *, again: bool) -> None:
+    def _act(self, mean: float, step: int, ratio: ReplayRatio, *, again: bool) -> None:
         """Do what the config says; what was done already is not said twice."""
-        told = (
+        message = (
             f"the loss on replayed rows is {mean:.4g} at step {step}, more than {self._config.bound:g} times its "
             f"lowest mean of {self._best:.4g} (rehearsal.guard)"
         )
         if self._config.action == "stop":
             good = "none was saved" if self._good is None else self._good
-            raise ForgettingError(f"{told}; the last checkpoint from before: {good}")
+            raise ForgettingError(f"{message}; the last checkpoint from before: {good}")
         if self._config.action == "raise_ratio":
             self._window.clear()
-            ratio = schedule.ratio
-            schedule.boost(self._config.factor, self._config.most)
-            schedule.go_by(step)
-            again = again and schedule.ratio == ratio
-            told = f"{told}; the ratio is {schedule.ratio:.4g} from here on"
+            before = ratio.ratio
+            ratio.boost(self._config.factor, self._config.most)
+            ratio.go_by(step)
+            again = again and ratio.ratio == before
+            message = f"{message}; the ratio is {ratio.ratio:.4g} from here on"
         if self._rank == 0 and not again:
-            LOG.warning("%s", told)
+            LOG.warning("%s", message)

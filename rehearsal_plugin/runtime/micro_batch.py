@@ -62,8 +62,8 @@ class MicroBatch:
                 for rows in torch.split(self.share.rows, self.share.sizes)
             ]
         return [
-            Part(own, target, state, size, criterion)
-            for own, target, state, size in zip(
+            Part(output, target, state, size, criterion)
+            for output, target, state, size in zip(
                 self._split(outputs), self._split(targets), states, self.sizes, strict=True
             )
         ]

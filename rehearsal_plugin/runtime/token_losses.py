@@ -68,7 +68,7 @@ def token_losses(logits: Tensor, labels: Tensor, *, shifted: bool = True) -> tup
     scores, wanted = logits.flatten(0, -2), labels.flatten().long()
     most = max(1, len(scores) if torch.is_grad_enabled() else MOST // max(1, scores.shape[1]))
     parts = zip(torch.split(scores, most), torch.split(wanted, most), strict=True)
-    losses = [cross_entropy(some.float(), own, reduction="none", ignore_index=IGNORED) for some, own in parts]
+    losses = [cross_entropy(part.float(), label, reduction="none", ignore_index=IGNORED) for part, label in parts]
     return _by_row(torch.cat(losses).reshape(labels.shape)), _by_row(labels != IGNORED)
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rehearsal_plugin.config.names import Pool
 from rehearsal_plugin.core.tree import leaves_of
 from rehearsal_plugin.errors import BatchError, ConfigError
 
 __all__ = ["HiddenStates", "pooled"]
 
 
-def pooled(hidden: Tensor, mask: Tensor | None, pool: Literal["mean", "last"]) -> Tensor:
+def pooled(hidden: Tensor, mask: Tensor | None, pool: Pool) -> Tensor:
     """Pool hidden states into one vector for each row.
 
     Args:
@@ -62,7 +63,7 @@ class HiddenStates:
     def __init__(
         self,
         module: str,
-        pool: Literal["mean", "last"] = "mean",
+        pool: Pool = "mean",
         mask: str = "attention_mask",
         *,
         training_only: bool = False,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from rehearsal_plugin.buffer.slot_index import SlotIndex
-from rehearsal_plugin.config.registries import POLICIES, RegisteredPolicy
+from rehearsal_plugin.config.registries import POLICIES, JudgedBy, RegisteredPolicy
 from rehearsal_plugin.core.arrays import Float32Array, IntArray
 
 __all__ = ["POLICIES", "Offer", "Policy", "last_writers", "register", "vacant"]
@@ -42,9 +42,7 @@ FEW = 64
 """Slots of which a set is made faster than an order."""
 
 
-def register(
-    name: str, *, partitions: bool = False, judges: Literal["score", "features"] | None = None
-) -> Callable[[Policy], Policy]:
+def register(name: str, *, partitions: bool = False, judges: JudgedBy | None = None) -> Callable[[Policy], Policy]:
     """Make a policy available as `rehearsal.buffer.policy`.
 
     Args:

@@ -111,11 +111,25 @@ class RowLayout:
             BatchError: A field is missing, new, or of another dtype or shape than in the first batch.
         """
         flat = flatten(batch)
-        first = flat.get(self.fields[0].name)
+        places, leaves = self._places_in(flat), flat.leaves
+        first = None if places[0] is None else leaves[places[0]]
         size = first.shape[0] if isinstance(first, Tensor) and first.ndim else 0
         if not self.selected and flat.structure is not self.nesting.structure:
             self._refuse_new(flat, size)
-        return [field.check(flat.get(field.name), size) for field in self.fields]
+        return [
+            field.check(None if place is None else leaves[place], size)
+            for field, place in zip(self.fields, places, strict=True)
+        ]
+
+    def _places_in(self, flat: FlatBatch) -> tuple[int | None, ...]:
+        """Which leaf of a batch each field is; None for a field that is missing."""
+        if flat.structure is self.nesting.structure:
+            return self._places
+        return tuple(flat.structure.places.get(field.name) for field in self.fields)
+
+    @cached_property
+    def _places(self) -> tuple[int | None, ...]:
+        return tuple(self.nesting.structure.places.get(field.name) for field in self.fields)
 
     def _refuse_new(self, flat: FlatBatch, size: int) -> None:
         """Raise `BatchError` if the batch has a field that the first one did not have."""
@@ -195,12 +209,13 @@ class RowLayout:
         Returns:
             The same nesting with b - displaced + r samples a field; the batch's own stay first, bit-identical.
         """
-        joined = {}
-        for field in self.fields:
-            new = batch[field.name]
+        leaves = list(batch.leaves)
+        for field, place in zip(self.fields, self._places_in(batch), strict=True):
+            assert place is not None  # `columns` was asked before
+            new = leaves[place]
             kept = new[: len(new) - displaced] if displaced else new
-            joined[field.name] = memory.cat(kept, replayed[field.name].to(new.device, non_blocking=True))
-        return batch.with_leaves(joined)
+            leaves[place] = memory.cat(kept, replayed[field.name].to(new.device, non_blocking=True))
+        return replace(batch, leaves=leaves)
 
     def cut(self, batch: FlatBatch, start: int, stop: int | None) -> FlatBatch:
         """The batch's samples from `start` to `stop`, as views; what is not a field passes through."""
@@ -225,8 +240,8 @@ def _copy(source: Tensor, out: Tensor, index: Tensor | None) -> None:
         out.copy_(source)
     elif source.device == out.device:
         dtype = SIGNED.get(source.dtype, source.dtype)
-        given = source.resolve_conj().resolve_neg().view(dtype)
-        torch.index_select(given, 0, index.to(source.device), out=out.view(dtype))
+        numbers = source.resolve_conj().resolve_neg().view(dtype)
+        torch.index_select(numbers, 0, index.to(source.device), out=out.view(dtype))
     else:
         out.copy_(source[index.to(source.device)])
 
