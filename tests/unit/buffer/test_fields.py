@@ -47,6 +47,12 @@ def test_a_view_has_what_was_put(dtype: torch.dtype) -> None:
     assert not rows[[1, 3]].any()
 
 
+def test_a_view_of_no_rows_can_be_viewed_as_bytes() -> None:
+    (field,), end = lay_out({"a": torch.zeros(3, dtype=torch.int16)}, offset=0)
+    numbers = field.view(torch.zeros((0, end), dtype=torch.uint8))
+    assert numbers.reshape(-1).view(torch.uint8).shape == (0,)
+
+
 def test_a_view_writes_through() -> None:
     rows = torch.zeros((2, 32), dtype=torch.uint8)
     FIELD.view(rows)[1] = torch.tensor([1.5, -2.0])
