@@ -45,7 +45,8 @@ class Field:
         shape = (rows.shape[0], *self.shape)
         if not self.nbytes:
             return rows.new_empty(shape, dtype=self.dtype)
-        if len(rows) and rows.is_contiguous():  # an operation of torch less
+        # An operation of torch less. Not for a row at most: its view counts as contiguous, and needs strides like that.
+        if len(rows) > 1 and rows.is_contiguous():
             numbers = rows.view(self.dtype)
             start = numbers.storage_offset() + self.offset // self.dtype.itemsize
             return numbers.as_strided(shape, (numbers.shape[1], *self._strides), start)

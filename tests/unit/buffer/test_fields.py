@@ -47,6 +47,14 @@ def test_a_view_has_what_was_put(dtype: torch.dtype) -> None:
     assert not rows[[1, 3]].any()
 
 
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_view_of_a_row_at_most_can_be_viewed_as_bytes(rows: int) -> None:
+    """It is contiguous, and torch asks for the strides of a contiguous tensor too."""
+    (field,), end = lay_out({"a": torch.zeros(3, dtype=torch.int16)}, offset=0)
+    numbers = field.view(torch.zeros((rows, end), dtype=torch.uint8))
+    assert numbers.contiguous().view(torch.uint8).shape == (2 * rows,)
+
+
 def test_a_view_writes_through() -> None:
     rows = torch.zeros((2, 32), dtype=torch.uint8)
     FIELD.view(rows)[1] = torch.tensor([1.5, -2.0])
