@@ -26,13 +26,13 @@ RECORDING = {**SECTION, "strategy": {"name": "der", "alpha": 0.5, "outputs": ["l
 NEW, ADDED = 4, 2
 
 
-def resumed(folder: Path, own: Callable[[], Any] | None = None, **keys: Any) -> dict[str, Any]:
+def resumed(folder: Path, network: Callable[[], Any] | None = None, **keys: Any) -> dict[str, Any]:
     """A job of ten steps, and one that was stopped after six and resumed by another process's trainer."""
     saving: dict[str, Any] = {"max_steps": 10, "save_strategy": "steps", "save_steps": 6, **keys}
     found = {}
     for name in ("whole", "resumed"):
         callback = RehearsalCallback(None if "deepspeed" in keys else SECTION)
-        job, seen = trainer(folder, callbacks=[callback], network=None if own is None else own(), **saving)
+        job, seen = trainer(folder, callbacks=[callback], network=None if network is None else network(), **saving)
         job.train(resume_from_checkpoint=str(folder / "checkpoint-6") if name == "resumed" else None)
         assert callback.rehearsal is not None
         totals = {k: v for k, v in callback.rehearsal.metrics().items() if not k.endswith("_ms")}
