@@ -81,14 +81,17 @@ class BatchAugmenter:
         columns = layout.columns(stored)
         if not self._strategy.records:
             self._coordinator.stage_candidates(columns, layout, {})  # first: rows it refuses must leave no trace
-        share, displaced = self._take_share(len(columns[0]), displace)
+        size = columns[0].shape[0]
+        share, displaced = self._take_share(size, displace)
         replayed = NO_ROWS if share is None else layout.views(share.rows)
-        new = len(columns[0]) - displaced
+        new = size - displaced
         self._count_towards_ratio(flat, replayed, new, share)
         # Only what the model sees has outputs, and it has them later, when the batch may have been changed.
         recorded = [column[:new].clone() for column in columns] if self._strategy.records else []
         keys = self._keys(layout, columns, new, replayed)
-        joined = self._joined(layout, flat, replayed, displaced)
+        joined = self._joined(layout, flat, replayed, displaced) if share is not None and share.count else flat
+        if self._transform is not None and self._config.strategy.transform == "all":
+            joined = flatten(self._transform(joined.rebuild()))
         labels = joined.get("labels")
         micro_batch = MicroBatch(
             recorded, new, share, self._strategy.draws, keys, labels if isinstance(labels, Tensor) else None
@@ -128,18 +131,15 @@ class BatchAugmenter:
         """The replayed rows of a batch of `size` rows, and how many of its rows make room for them."""
         replacing = displace and self._config.mode == "replace"
         share = self._coordinator.take(size if replacing else None)
-        return share, len(share.rows) if share is not None and replacing else 0
+        return share, share.count if share is not None and replacing else 0
 
     def _joined(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
-        """The batch with replayed rows behind it, transformed as the strategy says."""
-        transform_all = self._config.strategy.transform == "all"
-        if len(next(iter(replayed.values()), ())):
-            if self.padding is not None:
-                batch, replayed = self.padding.alike(batch, replayed)
-            if self._transform is not None and not transform_all:
-                replayed = self._transformed(layout, replayed)
-            batch = layout.join(batch, replayed, self._memory, displaced)
-        return flatten(self._transform(batch.rebuild())) if self._transform is not None and transform_all else batch
+        """The batch with replayed rows behind it, these transformed if the strategy says so."""
+        if self.padding is not None:
+            batch, replayed = self.padding.alike(batch, replayed)
+        if self._transform is not None and self._config.strategy.transform == "replayed":
+            replayed = self._transformed(layout, replayed)
+        return layout.join(batch, replayed, self._memory, displaced)
 
     def _transformed(self, layout: RowLayout, replayed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         assert self._transform is not None
@@ -150,7 +150,7 @@ class BatchAugmenter:
         self, batch: FlatBatch, replayed: Mapping[str, Tensor], new: int, share: Share | None
     ) -> None:
         """Count how much the model sees: `new` rows of the batch, and the replayed ones."""
-        queue, rows = self._coordinator.queue, [new, 0 if share is None else len(share.rows)]
+        queue, rows = self._coordinator.queue, [new, 0 if share is None else share.count]
         amounts = rows
         if self._config.ratio_in == "tokens" and self.padding is not None:
             of_new = int(self.padding.lengths(batch)[:new].sum())
@@ -178,7 +178,7 @@ class BatchAugmenter:
             metrics.count_tokens(tokens, new, keys)
         if share is None:
             return
-        metrics.rows_replayed += len(share.rows)
+        metrics.rows_replayed += share.count
         metrics.rows_displaced += displaced
         if keys is not None:
             metrics.count_replayed(keys[new:])

@@ -43,7 +43,7 @@ class CandidateSelection:
         Raises:
             BatchError: A candidate holds NaN or infinity, and `non_finite` is `refuse`.
         """
-        size, places = len(columns[0]), None
+        size, places = columns[0].shape[0], None
         if self._most is not None and self._most < size:
             rng = self._numbers.at((step << MICRO_BATCH_BITS) + micro_batch, self._rank)
             places = torch.from_numpy(np.sort(rng.choice(size, self._most, replace=False)))

@@ -77,7 +77,7 @@ class ReplayCoordinator:
         """
         prefetcher = self.prefetcher or self.lifecycle.begin(layout.with_state(state), columns[0].device)
         layout = prefetcher.buffer.layout
-        prefetcher.stage_candidates([*columns, *layout.state_columns(state, len(columns[0]))])
+        prefetcher.stage_candidates([*columns, *layout.state_columns(state, columns[0].shape[0])])
 
     def take(self, most: int | None) -> Share | None:
         """The replayed rows of the next micro-batch, or None.

@@ -21,8 +21,9 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.background_thread import BackgroundThread
 from rehearsal_plugin.core.metrics import Metrics
-from rehearsal_plugin.distributed.exchange import Arrival, Exchange, Outgoing, Posted, Refresh
+from rehearsal_plugin.distributed.exchange import Exchange
 from rehearsal_plugin.distributed.header import Notes
+from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing, Posted, Refresh
 from rehearsal_plugin.distributed.mixture import Mixture
 from rehearsal_plugin.distributed.transport import LocalTransport, Transport
 from rehearsal_plugin.errors import ExchangeTimeout, RehearsalError
@@ -112,7 +113,7 @@ class Prefetcher:
         fields = (*layout.fields, *layout.state)
         places = self._candidates.choose(columns, fields, self.step, self._micro_batch)
         self._micro_batch += 1
-        rows = self._staging.reserve(len(columns[0]) if places is None else len(places))
+        rows = self._staging.reserve(columns[0].shape[0] if places is None else places.shape[0])
         try:
             layout.pack(columns, rows, places)
         except BaseException:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.rng import Purpose, RandomStream
-from rehearsal_plugin.distributed.exchange import Arrival, Refresh
+from rehearsal_plugin.distributed.in_flight import Arrival, Refresh
 from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 from rehearsal_plugin.runtime.representatives import Representatives, Share
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from rehearsal_plugin.buffer.rows.fields import ALIGNMENT
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.core.arrays import IntArray
-from rehearsal_plugin.distributed.exchange import Arrival, Refresh
+from rehearsal_plugin.distributed.in_flight import Arrival, Refresh
 
 __all__ = ["Representatives", "Share"]
 
@@ -33,6 +33,11 @@ class Share:
     rows: Tensor
     sizes: list[int]
     index: Tensor
+
+    @property
+    def count(self) -> int:
+        """Rows of all draws together."""
+        return self.rows.shape[0]
 
 
 class Representatives:
@@ -95,7 +100,7 @@ class Representatives:
         share = self._shares.popleft() if self._shares else 0
         if most is not None:
             share = min(share, most // len(self._draws))
-        if len(self._draws) == 1 and share >= len(self._draws[0]) == len(self._arrival.rows):
+        if len(self._draws) == 1 and share >= len(self._draws[0]) == self._arrival.rows.shape[0]:
             return self._take_all()
         chosen = [rows[:share] for rows in self._draws]
         self._draws = [rows[share:] for rows in self._draws]
@@ -106,7 +111,8 @@ class Representatives:
         """All rows of the only draw, where they lie: one micro-batch gets them, so their order does not matter."""
         self._draws = [self._draws[0][:0]]
         rows = self._arrival.rows
-        return Share(rows, [len(rows)], torch.arange(len(rows), device=rows.device))
+        count = rows.shape[0]
+        return Share(rows, [count], torch.arange(count, device=rows.device))
 
     def update(self, index: Tensor, state: Mapping[str, Tensor]) -> None:
         """Give rows of the arrival at `index` `[n]` new state, values `[n, ...]` by name."""

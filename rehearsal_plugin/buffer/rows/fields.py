@@ -46,7 +46,7 @@ class Field:
         if not self.nbytes:
             return rows.new_empty(shape, dtype=self.dtype)
         # An operation of torch less. Not for a row at most: its view counts as contiguous, and needs strides like that.
-        if len(rows) > 1 and rows.is_contiguous():
+        if rows.shape[0] > 1 and rows.is_contiguous():
             numbers = rows.view(self.dtype)
             start = numbers.storage_offset() + self.offset // self.dtype.itemsize
             return numbers.as_strided(shape, (numbers.shape[1], *self._strides), start)

@@ -154,7 +154,7 @@ class RowLayout:
         """
         fields = (*self.fields, *self.state)
         if out.is_cpu and all(column.is_cpu for column in columns):
-            put(out.numpy(), np.arange(len(out)), fields, columns, None if index is None else index.numpy())
+            put(out.numpy(), np.arange(out.shape[0]), fields, columns, None if index is None else index.numpy())
             return
         with torch.no_grad():
             for field, column in zip(fields, columns, strict=True):

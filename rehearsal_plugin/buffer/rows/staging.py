@@ -31,7 +31,7 @@ class RowPool:
     def grow(self, rows: int, keep: int = 0) -> Tensor:
         """The current buffer with room for `rows`, its first `keep` rows kept."""
         buffer = self._buffers[self._turn]
-        if len(buffer) < rows:
+        if buffer.shape[0] < rows:  # cheaper than len() of a tensor
             larger = _zero_rows(1 << (rows - 1).bit_length(), buffer.shape[1], self._device)
             larger[:keep] = buffer[:keep]
             self._buffers[self._turn] = buffer = larger

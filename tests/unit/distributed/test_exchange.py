@@ -12,8 +12,9 @@ from torch import Tensor
 from rehearsal_plugin import LocalTransport, RehearsalBuffer, RehearsalConfig, RowLayout
 from rehearsal_plugin.buffer.rows.fields import ALIGNMENT
 from rehearsal_plugin.core.metrics import Metrics
-from rehearsal_plugin.distributed.exchange import Arrival, Exchange, Outgoing, Refresh
+from rehearsal_plugin.distributed.exchange import Exchange
 from rehearsal_plugin.distributed.header import Notes, Word
+from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing, Refresh
 from rehearsal_plugin.errors import ClosedError, ExchangeTimeout
 from tests.helpers.samples import Batch, new_batch
 

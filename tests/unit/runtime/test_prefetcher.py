@@ -11,8 +11,8 @@ import torch
 
 from rehearsal_plugin import LocalTransport, RehearsalBuffer, RehearsalConfig, RowLayout
 from rehearsal_plugin.core.metrics import Metrics
-from rehearsal_plugin.distributed.exchange import Arrival
 from rehearsal_plugin.distributed.header import Notes, Word
+from rehearsal_plugin.distributed.in_flight import Arrival
 from rehearsal_plugin.errors import BatchError, RehearsalError
 from rehearsal_plugin.runtime.prefetcher import Prefetcher
 from tests.helpers.samples import Batch, new_batch

@@ -9,7 +9,7 @@ import torch
 
 from rehearsal_plugin import RehearsalConfig, RowLayout
 from rehearsal_plugin.distributed.draw import Plan
-from rehearsal_plugin.distributed.exchange import Arrival, Outgoing
+from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing
 from rehearsal_plugin.runtime.replay_queue import LEAD, ReplayQueue
 
 LAYOUT = RowLayout.infer({"id": torch.zeros(2, dtype=torch.int64)})

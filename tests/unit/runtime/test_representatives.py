@@ -8,7 +8,7 @@ import torch
 
 from rehearsal_plugin import RowLayout
 from rehearsal_plugin.distributed.draw import Plan
-from rehearsal_plugin.distributed.exchange import Arrival, Outgoing
+from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing
 from rehearsal_plugin.runtime.representatives import Representatives, Share
 from tests.helpers.chance import SIGNIFICANCE, equally_likely
 
