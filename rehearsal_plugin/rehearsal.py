@@ -6,9 +6,8 @@ One step, one direction::
     headers --draw--> plan --read--> storage --all_to_all--> rows        the representatives of a later one
     batch + representatives --> model
 
-The training thread copies candidates to a staging area, decides on the index alone which of them stay, and
-wakes the worker. The worker writes the admitted ones, draws anew, and waits for the rows that were drawn last.
-A row offered in one `update` can be replayed two updates later at the earliest, never in its own batch.
+The training thread stages candidates, decides on the index alone which of them stay, and wakes the background, which
+writes these, draws anew, and waits for the rows that were drawn last. A row is never replayed in its own batch.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from rehearsal_plugin.distributed.transport import Transport, open_transport
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.runtime.batch_augmenter import BatchAugmenter, Transform
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
+from rehearsal_plugin.runtime.job_report import JobReport
 from rehearsal_plugin.runtime.pending_losses import PendingLosses
 from rehearsal_plugin.strategies import RowEmbedding, RowLoss, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
@@ -54,8 +54,8 @@ class Rehearsal(Checkpointed):
     Attributes:
         config: The section as a `RehearsalConfig`.
         strategy: What replayed rows are used for.
-        hidden_states: What rows get their embedding from; None without `retrieval.module`. Give its `watch` the model
-            once, after `attach`.
+        hidden_states: Gives rows their embedding, once its `watch` has the model; None without `retrieval.module`.
+        report: Logs what a row is at the first batch, and what was replayed at the end.
 
     Raises:
         ConfigError: The section cannot be used.
@@ -77,9 +77,9 @@ class Rehearsal(Checkpointed):
         transport = transport or open_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
         self._coordinator = ReplayCoordinator(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self._pending = PendingLosses(self.config, self.strategy, self._coordinator)
-        self._augmenter = BatchAugmenter(
-            self.config, self.strategy, self._coordinator, self._pending, transform=transform, fill=self._preload
-        )
+        self.report = JobReport(self.config, transport.rank)
+        parts = self._coordinator, self._pending, self.report
+        self._augmenter = BatchAugmenter(self.config, self.strategy, *parts, transform=transform, fill=self._preload)
         self._saver = Saver(self.config.checkpoint.write_timeout_s)
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
@@ -275,6 +275,7 @@ class Rehearsal(Checkpointed):
         if self._closed:
             return
         self._closed = True
+        self.report.log_end(self._coordinator.metrics)
         atexit.unregister(self._at_exit)
         if self.hidden_states is not None:
             self.hidden_states.close()

@@ -17,6 +17,8 @@ from rehearsal_plugin.strategies.base import Criterion
 
 __all__ = ["Handle", "check_fed"]
 
+JOINED_AT = {"forward": "at the model's forward", "loader": "in the data loader"}
+
 
 class Handle:
     """Handle returned by `attach()`; a no-op when rehearsal is disabled.
@@ -35,6 +37,8 @@ class Handle:
     def __init__(self, rehearsal: Rehearsal | None, peers: Peers | None = None) -> None:
         self.rehearsal = rehearsal
         self._peers = peers
+        if rehearsal is not None:
+            rehearsal.report.joined_at = JOINED_AT[rehearsal.config.inject]
 
     @property
     def enabled(self) -> bool:

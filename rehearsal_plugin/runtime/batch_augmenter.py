@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 import torch
@@ -18,8 +19,9 @@ from rehearsal_plugin.buffer.rows.padding import Padding
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.tree import FlatBatch, flatten, without
-from rehearsal_plugin.errors import CheckpointError, ConfigError
+from rehearsal_plugin.errors import BatchError, CheckpointError, ConfigError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
+from rehearsal_plugin.runtime.job_report import JobReport
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
 from rehearsal_plugin.runtime.pending_losses import PendingLosses
 from rehearsal_plugin.runtime.representatives import Share
@@ -41,6 +43,7 @@ class BatchAugmenter:
         strategy: What replayed rows are used for.
         coordinator: Where rows go to and come from.
         pending: Micro-batches that wait for their loss.
+        report: Says what a row is, and counts what the model sees.
         transform: See `Rehearsal`.
         fill: Called before the first batch, with the device on which it lives; may fill the buffer.
 
@@ -54,12 +57,13 @@ class BatchAugmenter:
         strategy: Strategy,
         coordinator: ReplayCoordinator,
         pending: PendingLosses,
+        report: JobReport,
         *,
         transform: Transform | None,
         fill: Callable[[torch.device], None],
     ) -> None:
         self._config, self._strategy, self._coordinator, self._pending = config, strategy, coordinator, pending
-        self._transform, self._fill = transform, fill
+        self._report, self._transform, self._fill = report, transform, fill
         self.padding = None if config.padding is None else Padding(config.padding)
         self._layout: RowLayout | None = None
         self._memory = RecycledMemory()
@@ -108,6 +112,8 @@ class BatchAugmenter:
     def _first_layout(self, batch: FlatBatch) -> RowLayout:
         """The layout of the first batch; that of rows from a checkpoint gets its nesting."""
         layout = RowLayout.infer(batch, self._config.fields)
+        self._check_hidden(batch)
+        self._report.log_first_batch(layout)
         first = layout.columns(batch)[0]
         if self._config.mode == "replace":
             check_room(self._config.representatives, self._strategy.draws, len(first))
@@ -126,6 +132,16 @@ class BatchAugmenter:
         layout = replace(layout, fields=buffer.layout.fields)  # which may be in another order
         buffer.layout = replace(layout, state=buffer.layout.state, row_bytes=buffer.layout.row_bytes)
         return layout
+
+    def _check_hidden(self, batch: FlatBatch) -> None:
+        """Refuse a name in `hidden` that the batch does not have: the model would get the field after all."""
+        for name in self._config.hidden or ():
+            if name not in batch.structure.places:
+                nearest = get_close_matches(name, batch.names, n=1)
+                raise BatchError(
+                    f"rehearsal.hidden names '{name}', which the batch does not have"
+                    + (f"; did you mean '{nearest[0]}'?" if nearest else f": it has {sorted(batch.names)}")
+                )
 
     def _take_share(self, size: int, displace: bool) -> tuple[Share | None, int]:
         """The replayed rows of a batch of `size` rows, and how many of its rows make room for them."""
@@ -173,12 +189,14 @@ class BatchAugmenter:
 
     def _count(self, joined: FlatBatch, new: int, displaced: int, share: Share | None, keys: IntArray | None) -> None:
         metrics = self._coordinator.metrics
+        self._report.rows_new += new
         tokens = token_counts(joined)
         if tokens is not None:
             metrics.count_tokens(tokens, new, keys)
         if share is None:
             return
         metrics.rows_replayed += share.count
+        self._report.rows_replayed += share.count
         metrics.rows_displaced += displaced
         if keys is not None:
             metrics.count_replayed(keys[new:])
