@@ -9,7 +9,8 @@ or a list or tuple of plain values. For example::
     epoch    passes through: no entries
 
 The entries of a list or tuple inside of a batch vote together, as one leaf. Of two lengths with as many leaves none is
-taken: the batch is refused, and `rehearsal.fields` says which leaves make up a row.
+taken: the batch is refused, and `rehearsal.fields` says which leaves make up a row. A list of as many tensors as there
+are rows is refused too, unless each of them has one entry a row, as two tensors in a batch of two rows.
 
 A leaf with one entry a row either becomes a field, or is refused by name: nothing that belongs to a row stays behind.
 """
@@ -170,7 +171,10 @@ def refuse_rows_of_lists(flat: FlatBatch, size: int) -> None:
                 entries = by_parent.setdefault(".".join(keys[:depth]), {})
                 entries.setdefault(keys[depth], []).append(name)
     for parent, entries in by_parent.items():
-        if len(entries) == size > 1 and list(entries) == [str(place) for place in range(size)]:
+        if len(entries) != size or size < 2 or list(entries) != [str(place) for place in range(size)]:
+            continue
+        leaves = [flat[name] for names in entries.values() for name in names]
+        if not all(isinstance(leaf, (Tensor, np.ndarray)) and entries_of(leaf) == size for leaf in leaves):
             raise BatchError(
                 f"batch field '{parent}' is a list of {size} entries in a batch of {size} rows, so it may have one "
                 "entry a row, which cannot be stored: pad its entries and stack them to one tensor, or name the fields "

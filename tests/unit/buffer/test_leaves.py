@@ -45,9 +45,20 @@ def rows(count: int, width: int = 2) -> Tensor:
         ),
         ({"x": rows(4), "y": rows(4), "pyramid": [rows(9), rows(9), rows(9)]}, ["x", "y"]),
         ((rows(2), rows(2)), ["0", "1"]),
+        ({"batch": (rows(2), rows(2))}, ["batch.0", "batch.1"]),
         ({"x": rows(0), "y": []}, ["x"]),
     ],
-    ids=["table first", "one row", "list", "array", "views", "pyramid", "tuple of two rows", "no rows"],
+    ids=[
+        "table first",
+        "one row",
+        "list",
+        "array",
+        "views",
+        "pyramid",
+        "tuple of two rows",
+        "two tensors of two rows",
+        "no rows",
+    ],
 )
 def test_fields_are_the_leaves_of_the_length_that_most_have(batch: Any, names: list[str]) -> None:
     assert fields_of(batch) == names
@@ -101,8 +112,9 @@ def test_values_of_each_row_that_are_no_numbers_are_refused_by_name(leaf: Any, w
         [Box(1), Box(2), Box(3)],
         [{"box": rows(5)}, {"box": rows(2)}, {"box": rows(7)}],
         [[1, 2], [3], [4]],
+        [[1, 2, 3], [3, 4, 5], [4, 5, 6]],
     ],
-    ids=["tensors", "dataclasses", "mappings", "lists"],
+    ids=["tensors", "dataclasses", "mappings", "lists", "square lists"],
 )
 def test_a_list_with_one_container_or_tensor_a_row_is_refused_by_name(leaf: Any) -> None:
     with pytest.raises(BatchError, match="'targets' is a list of 3 entries in a batch of 3 rows"):
