@@ -54,6 +54,7 @@ class RowLayout:
         lengths: Entries of each of these in the first batch; None for a value without entries.
         nesting: The first batch without its leaves: what rows are unpacked into.
         selected: Whether the fields were named, so that any other leaf may come and go.
+        rows_per_sample: Batch rows of a row of the buffer.
         state: Fields that are not part of the batch: what a strategy stores beside it.
     """
 
@@ -63,6 +64,7 @@ class RowLayout:
     lengths: Mapping[str, int | None]
     nesting: FlatBatch
     selected: bool = False
+    rows_per_sample: int = 1
     state: tuple[Field, ...] = ()
 
     @classmethod
@@ -91,6 +93,11 @@ class RowLayout:
         return replace(self, state=fields, row_bytes=row_bytes)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the fields."""
+        return tuple(field.name for field in self.fields)
+
+    @property
     def fingerprint(self) -> int:
         """A 63-bit digest of the fields; ranks compare it before they exchange rows."""
         text = repr([(f.name, str(f.dtype), f.shape) for f in (*self.fields, *self.state)])
@@ -117,7 +124,7 @@ class RowLayout:
         places = self._places_in(flat)
         size = 0 if places[0] is None else entries_of(flat.leaves[places[0]]) or 0
         if not self.selected and (self.lengths or flat.structure is not self.nesting.structure):
-            self._refuse_new(flat, size)
+            self._refuse_new(flat, size * self.rows_per_sample)
         return [
             field.check(None if place is None else _tensor(flat.leaves[place]), size)
             for field, place in zip(self.fields, places, strict=True)
