@@ -54,6 +54,7 @@ class Rehearsal(Checkpointed):
     Attributes:
         config: The section as a `RehearsalConfig`.
         strategy: What replayed rows are used for.
+        pending: Micro-batches that wait for their loss.
         hidden_states: Gives rows their embedding, once its `watch` has the model; None without `retrieval.module`.
         report: Logs what a row is at the first batch, and what was replayed at the end.
 
@@ -76,9 +77,9 @@ class Rehearsal(Checkpointed):
             self.strategy = RowEmbedding(self.strategy, retrieval.embedding, take, refresh=retrieval.refresh)
         transport = transport or open_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
         self._coordinator = ReplayCoordinator(self.config, transport, self.strategy.draws, self.strategy.refreshes)
-        self._pending = PendingLosses(self.config, self.strategy, self._coordinator)
+        self.pending = PendingLosses(self.config, self.strategy, self._coordinator)
         self.report = JobReport(self.config, transport.rank)
-        parts = self._coordinator, self._pending, self.report
+        parts = self._coordinator, self.pending, self.report
         self._augmenter = BatchAugmenter(self.config, self.strategy, *parts, transform=transform, fill=self._preload)
         self._saver = Saver(self.config.checkpoint.write_timeout_s)
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
@@ -122,7 +123,7 @@ class Rehearsal(Checkpointed):
         self._check_open()
         if self.strategy.records or self.measures:
             raise ConfigError(
-                f"{self._pending.need}, which update() never sees; "
+                f"{self.pending.need}, which update() never sees; "
                 "call augment(batch), loss(criterion, outputs, *targets) and step() instead"
             )
         self._coordinator.collect()
@@ -149,7 +150,7 @@ class Rehearsal(Checkpointed):
         """
         self._check_open()
         if not ahead:
-            self._pending.check()
+            self.pending.check()
         with self._coordinator.metrics.timed("augmented_ms"):
             return self._augmenter.augment(batch, displace=displace)
 
@@ -171,7 +172,7 @@ class Rehearsal(Checkpointed):
         Raises:
             BatchError: The outputs do not fit the strategy, or are not those of all rows.
         """
-        return self._pending.loss(criterion, outputs, *targets)
+        return self.pending.loss(criterion, outputs, *targets)
 
     def complete(self, outputs: Any, scale: float = 1.0) -> Any:
         """Add the strategy's term to the loss that a model computed itself; also records its outputs.
@@ -189,7 +190,7 @@ class Rehearsal(Checkpointed):
         Raises:
             BatchError: The outputs do not fit the strategy.
         """
-        return self._pending.complete(outputs, scale)
+        return self.pending.complete(outputs, scale)
 
     def record(self, outputs: Any) -> None:
         """Store the outputs for the new rows beside them, where the strategy wants that; `loss` does it too.
@@ -200,15 +201,15 @@ class Rehearsal(Checkpointed):
         Raises:
             BatchError: The outputs' dtype or shape are not those of the first time.
         """
-        self._pending.record(outputs)
+        self.pending.record(outputs)
 
     def drop(self) -> None:
         """Forget the micro-batch whose turn it is, as after a forward that failed: its rows are not recorded."""
-        self._pending.drop()
+        self.pending.drop()
 
     def give_up_step(self) -> None:
         """Forget all micro-batches that wait for their loss, as after a step that was broken off."""
-        self._pending.clear()
+        self.pending.clear()
 
     def step(self) -> None:
         """The end of an optimizer step: take what was prepared for the next one, start preparing anew.
@@ -218,8 +219,8 @@ class Rehearsal(Checkpointed):
             ClosedError: `close` was called.
         """
         self._check_open()
-        self._pending.check()
-        self._pending.end_step()
+        self.pending.check_step()
+        self.pending.end_step()
         self._coordinator.collect()
         self._coordinator.launch()
 

@@ -34,7 +34,7 @@ class Checkpointed:
     config: RehearsalConfig
     strategy: Strategy
     _coordinator: ReplayCoordinator
-    _pending: PendingLosses
+    pending: PendingLosses
     _augmenter: BatchAugmenter
     _saver: Saver
     _preloaded = False
@@ -70,7 +70,7 @@ class Checkpointed:
             ClosedError: `close` was called.
         """
         self._check_open()
-        self._pending.clear()
+        self.pending.clear()
         self._coordinator.rollback()
 
     def restart(self, step: int, connect: Callable[[], Transport] | None = None) -> None:
@@ -85,7 +85,7 @@ class Checkpointed:
             ClosedError: `close` was called.
         """
         self._check_open()
-        self._pending.clear()
+        self.pending.clear()
         self._coordinator.restart(step, connect)
         if self._preloaded and step == 0:  # together with the ranks that had no part in it
             self._coordinator.reset(0)
@@ -109,7 +109,7 @@ class Checkpointed:
             ExchangeError: The exchange in flight failed.
         """
         self._check_open()
-        self._pending.check()
+        self.pending.check()
         if write:
             settings = self.config.checkpoint
             place, content = content_of(self.config, self._coordinator, self.strategy)
@@ -139,7 +139,7 @@ class Checkpointed:
         """
         self._check_open()
         self._saver.wait()
-        self._pending.clear()
+        self.pending.clear()
         self._augmenter.forget_layout()
         self._preloaded = False
         loaded = resume(Path(folder), self.config, self._coordinator, self.strategy, step=step, missing_ok=missing_ok)
@@ -163,7 +163,7 @@ class Checkpointed:
             ExchangeError: The exchange in flight failed.
         """
         self._check_open()
-        self._pending.check()
+        self.pending.check()
         return fingerprint_of(self._coordinator)
 
     def _preload(self, device: torch.device) -> None:

@@ -16,8 +16,9 @@ from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.loss_monitor import LossMonitor, PartitionImportance
 from rehearsal_plugin.runtime.micro_batch import MicroBatch, no_criterion
+from rehearsal_plugin.runtime.term_gradient import TermGradients
 from rehearsal_plugin.strategies import Part, Strategy
-from rehearsal_plugin.strategies.base import Criterion
+from rehearsal_plugin.strategies.base import Criterion, tensors_of
 
 __all__ = ["PendingLosses"]
 
@@ -29,11 +30,16 @@ class PendingLosses:
         config: The `rehearsal` section.
         strategy: What replayed rows are used for.
         coordinator: Where rows with their state, and new state of replayed rows, go.
+
+    Attributes:
+        expected: Micro-batches so far, those with an answer among them.
     """
 
     def __init__(self, config: RehearsalConfig, strategy: Strategy, coordinator: ReplayCoordinator) -> None:
         self._config, self._strategy, self._coordinator = config, strategy, coordinator
         self._waiting: deque[tuple[MicroBatch, RowLayout]] = deque()
+        self.expected = 0
+        self._terms = TermGradients()
         self._importance = (
             None if config.strategy.partition_weights is None else PartitionImportance(config, coordinator)
         )
@@ -42,6 +48,11 @@ class PendingLosses:
     def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
         """Wait for the answer for this micro-batch too, after those for the ones before it."""
         self._waiting.append((micro_batch, layout))
+        self.expected += 1
+
+    def awaits(self, number: int) -> bool:
+        """Whether nobody asked for the loss of micro-batch `number` yet, counted from 1."""
+        return number > self.expected - len(self._waiting)
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """See `Rehearsal.loss`."""
@@ -57,6 +68,7 @@ class PendingLosses:
             loss = criterion(outputs, *targets)
         else:
             loss = self._strategy.loss(new, self._weighted(replayed))
+            self._terms.watch(loss, tensors_of(outputs).values())
         self._refresh(replayed)
         self._record(new)
         return loss
@@ -75,6 +87,7 @@ class PendingLosses:
                 added = scale * term if added is None else added + scale * term
         if added is None:
             return outputs
+        self._terms.watch(added, tensors_of(outputs).values())
         return map_leaves(outputs, lambda name, value: value + added if name == "loss" else value)
 
     def record(self, outputs: Any) -> None:
@@ -89,6 +102,7 @@ class PendingLosses:
     def clear(self) -> None:
         """Forget all micro-batches, and what was measured of them."""
         self._waiting.clear()
+        self._terms.clear()
         self._monitor.clear()
 
     def check(self) -> None:
@@ -108,6 +122,15 @@ class PendingLosses:
             f"*targets), {without}or drop() after a forward that failed"
         )
 
+    def check_step(self) -> None:
+        """Refuse to end a step without all answers, or one that did not train on them.
+
+        Raises:
+            BatchError: An answer is missing, or a strategy's term reached no gradient.
+        """
+        self.check()
+        self._terms.check(self._subject)
+
     @property
     def measures(self) -> bool:
         """Whether losses are told apart in this step, or in every one."""
@@ -115,6 +138,7 @@ class PendingLosses:
 
     def end_step(self) -> None:
         """Note what was measured in this step."""
+        self._terms.clear()
         self._monitor.end_step()
 
     @property
@@ -129,6 +153,12 @@ class PendingLosses:
             return f"rehearsal.{key} needs the losses of new and replayed rows apart"
         what = "stores the model's outputs" if self._strategy.records else "has a loss of its own"
         return f"strategy '{self._config.strategy.name}' {what}"
+
+    @property
+    def _subject(self) -> str:
+        """Which part of the section makes the loss another one than the model's."""
+        weights = self._strategy.plain and self._importance is not None
+        return "rehearsal.strategy.partition_weights" if weights else f"strategy '{self._config.strategy.name}'"
 
     def _parts(self, outputs: Any, targets: tuple[Any, ...], criterion: Criterion) -> list[Part]:
         micro_batch, layout = self._current()

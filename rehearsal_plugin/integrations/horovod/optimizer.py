@@ -61,9 +61,7 @@ def attach(optimizer: Any, model: nn.Module | None, config: ConfigSource) -> Hor
         handle.rehearsal = rehearsal = Rehearsal(section, handle.connect())
         handle.follow_steps(optimizer)
         if section.inject == "forward" and model is not None:
-            injection = ForwardInjection(rehearsal, model)
-            model.register_forward_pre_hook(lambda _, *arguments: injection(*arguments), with_kwargs=True, prepend=True)
-            model.register_forward_hook(lambda _, __, outputs: injection.finish(outputs))
+            ForwardInjection(rehearsal, model).register()
     return handle
 
 

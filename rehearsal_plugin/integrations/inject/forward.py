@@ -2,22 +2,54 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from rehearsal_plugin.core.tree import without
+from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.integrations.inject.arguments import ForwardArguments
+from rehearsal_plugin.integrations.inject.recomputation import in_backward, in_checkpointed_region
+from rehearsal_plugin.integrations.inject.training_pass import TrainingPass
 from rehearsal_plugin.rehearsal import Rehearsal
 
-__all__ = ["ForwardInjection", "add_strategy_term", "needs_outputs"]
+__all__ = ["CopiedInjection", "ForwardInjection", "add_strategy_term", "needs_outputs"]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+MOST_PASSES = 64  # that are remembered at a time
+
+
+class CopiedInjection:
+    """Stays in a copy of an attached model: hidden fields go, nothing is added, nothing is stored.
+
+    Args:
+        arguments: Of the model's forward.
+        hidden: Names of the hidden fields.
+    """
+
+    def __init__(self, arguments: ForwardArguments, hidden: Sequence[str]) -> None:
+        self._arguments, self._hidden = arguments, hidden
+
+    def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Forward pre-hook of the copy."""
+        names = self._arguments.names(len(args))
+        if not self._hidden or kwargs.keys() & names:
+            return args, kwargs
+        return self._arguments.place(names, without({**dict(zip(names, args, strict=True)), **kwargs}, self._hidden))
+
+    def after(self, _module: nn.Module, _args: tuple[Any, ...], outputs: Any) -> Any:
+        """Forward hook of the copy."""
+        return outputs
 
 
 class ForwardInjection:
     """Adds replayed rows to the arguments of a model's forward, in training passes only.
 
-    Fields of a row have the names of the model's parameters, for positional arguments too.
+    Fields of a row have the names of the model's parameters, for positional arguments too. Copies of the model, by
+    `copy.deepcopy` or pickled, get a `CopiedInjection` in place of this.
 
     Args:
         rehearsal: Source of the rows.
@@ -26,38 +58,124 @@ class ForwardInjection:
 
     def __init__(self, rehearsal: Rehearsal, module: nn.Module) -> None:
         self._rehearsal, self._module = rehearsal, module
-        self._augmented = False
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        original = getattr(module, "_orig_mod", module)  # a compiled module takes any arguments
-        parameters = inspect.signature(original.forward).parameters.values()
-        self._parameters = [p.name for p in parameters if p.kind in kinds]
+        self._arguments = ForwardArguments(module)
+        self._passes: list[TrainingPass] = []  # of this step, oldest first
+        self._current: TrainingPass | None = None
 
-    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def register(self) -> None:
+        """Inject at every call of the model from now on, by hooks of the module."""
+        self._module.register_forward_pre_hook(PreHook(self), with_kwargs=True, prepend=True)
+        self._module.register_forward_hook(PostHook(self))
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        """Forward pre-hook; a shallow copy of the model, which shares its hooks, is not augmented."""
+        return self(args, kwargs) if module is self._module else self._copied().before(module, args, kwargs)
+
+    def after(self, module: nn.Module, _: tuple[Any, ...], outputs: Any) -> Any:
+        """Forward hook."""
+        return self.finish(outputs) if module is self._module else outputs
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The arguments for the model, with replayed rows in a training pass and without hidden fields in any.
 
         Raises:
-            BatchError: The fields are not those of the first batch.
+            BatchError: The fields are not those of the first batch, or the pass cannot be told from another one.
         """
-        names = self._argument_names(len(args))
+        self._current = None
+        names = self._arguments.names(len(args))
         if kwargs.keys() & names:  # an argument given twice: the model raises its own TypeError
             return args, kwargs
         batch = {**dict(zip(names, args, strict=True)), **kwargs}
-        self._augmented = self._is_training
-        fields = self._rehearsal.augment(batch) if self._augmented else self._rehearsal.visible(batch)
-        return tuple(fields.pop(name) for name in names if name in fields), fields
+        fields = self._augmented(batch) if self._is_training else self._rehearsal.visible(batch)
+        return self._arguments.place(names, fields)
 
     def finish(self, outputs: Any) -> Any:
         """The outputs for the caller; see `add_strategy_term`."""
-        augmented, self._augmented = self._augmented, False
-        return add_strategy_term(self._rehearsal, outputs) if augmented and needs_outputs(self._rehearsal) else outputs
+        current, self._current = self._current, None
+        if current is None:
+            return outputs
+        answered = needs_outputs(self._rehearsal)
+        if answered:
+            outputs = add_strategy_term(self._rehearsal, outputs)
+        current.watch.watch(outputs, checked=not answered)
+        return outputs
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CopiedInjection:
+        return self._copied()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CopiedInjection, (self._arguments, list(self._rehearsal.config.hidden or ()))
 
     @property
     def _is_training(self) -> bool:
-        return not self._rehearsal.closed and self._module.training and torch.is_grad_enabled()
+        live = not self._rehearsal.closed and self._module.training
+        return live and (torch.is_grad_enabled() or in_checkpointed_region())
 
-    def _argument_names(self, count: int) -> list[str]:
-        """Names of the first `count` positional arguments; numbers for those in `*args`."""
-        return self._parameters[:count] + [str(i) for i in range(len(self._parameters), count)]
+    def _copied(self) -> CopiedInjection:
+        return CopiedInjection(self._arguments, list(self._rehearsal.config.hidden or ()))
+
+    def _augmented(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a training pass: those of an earlier one where it is the same."""
+        recomputed = in_backward()
+        now = self._rehearsal.steps
+        self._passes = [one for one in self._passes if one.step == now and (recomputed or not one.watch.done)]
+        same = next((one for one in reversed(self._passes) if one.is_of(batch)), None) if self._passes else None
+        if same is not None:
+            return self._again(same, batch, recomputed)
+        self._check_new(recomputed)
+        fields: dict[str, Any] = self._rehearsal.augment(batch)
+        self._current = TrainingPass(self._rehearsal, batch, fields)
+        self._passes = [*self._passes[1 - MOST_PASSES :], self._current]
+        return fields
+
+    def _again(self, same: TrainingPass, batch: dict[str, Any], recomputed: bool) -> dict[str, Any]:
+        """The rows of an earlier pass, to be seen again; nothing is offered twice."""
+        if needs_outputs(self._rehearsal):
+            raise BatchError(
+                f"the model is called twice with the same batch before its backward pass"
+                f"{', by activation checkpointing around the call' if recomputed else ''}, and the rehearsal needs "
+                f"one answer for each batch ({self._rehearsal.pending.need}); checkpoint the layers inside the model, "
+                "or set rehearsal.inject to 'loader'"
+            )
+        if recomputed and same.cuts_off(batch):
+            raise BatchError(
+                "reentrant activation checkpointing around the model's call detaches its inputs, and gradients of what "
+                "computed them would be lost; give checkpoint(..., use_reentrant=False)"
+            )
+        self._current = same
+        return same.fields_for(batch)
+
+    def _check_new(self, recomputed: bool) -> None:
+        """Refuse a batch whose rows would not be those that its outputs are used with."""
+        if recomputed:
+            raise BatchError(
+                "a training pass through the model began within a backward pass, and its batch is none of this step's: "
+                "activation checkpointing that copies its inputs; checkpoint the layers inside the model, or set "
+                "rehearsal.inject to 'loader'"
+            )
+        if any(one.watch.open for one in self._passes):
+            raise BatchError(
+                "a second training pass through the model began before the backward pass of the first, whose outputs "
+                "hold no loss: their replayed rows are others, so rows of the two do not belong together; set "
+                "rehearsal.inject to 'loader', or run a pass that trains nothing under torch.no_grad()"
+            )
+
+
+class PreHook:
+    """Forward pre-hook that a model can be copied and pickled with; a copy has the injection of a copy."""
+
+    def __init__(self, injection: ForwardInjection | CopiedInjection) -> None:
+        self._injection = injection
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        return self._injection.before(module, args, kwargs)
+
+
+class PostHook(PreHook):
+    """Forward hook, as `PreHook`."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
+        return self._injection.after(module, args, outputs)
 
 
 def needs_outputs(rehearsal: Rehearsal) -> bool:
