@@ -51,6 +51,14 @@ class Checkpointed:
         """Exchanges so far, the same number on all ranks."""
         return self._coordinator.step
 
+    @property
+    def run(self) -> str | None:
+        """Identifier of this run, the same on all ranks and after every restart; None before the first exchange.
+
+        With `sampling.scope: local` every rank has its own.
+        """
+        return self._coordinator.lifecycle.run
+
     def commit(self) -> None:
         """Make the buffer's present state the one that `rollback` returns to.
 
@@ -95,8 +103,8 @@ class Checkpointed:
     def save(self, folder: str | os.PathLike[str], *, write: bool = True) -> None:
         """Save this rank's rows and everything that the next steps depend on; all ranks must save at the same step.
 
-        Call it between two steps. Each rank writes one file, of which the last three stay in the folder; it is
-        complete as soon as the files of all ranks are there. With `checkpoint.asynchronous` they are written in the
+        Call it between two steps. Each rank writes one file, of which the last three of this run stay in the folder; it
+        is complete as soon as the files of all ranks are there. With `checkpoint.asynchronous` they are written in the
         background, and errors are raised by the next call or by `close`.
 
         Args:
@@ -118,7 +126,14 @@ class Checkpointed:
         if self._coordinator.losses.guard is not None:
             self._coordinator.losses.guard.saved(str(folder), self.steps)
 
-    def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
+    def load(
+        self,
+        folder: str | os.PathLike[str],
+        step: int | None = None,
+        *,
+        run: str | None = None,
+        missing_ok: bool = False,
+    ) -> bool:
         """Go on from a checkpoint; all ranks must call it, and agree on which.
 
         With as many ranks and the same buffer, weights and strategy as when it was saved, the job goes on bit for
@@ -128,24 +143,33 @@ class Checkpointed:
         Args:
             folder: Where `save` was told to write.
             step: The value of `steps` when it was saved, for a script that keeps it beside its model; None takes the
-                newest complete checkpoint in the folder.
+                complete checkpoint in the folder that was written last.
+            run: The value of `run` when it was saved, kept in the same place; None takes that of any run.
             missing_ok: Whether the job starts as it is where there is none.
 
         Returns:
             Whether there was one.
 
         Raises:
-            CheckpointError: There is none, it cannot be read on every rank, or its rows do not suit the strategy.
+            CheckpointError: There is none, or none of that run, it cannot be read on every rank, or its rows do not
+                suit the strategy.
         """
         self._check_open()
         self._saver.wait()
         self._pending.clear()
         self._augmenter.forget_layout()
         self._preloaded = False
-        loaded = resume(Path(folder), self.config, self._coordinator, self.strategy, step=step, missing_ok=missing_ok)
+        loaded = resume(
+            Path(folder), self.config, self._coordinator, self.strategy, step=step, run=run, missing_ok=missing_ok
+        )
         if loaded and self._coordinator.losses.guard is not None:
             self._coordinator.losses.guard.saved(str(folder), self.steps)
         return loaded
+
+    def join_run(self, run: str | None) -> None:
+        """Take over the `run` of ranks that hold the same samples; None changes nothing."""
+        if run is not None:
+            self._coordinator.lifecycle.join_run(int(run, 16))
 
     def flush(self) -> None:
         """Wait until a checkpoint that is written in the background is on the disk.
