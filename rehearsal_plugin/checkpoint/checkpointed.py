@@ -40,6 +40,7 @@ class Checkpointed:
     _preloaded = False
     _commits = False
     _closed = False
+    _process: int
 
     @property
     def buffer(self) -> RehearsalBuffer | None:
@@ -58,6 +59,11 @@ class Checkpointed:
         With `sampling.scope: local` every rank has its own.
         """
         return self._coordinator.lifecycle.run
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def commit(self) -> None:
         """Make the buffer's present state the one that `rollback` returns to.
@@ -171,12 +177,23 @@ class Checkpointed:
         if run is not None:
             self._coordinator.lifecycle.join_run(int(run, 16))
 
+    def drain(self) -> None:
+        """Wait until the exchange in flight, if any, has ended, as before a script takes its process groups down.
+
+        Raises:
+            ExchangeError: It failed.
+        """
+        self._check_process()
+        self._coordinator.drain()
+
     def flush(self) -> None:
         """Wait until a checkpoint that is written in the background is on the disk.
 
         Raises:
             CheckpointError: It cannot be written.
+            ClosedError: This is a forked child of the process that made the rehearsal.
         """
+        self._check_process()
         self._saver.wait()
 
     def fingerprint(self) -> Fingerprint:
@@ -206,6 +223,16 @@ class Checkpointed:
             raise
         self._preloaded = True
 
+    def _check_process(self) -> None:
+        """Refuse calls in a forked child: it has a copy of the buffer, and none of the threads and connections."""
+        if os.getpid() != self._process:
+            raise ClosedError(
+                f"this rehearsal belongs to process {self._process}, and process {os.getpid()} is a forked copy of it, "
+                "such as a worker of a DataLoader: rows given here would be lost; call it in the process that made it, "
+                "on the batches that the workers have returned"
+            )
+
     def _check_open(self) -> None:
+        self._check_process()
         if self._closed:
             raise ClosedError("the rehearsal was closed; make a new one to go on")

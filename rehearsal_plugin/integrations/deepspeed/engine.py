@@ -211,7 +211,7 @@ def _save_checkpoint(
     handle.save(Path(save_dir) / str(f"global_step{engine.global_steps}" if tag is None else tag))
     bound = inspect.signature(save).bind(save_dir, tag, *args, **kwargs)
     if handle.enabled:
-        bound.arguments["client_state"] = {**bound.arguments.get("client_state", {}), CLIENT_STATE: handle.progress}
+        bound.arguments["client_state"] = {**(bound.arguments.get("client_state") or {}), CLIENT_STATE: handle.progress}
     return save(*bound.args, **bound.kwargs)
 
 
