@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
@@ -60,11 +61,13 @@ class Rehearsal(Checkpointed):
 
     Raises:
         ConfigError: The section cannot be used.
+        ClosedError: By every method, in a forked child of the process that made it.
     """
 
     def __init__(
         self, config: ConfigSource, transport: Transport | None = None, *, transform: Transform | None = None
     ) -> None:
+        self._process = os.getpid()
         self.config = RehearsalConfig.load(config)
         self.config.look_up_names()
         strategy = make_strategy(self.config.strategy)
@@ -99,11 +102,6 @@ class Rehearsal(Checkpointed):
     def padding(self) -> Padding | None:
         """How rows of different length are stored; None where all have the same."""
         return self._augmenter.padding
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
 
     def update(self, batch: Any) -> Any:
         """One step of a plain loop: take what was prepared, hand over the batch, start preparing anew.
@@ -156,6 +154,7 @@ class Rehearsal(Checkpointed):
 
     def visible(self, batch: Any) -> Any:
         """A batch without the fields that `hidden` names: what the model gets."""
+        self._check_process()
         return self._augmenter.visible(batch)
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
@@ -172,6 +171,7 @@ class Rehearsal(Checkpointed):
         Raises:
             BatchError: The outputs do not fit the strategy, or are not those of all rows.
         """
+        self._check_process()
         return self.pending.loss(criterion, outputs, *targets)
 
     def complete(self, outputs: Any, scale: float = 1.0) -> Any:
@@ -190,6 +190,7 @@ class Rehearsal(Checkpointed):
         Raises:
             BatchError: The outputs do not fit the strategy.
         """
+        self._check_process()
         return self.pending.complete(outputs, scale)
 
     def record(self, outputs: Any) -> None:
@@ -201,14 +202,17 @@ class Rehearsal(Checkpointed):
         Raises:
             BatchError: The outputs' dtype or shape are not those of the first time.
         """
+        self._check_process()
         self.pending.record(outputs)
 
     def drop(self) -> None:
         """Forget the micro-batch whose turn it is, as after a forward that failed: its rows are not recorded."""
+        self._check_process()
         self.pending.drop()
 
     def give_up_step(self) -> None:
         """Forget all micro-batches that wait for their loss, as after a step that was broken off."""
+        self._check_process()
         self.pending.clear()
 
     def step(self) -> None:
@@ -226,6 +230,7 @@ class Rehearsal(Checkpointed):
 
     def due(self) -> int:
         """Rows that the next `augment` will add, for callers that make room themselves."""
+        self._check_process()
         return self._coordinator.due
 
     def reweigh(self, weights: Mapping[Any, float]) -> None:
@@ -237,6 +242,7 @@ class Rehearsal(Checkpointed):
         Raises:
             ConfigError: They are no weights, or rows are not drawn by partition.
         """
+        self._check_process()
         if not self.config.sampling.by_partition:
             raise ConfigError(
                 f"rehearsal.sampling.weights is '{self.config.sampling.weights}', so ranks do not know each other's "
@@ -250,6 +256,7 @@ class Rehearsal(Checkpointed):
 
         With `buffer.partition_by` also `rows_offered/<key>`, `rows_stored/<key>` and `rows_replayed/<key>`.
         """
+        self._check_process()
         totals = self._coordinator.metrics.flat()
         partitions = None if self.buffer is None else self.buffer.slot_index.partitions
         if partitions is not None:
@@ -258,22 +265,14 @@ class Rehearsal(Checkpointed):
                 totals |= {f"rows_offered/{key}": offered, f"rows_stored/{key}": stored}
         return totals
 
-    def drain(self) -> None:
-        """Wait until the exchange in flight, if any, has ended, as before a script takes its process groups down.
-
-        Raises:
-            ExchangeError: It failed.
-        """
-        self._coordinator.drain()
-
     def close(self, drain_s: float | None = None) -> None:
-        """Stop the worker and give up the transport; a second call does nothing.
+        """Stop the worker and give up the transport; a second call, or one in a forked child, does nothing.
 
         Args:
             drain_s: Seconds to let the exchange in flight end, so that no peer misses it; None takes
                 `exchange.timeout_s`.
         """
-        if self._closed:
+        if self._closed or os.getpid() != self._process:  # a forked child has no thread to wait for
             return
         self._closed = True
         self.report.log_end(self._coordinator.metrics)

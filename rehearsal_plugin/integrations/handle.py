@@ -91,13 +91,27 @@ class Handle:
         elif self.rehearsal is not None and not self.rehearsal.closed:
             self.rehearsal.save(folder)
 
-    def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
+    def load(
+        self,
+        folder: str | os.PathLike[str],
+        step: int | None = None,
+        *,
+        run: str | None = None,
+        missing_ok: bool = False,
+    ) -> bool:
         """Load a saved buffer; see `Rehearsal.load`. Under DeepSpeed, `load_checkpoint` calls it."""
         if self._peers is not None:
-            return self._peers.load(Path(folder), step, missing_ok=missing_ok)
+            return self._peers.load(Path(folder), step, run=run, missing_ok=missing_ok)
         if self.rehearsal is None or self.rehearsal.closed:
             return False
-        return self.rehearsal.load(folder, step, missing_ok=missing_ok)
+        return self.rehearsal.load(folder, step, run=run, missing_ok=missing_ok)
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The `step` and `run` that `load` takes, to be kept beside the model; empty if there is nothing to load."""
+        if self.rehearsal is None or self.rehearsal.closed:
+            return {}
+        return {"step": self.rehearsal.steps, "run": self.rehearsal.run}
 
     def check_peers(self) -> None:
         """After the first optimizer step, compare the rows of ranks that should see the same samples.
