@@ -152,6 +152,7 @@ def augment_batch(trainer: Any, rehearsal: Rehearsal, batch: Any) -> Any:
             "out (DataCollatorWithFlattening without return_flash_attn_kwargs), or pack rows of one length"
         )
     if not rehearsal.fed:
+        rehearsal.report.joined_at = "as the Trainer reads its micro-batches"
         _check_rows(trainer, rehearsal, batch)
     return rehearsal.augment(batch, ahead=True)
 
