@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out, put
-from rehearsal_plugin.buffer.rows.leaves import as_column, classify, entries_of, like, refuse_rows_of_lists
+from rehearsal_plugin.buffer.rows.leaves import as_column, classify, entries_of, like, refuse_rows_of_lists, size_of
 from rehearsal_plugin.core.tree import FlatBatch, flatten
 from rehearsal_plugin.errors import BatchError
 
@@ -143,7 +143,7 @@ class RowLayout:
     def _refuse_new(self, flat: FlatBatch, size: int) -> None:
         """Raise `BatchError` if a leaf that passes through, or a new one, has one entry a row by now."""
         for name, length in self.lengths.items():
-            entries = entries_of(flat.get(name))
+            entries = size_of(flat.get(name))
             if entries == size != length:
                 was = "a value without entries" if length is None else f"of {length} entries"
                 raise BatchError(
@@ -154,7 +154,7 @@ class RowLayout:
             return
         refuse_rows_of_lists(flat, size)
         for name in set(flat.names) - self._names:
-            if entries_of(flat[name]) == size:
+            if size_of(flat[name]) == size:
                 raise BatchError(
                     f"batch field '{name}' was not in the first batch; every batch needs the same fields "
                     "(or name the fields of a row in rehearsal.fields)"
