@@ -88,6 +88,10 @@ class FlatBatch:
         """The batch in its nesting, with containers of the same types."""
         return optree.tree_unflatten(self.spec, self.leaves)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process has to be told of the types of containers, which `flatten` does.
+        return flatten, (self.rebuild(),)
+
 
 def flatten(batch: Any) -> FlatBatch:
     """Walk a batch once; one that is flat already is returned as it is.

@@ -126,7 +126,7 @@ class RowLayout:
         if not self.selected and (self.lengths or flat.structure is not self.nesting.structure):
             self._refuse_new(flat, size * self.rows_per_sample)
         return [
-            field.check(None if place is None else _tensor(flat.leaves[place]), size)
+            field.check(None if place is None else _tensor(flat.leaves[place], field), size)
             for field, place in zip(self.fields, places, strict=True)
         ]
 
@@ -233,7 +233,7 @@ class RowLayout:
         for field, place in zip(self.fields, self._places_in(batch), strict=True):
             assert place is not None  # `columns` was asked before
             leaf = leaves[place]
-            new = _tensor(leaf)
+            new = _tensor(leaf, field)
             kept = new[: len(new) - displaced] if displaced else new
             joined = memory.cat(kept, replayed[field.name].to(new.device, non_blocking=True))
             leaves[place] = joined if new is leaf else like(joined, leaf)
@@ -246,7 +246,7 @@ class RowLayout:
     def concatenate(self, first: FlatBatch, second: FlatBatch) -> FlatBatch:
         """The samples of two batches as one; what is not a field comes from the second."""
         columns = {
-            field.name: like(torch.cat((column, _tensor(second[field.name]))), second[field.name])
+            field.name: like(torch.cat((column, _tensor(second[field.name], field))), second[field.name])
             for field, column in zip(self.fields, self.columns(first), strict=True)
         }
         return second.with_leaves(columns)
@@ -268,9 +268,11 @@ def _copy(source: Tensor, out: Tensor, index: Tensor | None) -> None:
         out.copy_(source[index.to(source.device)])
 
 
-def _tensor(leaf: Any) -> Any:
-    """A leaf as a tensor, where it holds numbers."""
+def _tensor(leaf: Any, field: Field) -> Any:
+    """A leaf as a tensor, where it holds numbers; a list without any has those of its field."""
     if type(leaf) is Tensor:
         return leaf
+    if isinstance(leaf, (list, tuple)) and not leaf:
+        return torch.empty((0, *field.shape), dtype=field.dtype)
     column = as_column(leaf)
     return leaf if column is None else column

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import collections
+import copy
 import gc
+import multiprocessing
+import pickle
 import types
 import weakref
 from collections.abc import Iterator, MutableMapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import optree
@@ -16,7 +21,7 @@ import torch
 
 from rehearsal_plugin import LocalTransport, Rehearsal
 from rehearsal_plugin.core import tree
-from rehearsal_plugin.core.tree import flatten, leaves_of, map_leaves, without
+from rehearsal_plugin.core.tree import FlatBatch, flatten, leaves_of, map_leaves, without
 from rehearsal_plugin.errors import BatchError
 from tests.helpers.samples import new_batch
 
@@ -192,6 +197,21 @@ def test_a_mapping_whose_copies_share_their_items_is_left_as_it_is() -> None:
     assert dict(without(shelf, {"x"})).keys() == {"y"}
     assert shelf.keys() == {"x", "y"}
     assert shelf["y"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("make", [Attributed])
+def test_a_flat_batch_can_be_copied_and_taken_to_another_process(make: Any, tmp_path: Path) -> None:
+    flat = flatten({"batch": make({"x": torch.ones(2), "y": [1, 2]})})
+    assert copy.deepcopy(flat).structure is flat.structure
+    file = tmp_path / "flat"
+    file.write_bytes(pickle.dumps(flat))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(names_in, file).result() == ("batch.x", "batch.y")
+
+
+def names_in(file: Path) -> tuple[str, ...]:
+    flat: FlatBatch = pickle.loads(file.read_bytes())
+    return flat.names
 
 
 def test_a_size_without_its_numbers_is_a_tuple() -> None:
