@@ -141,14 +141,21 @@ class RowLayout:
         return tuple(self.nesting.structure.places.get(field.name) for field in self.fields)
 
     def _refuse_new(self, flat: FlatBatch, size: int) -> None:
-        """Raise `BatchError` if a leaf that passes through, or a new one, has one entry a row by now."""
+        """Raise `BatchError` if a leaf that passes through, or a new one, may belong to the rows after all."""
         for name, length in self.lengths.items():
-            entries = size_of(flat.get(name))
+            leaf = flat.get(name)
+            entries = size_of(leaf)
             if entries == size != length:
                 was = "a value without entries" if length is None else f"of {length} entries"
                 raise BatchError(
                     f"batch field '{name}' was {was} in the first batch, so it is no part of a row, and has one entry "
                     "a row now; give it from the first batch on, or name the fields of a row in rehearsal.fields"
+                )
+            if length is not None and entries != length and isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim:
+                raise BatchError(
+                    f"batch field '{name}' had {length} entries in the first batch and has {entries} in this one of "
+                    f"{size} rows, so it is no table but may belong to the rows; give it one entry a row, or name the "
+                    "fields of a row in rehearsal.fields"
                 )
         if flat.structure is self.nesting.structure:
             return

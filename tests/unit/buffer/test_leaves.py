@@ -267,6 +267,16 @@ def test_a_new_leaf_with_one_entry_a_row_is_refused_by_name(value: Any) -> None:
     assert "'new'" in later({"x": rows(8), "y": rows(8)}, {"x": rows(8), "y": rows(8), "new": value})
 
 
+@pytest.mark.parametrize("count", [0, 11], ids=["fewer", "more"])
+def test_a_tensor_of_another_length_than_in_the_first_batch_is_no_table(count: int) -> None:
+    first = {"x": rows(4), "y": rows(4), "boxes": rows(9)}
+    assert later(first, {"x": rows(4), "y": rows(4), "boxes": rows(count)}).startswith(
+        f"batch field 'boxes' had 9 entries in the first batch and has {count} in this one of 4 rows"
+    )
+    named = RowLayout.infer(first, ["x", "y"])
+    assert len(named.columns({"x": rows(4), "y": rows(4), "boxes": rows(count)})) == 2
+
+
 def test_a_table_keeps_its_length_and_passes() -> None:
     layout = RowLayout.infer({"x": rows(4), "y": rows(4), "table": rows(9)})
     assert len(layout.columns({"x": rows(9), "y": rows(9), "table": rows(9)})) == 2
