@@ -81,7 +81,7 @@ class Rehearsal(Checkpointed):
         transport = transport or open_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
         self._coordinator = ReplayCoordinator(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self.pending = PendingLosses(self.config, self.strategy, self._coordinator)
-        self.report = JobReport(self.config, transport.rank)
+        self.report = JobReport(self.config)
         parts = self._coordinator, self.pending, self.report
         self._augmenter = BatchAugmenter(self.config, self.strategy, *parts, transform=transform, fill=self._preload)
         self._saver = Saver(self.config.checkpoint.write_timeout_s)
@@ -275,7 +275,7 @@ class Rehearsal(Checkpointed):
         if self._closed or os.getpid() != self._process:  # a forked child has no thread to wait for
             return
         self._closed = True
-        self.report.log_end(self._coordinator.metrics)
+        self.report.log_end(self._coordinator.metrics, self._coordinator.lifecycle.rank)
         atexit.unregister(self._at_exit)
         if self.hidden_states is not None:
             self.hidden_states.close()

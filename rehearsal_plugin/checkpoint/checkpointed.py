@@ -17,6 +17,7 @@ from rehearsal_plugin.distributed.transport import Transport
 from rehearsal_plugin.errors import CheckpointError, ClosedError
 from rehearsal_plugin.runtime.batch_augmenter import BatchAugmenter
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
+from rehearsal_plugin.runtime.job_report import JobReport
 from rehearsal_plugin.runtime.pending_losses import PendingLosses
 from rehearsal_plugin.strategies import Strategy
 
@@ -29,10 +30,12 @@ class Checkpointed:
     Attributes:
         config: The section as a `RehearsalConfig`.
         strategy: What replayed rows are used for.
+        report: Logs what a row is, and what was replayed at the end.
     """
 
     config: RehearsalConfig
     strategy: Strategy
+    report: JobReport
     _coordinator: ReplayCoordinator
     pending: PendingLosses
     _augmenter: BatchAugmenter
@@ -165,9 +168,9 @@ class Checkpointed:
         self.pending.clear()
         self._augmenter.forget_layout()
         self._preloaded = False
-        loaded = resume(
-            Path(folder), self.config, self._coordinator, self.strategy, step=step, run=run, missing_ok=missing_ok
-        )
+        with self.report.loading(self._coordinator.metrics):
+            parts = self.config, self._coordinator, self.strategy
+            loaded = resume(Path(folder), *parts, step=step, run=run, missing_ok=missing_ok)
         if loaded and self._coordinator.losses.guard is not None:
             self._coordinator.losses.guard.saved(str(folder), self.steps)
         return loaded

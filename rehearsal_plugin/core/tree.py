@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import optree
-from torch import Tensor
+from torch import Size, Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from rehearsal_plugin.errors import BatchError
 
@@ -40,11 +41,13 @@ class Structure:
         names: Of the leaves, in their order.
         places: Which leaf each name is.
         sequences: First leaf and end of every list and tuple whose items are all leaves.
+        packed: Names of the packed sequences (`torch.nn.utils.rnn`), whose leaves are no rows.
     """
 
     names: tuple[str, ...]
     places: Mapping[str, int]
     sequences: tuple[tuple[int, int], ...] = ()
+    packed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,10 @@ class FlatBatch:
     def rebuild(self) -> Any:
         """The batch in its nesting, with containers of the same types."""
         return optree.tree_unflatten(self.spec, self.leaves)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process has to be told of the types of containers, which `flatten` does.
+        return flatten, (self.rebuild(),)
 
 
 def flatten(batch: Any) -> FlatBatch:
@@ -125,11 +132,14 @@ def leaves_of(tree: Any) -> dict[str, Any]:
 
 
 def without(tree: Any, names: Collection[str], path: str = "") -> Any:
-    """The batch without the leaves called `names`; those behind them in a list or tuple move up."""
+    """The batch without the leaves called `names`; those behind them in a list or tuple move up.
+
+    In a dataclass or a named tuple, which cannot do without a part, None takes their place.
+    """
     prefix = f"{path}." if path else ""
     if isinstance(tree, MutableMapping):
-        rest = copy.copy(tree)
-        for key in tree:
+        rest, _ = _copied(tree)
+        for key in tuple(tree):
             if f"{prefix}{key}" in names:
                 del rest[key]
             else:
@@ -138,9 +148,16 @@ def without(tree: Any, names: Collection[str], path: str = "") -> Any:
     if isinstance(tree, Mapping):
         kept = {key: without(value, names, f"{prefix}{key}") for key, value in tree.items()}
         return type(tree)({key: value for key, value in kept.items() if f"{prefix}{key}" not in names})  # type: ignore[call-arg]
-    if isinstance(tree, (list, tuple)) and not hasattr(tree, "_fields"):
+    if isinstance(tree, (list, tuple)):
         items = [(f"{prefix}{i}", value) for i, value in enumerate(tree)]
+        if hasattr(tree, "_fields"):
+            kind: Any = type(tree)
+            return kind(*(None if name in names else without(value, names, name) for name, value in items))
         return type(tree)(without(value, names, name) for name, value in items if name not in names)
+    if hasattr(type(tree), "__dataclass_fields__"):
+        values, frame, keys = _fields_and_values(tree)
+        items = [(f"{prefix}{key}", value) for key, value in zip(keys, values, strict=True)]
+        return frame.fill(None if name in names else without(value, names, name) for name, value in items)
     return tree
 
 
@@ -160,7 +177,8 @@ def _structure_of(spec: Any) -> Structure:
     if len(places) < len(names):
         twice = next(name for place, name in enumerate(names) if places[name] != place)
         raise BatchError(f"the batch has two leaves called '{twice}'; rename one (keys are joined by dots)")
-    return Structure(names, places, tuple(_sequences_in(spec, 0)))
+    packed = tuple(names[start].rpartition(".")[0] for start in _packed_in(spec, 0))
+    return Structure(names, places, tuple(_sequences_in(spec, 0)), packed)
 
 
 def _sequences_in(spec: Any, start: int) -> Iterator[tuple[int, int]]:
@@ -171,6 +189,16 @@ def _sequences_in(spec: Any, start: int) -> Iterator[tuple[int, int]]:
         return
     for child in children:
         yield from _sequences_in(child, start)
+        start += child.num_leaves
+
+
+def _packed_in(spec: Any, start: int) -> Iterator[int]:
+    """First leaves of the packed sequences below a node whose leaves begin at `start`."""
+    if spec.type is PackedSequence:
+        yield start
+        return
+    for child in spec.children():
+        yield from _packed_in(child, start)
         start += child.num_leaves
 
 
@@ -207,10 +235,17 @@ def _register(kind: type) -> None:
 
 
 class _Frame:
-    """A container without its items: its type, its keys, and what else it carries, such as a default factory."""
+    """A container without its items: its type, its keys, and what else it carries, such as a default factory.
 
-    def __init__(self, kind: Any, keys: tuple[Any, ...], empty: Any = None) -> None:
-        self.kind, self.keys, self.empty = kind, keys, empty
+    Args:
+        kind: The type.
+        keys: Of the items, in their order.
+        empty: A container with None for every item; None where one is made of its items alone.
+        shares: Whether a copy of `empty` by `copy.copy` would share its items with it.
+    """
+
+    def __init__(self, kind: Any, keys: tuple[Any, ...], empty: Any = None, *, shares: bool = False) -> None:
+        self.kind, self.keys, self.empty, self._shares = kind, keys, empty, shares
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Frame) and (self.kind, self.keys) == (other.kind, other.keys)
@@ -226,24 +261,46 @@ class _Frame:
                 object.__setattr__(filled, name, item)  # frozen ones too
             return filled
         if not issubclass(self.kind, Mapping):
-            return self.kind(items)
-        filled = {} if self.empty is None else copy.copy(self.empty)
+            items = tuple(items)
+            return items if self.kind is Size and None in items else self.kind(items)  # a Size holds numbers only
+        filled = {}
+        if self.empty is not None:
+            filled = copy.deepcopy(self.empty) if self._shares else copy.copy(self.empty)
         for key, item in zip(self.keys, items, strict=True):
             filled[key] = item
         return self.kind(filled) if self.empty is None else filled
 
 
+def _copied(container: MutableMapping[Any, Any]) -> tuple[MutableMapping[Any, Any], bool]:
+    """A copy with items of its own, and whether `copy.copy` would share them with the container."""
+    copied = copy.copy(container)
+    key = next((key for key in container if container[key] is not None), None)
+    if key is None:
+        return copied, False
+    value = container[key]
+    copied[key] = None
+    shares = container[key] is None
+    copied[key] = value
+    if not shares:
+        return copied, False
+    return copy.deepcopy(container, {id(value): value for value in container.values()}), True  # the items themselves
+
+
 def _keys_and_values(container: Mapping[Any, Any]) -> tuple[list[Any], _Frame, tuple[Any, ...]]:
-    keys, empty = tuple(container), None
+    keys, empty, shares = tuple(container), None, False
+    values = [container[key] for key in keys]
     if isinstance(container, MutableMapping):
-        empty = copy.copy(container)
+        empty, shares = _copied(container)
         for key in keys:
             empty[key] = None  # a structure is kept, and must keep no batch alive
-    return [container[key] for key in keys], _Frame(type(container), keys, empty), keys
+    return values, _Frame(type(container), keys, empty, shares=shares), keys
 
 
 def _fields_and_values(container: Any) -> tuple[list[Any], _Frame, tuple[str, ...]]:
-    names, empty = tuple(field.name for field in fields(container)), copy.copy(container)
+    """All that a dataclass holds: its fields that are set, and attributes that it made of them, such as a mask."""
+    declared = [field.name for field in fields(container) if hasattr(container, field.name)]
+    names = (*declared, *(name for name in getattr(container, "__dict__", ()) if name not in declared))
+    empty = copy.copy(container)
     values = [getattr(container, name) for name in names]
     for name in names:
         object.__setattr__(empty, name, None)

@@ -15,9 +15,10 @@ from rehearsal_plugin.integrations.peers import Peers
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.strategies.base import Criterion
 
-__all__ = ["Handle", "check_fed"]
+__all__ = ["JOINED_AT", "Handle", "check_fed"]
 
 JOINED_AT = {"forward": "at the model's forward", "loader": "in the data loader"}
+"""Where replayed rows join by `rehearsal.inject`, for a person; see `JobReport`."""
 
 
 class Handle:

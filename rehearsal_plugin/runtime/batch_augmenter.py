@@ -128,7 +128,7 @@ class BatchAugmenter:
                 rows_per_sample=self._groups.count,
             )
         self._check_hidden(batch)
-        self._report.log_first_batch(layout)
+        self._report.log_first_batch(layout, self._coordinator.lifecycle.rank)
         first = layout.columns(batch)[0]
         if self._config.mode == "replace":
             check_room(self._config.representatives, self._strategy.draws, len(first))
@@ -180,8 +180,11 @@ class BatchAugmenter:
 
     def _transformed(self, layout: RowLayout, replayed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         assert self._transform is not None
-        flat = flatten(self._transform(layout.nesting.with_leaves(replayed).rebuild()))
-        return {name: flat[name] for name in replayed}
+        groups = self._groups
+        rows = replayed if groups is None else groups.rows_of(replayed)
+        flat = flatten(self._transform(layout.nesting.with_leaves(rows).rebuild()))
+        rows = {name: flat[name] for name in replayed}
+        return rows if groups is None else groups.samples_of(rows)
 
     def _count_towards_ratio(
         self, batch: FlatBatch, replayed: Mapping[str, Tensor], new: int, share: Share | None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from rehearsal_plugin.buffer.rows.fields import Field
 from rehearsal_plugin.buffer.rows.layout import RowLayout
@@ -22,7 +24,6 @@ class JobReport:
 
     Args:
         config: The `rehearsal` section.
-        rank: This rank.
 
     Attributes:
         joined_at: Where rows join the batch, for a person.
@@ -30,14 +31,24 @@ class JobReport:
         rows_replayed: Replayed rows that it saw.
     """
 
-    def __init__(self, config: RehearsalConfig, rank: int) -> None:
-        self._config, self._rank = config, rank
+    def __init__(self, config: RehearsalConfig) -> None:
+        self._config = config
+        self._offered_before = self._steps_before = 0  # in jobs that wrote the checkpoints loaded here
         self.joined_at = "in update() or augment(), as the training loop calls them"
         self.rows_new = self.rows_replayed = 0
 
-    def log_first_batch(self, layout: RowLayout) -> None:
+    @contextmanager
+    def loading(self, metrics: Metrics) -> Iterator[None]:
+        """Leave out what a checkpoint that is loaded meanwhile adds to the totals: other jobs made it."""
+        offered, steps = metrics.rows_offered - self._offered_before, metrics.steps - self._steps_before
+        try:
+            yield
+        finally:
+            self._offered_before, self._steps_before = metrics.rows_offered - offered, metrics.steps - steps
+
+    def log_first_batch(self, layout: RowLayout, rank: int) -> None:
         """Say what a row is, what passes through, and where replayed rows join; on rank 0, at level INFO."""
-        if self._rank:
+        if rank:
             return
         passing = [f"{name} ({why})" for name, why in layout.passing.items()]
         LOG.info(
@@ -50,10 +61,10 @@ class JobReport:
             self.joined_at,
         )
 
-    def log_end(self, metrics: Metrics) -> None:
+    def log_end(self, metrics: Metrics, rank: int) -> None:
         """Say how many rows were offered, stored and replayed, and the share met: a warning where none was replayed."""
         if not self.rows_new and not self.rows_replayed:
-            LOG.warning("rehearsal on rank %d: no batch came, so nothing was stored and nothing replayed", self._rank)
+            LOG.warning("rehearsal on rank %d: no batch came, so nothing was stored and nothing replayed", rank)
             return
         config = self._config
         wants_replay = bool(config.ratio or config.representatives or config.ratio_schedule)
@@ -61,8 +72,8 @@ class JobReport:
         LOG.log(
             logging.WARNING if missing else logging.INFO,
             "rehearsal on rank %d: %d rows offered, %d stored, %d replayed; the share of replayed rows was %.4g%s",
-            self._rank,
-            metrics.rows_offered,
+            rank,
+            metrics.rows_offered - self._offered_before,
             metrics.rows_stored,
             self.rows_replayed,
             self.rows_replayed / (self.rows_new + self.rows_replayed),
@@ -71,15 +82,16 @@ class JobReport:
 
     def _reason(self, metrics: Metrics) -> str:
         """Why nothing was replayed."""
-        if not metrics.steps:
+        steps = metrics.steps - self._steps_before
+        if not steps:
             return "as no optimizer step was counted: call step() after each, or attach the rehearsal to your framework"
         if metrics.steps < self._config.start_step:
             return f"as the job ended before rehearsal.start_step {self._config.start_step}"
-        return f"though {metrics.steps} steps were made: rows come three steps after they were asked for"
+        return f"though {steps} steps were made: rows come three steps after they were asked for"
 
 
 def _described(field: Field) -> str:
-    return f"{field.name} {str(field.dtype).removeprefix('torch.')} {list(field.shape)}"
+    return f"{field.name or 'the batch'} {str(field.dtype).removeprefix('torch.')} {list(field.shape)}"
 
 
 def _listed(entries: list[str]) -> str:

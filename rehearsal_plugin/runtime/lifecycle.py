@@ -108,20 +108,7 @@ class Lifecycle:
         Raises:
             StorageError: The background does not end writing within `exchange.timeout_s`.
         """
-        self._keep_run()
-        old, self._first_step = self.prefetcher, step
-        patience = self._config.exchange.timeout_s
-        if old is not None and not old.close(drain_s=0.0, grace_s=patience):
-            raise StorageError(
-                f"the background of rank {self.rank} has been writing to the buffer for {patience:g} s "
-                "(rehearsal.exchange.timeout_s), so it cannot be used anew; see whether its disk still answers"
-            )
-        if connect is not None:
-            self._transport.close()
-            self._transport = connect()
-            self.rank, self.size, self.alone = self._transport.rank, self._transport.size, False
-        if old is not None:
-            self.prefetcher = self._prefetcher_of(old.buffer, old.device)
+        self._restart(step, connect, alone=False)
 
     def go_alone(self, error: Exception) -> None:
         """Exchange with nobody from now on; what was on its way is lost, the rows of this rank stay."""
@@ -131,9 +118,7 @@ class Lifecycle:
             error,
         )
         self._metrics.failures += 1
-        place = self.rank, self.size
-        self.restart(self.step, LocalTransport)
-        self.rank, self.size, self.alone = *place, True
+        self._restart(self.step, LocalTransport, alone=True)
 
     def reset(self, step: int) -> None:
         """Begin anew at `step` without a row."""
@@ -172,6 +157,25 @@ class Lifecycle:
         """Remember what the first exchange of this prefetcher has told."""
         if self.prefetcher is not None and self.prefetcher.run is not None:
             self._run, self._agreed = self.prefetcher.run, True
+
+    def _restart(self, step: int, connect: Callable[[], Transport] | None, *, alone: bool) -> None:
+        """As `restart`; `alone` keeps this rank's number among those that are gone."""
+        self._keep_run()
+        old, self._first_step = self.prefetcher, step
+        patience = self._config.exchange.timeout_s
+        if old is not None and not old.close(drain_s=0.0, grace_s=patience):
+            raise StorageError(
+                f"the background of rank {self.rank} has been writing to the buffer for {patience:g} s "
+                "(rehearsal.exchange.timeout_s), so it cannot be used anew; see whether its disk still answers"
+            )
+        if connect is not None:
+            self._transport.close()
+            self._transport = connect()
+            if not alone:
+                self.rank, self.size = self._transport.rank, self._transport.size
+            self.alone = alone
+        if old is not None:
+            self.prefetcher = self._prefetcher_of(old.buffer, old.device)
 
     def _prefetcher_of(self, buffer: RehearsalBuffer, device: torch.device) -> Prefetcher:
         prefetcher = Prefetcher(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -119,6 +120,19 @@ def test_a_batch_of_nothing_but_replayed_rows_is_refused(rehearse: Any) -> None:
 def test_replace_does_not_know_the_number_of_batches(rehearse: Any) -> None:
     with pytest.raises(TypeError, match="not known beforehand"):
         len(RehearsalLoader(batches(), rehearse(mode="replace")))
+
+
+@pytest.mark.parametrize("form", [list, tuple, np.array], ids=["list", "tuple", "array"])
+def test_numbers_in_any_form_are_batched_anew(rehearse: Any, form: Any) -> None:
+    rehearsal = rehearse(mode="replace")
+    given = [{"x": torch.arange(8.0) + 8 * number, "y": form(range(8 * number, 8 * number + 8))} for number in range(6)]
+    seen = []
+    for batch in RehearsalLoader(given, rehearsal):
+        assert type(batch["y"]) is type(given[0]["y"])
+        assert list(batch["y"]) == batch["x"].tolist()
+        seen += list(batch["y"])
+        rehearsal.step()
+    assert set(seen) == set(range(48))
 
 
 def test_batches_of_any_nesting_keep_it(rehearse: Any) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out, put
-from rehearsal_plugin.buffer.rows.leaves import as_column, classify, entries_of, like, refuse_rows_of_lists
+from rehearsal_plugin.buffer.rows.leaves import as_column, classify, entries_of, like, refuse_rows_of_lists, size_of
 from rehearsal_plugin.core.tree import FlatBatch, flatten
 from rehearsal_plugin.errors import BatchError
 
@@ -126,7 +126,7 @@ class RowLayout:
         if not self.selected and (self.lengths or flat.structure is not self.nesting.structure):
             self._refuse_new(flat, size * self.rows_per_sample)
         return [
-            field.check(None if place is None else _tensor(flat.leaves[place]), size)
+            field.check(None if place is None else _tensor(flat.leaves[place], field), size)
             for field, place in zip(self.fields, places, strict=True)
         ]
 
@@ -141,20 +141,27 @@ class RowLayout:
         return tuple(self.nesting.structure.places.get(field.name) for field in self.fields)
 
     def _refuse_new(self, flat: FlatBatch, size: int) -> None:
-        """Raise `BatchError` if a leaf that passes through, or a new one, has one entry a row by now."""
+        """Raise `BatchError` if a leaf that passes through, or a new one, may belong to the rows after all."""
         for name, length in self.lengths.items():
-            entries = entries_of(flat.get(name))
+            leaf = flat.get(name)
+            entries = size_of(leaf)
             if entries == size != length:
                 was = "a value without entries" if length is None else f"of {length} entries"
                 raise BatchError(
                     f"batch field '{name}' was {was} in the first batch, so it is no part of a row, and has one entry "
                     "a row now; give it from the first batch on, or name the fields of a row in rehearsal.fields"
                 )
+            if length is not None and entries != length and isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim:
+                raise BatchError(
+                    f"batch field '{name}' had {length} entries in the first batch and has {entries} in this one of "
+                    f"{size} rows, so it is no table but may belong to the rows; give it one entry a row, or name the "
+                    "fields of a row in rehearsal.fields"
+                )
         if flat.structure is self.nesting.structure:
             return
         refuse_rows_of_lists(flat, size)
         for name in set(flat.names) - self._names:
-            if entries_of(flat[name]) == size:
+            if size_of(flat[name]) == size:
                 raise BatchError(
                     f"batch field '{name}' was not in the first batch; every batch needs the same fields "
                     "(or name the fields of a row in rehearsal.fields)"
@@ -233,7 +240,7 @@ class RowLayout:
         for field, place in zip(self.fields, self._places_in(batch), strict=True):
             assert place is not None  # `columns` was asked before
             leaf = leaves[place]
-            new = _tensor(leaf)
+            new = _tensor(leaf, field)
             kept = new[: len(new) - displaced] if displaced else new
             joined = memory.cat(kept, replayed[field.name].to(new.device, non_blocking=True))
             leaves[place] = joined if new is leaf else like(joined, leaf)
@@ -246,7 +253,7 @@ class RowLayout:
     def concatenate(self, first: FlatBatch, second: FlatBatch) -> FlatBatch:
         """The samples of two batches as one; what is not a field comes from the second."""
         columns = {
-            field.name: like(torch.cat((column, _tensor(second[field.name]))), second[field.name])
+            field.name: like(torch.cat((column, _tensor(second[field.name], field))), second[field.name])
             for field, column in zip(self.fields, self.columns(first), strict=True)
         }
         return second.with_leaves(columns)
@@ -268,9 +275,11 @@ def _copy(source: Tensor, out: Tensor, index: Tensor | None) -> None:
         out.copy_(source[index.to(source.device)])
 
 
-def _tensor(leaf: Any) -> Any:
-    """A leaf as a tensor, where it holds numbers."""
+def _tensor(leaf: Any, field: Field) -> Any:
+    """A leaf as a tensor, where it holds numbers; a list without any has those of its field."""
     if type(leaf) is Tensor:
         return leaf
+    if isinstance(leaf, (list, tuple)) and not leaf:
+        return torch.empty((0, *field.shape), dtype=field.dtype)
     column = as_column(leaf)
     return leaf if column is None else column

@@ -10,9 +10,12 @@ or a list or tuple of plain values. For example::
 
 The entries of a list or tuple inside of a batch vote together, as one leaf. Of two lengths with as many leaves none is
 taken: the batch is refused, and `rehearsal.fields` says which leaves make up a row. A list of as many tensors as there
-are rows is refused too, unless each of them has one entry a row, as two tensors in a batch of two rows.
+are rows is refused too, unless each of them has one entry a row, as two tensors in a batch of two rows. So is a list of
+mappings with the same keys, as one a row, unless all they hold are fields, as in two views of every row.
 
 A leaf with one entry a row either becomes a field, or is refused by name: nothing that belongs to a row stays behind.
+Packed sequences and nested tensors, whose rows do not lie apart, are refused, and so is a tensor of three dimensions
+with one entry a row in its second, and an object of any other type that holds a tensor with one entry a row.
 """
 
 from __future__ import annotations
@@ -25,12 +28,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from rehearsal_plugin.buffer.rows.fields import sparse_field
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["Leaves", "as_column", "classify", "entries_of", "like", "refuse_rows_of_lists"]
+__all__ = ["Leaves", "as_column", "classify", "entries_of", "like", "refuse_rows_of_lists", "size_of"]
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,28 @@ def classify(flat: FlatBatch, only: Collection[str] | None) -> Leaves:
         BatchError: No field at all, a name in `only` that is none, a batch whose size cannot be told, or a leaf with
             one entry a row that cannot be stored.
     """
+    _refuse_nested(flat)
     lengths = {name: entries_of(leaf) for name, leaf in zip(flat.names, flat.leaves, strict=True)}
     if only is not None:
         return _named(flat, only, lengths)
+    for name in flat.structure.packed:
+        raise BatchError(
+            f"batch field '{name}' is a PackedSequence, in which rows do not lie apart; give the padded tensor and the "
+            "lengths, and pack in the model, or name the fields of a row in rehearsal.fields"
+        )
     size = _batch_size({name: length for name, length in lengths.items() if length is not None})
     columns = {name: _column(name, flat[name]) for name, length in lengths.items() if length == size}
     for name, leaf in zip(flat.names, flat.leaves, strict=True):
-        if lengths[name] is None and _size_of(leaf) == size:
+        if lengths[name] is None and size_of(leaf) == size:
             _column(name, leaf)  # refused by name
+        if lengths[name] is None and _holds_rows(leaf, size):
+            raise BatchError(
+                f"batch field '{name}' is a {type(leaf).__name__} that holds tensors with one entry a row, which "
+                "cannot be stored; give them in a mapping, a dataclass, a list or a tuple, or name the fields of a row "
+                "in rehearsal.fields"
+            )
+    for name in flat.names:
+        _refuse_later_batch_dimension(name, flat[name], size)
     refuse_rows_of_lists(flat, size)
     passing = {name: _why(length, size) for name, length in lengths.items() if name not in columns}
     return Leaves(size, columns, passing, {name: lengths[name] for name in passing})
@@ -81,12 +99,41 @@ def entries_of(leaf: object) -> int | None:
     return len(leaf) if isinstance(leaf, (list, tuple)) else None
 
 
-def _size_of(leaf: object) -> int | None:
-    """What `len` gives for an object of any other type; None for strings and objects without a length."""
+def size_of(leaf: object) -> int | None:
+    """The same also for objects of any other type that have a length, but not for strings."""
+    if isinstance(leaf, (Tensor, np.ndarray)):
+        return entries_of(leaf)
     try:
-        return None if isinstance(leaf, (str, bytes, Tensor, np.ndarray)) else len(leaf)  # type: ignore[arg-type]
-    except TypeError:
+        return None if isinstance(leaf, (str, bytes)) else len(leaf)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError):
         return None
+
+
+def _holds_rows(leaf: object, size: int, depth: int = 4) -> bool:
+    """Whether an object holds, in its attributes or below them, a tensor or an array with one entry a row."""
+    if isinstance(leaf, (Tensor, np.ndarray)):
+        return entries_of(leaf) == size
+    if not depth or isinstance(leaf, (type, Module)):
+        return False
+    inner = leaf.values() if isinstance(leaf, dict) else getattr(leaf, "__dict__", {}).values()
+    return any(_holds_rows(value, size, depth - 1) for value in tuple(inner))
+
+
+def _refuse_later_batch_dimension(name: str, leaf: object, size: int) -> None:
+    """Refuse what has one entry a row in dimension 1: positions `[3, rows, length]`, states `[layers, rows, width]`."""
+    if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim == 3 and leaf.shape[0] != size == leaf.shape[1]:
+        raise BatchError(
+            f"batch field '{name}' has shape {tuple(leaf.shape)} in a batch of {size} rows, so it may have one entry a "
+            "row in dimension 1; move that to the front, or name the fields of a row in rehearsal.fields"
+        )
+
+
+def _refuse_nested(flat: FlatBatch) -> None:
+    for name, leaf in zip(flat.names, flat.leaves, strict=True):
+        if isinstance(leaf, Tensor) and leaf.is_nested:
+            raise BatchError(
+                f"batch field '{name}' is a nested tensor; give torch.nested.to_padded_tensor of it, and its lengths"
+            )
 
 
 def as_column(leaf: object) -> Tensor | None:
@@ -97,7 +144,11 @@ def as_column(leaf: object) -> Tensor | None:
         return None
     try:
         numbers = np.asarray(leaf)
-        return torch.from_numpy(numbers) if numbers.dtype.kind in "biufc" else None
+        if numbers.dtype.kind not in "biufc":
+            return None
+        if not (numbers.flags.writeable and numbers.dtype.isnative and min(numbers.strides, default=0) >= 0):
+            numbers = np.array(numbers, numbers.dtype.newbyteorder("="), order="C")  # which torch can view
+        return torch.from_numpy(numbers)
     except (TypeError, ValueError):  # rows of different length, or a dtype that torch lacks
         return None
 
@@ -151,7 +202,8 @@ def _column(name: str, leaf: object) -> Tensor:
     column = as_column(leaf)
     if column is None:
         what = f"an array of {leaf.dtype}" if isinstance(leaf, np.ndarray) else f"a {type(leaf).__name__}"
-        kind = f" of {type(leaf[0]).__name__}" if isinstance(leaf, (list, tuple)) else ""
+        kinds = sorted({type(entry).__name__ for entry in leaf}) if isinstance(leaf, (list, tuple)) else []
+        kind = f" of {' and '.join(kinds)}" if kinds else ""
         raise BatchError(
             f"batch field '{name}' is {what}{kind} with one entry a row, and only numbers can be stored; encode it as "
             "numbers, drop it from the batch, or name the fields of a row in rehearsal.fields"
@@ -166,20 +218,37 @@ def refuse_rows_of_lists(flat: FlatBatch, size: int) -> None:
     by_parent: dict[str, dict[str, list[str]]] = {}
     for name in flat.names:
         keys = name.split(".")
-        for depth in range(1, len(keys)):
+        for depth in range(len(keys)):
             if keys[depth].isdigit():
                 entries = by_parent.setdefault(".".join(keys[:depth]), {})
                 entries.setdefault(keys[depth], []).append(name)
     for parent, entries in by_parent.items():
-        if len(entries) != size or size < 2 or list(entries) != [str(place) for place in range(size)]:
+        if list(entries) != [str(place) for place in range(len(entries))]:
             continue
         leaves = [flat[name] for names in entries.values() for name in names]
-        if not all(isinstance(leaf, (Tensor, np.ndarray)) and entries_of(leaf) == size for leaf in leaves):
+        if all(isinstance(leaf, (Tensor, np.ndarray)) and entries_of(leaf) == size for leaf in leaves):
+            continue
+        what = f"batch field '{parent}'" if parent else "the batch"
+        if parent and len(entries) == size:
             raise BatchError(
-                f"batch field '{parent}' is a list of {size} entries in a batch of {size} rows, so it may have one "
+                f"{what} is a list of {size} entries in a batch of {size} rows, so it may have one "
                 "entry a row, which cannot be stored: pad its entries and stack them to one tensor, or name the fields "
                 "of a row in rehearsal.fields"
             )
+        if len(entries) > 1 and _are_alike(parent, entries) and any(leaf is not None for leaf in leaves):
+            raise BatchError(
+                f"{what} is a list of {len(entries)} mappings with the same keys, so each may be one row, which cannot "
+                "be stored: stack their entries to one tensor a key, or name the fields of a row in rehearsal.fields"
+            )
+
+
+def _are_alike(parent: str, entries: Mapping[str, list[str]]) -> bool:
+    """Whether all entries of a list are mappings or dataclasses with the same keys."""
+    within = [
+        tuple(name[len(f"{parent}.{place}." if parent else f"{place}.") :] for name in names)
+        for place, names in entries.items()
+    ]
+    return all(keys == within[0] for keys in within) and not any(not key or key[0].isdigit() for key in within[0])
 
 
 def _why(length: int | None, size: int) -> str:

@@ -94,6 +94,7 @@ def inject_at_stage(engine: Any, rehearsal: Rehearsal) -> None:
         engine: A `PipelineEngine` that pulls batches.
         rehearsal: Source of the rows.
     """
+    rehearsal.report.joined_at = "in the micro-batches that a stage pulls"
     injection = engine.batch_fn = MicroBatchInjection(rehearsal, engine)
 
     @functools.wraps(engine.set_batch_fn)

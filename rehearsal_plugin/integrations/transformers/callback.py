@@ -153,6 +153,8 @@ class RehearsalCallback(TrainerCallback):
         section = self._section_for(trainer)
         if self.rehearsal is None and section is not None:
             self._handle = start_rehearsal(trainer, section)
+            if self._handle.rehearsal is not None:
+                self._handle.rehearsal.report.joined_at = "in the batches that the Trainer reads"
         rehearsal = self.rehearsal
         if rehearsal is None or rehearsal.closed:
             return

@@ -161,13 +161,15 @@ def _check_rows(trainer: Any, rehearsal: Rehearsal, batch: Any) -> None:
     """Refuse batches of several rows an example, as of preference pairs, unless the section says how they go together.
 
     Raises:
-        BatchError: The first batch has a multiple of the rows that it has examples.
+        BatchError: The first batch has more rows than the trainer gives examples to a batch.
     """
-    config, examples = rehearsal.config, trainer.args.train_batch_size
+    config = rehearsal.config
+    examples = getattr(trainer, "_train_batch_size", None) or trainer.args.train_batch_size  # a search makes it smaller
     rows = RowLayout.infer(batch, config.fields).size(batch)
-    if "rows_per_sample" not in config.model_fields_set and rows > examples and rows % examples == 0:
+    if "rows_per_sample" not in config.model_fields_set and rows > examples:
+        together = -(-rows // examples)  # of a batch that may have fewer examples
         raise BatchError(
-            f"the batch has {rows} rows of {examples} examples (per_device_train_batch_size), so {rows // examples} "
+            f"the batch has {rows} rows of {examples} examples (per_device_train_batch_size), so {together} "
             "rows may belong together, as the pairs of preference training do; set rehearsal.rows_per_sample to "
-            f"{rows // examples} (with rehearsal.sample_layout), or to 1 if every row stands alone"
+            f"{together} (with rehearsal.sample_layout), or to 1 if every row stands alone"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ pytest.importorskip("transformers")
 
 from transformers import Trainer, TrainingArguments
 
-from rehearsal_plugin import RehearsalCallback
+from rehearsal_plugin import LocalTransport, Rehearsal, RehearsalCallback
 from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.integrations.transformers.trainer import augment_batch
 from tests.helpers.trainer_jobs import BatchRecorder, Rows, model, number_of
 
 SECTION: dict[str, Any] = {"buffer": {"capacity": 50}, "representatives": 2}
@@ -41,6 +43,18 @@ def train(folder: Path, **keys: Any) -> list[list[int]]:
 def test_batches_of_several_rows_an_example_are_refused_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(BatchError, match=r"8 rows of 4 examples .* set rehearsal\.rows_per_sample to 2"):
         train(tmp_path)
+
+
+@pytest.mark.parametrize(("examples", "found", "rows"), [(4, 4, 6), (8, 4, 8)], ids=["few examples", "size found"])
+def test_pairs_are_found_whatever_the_batch_has_of_examples(examples: int, found: int, rows: int) -> None:
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(train_batch_size=examples, remove_unused_columns=True), _train_batch_size=found
+    )
+    with (
+        Rehearsal(SECTION, LocalTransport()) as rehearsal,
+        pytest.raises(BatchError, match=rf"{rows} rows of {found} examples .* set rehearsal\.rows_per_sample to 2"),
+    ):
+        augment_batch(trainer, rehearsal, {"input_ids": torch.zeros(rows, 3)})
 
 
 def test_pairs_are_replayed_whole(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from rehearsal_plugin import LocalTransport, Rehearsal, RowLayout
 from rehearsal_plugin.buffer.rows.leaves import as_column, classify, like
@@ -19,6 +21,11 @@ from rehearsal_plugin.errors import BatchError
 @dataclass
 class Box:
     corner: int
+
+
+class Pair(NamedTuple):
+    x: Any
+    label: Any
 
 
 def fields_of(batch: Any, only: list[str] | None = None) -> list[str]:
@@ -142,6 +149,97 @@ def test_a_dataclass_comes_back_with_replayed_rows() -> None:
     assert (len(out.x), out.name) == (11, "step 5")
 
 
+# Rows that do not lie apart
+
+
+def det(count: int) -> list[dict[str, Any]]:
+    return [{"image": torch.zeros(3, 4, 4), "height": 4} for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "words"),
+    [
+        (det(8), r"^the batch is a list of 8 mappings with the same keys"),
+        ({"inputs": det(8)}, r"'inputs' is a list of 8 mappings with the same keys"),
+        ({"x": rows(1), "y": rows(1), "boxes": [rows(5, 4)]}, r"'boxes' is a list of 1 entries in a batch of 1 rows"),
+        (
+            {"x": rows(1), "y": rows(1), "targets": [{"boxes": rows(5, 4)}]},
+            r"'targets' is a list of 1 entries in a batch of 1 rows",
+        ),
+        (
+            {"x": pack_padded_sequence(rows(5, 4), torch.tensor([4, 3, 2, 2, 1]), batch_first=True), "y": rows(5)},
+            "'x' is a PackedSequence, in which rows do not lie apart",
+        ),
+        (
+            {"x": torch.nested.nested_tensor([rows(2), rows(3)], layout=torch.jagged), "y": rows(2)},
+            "'x' is a nested tensor",
+        ),
+        ({"graph": SimpleNamespace(nodes={"x": rows(4)}), "y": rows(4)}, "'graph' is a SimpleNamespace"),
+        (
+            {"x": rows(4), "y": rows(4), "positions": torch.zeros(3, 4, 7)},
+            r"'positions' has shape \(3, 4, 7\) in a batch of 4 rows",
+        ),
+        ({"x": rows(4), "y": [1, None, 2, 3]}, "'y' is a list of NoneType and int with one entry a row"),
+    ],
+    ids=[
+        "mappings",
+        "inner mappings",
+        "one row, tensors",
+        "one row, mappings",
+        "packed",
+        "nested",
+        "object",
+        "dimension 1",
+        "gap",
+    ],
+)
+def test_rows_that_do_not_lie_apart_are_refused_by_name(batch: Any, words: str) -> None:
+    with pytest.raises(BatchError, match=words):
+        fields_of(batch)
+
+
+@pytest.mark.parametrize(
+    ("batch", "count"),
+    [
+        (([{"ids": rows(8), "mask": rows(8)}, {"ids": rows(8, 7), "mask": rows(8, 7)}], rows(8)), 5),
+        (({"ids": rows(8)}, {"labels": rows(8)}), 2),
+        (({"a": (rows(4), rows(4))}, 0, 0), 2),
+        ((rows(3), rows(3), None), 2),
+        ((rows(1), rows(1), None), 2),
+        ({"x": rows(4), "table": torch.zeros(3, 4), "config": SimpleNamespace(rate=0.1)}, 1),
+    ],
+    ids=["views", "two mappings", "loaders", "none of three", "one row", "table"],
+)
+def test_usual_batches_are_not_refused(batch: Any, count: int) -> None:
+    if count == 1:
+        batch = {**batch, "y": rows(4)}
+        count = 2
+    assert len(fields_of(batch)) == count
+
+
+def test_what_a_dataclass_made_of_its_fields_follows_its_rows() -> None:
+    @dataclass
+    class Weighted:
+        x: Tensor
+
+        def __post_init__(self) -> None:
+            self.twice = 2 * self.x
+
+    with Rehearsal({"buffer": {"capacity": 100}, "representatives": 3}, LocalTransport()) as rehearsal:
+        for step in range(6):
+            out = rehearsal.update(Weighted(torch.arange(8.0) + 8 * step))
+    assert out.twice.tolist() == (2 * out.x).tolist()
+    assert len(out.x) == 11
+
+
+@pytest.mark.parametrize("cls", [Sample, Pair])
+def test_a_hidden_field_never_reaches_the_model(cls: Any) -> None:
+    section = {"buffer": {"capacity": 100}, "hidden": ["label" if cls is Sample else "1"]}
+    with Rehearsal(section, LocalTransport()) as rehearsal:
+        out = rehearsal.update(cls(rows(4), rows(4)))
+    assert out.label is None
+
+
 # Later batches
 
 
@@ -153,8 +251,8 @@ def later(first: Any, batch: Any) -> str:
 
 @pytest.mark.parametrize(
     "value",
-    [rows(8), np.zeros(8), list(range(8)), ["a"] * 8],
-    ids=["tensor", "array", "numbers", "strings"],
+    [rows(8), np.zeros(8), list(range(8)), ["a"] * 8, range(8)],
+    ids=["tensor", "array", "numbers", "strings", "object"],
 )
 @pytest.mark.parametrize("first", [None, torch.tensor(1.0), "a", 3], ids=["none", "scalar", "string", "number"])
 def test_a_leaf_that_has_one_entry_a_row_only_later_is_refused_by_name(first: Any, value: Any) -> None:
@@ -162,9 +260,21 @@ def test_a_leaf_that_has_one_entry_a_row_only_later_is_refused_by_name(first: An
     assert message.startswith("batch field 'mask' was a value without entries in the first batch")
 
 
-@pytest.mark.parametrize("value", [["a"] * 8, list(range(8)), [rows(3)] * 8], ids=["strings", "numbers", "tensors"])
+@pytest.mark.parametrize(
+    "value", [["a"] * 8, list(range(8)), [rows(3)] * 8, range(8)], ids=["strings", "numbers", "tensors", "object"]
+)
 def test_a_new_leaf_with_one_entry_a_row_is_refused_by_name(value: Any) -> None:
     assert "'new'" in later({"x": rows(8), "y": rows(8)}, {"x": rows(8), "y": rows(8), "new": value})
+
+
+@pytest.mark.parametrize("count", [0, 11], ids=["fewer", "more"])
+def test_a_tensor_of_another_length_than_in_the_first_batch_is_no_table(count: int) -> None:
+    first = {"x": rows(4), "y": rows(4), "boxes": rows(9)}
+    assert later(first, {"x": rows(4), "y": rows(4), "boxes": rows(count)}).startswith(
+        f"batch field 'boxes' had 9 entries in the first batch and has {count} in this one of 4 rows"
+    )
+    named = RowLayout.infer(first, ["x", "y"])
+    assert len(named.columns({"x": rows(4), "y": rows(4), "boxes": rows(count)})) == 2
 
 
 def test_a_table_keeps_its_length_and_passes() -> None:
@@ -200,6 +310,18 @@ def test_a_column_goes_back_to_the_form_of_its_leaf(leaf: Any) -> None:
     again = like(column, leaf)
     assert type(again) is type(leaf)
     assert list(again) == list(leaf)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.arange(6.0)[::-1], np.arange(6, dtype=">i4"), np.broadcast_to(np.arange(2.0), (3, 2))],
+    ids=["reversed", "big endian", "read-only"],
+)
+def test_an_array_that_torch_cannot_view_is_copied(array: Any, recwarn: pytest.WarningsRecorder) -> None:
+    column = as_column(array)
+    assert column is not None
+    assert column.tolist() == array.tolist()
+    assert not recwarn.list
 
 
 def test_numbers_that_torch_lacks_are_no_column() -> None:

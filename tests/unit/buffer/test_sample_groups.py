@@ -112,6 +112,22 @@ def test_what_goes_by_single_rows_is_refused(keys: dict[str, Any]) -> None:
         RehearsalConfig.load({"rows_per_sample": 2, **keys})
 
 
+@pytest.mark.parametrize("which", ["replayed", "all"])
+def test_a_transform_gets_rows_and_not_samples(which: str) -> None:
+    shapes = []
+
+    def transform(batch: Any) -> Any:
+        shapes.append(tuple(batch["x"].shape[1:]))
+        return batch
+
+    section = {"buffer": {"capacity": 9}, "representatives": 1, "rows_per_sample": 2, "strategy": {"transform": which}}
+    with Rehearsal(section, LocalTransport(), transform=transform) as rehearsal:
+        for _ in range(6):
+            seen = rehearsal.update({"x": torch.zeros(4, 3)})
+    assert set(shapes) == {(3,)}
+    assert seen["x"].shape == (6, 3)
+
+
 def test_a_leaf_with_one_entry_a_row_that_comes_later_is_refused() -> None:
     with Rehearsal({"rows_per_sample": 2}, LocalTransport()) as rehearsal:
         rehearsal.update({"x": torch.zeros(4), "y": torch.zeros(4), "mask": None})

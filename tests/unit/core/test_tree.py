@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import collections
+import copy
 import gc
+import multiprocessing
+import pickle
 import types
 import weakref
-from typing import Any
+from collections.abc import Iterator, MutableMapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import optree
 import pytest
@@ -14,7 +21,7 @@ import torch
 
 from rehearsal_plugin import LocalTransport, Rehearsal
 from rehearsal_plugin.core import tree
-from rehearsal_plugin.core.tree import flatten, leaves_of, map_leaves, without
+from rehearsal_plugin.core.tree import FlatBatch, flatten, leaves_of, map_leaves, without
 from rehearsal_plugin.errors import BatchError
 from tests.helpers.samples import new_batch
 
@@ -129,6 +136,89 @@ def test_others_flatten_as_ever() -> None:
 
 def test_leaves_can_be_left_out() -> None:
     assert without({"a": 1, "b": {"c": 2, "d": 3}, "e": [4, 5]}, {"b.c", "e.0"}) == {"a": 1, "b": {"d": 3}, "e": [5]}
+
+
+class Pair(NamedTuple):
+    x: Any
+    y: Any
+
+
+@dataclass
+class Masked:
+    x: Any
+    mask: Any = field(init=False)
+    scale: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mask = self.x + 1
+        self.ids = self.x + 2
+
+
+def test_none_takes_the_place_of_what_a_container_cannot_do_without() -> None:
+    assert without({"pair": Pair(1, {"a": 2, "b": 3})}, {"pair.0", "pair.1.a"}) == {"pair": Pair(None, {"b": 3})}
+    left = without(Masked(1), {"mask", "ids"})
+    assert (left.x, left.mask, left.ids) == (1, None, None)
+
+
+def test_all_that_a_dataclass_holds_is_a_leaf_and_what_is_not_set_is_none() -> None:
+    flat = flatten(Masked(1))
+    assert dict(zip(flat.names, flat.leaves, strict=True)) == {"x": 1, "mask": 2, "ids": 3}
+    again = flat.with_leaves({"ids": 9}).rebuild()
+    assert (again.x, again.mask, again.ids, hasattr(again, "scale")) == (1, 2, 9, False)
+
+
+class Shelf(MutableMapping[str, Any]):
+    """A mapping that `copy.copy` copies without its items."""
+
+    def __init__(self, items: dict[str, Any]) -> None:
+        self._items = items
+
+    def __getitem__(self, key: str) -> Any:
+        return self._items[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._items[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        del self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+
+def test_a_mapping_whose_copies_share_their_items_is_left_as_it_is() -> None:
+    shelf, tensor = Shelf({"x": 1, "y": torch.ones(2)}), torch.zeros(3)
+    flat = flatten(shelf)
+    first, second = (flat.with_leaves({"y": value}).rebuild() for value in (tensor, 5))
+    assert (dict(first), dict(second)) == ({"x": 1, "y": tensor}, {"x": 1, "y": 5})
+    assert dict(without(shelf, {"x"})).keys() == {"y"}
+    assert shelf.keys() == {"x", "y"}
+    assert shelf["y"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("make", [Attributed])
+def test_a_flat_batch_can_be_copied_and_taken_to_another_process(make: Any, tmp_path: Path) -> None:
+    flat = flatten({"batch": make({"x": torch.ones(2), "y": [1, 2]})})
+    assert copy.deepcopy(flat).structure is flat.structure
+    file = tmp_path / "flat"
+    file.write_bytes(pickle.dumps(flat))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        assert pool.submit(names_in, file).result() == ("batch.x", "batch.y")
+
+
+def names_in(file: Path) -> tuple[str, ...]:
+    flat: FlatBatch = pickle.loads(file.read_bytes())
+    return flat.names
+
+
+def test_a_size_without_its_numbers_is_a_tuple() -> None:
+    flat = flatten({"size": torch.Size([3, 4])})
+    assert flat.rebuild() == {"size": torch.Size([3, 4])}
+    assert type(flat.rebuild()["size"]) is torch.Size
+    assert flat.with_leaves(dict.fromkeys(flat.names)).rebuild() == {"size": (None, None)}
 
 
 # How often a step walks the batch

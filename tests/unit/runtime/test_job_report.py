@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -66,6 +67,24 @@ def test_without_an_optimizer_step_the_reason_is_the_missing_step(caplog: pytest
         for step in range(5):
             rehearsal.augment(new_batch(0, step, 6))
     assert "no optimizer step was counted: call step()" in caplog.records[-1].getMessage()
+
+
+def test_rows_of_the_jobs_before_a_checkpoint_are_not_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Rehearsal(SECTION, LocalTransport()) as rehearsal:
+        for step in range(5):
+            rehearsal.update(new_batch(0, step, 6))
+        rehearsal.save(tmp_path)
+    caplog.set_level(logging.INFO, logger="rehearsal_plugin")
+    for steps, words in ((2, "12 rows offered, 42 stored, 6 replayed"), (0, "no batch came")):
+        with Rehearsal(SECTION, LocalTransport()) as rehearsal:
+            rehearsal.load(tmp_path)
+            for step in range(steps):
+                rehearsal.update(new_batch(0, step, 6))
+        assert words in caplog.records[-1].getMessage()
+    with Rehearsal(SECTION, LocalTransport()) as rehearsal:
+        rehearsal.load(tmp_path)
+        rehearsal.report.rows_new = 1  # a batch whose step never came
+    assert "no optimizer step was counted" in caplog.records[-1].getMessage()
 
 
 def test_many_leaves_are_told_by_their_number(caplog: pytest.LogCaptureFixture) -> None:

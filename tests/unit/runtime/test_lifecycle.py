@@ -75,6 +75,20 @@ def test_a_rank_that_goes_alone_keeps_its_number_and_says_so(caplog: pytest.LogC
     assert "peer 3 is gone" in caplog.text
 
 
+def test_the_background_of_a_rank_that_goes_alone_keeps_its_number() -> None:
+    ranks = lifecycle(Numbered(2, 4), candidates=2)
+    batch = new_batch(0, 0, 40)
+    columns = LAYOUT.columns(batch)
+    before = ranks.begin(LAYOUT, CPU)
+    before.stage_candidates(columns)
+    ranks.go_alone(ExchangeError("gone"))
+    assert ranks.prefetcher is not None
+    ranks.prefetcher.stage_candidates(columns)
+    staged = [prefetcher.state_dict()["staged"] for prefetcher in (before, ranks.prefetcher)]
+    assert torch.equal(*staged), "candidates are drawn by the number of the rank"
+    ranks.close(0.0)
+
+
 def test_a_rank_that_connects_again_is_not_alone_any_more() -> None:
     ranks = lifecycle(Numbered(2, 4))
     ranks.go_alone(ExchangeError("gone"))
