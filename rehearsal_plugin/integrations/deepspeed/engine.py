@@ -180,6 +180,8 @@ def _forward_with_rehearsal(
 
 def _step_with_rehearsal(engine: Any, handle: Handle, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     before, rehearsal = engine.global_steps, handle.rehearsal
+    if rehearsal is not None and not rehearsal.closed and engine.is_gradient_accumulation_boundary():
+        rehearsal.pending.check_step()  # before the update, so that nothing wrong is trained on
     result = step(*args, **kwargs)
     if engine.global_steps == before:
         return result
