@@ -10,6 +10,9 @@ These calls of the script then attach a buffer:
 - `hvd.DistributedOptimizer`, by that file.
 - The constructor of a Hugging Face `Trainer`, which gets a `RehearsalCallback`, by the block or else by the file.
 
+So do Python processes that the script starts, unless `--no-children` is given. At its end, a script that attached no
+buffer anywhere is told so on stderr; with `--strict` it then ends with exit status 3.
+
 DeepSpeed is imported before the script starts. So variables that it reads at its import, such as `DS_ACCELERATOR`,
 belong into the environment of the launcher.
 """
@@ -18,19 +21,25 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import runpy
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.attached import FOLDER, note_attached
 from rehearsal_plugin.errors import MissingDependencyError
-from rehearsal_plugin.integrations.deepspeed import engine as deepspeed
-from rehearsal_plugin.integrations.horovod import optimizer as horovod
+from rehearsal_plugin.integrations.child_processes import hand_on, patch_framework, withdraw
 from rehearsal_plugin.integrations.import_hook import when_imported
 
 __all__ = ["main"]
+
+NOTHING_ATTACHED = 3
+"""Exit status with `--strict`, of a script that attached no buffer."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,9 +54,47 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = _parser().parse_args(argv)
     source = options.rehearsal_config
+    withdraw()
     _patch_frameworks(None if source is None else RehearsalConfig.load(source, open_names=True))
-    rank = [] if options.local_rank is None else [f"--local_rank={options.local_rank}"]
+    if options.children:
+        hand_on(source)
     _exit_on_sigterm()
+    _run_and_report(options)
+
+
+def _run_and_report(options: argparse.Namespace) -> None:
+    """Run the script, and say at its end if no process of it had a rehearsal."""
+    owner, outer, folder = os.getpid(), os.environ.get(FOLDER), tempfile.mkdtemp(prefix="rehearsal-run-")
+    os.environ[FOLDER] = folder
+    status: object = None
+    try:
+        _run_script(options)
+    except SystemExit as end:
+        status = end.code
+    finally:
+        attached = os.getpid() != owner or any(Path(folder).iterdir())  # a fork that leaves here reports nothing
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+    if not attached:
+        print(_nothing_attached(options.script), file=sys.stderr, flush=True)
+        status = status or (NOTHING_ATTACHED if options.strict else status)
+    elif outer is not None and os.getpid() == owner:
+        os.environ[FOLDER] = outer
+        note_attached()
+    if status is not None:
+        raise SystemExit(status)
+
+
+def _nothing_attached(script: str) -> str:
+    return (
+        f"rehearsal_plugin.run: nothing was attached; {script} trained without replay, if it trained. It made no "
+        "DeepSpeed engine, hvd.DistributedOptimizer or Trainer that has a rehearsal section (in its DeepSpeed config, "
+        "or by --rehearsal-config FILE), or the section says enabled: false"
+    )
+
+
+def _run_script(options: argparse.Namespace) -> None:
+    rank = [] if options.local_rank is None else [f"--local_rank={options.local_rank}"]
     sys.argv = [options.script, *rank, *options.arguments]
     if options.module:
         runpy.run_module(options.script, run_name="__main__", alter_sys=True)
@@ -71,17 +118,9 @@ def _patch_frameworks(config: RehearsalConfig | None) -> None:
             "DeepSpeed is not installed; pip install 'rehearsal_plugin[deepspeed]', or give --rehearsal-config FILE "
             "for a job without it"
         )
-    if "deepspeed" in installed:
-        deepspeed.patch(fallback=config)
-    if config is not None and "horovod" in installed:
-        horovod.patch(config)
-    when_imported("transformers.trainer", lambda: _patch_trainer(config))
-
-
-def _patch_trainer(config: RehearsalConfig | None) -> None:
-    from rehearsal_plugin.integrations.transformers import callback as transformers
-
-    transformers.patch(config)
+    for framework in sorted(installed - {"transformers"}):
+        patch_framework(framework, config)
+    when_imported("transformers.trainer", lambda: patch_framework("transformers", config))
 
 
 def _exit_on_sigterm() -> None:
@@ -100,6 +139,17 @@ def _parser() -> argparse.ArgumentParser:
         "--rehearsal-config",
         metavar="FILE",
         help="the rehearsal section as JSON or YAML; jobs without DeepSpeed need it",
+    )
+    parser.add_argument(
+        "--no-children",
+        dest="children",
+        action="store_false",
+        help="leave Python processes that the script starts alone",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help=f"exit with status {NOTHING_ATTACHED} where the script ends without a buffer in any of its processes",
     )
     parser.add_argument("-m", "--module", action="store_true", help="the script is the name of a module")
     parser.add_argument("script", help="the training script")

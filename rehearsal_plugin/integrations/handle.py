@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.inject.loader import RehearsalLoader
@@ -30,14 +31,15 @@ class Handle:
     Args:
         rehearsal: The running `Rehearsal`; None if rehearsal is disabled.
         peers: Ranks of the job that see the same samples; None if there are none.
+        model: The model that is trained, whose mode tells training from evaluation; None if it is unknown.
 
     Attributes:
         rehearsal: The running `Rehearsal`; None if rehearsal is disabled.
     """
 
-    def __init__(self, rehearsal: Rehearsal | None, peers: Peers | None = None) -> None:
+    def __init__(self, rehearsal: Rehearsal | None, peers: Peers | None = None, model: nn.Module | None = None) -> None:
         self.rehearsal = rehearsal
-        self._peers = peers
+        self._peers, self._model = peers, model
         if rehearsal is not None:
             rehearsal.report.joined_at = JOINED_AT[rehearsal.config.inject]
 
@@ -53,6 +55,8 @@ class Handle:
     def loader(self, batches: Iterable[Any]) -> Iterable[Any]:
         """Training batches with replayed rows, for loops that compute the loss outside the model.
 
+        While the model is in evaluation mode, or gradients are disabled, batches pass through and are not stored.
+
         Args:
             batches: A `DataLoader` or any other iterable of batches.
 
@@ -64,7 +68,10 @@ class Handle:
         """
         if self.rehearsal is None or self.rehearsal.closed:
             return batches
-        return RehearsalLoader(batches, self.rehearsal)
+        return RehearsalLoader(batches, self.rehearsal, active=self._is_training)
+
+    def _is_training(self) -> bool:
+        return torch.is_grad_enabled() and (self._model is None or self._model.training)
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """The strategy's loss, see `Rehearsal.loss`; `criterion(outputs, *targets)` if rehearsal is disabled.

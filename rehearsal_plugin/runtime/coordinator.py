@@ -11,6 +11,7 @@ from torch import Tensor
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.attached import note_attached
 from rehearsal_plugin.core.metrics import Metrics
 from rehearsal_plugin.distributed.transport import Transport
 from rehearsal_plugin.errors import ExchangeError
@@ -48,6 +49,7 @@ class ReplayCoordinator:
         self.lifecycle = Lifecycle(config, transport, self.metrics, draws)
         self.losses = LossConsensus(config, transport.rank)
         self.queue = ReplayQueue(config, draws, transport.rank)
+        note_attached()
 
     @property
     def prefetcher(self) -> Prefetcher | None:

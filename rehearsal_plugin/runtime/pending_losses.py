@@ -113,7 +113,7 @@ class PendingLosses:
         """
         if not self._waiting:
             return
-        if self._strategy.plain and not self._strategy.records and not self.measures:
+        if not self.must_be_asked:
             self._waiting.clear()  # whoever wanted their loss has asked for it
             return
         without = "" if self._config.buffer.by_loss else "record(outputs) to do without a loss, "
@@ -130,6 +130,11 @@ class PendingLosses:
         """
         self.check()
         self._terms.check(self._subject)
+
+    @property
+    def must_be_asked(self) -> bool:
+        """Whether a step of this number is refused without an answer to each micro-batch; see `check`."""
+        return self._strategy.records or not self._strategy.plain or self.measures
 
     @property
     def measures(self) -> bool:

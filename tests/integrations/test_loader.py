@@ -177,6 +177,21 @@ def test_a_rehearsal_at_the_model_has_no_loader(rehearse: Any) -> None:
         Handle(rehearse(inject="forward")).loader(batches())
 
 
+@pytest.mark.parametrize("mode", ["append", "replace"])
+def test_a_loader_adds_nothing_while_the_model_is_in_evaluation_mode(rehearse: Any, mode: str) -> None:
+    rehearsal, model = rehearse(mode=mode), nn.Linear(1, 1)
+    handle = Handle(rehearsal, model=model)
+    epoch_of(handle.loader(batches()), rehearsal)
+    offered = rehearsal.metrics()["rows_offered"]
+    model.eval()
+    assert [uid.tolist() for _, _, uid, _ in handle.loader(batches(9))] == [uid.tolist() for _, _, uid, _ in batches(9)]
+    model.train()
+    with torch.no_grad():
+        assert [len(uid) for _, _, uid, _ in handle.loader(batches(9))] == [8, 8, 8, 8, 8, 8, 2]
+    assert rehearsal.metrics()["rows_offered"] == offered
+    assert any(len(uids) > BATCH or mode == "replace" for uids in epoch_of(handle.loader(batches(1)), rehearsal))
+
+
 # --- under DeepSpeed -------------------------------------------------------------------------------------------------
 
 EPOCHS = 3

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, find_block
+from rehearsal_plugin.core.attached import note_attached
 from rehearsal_plugin.core.metrics import few_partitions
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.distributed.transport import open_transport
@@ -23,7 +24,6 @@ from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.deepspeed.pipeline_engine import check_pipeline, inject_at_stage, pulls_batches
 from rehearsal_plugin.integrations.handle import Handle, check_fed
 from rehearsal_plugin.integrations.inject.forward import ForwardInjection
-from rehearsal_plugin.integrations.inject.loader import RehearsalLoader
 from rehearsal_plugin.integrations.peers import check_sequence_parallelism, data_parallel_ranks, peers_of
 from rehearsal_plugin.rehearsal import Rehearsal
 
@@ -46,12 +46,18 @@ def attach(engine: Any, config: ConfigSource | None = None) -> Handle:
         config: The `rehearsal` section; None takes it from the engine's own config.
 
     Returns:
-        The handle, also found at `engine.rehearsal`. Without a section, or with `enabled: false`, the engine
-        is left unchanged and the handle does nothing.
+        The handle, also found at `engine.rehearsal`. Without a section, which is logged once, or with
+        `enabled: false`, the engine is left unchanged and the handle does nothing.
 
     Raises:
         ConfigError: The section cannot be used, or not with this engine, or the engine has a rehearsal already.
     """
+    if config is None and find_block(engine.config) is None:
+        _warn_without_section()
+    return _attach(engine, config)
+
+
+def _attach(engine: Any, config: ConfigSource | None) -> Handle:
     if isinstance(getattr(engine, "rehearsal", None), Handle) and engine.rehearsal.enabled:
         raise ConfigError(
             "this engine has a rehearsal already; call attach(engine) once, or engine.rehearsal.close() first"
@@ -63,6 +69,14 @@ def attach(engine: Any, config: ConfigSource | None = None) -> Handle:
     return handle
 
 
+@functools.cache  # once in a process
+def _warn_without_section() -> None:
+    LOG.warning(
+        "the DeepSpeed config has no section 'rehearsal', so attach(engine) does nothing: no row is replayed; add the "
+        "section, or call attach(engine, config)"
+    )
+
+
 def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
     """`deepspeed.initialize` and `attach` in one call.
 
@@ -72,7 +86,7 @@ def initialize(*args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
         MissingDependencyError: DeepSpeed is not installed.
         ConfigError: As for `attach`.
     """
-    return _initialize_and_attach(None, *args, **kwargs)
+    return _initialize_and_attach(attach, *args, **kwargs)
 
 
 def patch(fallback: RehearsalConfig | None = None) -> None:
@@ -87,7 +101,10 @@ def patch(fallback: RehearsalConfig | None = None) -> None:
     original = _original_initialize()
     import deepspeed
 
-    wrapper = functools.wraps(original)(functools.partial(_initialize_and_attach, fallback))
+    def attach_or_fall_back(engine: Any) -> Handle:
+        return _attach(engine, fallback if find_block(engine.config) is None else None)
+
+    wrapper = functools.wraps(original)(functools.partial(_initialize_and_attach, attach_or_fall_back))
     wrapper.rehearsal_original = original  # type: ignore[attr-defined]
     deepspeed.initialize = wrapper
 
@@ -102,13 +119,13 @@ def left_alone() -> Iterator[None]:
         LEFT_ALONE.reset(token)
 
 
-def _initialize_and_attach(fallback: RehearsalConfig | None, *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
+def _initialize_and_attach(attach: Callable[[Any], Handle], *args: Any, **kwargs: Any) -> tuple[Any, Any, Any, Any]:
     engine, optimizer, loader, scheduler = _original_initialize()(*args, **kwargs)
     if LEFT_ALONE.get():
         return engine, optimizer, loader, scheduler
-    handle = attach(engine, fallback if find_block(engine.config) is None else None)
+    handle = attach(engine)
     if loader is not None and handle.rehearsal is not None and handle.rehearsal.config.inject == "loader":
-        engine.training_dataloader = loader = RehearsalLoader(loader, handle.rehearsal)
+        engine.training_dataloader = loader = handle.loader(loader)
     return engine, optimizer, loader, scheduler
 
 
@@ -153,7 +170,8 @@ def connect(engine: Any, config: RehearsalConfig, *, pulls: bool = True) -> Hand
     check_sequence_parallelism(engine, config)
     ranks = data_parallel_ranks(engine)
     rehearsal = _make_rehearsal(config, engine, ranks) if pulls else None
-    return Handle(rehearsal, peers_of(engine, rehearsal, ranks))
+    note_attached()  # a stage between the first and the last has no rehearsal, and is attached all the same
+    return Handle(rehearsal, peers_of(engine, rehearsal, ranks), engine.module)
 
 
 def _make_rehearsal(config: RehearsalConfig, engine: Any, ranks: list[int]) -> Rehearsal:
@@ -183,6 +201,8 @@ def _forward_with_rehearsal(
 
 def _step_with_rehearsal(engine: Any, handle: Handle, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     before, rehearsal = engine.global_steps, handle.rehearsal
+    if rehearsal is not None and not rehearsal.closed and engine.is_gradient_accumulation_boundary():
+        rehearsal.pending.check_step()  # before the update, so that nothing wrong is trained on
     result = step(*args, **kwargs)
     if engine.global_steps == before:
         return result

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import torch
+from torch import nn
 
 from rehearsal_plugin.distributed.transport.horovod import HorovodTransport, horovod_failures
 from rehearsal_plugin.integrations.handle import Handle, check_fed
@@ -18,13 +19,14 @@ class HorovodHandle(Handle):
 
     Args:
         process_set: Ranks that share the buffer.
+        model: See `Handle`.
 
     Attributes:
         elastic: Whether the handle is part of an elastic job's state.
     """
 
-    def __init__(self, process_set: Any) -> None:
-        super().__init__(None)
+    def __init__(self, process_set: Any, model: nn.Module | None = None) -> None:
+        super().__init__(None, model=model)
         self._process_set = process_set
         self._transport: HorovodTransport | None = None
         self._depth = 0  # of nested step hooks, see `optimizer`

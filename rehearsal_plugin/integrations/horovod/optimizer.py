@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
@@ -56,7 +57,10 @@ def attach(optimizer: Any, model: nn.Module | None, config: ConfigSource) -> Hor
     section = RehearsalConfig.load(config)
     _check_optimizer(optimizer, model, section, hvd.Adasum)
     _register_elastic()
-    optimizer.rehearsal = handle = HorovodHandle(optimizer.process_set)
+    if section.enabled and section.inject == "loader" and model is None:
+        with suppress(ConfigError):  # then a loader cannot tell training from evaluation
+            model = _model_of(optimizer)
+    optimizer.rehearsal = handle = HorovodHandle(optimizer.process_set, model)
     if section.enabled:
         handle.rehearsal = rehearsal = Rehearsal(section, handle.connect())
         rehearsal.report.joined_at = JOINED_AT[section.inject]

@@ -94,10 +94,10 @@ class ForwardInjection:
         current, self._current = self._current, None
         if current is None:
             return outputs
-        answered = needs_outputs(self._rehearsal)
-        if answered:
-            outputs = add_strategy_term(self._rehearsal, outputs)
-        current.watch.watch(outputs, checked=not answered)
+        rehearsal = self._rehearsal
+        if needs_outputs(rehearsal):
+            outputs = add_strategy_term(rehearsal, outputs)
+        current.watch.watch(outputs, checked=not rehearsal.pending.must_be_asked)
         return outputs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CopiedInjection:

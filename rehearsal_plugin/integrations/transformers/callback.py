@@ -173,8 +173,8 @@ class RehearsalCallback(TrainerCallback):
         ):
             LOG.warning("%s has no rehearsal checkpoint; the buffer stays as it is", resumed)
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See `TrainerCallback`."""
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`; what is refused here has not been trained on."""
         rehearsal = self.rehearsal
         if rehearsal is None or rehearsal.closed:
             return
@@ -184,12 +184,18 @@ class RehearsalCallback(TrainerCallback):
                 "overrides it must call super().get_batch_samples(...)"
             )
         try:
-            rehearsal.step()
+            rehearsal.pending.check_step()
         except BatchError as error:
             raise BatchError(
-                f"{error} (for a Trainer whose compute_loss calls the model without labels: give it "
-                "compute_loss_func=callback.loss(criterion) instead)"
+                f"{error} (for a Trainer whose compute_loss calls the model without labels, or makes a loss of its "
+                "own: give it compute_loss_func=callback.loss(criterion) instead)"
             ) from error
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """See `TrainerCallback`."""
+        if self.rehearsal is None or self.rehearsal.closed:
+            return
+        self.rehearsal.step()
         self._handle.check_peers()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:

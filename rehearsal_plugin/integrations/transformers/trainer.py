@@ -20,6 +20,7 @@ from rehearsal_plugin.integrations.inject.forward import add_strategy_term, need
 from rehearsal_plugin.rehearsal import Rehearsal
 
 __all__ = [
+    "OutputsHook",
     "VisibleLoader",
     "augment_batch",
     "deepspeed_section",
@@ -103,17 +104,41 @@ def loss_scale(trainer: Any, passes: int, items: Any) -> float:
     return 1.0 / ((max(1, passes) if scaled else 1) * ranks_factor(trainer, items))
 
 
+class OutputsHook:
+    """Forward hook that hands training outputs of one model to the strategy; in copies of the model it does nothing.
+
+    Args:
+        rehearsal: Rehearsal that augments the batches; None in a copy.
+        model: The model.
+        scale: See `hook_outputs`.
+    """
+
+    def __init__(
+        self, rehearsal: Rehearsal | None, model: nn.Module | None = None, scale: Callable[[], float] = lambda: 1.0
+    ) -> None:
+        self._rehearsal, self._model, self._scale = rehearsal, model, scale
+        # Each new number would compile it again.
+        self._finish = torch.compiler.disable(self._add_term)  # type: ignore[no-untyped-call]
+
+    def __call__(self, module: nn.Module, _: Any, outputs: Any) -> Any:
+        """The outputs, with the strategy's term in a training pass of the model."""
+        return self._finish(outputs) if module is self._model and module.training else outputs
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OutputsHook:
+        return OutputsHook(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OutputsHook, (None,)
+
+    def _add_term(self, outputs: Any) -> Any:
+        rehearsal = self._rehearsal
+        live = rehearsal is not None and torch.is_grad_enabled() and not rehearsal.closed
+        return add_strategy_term(rehearsal, outputs, self._scale()) if live and rehearsal is not None else outputs
+
+
 def hook_outputs(rehearsal: Rehearsal, model: nn.Module, scale: Callable[[], float]) -> list[Any]:
     """Hand the model's training outputs to the strategy, where it uses them; returns the hooks, to be removed."""
-    if not needs_outputs(rehearsal):
-        return []
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # each new number would compile it again
-    def finish_outputs(module: nn.Module, _: Any, outputs: Any) -> Any:
-        live = module.training and torch.is_grad_enabled() and not rehearsal.closed
-        return add_strategy_term(rehearsal, outputs, scale()) if live else outputs
-
-    return [model.register_forward_hook(finish_outputs)]
+    return [model.register_forward_hook(OutputsHook(rehearsal, model, scale))] if needs_outputs(rehearsal) else []
 
 
 def logits_of(outputs: Any) -> Tensor:

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import inspect
 import json
+import logging
 import math
 from argparse import Namespace
 from collections.abc import Callable
@@ -23,11 +24,13 @@ from torch import Tensor, nn
 
 import rehearsal_plugin
 from rehearsal_plugin.errors import BatchError, ConfigError, RehearsalError
+from rehearsal_plugin.integrations.deepspeed import engine as integration
 from tests.helpers.errors import message
 from tests.helpers.ranks import run_ranks
 from tests.helpers.witness import (
     BATCH,
     BLOCK,
+    MADE,
     Failure,
     Witness,
     config_of,
@@ -293,6 +296,30 @@ def refusals(folder: Path) -> dict[str, str]:
     }
 
 
+class Scores(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.linear(x)
+        return scores
+
+
+def outside(folder: Path) -> dict[str, Any]:
+    """The loss outside the model, with rows injected at its forward."""
+    refused = {}
+    for mode in ("append", "replace"):
+        engine = engine_of(config_of({"representatives": 2, "mode": mode}), Scores())
+        before = weights(engine, 0)
+        batch = samples(0)
+        loss = nn.functional.cross_entropy(engine(batch["x"]), batch["labels"])
+        refused[mode] = message(BatchError, partial(engine.backward, loss))
+        refused[f"{mode}, learnt"] = str(weights(engine, 0) != before)
+        engine.destroy()
+    return refused
+
+
 def unfed(folder: Path) -> dict[str, str]:
     def step(block: dict[str, Any], *, inside: bool) -> str:
         engine = engine_of(config_of({**BLOCK, **block}))
@@ -332,6 +359,39 @@ def switched_off(folder: Path) -> dict[str, Any]:
         }
         for name, engine in engines.items()
     }
+
+
+def warned(folder: Path) -> dict[str, list[str]]:
+    """Warnings where engines without a section are attached: by hand twice, and by the patch of `run`."""
+    integration._warn_without_section.cache_clear()
+    by_hand = warnings_of(lambda: [engine_of(config_of()) for _ in range(2)])
+    integration._warn_without_section.cache_clear()
+
+    def patched() -> None:
+        original = deepspeed.initialize
+        integration.patch()
+        try:
+            model = Witness()
+            MADE.append(deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config_of())[0])
+        finally:
+            deepspeed.initialize = original
+
+    import deepspeed
+
+    return {"by hand": by_hand, "patched": warnings_of(patched)}
+
+
+def warnings_of(call: Callable[[], object]) -> list[str]:
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("rehearsal_plugin")
+    logger.addHandler(handler)
+    try:
+        call()
+    finally:
+        logger.removeHandler(handler)
+    return lines
 
 
 def endings(folder: Path) -> dict[str, Any]:
@@ -490,7 +550,8 @@ def without_buffer(folder: Path) -> dict[str, Any]:
 
 SCENARIOS = (
     positional, nested, variadic, chosen_fields, replacing, evaluation, language_model, signature, refusals, unfed,
-    switched_off, endings, two_engines, config_forms, explicit_section, monitored, checkpointed, without_buffer,
+    switched_off, warned, outside, endings, two_engines, config_forms, explicit_section, monitored, checkpointed,
+    without_buffer,
 )  # fmt: skip
 
 
@@ -581,6 +642,14 @@ def test_refusals_name_the_cause(found: list[Any]) -> None:
         assert "not a Linear" in rank["stranger"]
 
 
+@scenario(outside)
+def test_a_loss_outside_the_model_is_refused_in_the_first_backward_pass(found: list[Any]) -> None:
+    for rank in found:
+        for mode in ("append", "replace"):
+            assert "set rehearsal.inject to 'loader'" in rank[mode]
+            assert rank[f"{mode}, learnt"] == "False"
+
+
 @scenario(unfed)
 def test_a_job_whose_batches_miss_the_rehearsal_is_told(found: list[Any]) -> None:
     for rank in found:
@@ -601,6 +670,14 @@ def test_without_a_block_or_switched_off_the_engine_is_untouched(found: list[Any
         "untouched": True,
     }
     assert found == [{"no block": expected, "disabled": expected}] * 2
+
+
+@scenario(warned)
+def test_an_engine_without_a_section_is_told_of_once(found: list[Any]) -> None:
+    for rank in found:
+        assert len(rank["by hand"]) == 1
+        assert "has no section 'rehearsal'" in rank["by hand"][0]
+        assert rank["patched"] == []
 
 
 @scenario(endings)

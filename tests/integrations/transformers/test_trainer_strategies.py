@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ from torch.nn.functional import cross_entropy
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from rehearsal_plugin import RehearsalCallback
+from transformers import Trainer, TrainerCallback
+
+from rehearsal_plugin import BatchError, RehearsalCallback
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import register
 from tests.helpers.ranks import run_ranks
@@ -147,3 +152,54 @@ def test_in_evaluation_the_loss_is_the_criterion(ranks: list[Any]) -> None:
     wanted = float(cross_entropy(Scores()(ids)["logits"], torch.tensor(numbers) % CLASSES))
     for rank in ranks:
         assert [run["evaluated"] for run in rank["classified"]] == pytest.approx([wanted] * 2, rel=1e-5)
+
+
+class OwnLoss(Trainer):
+    """As in the documentation of Hugging Face: the model gets its labels, and its loss is computed anew."""
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        outputs = model(**inputs)
+        loss = cross_entropy(outputs["logits"][:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten())
+        return (loss, outputs) if return_outputs else loss
+
+
+def with_own_loss(folder: Path, strategy: dict[str, Any]) -> RehearsalCallback:
+    callback = RehearsalCallback({**SECTION, "strategy": strategy})
+    job, _ = trainer(folder, kind=OwnLoss, callbacks=[callback])
+    with closing(callback):
+        job.train()
+    return callback
+
+
+@pytest.mark.parametrize("name", ["der", "topk"])
+def test_a_compute_loss_that_leaves_the_term_out_is_refused_before_the_step(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BatchError, match=rf"leaves out the term of strategy '{name}'.*compute_loss_func"):
+        with_own_loss(tmp_path, {"name": name, "k": 4, "outputs": ["logits"]})
+
+
+def test_a_compute_loss_of_ones_own_is_fine_for_a_plain_strategy(tmp_path: Path) -> None:
+    callback = with_own_loss(tmp_path, {"name": "er"})
+    assert callback.rehearsal is not None
+    assert callback.rehearsal.metrics()["rows_replayed"] > 0
+
+
+@pytest.mark.parametrize("duplicate", ["deepcopy", "pickle"])
+def test_the_model_of_a_running_job_can_be_copied(tmp_path: Path, duplicate: str) -> None:
+    sizes: list[tuple[float, float]] = []
+
+    class Copying(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            model = kwargs["model"]
+            twin = copy.deepcopy(model) if duplicate == "deepcopy" else pickle.loads(pickle.dumps(model))
+            batch = {name: tensor[None] for name, tensor in row(1).items()}
+            sizes.append((float(twin.train()(**batch)["loss"]), float(model.eval()(**batch)["loss"])))
+            model.train()
+
+    callback = RehearsalCallback({**SECTION, "strategy": {"name": "der", "outputs": ["logits"]}})
+    job, _ = trainer(tmp_path, callbacks=[callback, Copying()])
+    with closing(callback):
+        job.train()
+    assert sizes
+    assert all(twin == pytest.approx(model) for twin, model in sizes)
