@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -81,9 +81,12 @@ class Strategy(ABC):
         records: Whether rows carry state.
         refreshes: Whether replayed rows get new state, stored on the rank that holds them; see `refresh`.
         relearns: Whether `loss` contains the task's loss on replayed rows, which can then be weighted.
+        reads: Keys of the section that this very class reads, of those that only some strategies do; None where it is
+            not known, as in a subclass of your own.
         config: The section `rehearsal.strategy`.
     """
 
+    reads: ClassVar[frozenset[str] | None] = None
     draws: int = 1
     records: bool = False
     refreshes: bool = False

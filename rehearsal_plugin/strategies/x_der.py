@@ -35,6 +35,7 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
     For classification: outputs are scores `[rows, classes]`, the first target is the class `[rows]` int64.
     """
 
+    reads = frozenset({"alpha", "beta", "gamma", "outputs"})
     refreshes = True
 
     def __init__(self, config: StrategyConfig) -> None:
