@@ -57,7 +57,10 @@ class Opening:
             other = int(others[0])
             message = self._difference(np.flatnonzero(different[other] & keys).tolist(), rank, other)
             if refused:
-                raise ExchangeError(f"{message}; give every rank the same config")
+                raise ExchangeError(
+                    f"{message}; give every rank the same config (another rehearsal.seed or sampling.weights alone "
+                    "would draw other rows for each other)"
+                )
             if rank < other:
                 LOG.warning("%s; that works, and rows stay longer on the rank with more room", message)
         return int(words[0, OpeningWord.RUN])

@@ -155,7 +155,7 @@ class Lifecycle:
         Raises:
             ExchangeError: A rank does not answer.
         """
-        pending = self._transport.all_gather(torch.tensor(values))
+        pending = self._transport.all_gather(torch.tensor(values, device="cpu"))
         deadline = time.monotonic() + self._config.exchange.timeout_s
         answers: list[list[int]] = wait(pending, deadline, lambda: False, f"an agreement on rank {self.rank}").tolist()
         return answers

@@ -60,7 +60,7 @@ class Part:
 
     def loss(self) -> Tensor:
         """The task's loss, a mean over the rows of this part; 0 where replayed rows displaced all new ones."""
-        return self.criterion(self.outputs, *self.targets) if self.size else torch.zeros(())
+        return self.criterion(self.outputs, *self.targets) if self.size else torch.zeros((), device="cpu")
 
     def select(self, places: Tensor) -> Part:
         """The rows at `places` `[n]` int64, without their state."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
-from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out, put, sparse_field
+from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out, put, unsupported_kind
 from rehearsal_plugin.core.tree import FlatBatch, flatten
 from rehearsal_plugin.errors import BatchError
 
@@ -256,15 +256,19 @@ def _choose(leaves: dict[str, Any], only: Collection[str] | None) -> dict[str, T
         names = [name for name in names if name in only]
     if not names:
         raise BatchError("the batch has no tensor with a batch dimension, so there is nothing to rehearse")
+    for name in names:
+        if leaves[name].is_nested:  # it has no length
+            raise BatchError(unsupported_kind(name, leaves[name]))
     size = len(leaves[names[0]])
     chosen = {name: leaves[name] for name in names if only is not None or _is_batched(leaves[name], size)}
     for name, tensor in chosen.items():
-        if tensor.layout != torch.strided:
-            raise BatchError(sparse_field(name, tensor))
+        unsupported = unsupported_kind(name, tensor)
+        if unsupported is not None:
+            raise BatchError(unsupported)
         if len(tensor) != size:
             raise BatchError(f"batch field '{name}' has {len(tensor)} samples and '{names[0]}' has {size}")
     return chosen
 
 
 def _is_batched(leaf: object, size: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size
+    return isinstance(leaf, Tensor) and leaf.ndim > 0 and (leaf.is_nested or len(leaf) == size)
