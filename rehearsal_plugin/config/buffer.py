@@ -35,7 +35,7 @@ class BufferConfig(Section):
     )
     policy: Annotated[str, registered_in(POLICIES), listing(POLICIES)] = Field(
         default="reservoir",
-        description="Which rows stay: a uniform sample of all that were offered, equal shares for each "
+        description="Which rows stay: a uniform sample of all that were offered on a rank, equal shares for each "
         "partition, every candidate in place of a random row, or the newest. By 'score_by': a reservoir in which "
         "high scores stay longer, or equal shares of the rows that stand for their partition's mean, together "
         "('herding') or each alone.",

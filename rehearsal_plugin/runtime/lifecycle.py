@@ -98,7 +98,7 @@ class Lifecycle:
 
     def begin(self, layout: RowLayout, device: torch.device) -> Prefetcher:
         """Make an empty buffer for rows of a layout, and its prefetcher; batches live on `device`."""
-        buffer = RehearsalBuffer(self._config.buffer, layout, rank=self.rank, seed=self._config.seed)
+        buffer = RehearsalBuffer(self._config.buffer, layout, rank=self.rank, ranks=self.size, seed=self._config.seed)
         self.prefetcher = self._prefetcher_of(buffer, device)
         return self.prefetcher
 

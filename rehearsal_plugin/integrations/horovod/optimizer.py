@@ -27,6 +27,7 @@ from rehearsal_plugin.distributed.transport.horovod import import_horovod
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.handle import Handle
 from rehearsal_plugin.integrations.horovod.handle import HorovodHandle
+from rehearsal_plugin.integrations.horovod.join import refuse_join
 from rehearsal_plugin.integrations.inject.forward import ForwardInjection
 from rehearsal_plugin.integrations.inject.wrap_dataloaders import wrap_data_loaders
 from rehearsal_plugin.rehearsal import Rehearsal
@@ -60,6 +61,7 @@ def attach(optimizer: Any, model: nn.Module | None, config: ConfigSource) -> Hor
     if section.enabled:
         handle.rehearsal = rehearsal = Rehearsal(section, handle.connect())
         handle.follow_steps(optimizer)
+        refuse_join(import_horovod(), handle)
         if section.inject == "forward" and model is not None:
             injection = ForwardInjection(rehearsal, model)
             model.register_forward_pre_hook(lambda _, *arguments: injection(*arguments), with_kwargs=True, prepend=True)
