@@ -1,6 +1,6 @@
 """`hvd.join` is refused while a rehearsal is attached: a rank that has joined takes part in no exchange of rows.
 
-Horovod lets the joined rank answer the allreduces of the others with zeros. It cannot answer the rehearsal's collectives,
+Horovod lets the joined rank answer the allreduces of the others with zeros. It cannot answer those of the rehearsal,
 whose sizes differ from step to step, and Horovod ends such a job with an error of its own cache.
 """
 
