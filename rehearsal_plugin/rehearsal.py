@@ -17,7 +17,7 @@ import functools
 import os
 import weakref
 from collections.abc import Mapping
-from types import TracebackType
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
@@ -26,15 +26,16 @@ from rehearsal_plugin.buffer.rows.padding import Padding
 from rehearsal_plugin.checkpoint.checkpointed import Checkpointed
 from rehearsal_plugin.checkpoint.saver import Saver
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, SamplingConfig
-from rehearsal_plugin.distributed.transport import Transport, open_transport
+from rehearsal_plugin.config.unread import warn_of_unread_keys
+from rehearsal_plugin.distributed.transport import Transport, announcing_failure, open_transport
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.runtime.batch_augmenter import BatchAugmenter, Transform
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.job_report import JobReport
 from rehearsal_plugin.runtime.pending_losses import PendingLosses
-from rehearsal_plugin.strategies import RowEmbedding, RowLoss, make_strategy
+from rehearsal_plugin.strategies import RowLoss, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
-from rehearsal_plugin.strategies.hidden_states import HiddenStates
+from rehearsal_plugin.strategies.row_embedding import with_embedding
 
 __all__ = ["Rehearsal"]
 
@@ -68,17 +69,16 @@ class Rehearsal(Checkpointed):
         self, config: ConfigSource, transport: Transport | None = None, *, transform: Transform | None = None
     ) -> None:
         self._process = os.getpid()
-        self.config = RehearsalConfig.load(config)
-        self.config.look_up_names()
-        strategy = make_strategy(self.config.strategy)
-        self.strategy = RowLoss(strategy) if self.config.buffer.by_loss else strategy
-        retrieval = self.config.retrieval
-        self.hidden_states: HiddenStates | None = None
-        if retrieval is not None and retrieval.module is not None:
-            self.hidden_states = HiddenStates(retrieval.module, retrieval.pool, retrieval.mask, training_only=True)
-            take = self.hidden_states.take
-            self.strategy = RowEmbedding(self.strategy, retrieval.embedding, take, refresh=retrieval.refresh)
+        with nullcontext() if transport else announcing_failure():
+            self.config = RehearsalConfig.load(config)
+            self.config.look_up_names()
+            strategy = make_strategy(self.config.strategy)
+        self.strategy, self.hidden_states = with_embedding(
+            RowLoss(strategy) if self.config.buffer.by_loss else strategy, self.config.retrieval
+        )
         transport = transport or open_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
+        if transport.rank == 0:
+            warn_of_unread_keys(self.config, vars(type(strategy)).get("reads"))
         self._coordinator = ReplayCoordinator(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self.pending = PendingLosses(self.config, self.strategy, self._coordinator)
         self.report = JobReport(self.config)
@@ -287,9 +287,7 @@ class Rehearsal(Checkpointed):
     def __enter__(self) -> Rehearsal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(drain_s=None if kind is None else 0.0)
 
 

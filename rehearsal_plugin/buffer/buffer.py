@@ -49,6 +49,7 @@ class RehearsalBuffer:
         config: The section `rehearsal.buffer`.
         layout: How a sample becomes a row.
         rank: Keys the random numbers, and names the file of a file-backed storage.
+        ranks: How many ranks share the distributed buffer.
         seed: Keys the random numbers.
 
     Attributes:
@@ -61,7 +62,9 @@ class RehearsalBuffer:
         BatchError: `partition_by` names no field that can be a key, or `score_by` none that can be a score.
     """
 
-    def __init__(self, config: BufferConfig, layout: RowLayout, *, rank: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self, config: BufferConfig, layout: RowLayout, *, rank: int = 0, ranks: int = 1, seed: int = 0
+    ) -> None:
         self.layout = layout
         self.capacity = config.rows(layout.row_bytes)
         self._keys_and_scores = KeysAndScores(layout, config)
@@ -69,7 +72,7 @@ class RehearsalBuffer:
             POLICIES[config.policy], self._keys_and_scores, RandomStream(seed, Purpose.ADMISSION), rank
         )
         self._storage = TrackedStorage(open_storage(config, self.capacity, layout.row_bytes, rank), self.capacity)
-        self._rank = rank
+        self._rank, self._ranks = rank, ranks
         self._content_bytes = layout.row_bytes - layout.state_bytes if config.deduplicate else None
         self._records = self._empty_records()
         self._draw_numbers = RandomStream(seed, Purpose.DRAW)
@@ -263,7 +266,7 @@ class RehearsalBuffer:
         return self.layout.packed(self._zero_rows(count))
 
     def _empty_records(self) -> RowRecords:
-        return RowRecords.empty(self.capacity, self._rank, self._keys_and_scores, self._content_bytes)
+        return RowRecords.empty(self.capacity, self._rank, self._keys_and_scores, self._content_bytes, self._ranks)
 
     def _offer_columns(self, columns: list[Tensor]) -> int:
         """Offer samples that are copied once, from `columns` to their slots: only key and score are looked at."""

@@ -30,7 +30,12 @@ class RowRecords(NamedTuple):
 
     @classmethod
     def empty(
-        cls, capacity: int, rank: int, keys_and_scores: KeysAndScores, content_bytes: int | None = None
+        cls,
+        capacity: int,
+        rank: int,
+        keys_and_scores: KeysAndScores,
+        content_bytes: int | None = None,
+        ranks: int = 1,
     ) -> RowRecords:
         """The records of no rows.
 
@@ -39,10 +44,12 @@ class RowRecords(NamedTuple):
             rank: The one that admits rows.
             keys_and_scores: Tells whether rows have partitions and scores.
             content_bytes: The first bytes of a row, which make up its content; None where duplicates are welcome.
+            ranks: How many ranks share the buffer.
         """
-        partitioned = keys_and_scores.key_field is not None
+        partitioned, place = keys_and_scores.key_field is not None, rank / ranks % 1 if ranks > 1 else None
+        width, means = keys_and_scores.width, keys_and_scores.features
         return cls(
-            SlotIndex(capacity, partitioned, keys_and_scores.width, means=keys_and_scores.features),
+            SlotIndex(capacity, partitioned, width, means=means, place=place),
             Admissions(capacity, rank),
             None if content_bytes is None else ContentIndex(capacity, content_bytes),
         )

@@ -22,17 +22,23 @@ class SlotIndex:
         partitioned: Whether rows have owners.
         width: Numbers in a row's score; 0 where rows have none.
         means: Whether the mean score of each partition is asked for.
+        place: Rank over number of ranks, from 0 to below 1; where there are fewer slots than partitions, ranks at
+            different places keep different partitions. None for a rank alone, which keeps the first ones.
 
     Attributes:
         capacity: Slots.
+        place: As given.
+        crowded: Whether there were more partitions than slots, which is warned of once.
         count: Rows stored.
         offered: Rows offered so far.
         partitions: The slots of each partition; None where rows are not partitioned.
         scores: The score of each row; None where rows have none.
     """
 
-    def __init__(self, capacity: int, partitioned: bool, width: int = 0, *, means: bool = True) -> None:
-        self.capacity = capacity
+    def __init__(
+        self, capacity: int, partitioned: bool, width: int = 0, *, means: bool = True, place: float | None = None
+    ) -> None:
+        self.capacity, self.place, self.crowded = capacity, place, False
         self.count = 0
         self.offered = 0
         self.partitions = Partitions(capacity) if partitioned else None

@@ -174,7 +174,7 @@ def open_memory(_: BufferConfig, shape: tuple[int, int], rank: int) -> RowStorag
 @register("pinned")
 def open_pinned(_: BufferConfig, shape: tuple[int, int], rank: int) -> RowStorage:
     """Page-locked host memory."""
-    return HostStorage(torch.zeros(shape, dtype=torch.uint8, pin_memory=True).numpy())
+    return HostStorage(torch.zeros(shape, dtype=torch.uint8, pin_memory=True, device="cpu").numpy())
 
 
 @register("cuda")

@@ -10,15 +10,17 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import CheckpointError
 from rehearsal_plugin.strategies import Strategy
 
-__all__ = ["check_strategy", "job_settings"]
+__all__ = ["check_padding", "check_strategy", "goes_on", "job_settings"]
 
 
 def job_settings(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
     """The settings that the state depends on."""
     buffer, sampling, retrieval = config.buffer, config.sampling, config.retrieval
     embedded = {} if retrieval is None or retrieval.module is None else {"embedding": retrieval.embedding}
+    padded = {} if config.padding is None else {"padding": config.padding.model_dump(mode="json")}
     return {
         **embedded,
+        **padded,
         "capacity": buffer.capacity,
         "policy": buffer.policy,
         "partition_by": buffer.partition_by,
@@ -32,6 +34,28 @@ def job_settings(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
         "draws": strategy.draws,
         "records": strategy.records,
     }
+
+
+def goes_on(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a job with the settings `now` can take over all state of one with those of `then`."""
+    # Files of earlier releases do not name the padding.
+    return then == ({key: value for key, value in now.items() if key != "padding"} if "padding" not in then else now)
+
+
+def check_padding(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """Refuse rows that were padded otherwise: their lengths and masks would be read wrongly."""
+    before, after = then.get("padding"), now.get("padding")
+    if before is None or before == after:
+        return
+    now_padded = after or dict.fromkeys(before)
+    changed = ", ".join(
+        f"rehearsal.padding.{key} {before[key]!r} (this job has {now_padded[key]!r})"
+        for key in before
+        if before[key] != now_padded[key]
+    )
+    raise CheckpointError(
+        f"{path} holds rows that were padded with {changed}; keep rehearsal.padding, or start with an empty buffer"
+    )
 
 
 def check_strategy(then: Mapping[str, Any], now: Mapping[str, Any], *, rows: bool, path: Path) -> None:

@@ -38,4 +38,4 @@ def _list_fields(fields: Iterable[Field]) -> list[list[Any]]:
 
 def _empty_batch(fields: Sequence[Sequence[Any]]) -> dict[str, Tensor]:
     """An empty batch, one tensor `[0, *shape]` a field."""
-    return {name: torch.empty((0, *shape), dtype=DTYPES[dtype]) for name, dtype, shape in fields}
+    return {name: torch.empty((0, *shape), dtype=DTYPES[dtype], device="cpu") for name, dtype, shape in fields}

@@ -84,7 +84,7 @@ class LazyRows:
 
     def _read_rows(self, rows: IntArray) -> Tensor:
         source, index = self._source[rows], self._index[rows]
-        out = torch.empty((len(rows), self._sources[0].shape[1]), dtype=torch.uint8)
+        out = torch.empty((len(rows), self._sources[0].shape[1]), dtype=torch.uint8, device="cpu")
         for number in np.unique(source).tolist():
             positions = np.flatnonzero(source == number)
             out[torch.from_numpy(positions)] = self._sources[number][torch.from_numpy(index[positions])]

@@ -25,7 +25,7 @@ import torch
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.checkpoint.format import Content, RankFile, read_header, read_stamp
-from rehearsal_plugin.checkpoint.job_settings import check_strategy, job_settings
+from rehearsal_plugin.checkpoint.job_settings import check_padding, check_strategy, goes_on, job_settings
 from rehearsal_plugin.checkpoint.record import (
     Record,
     RowSet,
@@ -174,9 +174,10 @@ def _inspect_checkpoint(
     with report_contradictions(file[0] / file[1].name):
         meta = read_header(*file)
         check_strategy(meta["job"], job, rows=meta["layout"] is not None, path=file[0] / file[1].name)
-        same_job = (
-            len(files) == coordinator.lifecycle.size and meta["state"]["progress"] is not None and meta["job"] == job
-        )
+        if meta["layout"] is not None:
+            check_padding(meta["job"], job, file[0] / file[1].name)
+        as_many = len(files) == coordinator.lifecycle.size
+        same_job = as_many and meta["state"]["progress"] is not None and goes_on(meta["job"], job)
         exact = same_job and not rows_only
         digest = int(meta["digest"])
         if digest.bit_length() > 63:

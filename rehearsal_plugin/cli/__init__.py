@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import typer
 from rich.console import Console
 
@@ -24,6 +27,9 @@ for command in (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, che
 
 def main() -> None:
     """Run the command; errors of the package are printed in one line, with exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of fields and folders that the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except RehearsalError as error:

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from rehearsal_plugin.config.names import Name
+from rehearsal_plugin.config.names import Name, PathName
 from rehearsal_plugin.config.registries import POLICIES, STORAGES, RegisteredPolicy, listing, registered_in
 from rehearsal_plugin.config.section import Section
 from rehearsal_plugin.config.size import Size, parse_size
@@ -30,12 +30,12 @@ class BufferConfig(Section):
         description="Where the rows live: host memory, page-locked host memory, the GPU, or a file for "
         "buffers larger than memory.",
     )
-    path: Name | None = Field(
+    path: PathName | None = Field(
         default=None, description="Folder of the files of storage 'mmap'; given with that storage only."
     )
     policy: Annotated[str, registered_in(POLICIES), listing(POLICIES)] = Field(
         default="reservoir",
-        description="Which rows stay: a uniform sample of all that were offered, equal shares for each "
+        description="Which rows stay: a uniform sample of all that were offered on a rank, equal shares for each "
         "partition, every candidate in place of a random row, or the newest. By 'score_by': a reservoir in which "
         "high scores stay longer, or equal shares of the rows that stand for their partition's mean, together "
         "('herding') or each alone.",
@@ -52,7 +52,7 @@ class BufferConfig(Section):
         "loss of each row, recorded when it was seen and again whenever it is replayed.",
     )
 
-    preload: Name | None = Field(
+    preload: PathName | None = Field(
         default=None,
         description="Folder of rows that the buffer of a new job starts with: a checkpoint, or what 'rehearsal seed' "
         "wrote.",

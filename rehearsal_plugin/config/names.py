@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias
@@ -9,7 +10,17 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-__all__ = ["LONGEST_WAIT_S", "ROW_LOSS", "Metric", "Name", "PartitionWeights", "Pool", "SampleLayout"]
+__all__ = [
+    "LONGEST_WAIT_S",
+    "ROW_LOSS",
+    "Metric",
+    "Name",
+    "PartitionWeights",
+    "PathName",
+    "Pool",
+    "SampleLayout",
+    "expand_path",
+]
 
 LONGEST_WAIT_S = 1e9  # stays an int64 when it is turned into nanoseconds
 
@@ -17,12 +28,33 @@ ROW_LOSS = "rehearsal.loss"
 """The state that holds the task's loss of a row alone."""
 
 KEY = re.compile(r"-?\d{1,19}")
+VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 def _refuse_auto(name: str) -> str:
     if name == "auto":
         raise PydanticCustomError("auto", "Input should be a name")
     return name
+
+
+def expand_path(path: str) -> str:
+    """A path with the home folder in place of `~`, and the values of environment variables in place of `$NAME`.
+
+    Raises:
+        ValueError: A variable is not set.
+    """
+    unset = [name for match in VARIABLE.finditer(path) if (name := match[1] or match[2]) not in os.environ]
+    if unset:
+        raise ValueError(f"{path!r} names the environment variable {unset[0]}, which is not set")
+    return os.path.expanduser(os.path.expandvars(path))  # noqa: PTH111 - a Path would lose a slash at the end
+
+
+def _expanded(path: str) -> str:
+    try:
+        return expand_path(path)
+    except ValueError as error:
+        message = "Input should name environment variables that are set: {why}"
+        raise PydanticCustomError("unset", message, {"why": str(error)}) from None
 
 
 def _by_text(weights: Any) -> Any:
@@ -32,7 +64,10 @@ def _by_text(weights: Any) -> Any:
     keys = {str(key): float(value) if type(value) is int else value for key, value in weights.items()}
     if not all(KEY.fullmatch(key) and -(1 << 63) <= int(key) < 1 << 63 for key in keys):
         raise PydanticCustomError("partition", 'Keys should be those of partitions, such as "3"')
-    return {str(int(key)): value for key, value in keys.items()}
+    by_number = {str(int(key)): value for key, value in keys.items()}
+    if len(by_number) < len(weights):
+        raise PydanticCustomError("twice", "Keys should each stand for another partition")
+    return by_number
 
 
 def _some(weights: dict[str, float]) -> dict[str, float]:
@@ -51,6 +86,9 @@ Pool: TypeAlias = Literal["mean", "last"]
 """How the hidden states of a row's positions become one embedding."""
 
 Name = Annotated[str, Field(min_length=1), AfterValidator(_refuse_auto)]
+
+PathName = Annotated[Name, AfterValidator(_expanded)]
+"""A path, in which `~` and `$NAME` are expanded."""
 
 PartitionWeights = Annotated[
     dict[str, Annotated[float, Field(ge=0, le=1e6)]], BeforeValidator(_by_text), AfterValidator(_some)

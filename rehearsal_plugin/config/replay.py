@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
-from rehearsal_plugin.config.names import Name, PartitionWeights
+from rehearsal_plugin.config.names import Name, PartitionWeights, PathName
 from rehearsal_plugin.config.registries import STRATEGIES, registered_in
 from rehearsal_plugin.config.section import Section
 from rehearsal_plugin.config.size import INT64
@@ -51,7 +51,7 @@ class SamplingConfig(Section):
         description="New rows of a rank and step, at most, whose neighbours the weights 'retrieved' look for; drawn at "
         "random where there are more candidates.",
     )
-    weights_file: Name | None = Field(
+    weights_file: PathName | None = Field(
         default=None,
         description="A JSON or YAML file with weights by partition, looked at in every step; whoever changes it "
         "changes the mixture of the running job.",

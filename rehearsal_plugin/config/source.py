@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from rehearsal_plugin.config.names import expand_path
 from rehearsal_plugin.errors import ConfigError
 
-__all__ = ["find_block", "read"]
+__all__ = ["find_block", "parse_yaml", "read"]
 
 BLOCK = "rehearsal"
 
@@ -24,6 +27,10 @@ DEEPSPEED_KEYS = frozenset({
     "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "elasticity",
     "zero_optimization", "optimizer", "scheduler", "fp16", "bf16", "gradient_clipping", "steps_per_print",
 })  # fmt: skip
+
+
+class RepeatedKeyError(ValueError):
+    """A key that stands twice in one mapping."""
 
 
 def find_block(source: BaseModel | Mapping[str, Any] | str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -72,6 +79,9 @@ def read(source: object) -> dict[str, Any]:
 
 def _read_text(source: str | bytes) -> dict[str, Any]:
     """A path, or else base64: the order in which DeepSpeed tries them."""
+    if isinstance(source, str) and not os.path.exists(source):  # noqa: PTH110 - see below
+        with suppress(ValueError):  # a variable that is not set
+            source = expand_path(source)
     is_file = os.path.exists(source)  # noqa: PTH110 - base64 is too long for a path, where Path.exists raises
     cure = "correct the file" if is_file else "there is no such file, and it is no base64 of JSON"
     try:
@@ -85,7 +95,41 @@ def _read_text(source: str | bytes) -> dict[str, Any]:
 
 def _read_file(path: Path) -> Any:
     text = path.read_text(encoding="utf-8")
-    return yaml.safe_load(text) if path.suffix.lower() in {".yaml", ".yml"} else _parse_json(text)
+    return parse_yaml(text) if path.suffix.lower() in {".yaml", ".yml"} else _parse_json(text)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML whose mappings name each key once; yaml.safe_load would take the last value without a word.
+
+    Raises:
+        ValueError: A key stands twice.
+        yaml.YAMLError: It is no YAML.
+    """
+    return yaml.load(text, _UniqueKeysLoader)
+
+
+class _UniqueKeysLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key that stands twice in one mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        if isinstance(node, yaml.MappingNode):
+            own = [key for key, _ in node.value if not key.tag.endswith(":merge")]
+            _refuse_repeated([self.construct_object(key, deep=True) for key in own])
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON as a dict."""
+    _refuse_repeated([key for key, _ in pairs])
+    return dict(pairs)
+
+
+def _refuse_repeated(keys: list[Any]) -> None:
+    counts = Counter(map(repr, keys))
+    repeated = [str(key) for key in keys if counts[repr(key)] > 1]
+    if repeated:
+        raise RepeatedKeyError(f"the key '{repeated[0]}' stands twice in one mapping; keep one of them")
 
 
 def _decode(source: str | bytes) -> str:
@@ -95,7 +139,9 @@ def _decode(source: str | bytes) -> str:
 def _parse_json(text: str) -> Any:
     """JSON, with the comments that DeepSpeed allows where its parser for them is installed."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
+    except RepeatedKeyError:
+        raise
     except ValueError:
         if not text.strip():  # hjson reads nothing as an empty mapping, and so would switch everything on
             raise
@@ -105,7 +151,7 @@ def _parse_json(text: str) -> Any:
             hjson = None
         if hjson is None:
             raise
-    return hjson.loads(text)
+    return hjson.loads(text, object_pairs_hook=_unique)
 
 
 def _refuse_misspelt(config: Mapping[Any, Any]) -> None:

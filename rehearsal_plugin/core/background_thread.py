@@ -12,7 +12,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 from rehearsal_plugin.errors import ClosedError
 
-__all__ = ["BackgroundThread"]
+__all__ = ["BackgroundThread", "at_once"]
 
 T = TypeVar("T")
 Jobs: TypeAlias = "SimpleQueue[tuple[Callable[[], T], Future[T]] | None]"
@@ -64,3 +64,13 @@ def _work(jobs: Jobs[T]) -> None:
         except BaseException as error:  # reaches the training thread through the future
             future.set_exception(error)
         del item, job, future  # an idle thread must not keep a batch alive
+
+
+def at_once(job: Callable[[], T]) -> Callable[[], T]:
+    """Run `job` now; what it returns or raises comes out of the call that is returned."""
+    future: Future[T] = Future()
+    try:
+        future.set_result(job())
+    except Exception as error:
+        future.set_exception(error)
+    return future.result

@@ -7,21 +7,19 @@ such as numbers or strings, is one leaf: in `{"inputs": a, "captions": ["x", "y"
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import optree
-from torch import Size, Tensor
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from rehearsal_plugin.core.containers import NAMESPACE, copied, fields_and_values, is_container, register
 from rehearsal_plugin.errors import BatchError
 
 __all__ = ["FlatBatch", "flatten", "leaves_of", "map_leaves", "without"]
-
-NAMESPACE = "rehearsal_plugin"  # of optree: what is registered here changes nothing for others
 
 MOST_STRUCTURES = 256  # whose names are kept
 
@@ -29,7 +27,6 @@ MOST_STRUCTURES = 256  # whose names are kept
 _INSERTION_ORDER = optree.dict_insertion_ordered(True, namespace=NAMESPACE)
 _INSERTION_ORDER.__enter__()
 
-_registered: set[type] = set()
 _structures: dict[Any, Structure] = {}
 
 
@@ -102,10 +99,10 @@ def flatten(batch: Any) -> FlatBatch:
     if isinstance(batch, FlatBatch):
         return batch
     leaves, spec = optree.tree_flatten(batch, none_is_leaf=True, namespace=NAMESPACE)
-    unknown = [leaf for leaf in leaves if type(leaf) is not Tensor and _is_container(leaf)]  # not registered yet
+    unknown = [leaf for leaf in leaves if type(leaf) is not Tensor and is_container(leaf)]  # not registered yet
     if unknown:
         for container in unknown:
-            _register(type(container))
+            register(type(container))
         return flatten(batch)
     structure = _structure(spec)
     if any(_is_plain(leaves[start]) and all(map(_is_plain, leaves[start:end])) for start, end in structure.sequences):
@@ -138,7 +135,7 @@ def without(tree: Any, names: Collection[str], path: str = "") -> Any:
     """
     prefix = f"{path}." if path else ""
     if isinstance(tree, MutableMapping):
-        rest, _ = _copied(tree)
+        rest, _ = copied(tree)
         for key in tuple(tree):
             if f"{prefix}{key}" in names:
                 del rest[key]
@@ -155,7 +152,7 @@ def without(tree: Any, names: Collection[str], path: str = "") -> Any:
             return kind(*(None if name in names else without(value, names, name) for name, value in items))
         return type(tree)(without(value, names, name) for name, value in items if name not in names)
     if hasattr(type(tree), "__dataclass_fields__"):
-        values, frame, keys = _fields_and_values(tree)
+        values, frame, keys = fields_and_values(tree)
         items = [(f"{prefix}{key}", value) for key, value in zip(keys, values, strict=True)]
         return frame.fill(None if name in names else without(value, names, name) for name, value in items)
     return tree
@@ -204,108 +201,9 @@ def _packed_in(spec: Any, start: int) -> Iterator[int]:
 
 def _is_plain(leaf: object) -> bool:
     """Whether a leaf is a value such as a number, a string or an object, and holds no rows itself."""
-    return not isinstance(leaf, (Tensor, np.ndarray, list, tuple)) and not _is_container(leaf)
+    return not isinstance(leaf, (Tensor, np.ndarray, list, tuple)) and not is_container(leaf)
 
 
 def _is_plain_sequence(node: object) -> bool:
     """Whether a list or tuple (no named one) holds plain values only."""
     return type(node) in (list, tuple) and bool(node) and all(map(_is_plain, node))  # type: ignore[call-overload]
-
-
-def _is_container(leaf: object) -> bool:
-    """Whether a leaf is a container of a type that optree does not know yet; lists of plain values are leaves."""
-    kind = type(leaf)
-    if kind in (list, tuple):
-        return False
-    return isinstance(leaf, (Mapping, list, tuple)) or hasattr(kind, "__dataclass_fields__")
-
-
-def _register(kind: type) -> None:
-    """Tell optree how containers of a type come apart: by keys, by the fields of a dataclass, or by place."""
-    if kind in _registered:
-        return
-    _registered.add(kind)
-    come_apart: Any = _items
-    if issubclass(kind, Mapping):
-        come_apart = _keys_and_values
-    elif not issubclass(kind, (list, tuple)):
-        come_apart = _fields_and_values
-    fill: Any = _Frame.fill
-    optree.register_pytree_node(kind, come_apart, fill, namespace=NAMESPACE)
-
-
-class _Frame:
-    """A container without its items: its type, its keys, and what else it carries, such as a default factory.
-
-    Args:
-        kind: The type.
-        keys: Of the items, in their order.
-        empty: A container with None for every item; None where one is made of its items alone.
-        shares: Whether a copy of `empty` by `copy.copy` would share its items with it.
-    """
-
-    def __init__(self, kind: Any, keys: tuple[Any, ...], empty: Any = None, *, shares: bool = False) -> None:
-        self.kind, self.keys, self.empty, self._shares = kind, keys, empty, shares
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Frame) and (self.kind, self.keys) == (other.kind, other.keys)
-
-    def __hash__(self) -> int:
-        return hash((self.kind, self.keys))
-
-    def fill(self, items: Iterable[Any]) -> Any:
-        """A container of the same type with other items."""
-        if hasattr(self.kind, "__dataclass_fields__") and not issubclass(self.kind, Mapping):
-            filled = copy.copy(self.empty)
-            for name, item in zip(self.keys, items, strict=True):
-                object.__setattr__(filled, name, item)  # frozen ones too
-            return filled
-        if not issubclass(self.kind, Mapping):
-            items = tuple(items)
-            return items if self.kind is Size and None in items else self.kind(items)  # a Size holds numbers only
-        filled = {}
-        if self.empty is not None:
-            filled = copy.deepcopy(self.empty) if self._shares else copy.copy(self.empty)
-        for key, item in zip(self.keys, items, strict=True):
-            filled[key] = item
-        return self.kind(filled) if self.empty is None else filled
-
-
-def _copied(container: MutableMapping[Any, Any]) -> tuple[MutableMapping[Any, Any], bool]:
-    """A copy with items of its own, and whether `copy.copy` would share them with the container."""
-    copied = copy.copy(container)
-    key = next((key for key in container if container[key] is not None), None)
-    if key is None:
-        return copied, False
-    value = container[key]
-    copied[key] = None
-    shares = container[key] is None
-    copied[key] = value
-    if not shares:
-        return copied, False
-    return copy.deepcopy(container, {id(value): value for value in container.values()}), True  # the items themselves
-
-
-def _keys_and_values(container: Mapping[Any, Any]) -> tuple[list[Any], _Frame, tuple[Any, ...]]:
-    keys, empty, shares = tuple(container), None, False
-    values = [container[key] for key in keys]
-    if isinstance(container, MutableMapping):
-        empty, shares = _copied(container)
-        for key in keys:
-            empty[key] = None  # a structure is kept, and must keep no batch alive
-    return values, _Frame(type(container), keys, empty, shares=shares), keys
-
-
-def _fields_and_values(container: Any) -> tuple[list[Any], _Frame, tuple[str, ...]]:
-    """All that a dataclass holds: its fields that are set, and attributes that it made of them, such as a mask."""
-    declared = [field.name for field in fields(container) if hasattr(container, field.name)]
-    names = (*declared, *(name for name in getattr(container, "__dict__", ()) if name not in declared))
-    empty = copy.copy(container)
-    values = [getattr(container, name) for name in names]
-    for name in names:
-        object.__setattr__(empty, name, None)
-    return values, _Frame(type(container), names, empty), names
-
-
-def _items(container: Any) -> tuple[list[Any], _Frame]:
-    return list(container), _Frame(type(container), tuple(range(len(container))))

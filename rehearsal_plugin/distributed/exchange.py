@@ -24,6 +24,7 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.metrics import Metrics
 from rehearsal_plugin.core.rng import Purpose, RandomStream
+from rehearsal_plugin.distributed.absent_partitions import ABSENT_AFTER, warn_of_absent_partitions
 from rehearsal_plugin.distributed.draw import Draws, Plan, draw, joined, plan
 from rehearsal_plugin.distributed.global_counts import LEAST_PAIRS, GlobalCounts
 from rehearsal_plugin.distributed.header import NOTES, Headers, Notes, Word, compose
@@ -95,6 +96,7 @@ class Exchange:
         # Ranks with different seeds or weights would draw different plans.
         weights = json.dumps(config.drawn_by, sort_keys=True)
         self._fingerprint = buffer.layout.fingerprint ^ config.seed ^ zlib.crc32(weights.encode())
+        self._config, self._exchanges = config, 0
         self._opening: Opening | None = Opening(config, run)
         self.run: int | None = None
         pairs = LEAST_PAIRS if self._by_partition else 1
@@ -195,6 +197,9 @@ class Exchange:
         self.global_counts.absorb(headers)
         self.notes = headers.notes
         self.mixture.agree(headers.of(Word.MIXTURE), posted.proposed)
+        self._exchanges += 1
+        if self._exchanges == ABSENT_AFTER and self._transport.rank == 0:
+            self._warn_of_absent_partitions()
         counts, requests = self.global_counts.counts, headers.of(Word.REQUEST)
         rng = self._numbers.at(posted.step, self._stream)
         if self.nearest_draw is None:
@@ -209,6 +214,12 @@ class Exchange:
             return self._buffer.counts()
         count = self._buffer.tickets if self._by_score else len(self._buffer)
         return np.zeros(1, dtype=np.int64), np.array([count])
+
+    def _warn_of_absent_partitions(self) -> None:
+        keys, holder = self.global_counts.keys, "no rank has held a row"
+        if not self._by_partition:  # ranks do not tell each other's partitions
+            keys, holder = self._buffer.counts()[0], "rank 0 holds no row"
+        warn_of_absent_partitions(self._config, self.mixture.in_force, keys, holder)
 
     def _slots_of(self, drawn: Plan) -> IntArray:
         if self._by_partition:

@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from rehearsal_plugin.config import SamplingConfig
+from rehearsal_plugin.config.source import parse_yaml
 from rehearsal_plugin.core.arrays import Float64Array, IntArray
 from rehearsal_plugin.errors import ConfigError
 
@@ -63,7 +64,7 @@ class Mixture:
             if stamp == self._file_stamp:
                 return
             self._file_stamp = stamp
-            weights = yaml.safe_load(self._file.read_text(encoding="utf-8"))
+            weights = parse_yaml(self._file.read_text(encoding="utf-8"))
             if not isinstance(weights, dict):
                 raise ConfigError(f"it holds {weights!r} and no weights by partition key")
             self.propose(weights)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import reprlib
 
 import numpy as np
@@ -13,6 +14,11 @@ from rehearsal_plugin.distributed.header import OpeningWord
 from rehearsal_plugin.errors import ExchangeError
 
 __all__ = ["Opening"]
+
+LOG = logging.getLogger(__name__)
+
+HARMLESS = ["rehearsal.buffer.capacity"]
+"""Keys that ranks are told of and may differ in, as on hosts with less memory."""
 
 
 class Opening:
@@ -40,16 +46,26 @@ class Opening:
             rank: This rank.
 
         Raises:
-            ExchangeError: A rank has another section; the message names the keys.
+            ExchangeError: A rank has another section; the message names the keys. Another capacity is a warning.
         """
         different = words[:, OpeningWord.KEYS :] != words[rank, OpeningWord.KEYS :]
-        others = np.flatnonzero(different.any(axis=1))
-        if len(others):
+        harmless = np.isin(self._keys, HARMLESS)
+        for keys, refused in ((~harmless, True), (harmless, False)):
+            others = np.flatnonzero((different & keys).any(axis=1))
+            if not len(others):
+                continue
             other = int(others[0])
-            keys = [self._keys[key] for key in np.flatnonzero(different[other]).tolist()]
-            shown = ", ".join(f"{key} (here {reprlib.repr(value_at(self._config, key))})" for key in keys)
-            raise ExchangeError(
-                f"rank {rank} and rank {other} have different rehearsal sections: they differ in {shown}; give every "
-                "rank the same config"
-            )
+            message = self._difference(np.flatnonzero(different[other] & keys).tolist(), rank, other)
+            if refused:
+                raise ExchangeError(
+                    f"{message}; give every rank the same config (another rehearsal.seed or sampling.weights alone "
+                    "would draw other rows for each other)"
+                )
+            if rank < other:
+                LOG.warning("%s; that works, and rows stay longer on the rank with more room", message)
         return int(words[0, OpeningWord.RUN])
+
+    def _difference(self, places: list[int], rank: int, other: int) -> str:
+        keys = [self._keys[place] for place in places]
+        shown = ", ".join(f"{key} (here {reprlib.repr(value_at(self._config, key))})" for key in keys)
+        return f"rank {rank} and rank {other} have different rehearsal sections: they differ in {shown}"

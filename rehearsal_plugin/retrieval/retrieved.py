@@ -69,6 +69,6 @@ class Retrieved:
             origin=minus_one.copy(),
             written=minus_one.copy(),
             embedded=minus_one.copy(),
-            rows=torch.zeros((queries * k, row_bytes), dtype=torch.uint8),
+            rows=torch.zeros((queries * k, row_bytes), dtype=torch.uint8, device="cpu"),
             layout=layout,
         )

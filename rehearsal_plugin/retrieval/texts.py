@@ -23,7 +23,7 @@ LONGEST = 512  # tokens, where a model does not say how many it takes
 
 def pack_texts(texts: Sequence[str], length: int) -> Tensor:
     """Texts as UTF-8 bytes `[n, length]` uint8, padded with zeros; longer texts are cut between two characters."""
-    packed = torch.zeros((len(texts), length), dtype=torch.uint8)
+    packed = torch.zeros((len(texts), length), dtype=torch.uint8, device="cpu")
     for row, text in zip(packed, texts, strict=True):
         cut = text.encode()[:length].decode(errors="ignore").encode()
         row[: len(cut)] = torch.frombuffer(bytearray(cut), dtype=torch.uint8) if cut else row[:0]
@@ -95,7 +95,9 @@ class TextEmbedder:
         for start in range(0, len(order), self._batch_size):
             part = order[start : start + self._batch_size]
             vectors.update(zip(part, self._embed_batch([texts[index] for index in part]), strict=True))
-        return torch.stack([vectors[index] for index in range(len(texts))]) if vectors else torch.zeros((0, 0))
+        if not vectors:
+            return torch.zeros((0, 0), device="cpu")
+        return torch.stack([vectors[index] for index in range(len(texts))])
 
     def of_field(self, name: str, columns: Mapping[str, Tensor]) -> Tensor:
         """The embeddings of rows whose field `name` holds packed texts, `[n, width]` float32."""

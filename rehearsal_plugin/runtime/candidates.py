@@ -54,7 +54,7 @@ class CandidateSelection:
     def _with_finite_numbers(
         self, columns: list[Tensor], fields: Sequence[Field], places: Tensor | None, step: int
     ) -> Tensor:
-        chosen = torch.arange(len(columns[0])) if places is None else places
+        chosen = torch.arange(len(columns[0]), device="cpu") if places is None else places
         finite = torch.stack([finite_rows(column) for column in columns]).cpu()[:, chosen]  # by field
         if self._non_finite == "refuse" and not finite.all():
             bad = [field.name for field, sound in zip(fields, finite, strict=True) if not sound.all()]

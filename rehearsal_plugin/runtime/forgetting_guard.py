@@ -33,6 +33,7 @@ class ForgettingGuard:
         self._window: deque[float] = deque(maxlen=config.window)
         self._best: float | None = None
         self._exceeded = False
+        self._not_finite = 1  # measurements in a row that were NaN or infinite; the first one is not told
         self._good = good
         self._pending: list[tuple[int, str]] = []  # checkpoints that no measurement has confirmed yet
 
@@ -52,6 +53,7 @@ class ForgettingGuard:
         Raises:
             ForgettingError: The loss is past the bound, and the job is to end.
         """
+        self._not_finite = 1
         self._window.append(loss)
         if len(self._window) < self._config.window:
             return
@@ -67,6 +69,25 @@ class ForgettingGuard:
         if confirmed:
             self._good = confirmed[-1][1]
             self._pending = self._pending[len(confirmed) :]
+
+    def hear_nothing_finite(self, step: int) -> None:
+        """Take in a measurement that was NaN or infinite wherever rows were replayed, and not the first in a row.
+
+        Raises:
+            ForgettingError: So were all of a whole window, and the job is to end.
+        """
+        self._not_finite += 1
+        if self._not_finite != max(2, self._config.window):
+            return
+        message = (
+            f"the loss on replayed rows was NaN or infinite in each of the last {self._not_finite} measurements, up to "
+            f"step {step} (rehearsal.guard)"
+        )
+        if self._config.action == "stop":
+            good = "none was saved" if self._good is None else self._good
+            raise ForgettingError(f"{message}; the last checkpoint from before: {good}")
+        if self._rank == 0:
+            LOG.warning("%s; look for the first loss that is not finite", message)
 
     def saved(self, folder: str, step: int) -> None:
         """Note a checkpoint, saved or loaded between two steps; the loss of the next one tells whether it is good."""

@@ -98,7 +98,7 @@ class Lifecycle:
 
     def begin(self, layout: RowLayout, device: torch.device) -> Prefetcher:
         """Make an empty buffer for rows of a layout, and its prefetcher; batches live on `device`."""
-        buffer = RehearsalBuffer(self._config.buffer, layout, rank=self.rank, seed=self._config.seed)
+        buffer = RehearsalBuffer(self._config.buffer, layout, rank=self.rank, ranks=self.size, seed=self._config.seed)
         self.prefetcher = self._prefetcher_of(buffer, device)
         return self.prefetcher
 
@@ -140,7 +140,7 @@ class Lifecycle:
         Raises:
             ExchangeError: A rank does not answer.
         """
-        pending = self._transport.all_gather(torch.tensor(values))
+        pending = self._transport.all_gather(torch.tensor(values, device="cpu"))
         deadline = time.monotonic() + self._config.exchange.timeout_s
         answers: list[list[int]] = wait(pending, deadline, lambda: False, f"an agreement on rank {self.rank}").tolist()
         return answers

@@ -22,6 +22,9 @@ FIXED_POINT = 1 << 20
 LARGEST_LOSS = 1e12
 """Of a sum of losses that is told; others count as not measured."""
 
+NOT_FINITE = -1
+"""Weight that tells of the second and later ones of measurements in a row that were NaN, infinite or too large."""
+
 
 class LossConsensus:
     """Tells the other ranks what was measured here, and the guard what was measured on all of them.
@@ -40,6 +43,7 @@ class LossConsensus:
     def __init__(self, config: RehearsalConfig, rank: int, good: str | None = None) -> None:
         self.guard = None if config.guard is None else ForgettingGuard(config.guard, rank, good)
         self._sum = self._weight = self._measured = 0
+        self._not_finite = 0  # measurements in a row
         self._heard = 0  # measurements that the guard knows of
 
     @property
@@ -50,7 +54,10 @@ class LossConsensus:
     def report(self, total: float, weight: float) -> None:
         """Tell the others, with the next header, the sum of losses on replayed rows, and what it is divided by."""
         sound = math.isfinite(total) and abs(total) < LARGEST_LOSS
+        self._not_finite = 0 if sound else self._not_finite + 1
         self._sum, self._weight = (round(total * FIXED_POINT), round(weight * FIXED_POINT)) if sound else (0, 0)
+        if self._not_finite > 1:  # a single one may be an overflow, which a loss scaler answers
+            self._weight = NOT_FINITE
         self._measured += 1
 
     def hear(self, notes: IntArray, step: int, ratio: ReplayRatio) -> None:
@@ -73,8 +80,11 @@ class LossConsensus:
         if int(measured.min()) <= self._heard:
             return
         self._heard = int(measured.min())
-        if weights.sum():
-            self.guard.hear(float(sums.sum() / weights.sum()), step, ratio)
+        finite = weights > 0
+        if finite.any():
+            self.guard.hear(float(sums.sum() / weights[finite].sum()), step, ratio)
+        elif weights.min() == NOT_FINITE:
+            self.guard.hear_nothing_finite(step)
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured last, and what the guard remembers."""

@@ -76,7 +76,7 @@ class PartitionImportance:
         factors = self.factors(keys)
 
         def weighted(*_outputs_and_targets: object) -> Tensor:
-            total = torch.zeros(())
+            total = torch.zeros((), device="cpu")
             for _key, places in groups(keys, part.size):
                 of_key = part.select(places)
                 total = total + float(factors[places[0]]) * of_key.size * of_key.loss()

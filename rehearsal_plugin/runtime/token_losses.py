@@ -80,7 +80,7 @@ def _by_row(values: Tensor) -> Tensor:
 def groups(keys: IntArray | None, size: int) -> Iterator[tuple[int | None, Tensor]]:
     """The rows of each partition: its key, and their places `[n]` int64; all rows where there are no partitions."""
     if keys is None:
-        yield None, torch.arange(size)
+        yield None, torch.arange(size, device="cpu")
         return
     for key in np.unique(keys).tolist():
         yield key, torch.from_numpy(np.flatnonzero(keys == key))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Part:
 
     def loss(self) -> Tensor:
         """The task's loss, a mean over the rows of this part; 0 where replayed rows displaced all new ones."""
-        return self.criterion(self.outputs, *self.targets) if self.size else torch.zeros(())
+        return self.criterion(self.outputs, *self.targets) if self.size else torch.zeros((), device="cpu")
 
     def select(self, places: Tensor) -> Part:
         """The rows at `places` `[n]` int64, without their state."""
@@ -81,9 +81,12 @@ class Strategy(ABC):
         records: Whether rows carry state.
         refreshes: Whether replayed rows get new state, stored on the rank that holds them; see `refresh`.
         relearns: Whether `loss` contains the task's loss on replayed rows, which can then be weighted.
+        reads: Keys of the section that this very class reads, of those that only some strategies do; None where it is
+            not known, as in a subclass of your own.
         config: The section `rehearsal.strategy`.
     """
 
+    reads: ClassVar[frozenset[str] | None] = None
     draws: int = 1
     records: bool = False
     refreshes: bool = False

@@ -19,6 +19,7 @@ class DarkExperienceReplay(Strategy):
     returns are recorded and compared, so a generative model with several outputs is held by all of them.
     """
 
+    reads = frozenset({"alpha", "outputs"})
     records = True
     relearns = False
 

@@ -16,6 +16,7 @@ __all__ = ["DarkExperienceReplayPlusPlus"]
 class DarkExperienceReplayPlusPlus(DarkExperienceReplay):
     """Alpha times the distance on the first draw, beta times the task's loss on the second (Buzzega et al., 2020)."""
 
+    reads = frozenset({"alpha", "beta", "outputs"})
     draws = 2
     relearns = True
 

@@ -20,6 +20,8 @@ class ExperienceReplay(Strategy):
     in continual learning", 2019).
     """
 
+    reads = frozenset({"loss_weight"})
+
     @property
     def plain(self) -> bool:
         """See `Strategy.plain`."""

@@ -24,6 +24,8 @@ class AsymmetricReplay(Strategy):
     criterion is used for replayed rows. Before anything is replayed, new rows compete with all classes.
     """
 
+    reads = frozenset({"loss_weight"})
+
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
         """See `Strategy.regularizer`: it needs scores and labels, not the model's loss."""
         raise ConfigError(

@@ -39,7 +39,7 @@ def pooled(hidden: Tensor, mask: Tensor | None, pool: Pool) -> Tensor:
             f"hidden states of shape {tuple(hidden.shape)}{with_mask} cannot be made embeddings; they are [rows, "
             "tokens, width] with a mask [rows, tokens], or [rows, width]; name another module or mask"
         )
-    kept = torch.ones(hidden.shape[:2], dtype=torch.bool) if mask is None else mask != 0
+    kept = torch.ones(hidden.shape[:2], dtype=torch.bool, device="cpu") if mask is None else mask != 0
     kept = kept.to(hidden.device)
     if pool == "last":
         # argmax of the positions counted from 1, with 0 at padding, is the last token.

@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from rehearsal_plugin.config import RetrievalConfig
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.strategies.base import Part, Strategy
+from rehearsal_plugin.strategies.hidden_states import HiddenStates
 
-__all__ = ["RowEmbedding"]
+__all__ = ["RowEmbedding", "with_embedding"]
 
 
 class RowEmbedding(Strategy):
@@ -91,3 +93,11 @@ class RowEmbedding(Strategy):
 
     def _without_embedding(self, part: Part) -> Part:
         return replace(part, state={name: value for name, value in part.state.items() if name != self._name})
+
+
+def with_embedding(strategy: Strategy, retrieval: RetrievalConfig | None) -> tuple[Strategy, HiddenStates | None]:
+    """The strategy as `retrieval.module` wants it, and what sees the hidden states; without a module, as it is."""
+    if retrieval is None or retrieval.module is None:
+        return strategy, None
+    states = HiddenStates(retrieval.module, retrieval.pool, retrieval.mask, training_only=True)
+    return RowEmbedding(strategy, retrieval.embedding, states.take, refresh=retrieval.refresh), states

@@ -83,7 +83,7 @@ def row_losses(part: Part) -> Tensor:
         ConfigError: There is no criterion, as the model computes its loss itself.
     """
     if not part.size:
-        return torch.empty(0)
+        return torch.empty(0, device="cpu")
     tree = {"outputs": part.outputs, "targets": tuple(part.targets)}
     columns = {name: tensor for name, tensor in tensors_of(tree).items() if len(tensor) == part.size}
 

@@ -23,6 +23,7 @@ class TopKDistillation(Strategy):
     in a neural network", 2015).
     """
 
+    reads = frozenset({"alpha", "k", "outputs"})
     records = True
 
     def state(self, new: Part) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
     For classification: outputs are scores `[rows, classes]`, the first target is the class `[rows]` int64.
     """
 
+    reads = frozenset({"alpha", "beta", "gamma", "outputs"})
     refreshes = True
 
     def __init__(self, config: StrategyConfig) -> None:
@@ -76,7 +77,7 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
         if labels is None or labels.dtype != torch.int64 or labels.ndim != 1:
             raise BatchError("strategy 'x-der' needs int64 class labels [rows] as the first target")
         if self._known is None:
-            self._known = torch.zeros(scores.shape[1], dtype=torch.bool)
+            self._known = torch.zeros(scores.shape[1], dtype=torch.bool, device="cpu")
         self._known = self._known.to(scores.device)  # a checkpoint loads it into host memory
         self._known[labels[labels >= 0]] = True  # negative labels are ignored by the loss
         return super().loss(new, replayed)

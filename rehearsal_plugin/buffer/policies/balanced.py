@@ -5,11 +5,21 @@ the room that it leaves goes to the others. Shares only ever shrink for a partit
 so its sample stays uniform: shrinking a uniform sample at random leaves a uniform sample, and Algorithm R
 goes on from there at the smaller size. (The sequential relative is class-balancing reservoir sampling,
 Chrysakis and Moens, "Online continual learning from imbalanced data", ICML 2020.)
+
+With fewer slots than partitions, a rank keeps one row of as many partitions as it has slots: alone the first ones, and
+among others those that a hash puts behind its own place on a circle. So the ranks keep different ones, and together all
+of them while there are slots enough on all ranks. For example, 2 slots on each of 3 ranks::
+
+    circle    rank 0   p4  p1   rank 1   p5  p2  p6   rank 2   p3
+    kept               p4  p1            p5  p2                p3  p4
 """
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
+from numpy.typing import NDArray
 
 from rehearsal_plugin.buffer.partitions import Partitions, count_earlier
 from rehearsal_plugin.buffer.policies.base import Offer, last_writers, register, vacant
@@ -21,6 +31,11 @@ from rehearsal_plugin.errors import ConfigError
 
 __all__ = ["balanced"]
 
+LOG = logging.getLogger(__name__)
+
+CIRCLE = 1 << 64
+"""Length of the circle on which partitions lie: distances wrap around as unsigned integers do."""
+
 
 @register("balanced", partitions=True)
 def balanced(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
@@ -28,7 +43,7 @@ def balanced(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> I
     partitions, owners = slot_index.partitions, offer.owners
     if partitions is None:
         raise ConfigError("rehearsal.buffer.policy 'balanced' needs rehearsal.buffer.partition_by")
-    targets = _target_sizes(partitions, owners, slot_index.capacity)
+    targets = _target_sizes(slot_index, partitions, owners)
     place = algorithm_r_places(partitions.offered[owners] + count_earlier(owners), targets[owners], rng)
     if np.array_equal(targets, partitions.sizes):  # every place is one that a row has
         return last_writers(np.where(place < 0, -1, partitions.slots(owners, place)))
@@ -79,7 +94,7 @@ def _choose_leaving(
     return left[: size - stays]
 
 
-def _target_sizes(partitions: Partitions, owners: IntArray, capacity: int) -> IntArray:
+def _target_sizes(slot_index: SlotIndex, partitions: Partitions, owners: IntArray) -> IntArray:
     """Rows that each partition holds after this batch, `[partitions]` int64.
 
     A partition that has kept everything may grow by all that it offers; one that has turned rows away may not grow.
@@ -88,4 +103,36 @@ def _target_sizes(partitions: Partitions, owners: IntArray, capacity: int) -> In
     limits, complete = partitions.sizes, partitions.sizes == partitions.offered
     if np.count_nonzero(complete):
         limits = np.where(complete, limits + np.bincount(owners, minlength=len(partitions)), limits)
-    return fair_shares(limits, capacity)
+    if np.count_nonzero(limits) > slot_index.capacity:
+        _warn_of_crowd(slot_index, limits)
+        if slot_index.place is not None:
+            return _one_row_each(partitions, limits, slot_index.capacity, slot_index.place)
+    return fair_shares(limits, slot_index.capacity)
+
+
+def _warn_of_crowd(slot_index: SlotIndex, limits: IntArray) -> None:
+    if not slot_index.crowded:
+        slot_index.crowded = True
+        LOG.warning(
+            "rehearsal.buffer.policy 'balanced': %d partitions share %d slots on this rank, so some have no row here; "
+            "raise rehearsal.buffer.capacity. Several ranks keep different ones",
+            np.count_nonzero(limits),
+            slot_index.capacity,
+        )
+
+
+def _one_row_each(partitions: Partitions, limits: IntArray, capacity: int, place: float) -> IntArray:
+    """One row for as many partitions as there are slots: those that follow the rank's place on the circle."""
+    present = np.flatnonzero(limits)
+    distance = _places_on_circle(partitions.keys[present]) - np.uint64(int(place * CIRCLE))
+    targets = np.zeros_like(limits)
+    targets[present[np.argpartition(distance, capacity - 1)[:capacity]]] = 1
+    return targets
+
+
+def _places_on_circle(keys: IntArray) -> NDArray[np.uint64]:
+    """A hash of each key `[n]`, the same on all ranks: the finalizer of splitmix64, a bijection."""
+    mixed = keys.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))

@@ -17,7 +17,17 @@ from rehearsal_plugin.buffer.rows._copies import scatter
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["ALIGNMENT", "Field", "as_array", "bytes_of", "lay_out", "named_fields", "pick_rows", "put", "sparse_field"]
+__all__ = [
+    "ALIGNMENT",
+    "Field",
+    "as_array",
+    "bytes_of",
+    "lay_out",
+    "named_fields",
+    "pick_rows",
+    "put",
+    "unsupported_kind",
+]
 
 ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
 
@@ -61,7 +71,7 @@ class Field:
     def numpy_dtype(self) -> np.dtype[Any] | None:
         """The dtype as numpy has it; None where it has none, as for bfloat16."""
         try:
-            return torch.empty(0, dtype=self.dtype).numpy().dtype
+            return torch.empty(0, dtype=self.dtype, device="cpu").numpy().dtype
         except TypeError:
             return None
 
@@ -70,8 +80,10 @@ class Field:
         if (
             isinstance(tensor, Tensor)
             and tensor.dtype == self.dtype
+            and not tensor.is_nested  # has no shape
             and tensor.shape == (batch_size, *self.shape)
             and tensor.layout == torch.strided
+            and (type(tensor) is Tensor or unsupported_kind(self.name, tensor) is None)
         ):
             return tensor
         raise BatchError(self._misfit(tensor, batch_size))
@@ -83,6 +95,9 @@ class Field:
                 f"batch field '{self.name}' was a tensor in the first batch and is now "
                 f"{'missing' if tensor is None else type(tensor).__name__}; every batch needs the same fields"
             )
+        unsupported = unsupported_kind(self.name, tensor)
+        if unsupported is not None:
+            return unsupported
         if tensor.dtype != self.dtype:
             return (
                 f"batch field '{self.name}' was {self.dtype} in the first batch and is now {tensor.dtype}; "
@@ -94,7 +109,7 @@ class Field:
                 f"and has {tuple(tensor.shape)}; pad or crop every sample to one shape, or have that done by naming it "
                 "in rehearsal.padding.values"
             )
-        return sparse_field(self.name, tensor)
+        raise AssertionError(f"batch field '{self.name}' fits")
 
 
 def named_fields(fields: Sequence[Field], values: Mapping[str, Tensor], count: int) -> dict[str, Field]:
@@ -162,6 +177,17 @@ def as_array(column: Tensor) -> np.ndarray[Any, Any]:
         return bytes_of(column).numpy(force=True)
 
 
-def sparse_field(name: str, tensor: Tensor) -> str:
-    """Why a sparse tensor cannot be a field."""
-    return f"batch field '{name}' is sparse ({tensor.layout}); make it dense with .to_dense()"
+def unsupported_kind(name: str, tensor: Tensor) -> str | None:
+    """Why a tensor that holds its numbers in another way cannot be a field; None for all others."""
+    if tensor.is_nested:
+        return (
+            f"batch field '{name}' is a nested tensor, whose rows differ in length; pad it to one length, as with "
+            ".to_padded_tensor(value), and name it in rehearsal.padding.values"
+        )
+    if tensor.is_quantized:
+        return f"batch field '{name}' is quantised ({tensor.dtype}); give its numbers, as with .int_repr()"
+    if hasattr(tensor, "to_local"):
+        return f"batch field '{name}' is a DTensor, spread over ranks; give this rank's rows, as with .to_local()"
+    if tensor.layout != torch.strided:
+        return f"batch field '{name}' is sparse ({tensor.layout}); make it dense with .to_dense()"
+    return None

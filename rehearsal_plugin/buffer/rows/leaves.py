@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from rehearsal_plugin.buffer.rows.fields import sparse_field
+from rehearsal_plugin.buffer.rows.fields import unsupported_kind
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
@@ -65,7 +65,9 @@ def classify(flat: FlatBatch, only: Collection[str] | None) -> Leaves:
         BatchError: No field at all, a name in `only` that is none, a batch whose size cannot be told, or a leaf with
             one entry a row that cannot be stored.
     """
-    _refuse_nested(flat)
+    for name, leaf in zip(flat.names, flat.leaves, strict=True):
+        if isinstance(leaf, Tensor) and leaf.is_nested:  # it has no length
+            raise BatchError(unsupported_kind(name, leaf))
     lengths = {name: entries_of(leaf) for name, leaf in zip(flat.names, flat.leaves, strict=True)}
     if only is not None:
         return _named(flat, only, lengths)
@@ -126,14 +128,6 @@ def _refuse_later_batch_dimension(name: str, leaf: object, size: int) -> None:
             f"batch field '{name}' has shape {tuple(leaf.shape)} in a batch of {size} rows, so it may have one entry a "
             "row in dimension 1; move that to the front, or name the fields of a row in rehearsal.fields"
         )
-
-
-def _refuse_nested(flat: FlatBatch) -> None:
-    for name, leaf in zip(flat.names, flat.leaves, strict=True):
-        if isinstance(leaf, Tensor) and leaf.is_nested:
-            raise BatchError(
-                f"batch field '{name}' is a nested tensor; give torch.nested.to_padded_tensor of it, and its lengths"
-            )
 
 
 def as_column(leaf: object) -> Tensor | None:
@@ -208,8 +202,9 @@ def _column(name: str, leaf: object) -> Tensor:
             f"batch field '{name}' is {what}{kind} with one entry a row, and only numbers can be stored; encode it as "
             "numbers, drop it from the batch, or name the fields of a row in rehearsal.fields"
         )
-    if column.layout != torch.strided:
-        raise BatchError(sparse_field(name, column))
+    unsupported = unsupported_kind(name, column)
+    if unsupported is not None:
+        raise BatchError(unsupported)
     return column
 
 

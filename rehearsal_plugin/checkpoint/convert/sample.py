@@ -49,7 +49,7 @@ class Sample:
         self._constants = dict(constants or {})
         self._rng = generator(seed, Purpose.SEEDING, 0)
         self._layout: RowLayout | None = None
-        self._rows = torch.zeros((0, 0), dtype=torch.uint8)
+        self._rows = torch.zeros((0, 0), dtype=torch.uint8, device="cpu")
 
     def __len__(self) -> int:
         return min(self.offered, self._most)
@@ -62,7 +62,7 @@ class Sample:
             BatchError: The fields are not those of the first batch.
         """
         columns = self._layout_of(batch).columns(self._with_constants(batch))
-        packed = torch.zeros((len(columns[0]), self._rows.shape[1]), dtype=torch.uint8)
+        packed = torch.zeros((len(columns[0]), self._rows.shape[1]), dtype=torch.uint8, device="cpu")
         self._layout_of(batch).pack(columns, packed)
         slots = algorithm_r(self.offered, len(packed), self._most, self._rng)
         self.offered += len(packed)
@@ -112,7 +112,7 @@ class Sample:
                 self._layout = RowLayout.infer(self._with_constants(batch))
             except BatchError as error:
                 raise DataError(str(error)) from error
-            self._rows = torch.zeros((0, self._layout.row_bytes), dtype=torch.uint8)
+            self._rows = torch.zeros((0, self._layout.row_bytes), dtype=torch.uint8, device="cpu")
         return self._layout
 
     def _with_constants(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -125,7 +125,7 @@ class Sample:
         if twice:
             raise DataError(f"the data has fields {twice} already; give a partition another name")
         count = len(next(iter(batch.values()))) if batch else 0
-        constants = {name: torch.full((count,), value) for name, value in self._constants.items()}
+        constants = {name: torch.full((count,), value, device="cpu") for name, value in self._constants.items()}
         return {name: batch[name] for name in names} | constants
 
     def _grow_rows(self) -> None:

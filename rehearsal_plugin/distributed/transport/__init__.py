@@ -10,6 +10,7 @@ from rehearsal_plugin.config.registries import TRANSPORTS
 from rehearsal_plugin.distributed.transport.base import Pending, Transport, register, wait
 from rehearsal_plugin.distributed.transport.horovod import HorovodTransport
 from rehearsal_plugin.distributed.transport.local import LocalTransport
+from rehearsal_plugin.distributed.transport.start import announcing_failure
 from rehearsal_plugin.distributed.transport.torch_distributed import TorchDistributedTransport
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Pending",
     "TorchDistributedTransport",
     "Transport",
+    "announcing_failure",
     "open_transport",
     "register",
     "wait",

@@ -105,7 +105,7 @@ class HorovodTransport(Transport):
         self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
     ) -> Pending:
         """See `Transport.all_to_all`; Horovod allocates what it receives, so `recv` stays as it is."""
-        splits = torch.tensor(send_counts, dtype=torch.int32)
+        splits = torch.tensor(send_counts, dtype=torch.int32, device="cpu")
         return self._issue(self._hvd.alltoall_async, send, splits, what=channel)
 
     def close(self) -> None:

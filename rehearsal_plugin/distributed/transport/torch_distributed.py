@@ -12,10 +12,8 @@ and `dist.destroy_process_group` waits for collectives that a lost peer will nev
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
@@ -25,17 +23,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
 from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll, register
 from rehearsal_plugin.distributed.transport.local import LocalTransport
+from rehearsal_plugin.distributed.transport.start import next_store, ranks_of, wait_for_ranks
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError
 
 __all__ = ["TorchDistributedTransport"]
 
 LINGER_POLL_S = 0.1
-
-_groups_made: Counter[tuple[int, ...]] = Counter()  # by ranks; numbers every group anew, alike on all its ranks
 
 
 class Issued:
@@ -86,12 +82,9 @@ class TorchDistributedTransport(Transport):
                 "torch.distributed is not initialised; call deepspeed.init_distributed() or "
                 "torch.distributed.init_process_group() before the rehearsal is made"
             )
-        if isinstance(group, Sequence):
-            backend, ranks = _resolve(backend, None), list(group)
-        else:
-            backend, ranks = _resolve(backend, group), dist.get_process_group_ranks(group or dist.group.WORLD)
+        backend, ranks = _resolve(backend, None if isinstance(group, Sequence) else group), ranks_of(group)
         self.size, self.rank = len(ranks), ranks.index(dist.get_rank())
-        self._group: Any = _connect(backend, tuple(ranks), self.rank, timedelta(seconds=2 * timeout_s))
+        self._group: Any = _connect(backend, ranks, self.rank, timedelta(seconds=2 * timeout_s))
         self._unfinished: list[dist.Work] = []
         self._stream: torch.cuda.Stream | None = None
         if backend == "nccl":
@@ -169,15 +162,16 @@ def _resolve(backend: str, group: dist.ProcessGroup | None) -> str:
 
 def _connect(backend: str, ranks: tuple[int, ...], rank: int, timeout: timedelta) -> Any:
     """A group of `ranks` that torch.distributed itself keeps no account of."""
-    _groups_made[ranks] += 1
-    name = f"rehearsal/{hashlib.sha256(repr(ranks).encode()).hexdigest()}/{_groups_made[ranks]}"
-    store = PrefixStore(name, _get_default_store())
+    store = next_store(ranks)
     try:
+        wait_for_ranks(store, len(ranks), timeout)
         if backend == "gloo":
             return dist.ProcessGroupGloo(store, rank, len(ranks), timeout)
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = timeout
         return dist.ProcessGroupNCCL(store, rank, len(ranks), options)
+    except ExchangeError:
+        raise
     except RuntimeError as error:
         raise ExchangeError(
             f"rank {rank} of {len(ranks)} could not connect to the others within {timeout.total_seconds():g} s: "

@@ -19,7 +19,7 @@ from rehearsal_plugin.config import ConfigSource, RehearsalConfig, find_block
 from rehearsal_plugin.core.attached import note_attached
 from rehearsal_plugin.core.metrics import few_partitions
 from rehearsal_plugin.core.optional_import import optional_import
-from rehearsal_plugin.distributed.transport import open_transport
+from rehearsal_plugin.distributed.transport import announcing_failure, open_transport
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.deepspeed.pipeline_engine import check_pipeline, inject_at_stage, pulls_batches
 from rehearsal_plugin.integrations.handle import Handle, check_fed
@@ -63,7 +63,8 @@ def _attach(engine: Any, config: ConfigSource | None) -> Handle:
             "this engine has a rehearsal already; call attach(engine) once, or engine.rehearsal.close() first"
         )
     block = find_block(engine.config) if config is None else config
-    section = None if block is None else RehearsalConfig.load(block)
+    with announcing_failure(getattr(engine, "data_parallel_group", None)):
+        section = None if block is None else RehearsalConfig.load(block)
     handle = Handle(None) if section is None or not section.enabled else _start_rehearsal(engine, section)
     engine.rehearsal = handle
     return handle

@@ -45,7 +45,7 @@ class RehearsalStateHandler(StateHandler):  # type: ignore[misc]  # Horovod has 
     def sync(self) -> None:
         """Agree on the step and restart the exchange; Horovod calls it when ranks came or went."""
         if self.value.rehearsal is not None:
-            words = torch.zeros(len(Progress), dtype=torch.int64)
+            words = torch.zeros(len(Progress), dtype=torch.int64, device="cpu")
             words[Progress.STEP], words[Progress.TRANSPORTS_MADE] = self.value.rehearsal.steps, HorovodTransport.made
             furthest = hvd.allreduce(words, op=hvd.Max, name="rehearsal.progress").tolist()
             HorovodTransport.made = furthest[Progress.TRANSPORTS_MADE]

@@ -28,6 +28,7 @@ from rehearsal_plugin.distributed.transport.horovod import import_horovod
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.handle import JOINED_AT, Handle
 from rehearsal_plugin.integrations.horovod.handle import HorovodHandle
+from rehearsal_plugin.integrations.horovod.join import refuse_join
 from rehearsal_plugin.integrations.inject.forward import ForwardInjection
 from rehearsal_plugin.integrations.inject.wrap_dataloaders import wrap_data_loaders
 from rehearsal_plugin.rehearsal import Rehearsal
@@ -65,6 +66,7 @@ def attach(optimizer: Any, model: nn.Module | None, config: ConfigSource) -> Hor
         handle.rehearsal = rehearsal = Rehearsal(section, handle.connect())
         rehearsal.report.joined_at = JOINED_AT[section.inject]
         handle.follow_steps(optimizer)
+        refuse_join(import_horovod(), handle)
         if section.inject == "forward" and model is not None:
             ForwardInjection(rehearsal, model).register()
     return handle

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from rehearsal_plugin.core.background_thread import BackgroundThread
+from rehearsal_plugin.core.background_thread import BackgroundThread, at_once
 
 TIMEOUT_S = 10
 
@@ -98,3 +98,13 @@ def test_an_idle_thread_keeps_no_batch_alive() -> None:
     gc.collect()
     assert alive() is None
     worker.close(TIMEOUT_S)
+
+
+def test_a_job_done_at_once_fails_where_its_result_is_asked_for() -> None:
+    def fail() -> int:
+        raise KeyError("lost")
+
+    done, failed = at_once(lambda: threading.get_ident()), at_once(fail)
+    assert done() == threading.get_ident()
+    with pytest.raises(KeyError, match="lost"):
+        failed()

@@ -9,7 +9,6 @@ import multiprocessing
 import pickle
 import types
 import weakref
-from collections.abc import Iterator, MutableMapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,38 +166,6 @@ def test_all_that_a_dataclass_holds_is_a_leaf_and_what_is_not_set_is_none() -> N
     assert (again.x, again.mask, again.ids, hasattr(again, "scale")) == (1, 2, 9, False)
 
 
-class Shelf(MutableMapping[str, Any]):
-    """A mapping that `copy.copy` copies without its items."""
-
-    def __init__(self, items: dict[str, Any]) -> None:
-        self._items = items
-
-    def __getitem__(self, key: str) -> Any:
-        return self._items[key]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        self._items[key] = value
-
-    def __delitem__(self, key: str) -> None:
-        del self._items[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-
-def test_a_mapping_whose_copies_share_their_items_is_left_as_it_is() -> None:
-    shelf, tensor = Shelf({"x": 1, "y": torch.ones(2)}), torch.zeros(3)
-    flat = flatten(shelf)
-    first, second = (flat.with_leaves({"y": value}).rebuild() for value in (tensor, 5))
-    assert (dict(first), dict(second)) == ({"x": 1, "y": tensor}, {"x": 1, "y": 5})
-    assert dict(without(shelf, {"x"})).keys() == {"y"}
-    assert shelf.keys() == {"x", "y"}
-    assert shelf["y"].tolist() == [1, 1]
-
-
 @pytest.mark.parametrize("make", [Attributed])
 def test_a_flat_batch_can_be_copied_and_taken_to_another_process(make: Any, tmp_path: Path) -> None:
     flat = flatten({"batch": make({"x": torch.ones(2), "y": [1, 2]})})
@@ -212,13 +179,6 @@ def test_a_flat_batch_can_be_copied_and_taken_to_another_process(make: Any, tmp_
 def names_in(file: Path) -> tuple[str, ...]:
     flat: FlatBatch = pickle.loads(file.read_bytes())
     return flat.names
-
-
-def test_a_size_without_its_numbers_is_a_tuple() -> None:
-    flat = flatten({"size": torch.Size([3, 4])})
-    assert flat.rebuild() == {"size": torch.Size([3, 4])}
-    assert type(flat.rebuild()["size"]) is torch.Size
-    assert flat.with_leaves(dict.fromkeys(flat.names)).rebuild() == {"size": (None, None)}
 
 
 # How often a step walks the batch

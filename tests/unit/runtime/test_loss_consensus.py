@@ -90,3 +90,38 @@ def test_without_a_guard_nobody_listens() -> None:
     rank.report(1.0, 1.0)
     rank.hear(notes_of(rank), 1, RATIO)
     assert rank.state_dict() == {"words": [FIXED_POINT, FIXED_POINT, 1], "heard": 0, "guard": None}
+
+
+@pytest.mark.parametrize("window", [2, 3, 5])
+def test_a_job_whose_losses_stay_nan_for_a_whole_window_ends(window: int) -> None:
+    section = {"losses_every": 1, "guard": {"window": window, "action": "stop"}}
+    first, second = (LossConsensus(RehearsalConfig.load(section), rank) for rank in range(2))
+
+    def measure(loss: float, step: int) -> None:
+        first.report(loss, 1.0)
+        second.report(0.0, 0.0)  # nothing was replayed there
+        first.hear(notes_of(first, second), step, RATIO)
+
+    for step in range(window - 1):
+        measure(float("nan"), step)
+    measure(1.0, window)  # it was a passing one
+    for step in range(window - 1):
+        measure(float("inf"), window + step)
+    with pytest.raises(ForgettingError, match=rf"NaN or infinite in each of the last {window} measurements, up to"):
+        measure(float("nan"), 3 * window)
+
+
+def test_steps_without_replayed_rows_are_no_nan() -> None:
+    rank = consensus()
+    for step in range(10):
+        rank.report(0.0, 0.0)
+        rank.hear(notes_of(rank), step, RATIO)
+
+
+def test_a_rank_with_finite_losses_speaks_for_all() -> None:
+    first, second = consensus(), consensus()
+    for step in range(10):
+        first.report(2.0, 1.0)
+        second.report(float("nan"), 1.0)
+        first.hear(notes_of(first, second), step, RATIO)
+    assert best(first) == pytest.approx(2.0)

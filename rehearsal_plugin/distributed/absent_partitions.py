@@ -1,0 +1,55 @@
+"""Partitions that the section names and that no rank holds: a misspelt key takes its part of the draws to nobody."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.arrays import IntArray
+
+__all__ = ["ABSENT_AFTER", "absent_partitions", "warn_of_absent_partitions"]
+
+LOG = logging.getLogger(__name__)
+
+ABSENT_AFTER = 100
+"""Exchanges after which partitions that nobody has held yet are named, once."""
+
+
+def absent_partitions(
+    config: RehearsalConfig, weights: Mapping[str, float] | None, keys: IntArray
+) -> Iterator[tuple[str, list[str]]]:
+    """Key paths of the section, each with the partitions that it names and that are not held.
+
+    Args:
+        config: The `rehearsal` section.
+        weights: The mixture in force.
+        keys: `[n]` int64, partitions that are or were held.
+    """
+    held = set(map(str, keys.tolist()))
+    named: dict[str, Iterable[object]] = {
+        "rehearsal.sampling.weights": [key for key, weight in (weights or {}).items() if weight],
+        "rehearsal.strategy.partition_weights": config.strategy.partition_weights or (),
+        "rehearsal.guard.partitions": (config.guard and config.guard.partitions) or (),
+    }
+    for path, partitions in named.items():
+        absent = [str(key) for key in partitions if str(key) not in held]
+        if absent:
+            yield path, absent
+
+
+def warn_of_absent_partitions(
+    config: RehearsalConfig, weights: Mapping[str, float] | None, keys: IntArray, holder: str
+) -> None:
+    """Log a warning for each result of `absent_partitions`; `holder` says who would hold them."""
+    for path, absent in absent_partitions(config, weights, keys):
+        LOG.warning(
+            "%s names the partitions %s, of which %s after %d steps; partitions are called by the integers in "
+            "rehearsal.buffer.partition_by %r, which has %s so far",
+            path,
+            absent,
+            holder,
+            ABSENT_AFTER,
+            config.buffer.partition_by,
+            sorted(keys.tolist())[:20],
+        )

@@ -1,0 +1,43 @@
+"""A rank that fails before it meets the others."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rehearsal_plugin import Rehearsal
+from rehearsal_plugin.errors import ConfigError, ExchangeError
+from tests.helpers.ranks import run_ranks
+
+SECTION: dict[str, Any] = {"buffer": {"capacity": 50, "partition_by": "label"}, "ratio": 0.25}
+
+
+def batch() -> dict[str, torch.Tensor]:
+    return {"x": torch.zeros(8, 9), "label": torch.arange(8) % 3}
+
+
+def one_fails() -> bytes:
+    start = time.monotonic()
+    bad = {"ratio": 7} if dist.get_rank() == 1 else {}
+    try:
+        Rehearsal({**SECTION, **bad}).close()
+    except (ConfigError, ExchangeError) as error:
+        said = f"{type(error).__name__}: {error}"
+    waited = time.monotonic() - start
+    with Rehearsal(SECTION) as rehearsal:  # the next one, right on all ranks, begins as ever
+        for _ in range(4):
+            replayed = rehearsal.update(batch())
+        assert len(replayed["x"]) > 8
+    return f"{waited < 10} {said}".encode()
+
+
+def test_a_rank_that_fails_before_the_first_exchange_is_heard_at_once() -> None:
+    other, failed, third = (answer.decode() for answer in run_ranks(one_fails, 3, timeout_s=60))
+    assert failed.startswith("True ConfigError: rehearsal.ratio must be less than 1")
+    assert other.startswith(
+        "True ExchangeError: rank 1 failed before its first exchange with ConfigError: rehearsal.ratio"
+    )
+    assert third == other
