@@ -12,7 +12,7 @@ from typing import Generic, TypeAlias, TypeVar
 
 from rehearsal_plugin.errors import ClosedError
 
-__all__ = ["BackgroundThread"]
+__all__ = ["BackgroundThread", "run_at_once"]
 
 T = TypeVar("T")
 Jobs: TypeAlias = "SimpleQueue[tuple[Callable[[], T], Future[T]] | None]"
@@ -54,6 +54,16 @@ class BackgroundThread(Generic[T]):
         self._jobs.put(None)
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
+
+
+def run_at_once(job: Callable[[], T]) -> Callable[[], T]:
+    """Run a job now; its result or exception comes where the returned function is called, as in the background."""
+    outcome: Future[T] = Future()
+    try:
+        outcome.set_result(job())
+    except Exception as error:
+        outcome.set_exception(error)
+    return outcome.result
 
 
 def _work(jobs: Jobs[T]) -> None:

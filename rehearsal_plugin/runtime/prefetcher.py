@@ -19,7 +19,7 @@ from rehearsal_plugin.buffer.dedup import DUPLICATE
 from rehearsal_plugin.buffer.rows.staging import Staging
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
-from rehearsal_plugin.core.background_thread import BackgroundThread
+from rehearsal_plugin.core.background_thread import BackgroundThread, run_at_once
 from rehearsal_plugin.core.metrics import Metrics
 from rehearsal_plugin.distributed.exchange import Exchange
 from rehearsal_plugin.distributed.header import Notes
@@ -140,7 +140,7 @@ class Prefetcher:
         # The weights as they are now, not when the background comes to it: which thread posts changes nothing.
         weights = self.mixture.proposed
         post = partial(self._exchange.post, step, request, self._outgoing, staged, refresh, notes, weights)
-        posted = _at_once(post) if self._inline else post
+        posted = run_at_once(post) if self._inline else post
         self._job = self._worker.submit(lambda: self._run(posted, slots, staged))
         self.step += 1
 
@@ -227,8 +227,8 @@ class Prefetcher:
         """Number of the run that all ranks agree on; None before the first exchange."""
         return self._exchange.run
 
-    @run.setter
-    def run(self, run: int) -> None:
+    def join_run(self, run: int) -> None:
+        """Take another number for the run."""
         self._exchange.run = run
 
     @property
@@ -294,13 +294,3 @@ class Prefetcher:
         self._metrics.rows_duplicate += duplicates
         self._metrics.rows_admitted += int(np.count_nonzero(slots >= 0))
         self._metrics.rows_stored = len(self.buffer)
-
-
-def _at_once(post: Callable[[], Posted]) -> Callable[[], Posted]:
-    """Post now; a failure is raised where the result is asked for, in the background, like every other one."""
-    posted: Future[Posted] = Future()
-    try:
-        posted.set_result(post())
-    except Exception as error:
-        posted.set_exception(error)
-    return posted.result
