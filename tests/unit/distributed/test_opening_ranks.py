@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from rehearsal_plugin import Rehearsal, RehearsalConfig
 from rehearsal_plugin.config.differences import MAY_DIFFER, key_digests
-from rehearsal_plugin.errors import ConfigError, ExchangeError
+from rehearsal_plugin.errors import ExchangeError
 from tests.helpers.ranks import run_ranks
 
 SECTION: dict[str, Any] = {"buffer": {"capacity": 50, "partition_by": "label"}, "ratio": 0.25}
