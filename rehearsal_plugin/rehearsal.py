@@ -6,15 +6,15 @@ One step, one direction::
     headers --draw--> plan --read--> storage --all_to_all--> rows        the representatives of a later one
     batch + representatives --> model
 
-The training thread copies candidates to a staging area, decides on the index alone which of them stay, and
-wakes the worker. The worker writes the admitted ones, draws anew, and waits for the rows that were drawn last.
-A row offered in one `update` can be replayed two updates later at the earliest, never in its own batch.
+The training thread stages candidates, decides on the index alone which of them stay, and wakes the background, which
+writes these, draws anew, and waits for the rows that were drawn last. A row is never replayed in its own batch.
 """
 
 from __future__ import annotations
 
 import atexit
 import functools
+import os
 import weakref
 from collections.abc import Mapping
 from types import TracebackType
@@ -30,6 +30,7 @@ from rehearsal_plugin.distributed.transport import Transport, open_transport
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.runtime.batch_augmenter import BatchAugmenter, Transform
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
+from rehearsal_plugin.runtime.job_report import JobReport
 from rehearsal_plugin.runtime.pending_losses import PendingLosses
 from rehearsal_plugin.strategies import RowEmbedding, RowLoss, make_strategy
 from rehearsal_plugin.strategies.base import Criterion
@@ -55,16 +56,18 @@ class Rehearsal(Checkpointed):
         config: The section as a `RehearsalConfig`.
         strategy: What replayed rows are used for.
         pending: Micro-batches that wait for their loss.
-        hidden_states: What rows get their embedding from; None without `retrieval.module`. Give its `watch` the model
-            once, after `attach`.
+        hidden_states: Gives rows their embedding, once its `watch` has the model; None without `retrieval.module`.
+        report: Logs what a row is at the first batch, and what was replayed at the end.
 
     Raises:
         ConfigError: The section cannot be used.
+        ClosedError: By every method, in a forked child of the process that made it.
     """
 
     def __init__(
         self, config: ConfigSource, transport: Transport | None = None, *, transform: Transform | None = None
     ) -> None:
+        self._process = os.getpid()
         self.config = RehearsalConfig.load(config)
         self.config.look_up_names()
         strategy = make_strategy(self.config.strategy)
@@ -78,9 +81,9 @@ class Rehearsal(Checkpointed):
         transport = transport or open_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
         self._coordinator = ReplayCoordinator(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self.pending = PendingLosses(self.config, self.strategy, self._coordinator)
-        self._augmenter = BatchAugmenter(
-            self.config, self.strategy, self._coordinator, self.pending, transform=transform, fill=self._preload
-        )
+        self.report = JobReport(self.config, transport.rank)
+        parts = self._coordinator, self.pending, self.report
+        self._augmenter = BatchAugmenter(self.config, self.strategy, *parts, transform=transform, fill=self._preload)
         self._saver = Saver(self.config.checkpoint.write_timeout_s)
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
@@ -99,11 +102,6 @@ class Rehearsal(Checkpointed):
     def padding(self) -> Padding | None:
         """How rows of different length are stored; None where all have the same."""
         return self._augmenter.padding
-
-    @property
-    def closed(self) -> bool:
-        """Whether `close` was called."""
-        return self._closed
 
     def update(self, batch: Any) -> Any:
         """One step of a plain loop: take what was prepared, hand over the batch, start preparing anew.
@@ -156,6 +154,7 @@ class Rehearsal(Checkpointed):
 
     def visible(self, batch: Any) -> Any:
         """A batch without the fields that `hidden` names: what the model gets."""
+        self._check_process()
         return self._augmenter.visible(batch)
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
@@ -172,6 +171,7 @@ class Rehearsal(Checkpointed):
         Raises:
             BatchError: The outputs do not fit the strategy, or are not those of all rows.
         """
+        self._check_process()
         return self.pending.loss(criterion, outputs, *targets)
 
     def complete(self, outputs: Any, scale: float = 1.0) -> Any:
@@ -190,6 +190,7 @@ class Rehearsal(Checkpointed):
         Raises:
             BatchError: The outputs do not fit the strategy.
         """
+        self._check_process()
         return self.pending.complete(outputs, scale)
 
     def record(self, outputs: Any) -> None:
@@ -201,14 +202,17 @@ class Rehearsal(Checkpointed):
         Raises:
             BatchError: The outputs' dtype or shape are not those of the first time.
         """
+        self._check_process()
         self.pending.record(outputs)
 
     def drop(self) -> None:
         """Forget the micro-batch whose turn it is, as after a forward that failed: its rows are not recorded."""
+        self._check_process()
         self.pending.drop()
 
     def give_up_step(self) -> None:
         """Forget all micro-batches that wait for their loss, as after a step that was broken off."""
+        self._check_process()
         self.pending.clear()
 
     def step(self) -> None:
@@ -226,6 +230,7 @@ class Rehearsal(Checkpointed):
 
     def due(self) -> int:
         """Rows that the next `augment` will add, for callers that make room themselves."""
+        self._check_process()
         return self._coordinator.due
 
     def reweigh(self, weights: Mapping[Any, float]) -> None:
@@ -237,6 +242,7 @@ class Rehearsal(Checkpointed):
         Raises:
             ConfigError: They are no weights, or rows are not drawn by partition.
         """
+        self._check_process()
         if not self.config.sampling.by_partition:
             raise ConfigError(
                 f"rehearsal.sampling.weights is '{self.config.sampling.weights}', so ranks do not know each other's "
@@ -250,6 +256,7 @@ class Rehearsal(Checkpointed):
 
         With `buffer.partition_by` also `rows_offered/<key>`, `rows_stored/<key>` and `rows_replayed/<key>`.
         """
+        self._check_process()
         totals = self._coordinator.metrics.flat()
         partitions = None if self.buffer is None else self.buffer.slot_index.partitions
         if partitions is not None:
@@ -258,24 +265,17 @@ class Rehearsal(Checkpointed):
                 totals |= {f"rows_offered/{key}": offered, f"rows_stored/{key}": stored}
         return totals
 
-    def drain(self) -> None:
-        """Wait until the exchange in flight, if any, has ended, as before a script takes its process groups down.
-
-        Raises:
-            ExchangeError: It failed.
-        """
-        self._coordinator.drain()
-
     def close(self, drain_s: float | None = None) -> None:
-        """Stop the worker and give up the transport; a second call does nothing.
+        """Stop the worker and give up the transport; a second call, or one in a forked child, does nothing.
 
         Args:
             drain_s: Seconds to let the exchange in flight end, so that no peer misses it; None takes
                 `exchange.timeout_s`.
         """
-        if self._closed:
+        if self._closed or os.getpid() != self._process:  # a forked child has no thread to wait for
             return
         self._closed = True
+        self.report.log_end(self._coordinator.metrics)
         atexit.unregister(self._at_exit)
         if self.hidden_states is not None:
             self.hidden_states.close()

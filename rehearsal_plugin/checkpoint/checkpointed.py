@@ -40,6 +40,7 @@ class Checkpointed:
     _preloaded = False
     _commits = False
     _closed = False
+    _process: int
 
     @property
     def buffer(self) -> RehearsalBuffer | None:
@@ -50,6 +51,19 @@ class Checkpointed:
     def steps(self) -> int:
         """Exchanges so far, the same number on all ranks."""
         return self._coordinator.step
+
+    @property
+    def run(self) -> str | None:
+        """Identifier of this run, the same on all ranks and after every restart; None before the first exchange.
+
+        With `sampling.scope: local` every rank has its own.
+        """
+        return self._coordinator.lifecycle.run
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     def commit(self) -> None:
         """Make the buffer's present state the one that `rollback` returns to.
@@ -95,8 +109,8 @@ class Checkpointed:
     def save(self, folder: str | os.PathLike[str], *, write: bool = True) -> None:
         """Save this rank's rows and everything that the next steps depend on; all ranks must save at the same step.
 
-        Call it between two steps. Each rank writes one file, of which the last three stay in the folder; it is
-        complete as soon as the files of all ranks are there. With `checkpoint.asynchronous` they are written in the
+        Call it between two steps. Each rank writes one file, of which the last three of this run stay in the folder; it
+        is complete as soon as the files of all ranks are there. With `checkpoint.asynchronous` they are written in the
         background, and errors are raised by the next call or by `close`.
 
         Args:
@@ -118,7 +132,14 @@ class Checkpointed:
         if self._coordinator.losses.guard is not None:
             self._coordinator.losses.guard.saved(str(folder), self.steps)
 
-    def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
+    def load(
+        self,
+        folder: str | os.PathLike[str],
+        step: int | None = None,
+        *,
+        run: str | None = None,
+        missing_ok: bool = False,
+    ) -> bool:
         """Go on from a checkpoint; all ranks must call it, and agree on which.
 
         With as many ranks and the same buffer, weights and strategy as when it was saved, the job goes on bit for
@@ -128,31 +149,51 @@ class Checkpointed:
         Args:
             folder: Where `save` was told to write.
             step: The value of `steps` when it was saved, for a script that keeps it beside its model; None takes the
-                newest complete checkpoint in the folder.
+                complete checkpoint in the folder that was written last.
+            run: The value of `run` when it was saved, kept in the same place; None takes that of any run.
             missing_ok: Whether the job starts as it is where there is none.
 
         Returns:
             Whether there was one.
 
         Raises:
-            CheckpointError: There is none, it cannot be read on every rank, or its rows do not suit the strategy.
+            CheckpointError: There is none, or none of that run, it cannot be read on every rank, or its rows do not
+                suit the strategy.
         """
         self._check_open()
         self._saver.wait()
         self.pending.clear()
         self._augmenter.forget_layout()
         self._preloaded = False
-        loaded = resume(Path(folder), self.config, self._coordinator, self.strategy, step=step, missing_ok=missing_ok)
+        loaded = resume(
+            Path(folder), self.config, self._coordinator, self.strategy, step=step, run=run, missing_ok=missing_ok
+        )
         if loaded and self._coordinator.losses.guard is not None:
             self._coordinator.losses.guard.saved(str(folder), self.steps)
         return loaded
+
+    def join_run(self, run: str | None) -> None:
+        """Take over the `run` of ranks that hold the same samples; None changes nothing."""
+        if run is not None:
+            self._coordinator.lifecycle.join_run(int(run, 16))
+
+    def drain(self) -> None:
+        """Wait until the exchange in flight, if any, has ended, as before a script takes its process groups down.
+
+        Raises:
+            ExchangeError: It failed.
+        """
+        self._check_process()
+        self._coordinator.drain()
 
     def flush(self) -> None:
         """Wait until a checkpoint that is written in the background is on the disk.
 
         Raises:
             CheckpointError: It cannot be written.
+            ClosedError: This is a forked child of the process that made the rehearsal.
         """
+        self._check_process()
         self._saver.wait()
 
     def fingerprint(self) -> Fingerprint:
@@ -182,6 +223,16 @@ class Checkpointed:
             raise
         self._preloaded = True
 
+    def _check_process(self) -> None:
+        """Refuse calls in a forked child: it has a copy of the buffer, and none of the threads and connections."""
+        if os.getpid() != self._process:
+            raise ClosedError(
+                f"this rehearsal belongs to process {self._process}, and process {os.getpid()} is a forked copy of it, "
+                "such as a worker of a DataLoader: rows given here would be lost; call it in the process that made it, "
+                "on the batches that the workers have returned"
+            )
+
     def _check_open(self) -> None:
+        self._check_process()
         if self._closed:
             raise ClosedError("the rehearsal was closed; make a new one to go on")

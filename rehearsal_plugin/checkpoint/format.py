@@ -14,7 +14,7 @@ import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,11 +30,12 @@ __all__ = [
     "Content",
     "NamedFile",
     "RankFile",
+    "Stamp",
     "checksum",
-    "find_newest",
     "list_files",
     "read_file",
     "read_header",
+    "read_stamp",
     "write_file",
 ]
 
@@ -83,20 +84,35 @@ class RankFile:
 
 
 @dataclass(frozen=True)
+class Stamp:
+    """Place of a checkpoint among those of its folder, see `timeline`.
+
+    Attributes:
+        run: The run that wrote it; None where it names none.
+        number: Which save of the folder it was, from 1; 0 where that is not known.
+    """
+
+    run: str | None = None
+    number: int = 0
+
+
+@dataclass(frozen=True)
 class Content:
     """Content of a file.
 
     Attributes:
         meta: JSON object in the header.
         tensors: Tensors on the CPU, by name.
+        stamp: Who wrote it and when; the rest is alike for jobs that are alike.
     """
 
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
+    stamp: Stamp = Stamp()
 
     def copied(self) -> Content:
         """A copy whose tensors share no memory with this one."""
-        return Content(self.meta, {name: tensor.clone() for name, tensor in self.tensors.items()})
+        return replace(self, tensors={name: tensor.clone() for name, tensor in self.tensors.items()})
 
 
 def list_files(folder: Path) -> list[RankFile]:
@@ -117,33 +133,6 @@ def list_files(folder: Path) -> list[RankFile]:
     return sorted(rank_file for rank_file in files if rank_file.name in names and rank_file.rank < rank_file.size)
 
 
-def find_newest(folder: Path, step: int | None = None) -> list[RankFile] | None:
-    """The files of the newest checkpoint in a folder that has those of all ranks, by rank; None if there is none.
-
-    Args:
-        folder: Folder of checkpoints.
-        step: Take only checkpoints of this step; None for any.
-
-    Raises:
-        CheckpointError: There are files, and none of the checkpoints is complete.
-    """
-    sets: dict[tuple[int, int], list[RankFile]] = {}
-    for rank_file in list_files(folder):
-        if step in (None, rank_file.step):
-            sets.setdefault((rank_file.step, rank_file.size), []).append(rank_file)
-    complete = [files for (_, size), files in sets.items() if len(files) == size]
-    if sets and not complete:
-        step, size = max(sets)
-        ranks = {rank_file.rank for rank_file in sets[step, size]}
-        missing = next(rank for rank in range(size) if rank not in ranks)
-        raise CheckpointError(
-            f"{folder} has no complete rehearsal checkpoint: of step {step}, {len(ranks)} of {size} files are there, "
-            f"and {RankFile(step, size, missing).name} is missing; copy the files of all ranks into one folder, or "
-            "give an earlier checkpoint"
-        )
-    return max(complete, default=None)
-
-
 def write_file(folder: Path, rank_file: NamedFile, content: Content) -> Path:
     """Write a file that only its owner can read: all of it or nothing.
 
@@ -154,11 +143,13 @@ def write_file(folder: Path, rank_file: NamedFile, content: Content) -> Path:
         CheckpointError: It cannot be written; an earlier file of that name stays.
     """
     path, partial = folder / rank_file.name, folder / rank_file.partial
-    text = json.dumps(content.meta, sort_keys=True)
+    text, stamp = json.dumps(content.meta, sort_keys=True), json.dumps(asdict(content.stamp))
     try:
         _remove_path(partial)
         partial.mkdir(parents=True, mode=0o700)
         sums = {"header": checksum(text, {}), "checksum": checksum(text, content.tensors)}
+        if content.stamp != Stamp():
+            sums |= {"stamp": stamp, "stamp_checksum": checksum(stamp + text, {})}
         unfinished = partial / rank_file.name
         save_file(content.tensors, unfinished, {"rehearsal": text, **sums})
         unfinished.chmod(0o600)
@@ -184,7 +175,8 @@ def read_file(folder: Path, rank_file: NamedFile) -> Content:
     """
     with _open_file(folder / rank_file.name) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
-        return Content(_checked_meta(file.metadata() or {}, tensors), tensors)
+        metadata = file.metadata() or {}
+        return Content(_checked_meta(metadata, tensors), tensors, _stamp_of(metadata))
 
 
 def read_header(folder: Path, rank_file: RankFile) -> dict[str, Any]:
@@ -195,6 +187,18 @@ def read_header(folder: Path, rank_file: RankFile) -> dict[str, Any]:
     """
     with _open_file(folder / rank_file.name) as file:
         return _checked_meta(file.metadata() or {}, None)
+
+
+def read_stamp(folder: Path, rank_file: RankFile) -> Stamp:
+    """Read and check the stamp of a file; files of earlier releases have an empty one.
+
+    Raises:
+        CheckpointError: As for `read_file`.
+    """
+    with _open_file(folder / rank_file.name) as file:
+        metadata = file.metadata() or {}
+        _checked_meta(metadata, None)
+        return _stamp_of(metadata)
 
 
 @contextmanager
@@ -218,6 +222,9 @@ def _checked_meta(metadata: Mapping[str, str], tensors: Mapping[str, Tensor] | N
         tensors and metadata.get("checksum") != checksum(text, tensors)
     ):
         raise ValueError("it was changed since it was written (its checksum differs)")
+    stamp = metadata.get("stamp")
+    if metadata.get("stamp_checksum") != (None if stamp is None else checksum(stamp + text, {})):
+        raise ValueError("it was changed since it was written (the checksum of its stamp differs)")
     meta = json.loads(text)
     if not isinstance(meta, dict) or meta.get("version") != VERSION:
         version = meta.get("version") if isinstance(meta, dict) else None
@@ -226,6 +233,13 @@ def _checked_meta(metadata: Mapping[str, str], tensors: Mapping[str, Tensor] | N
             "package that wrote it"
         )
     return meta
+
+
+def _stamp_of(metadata: Mapping[str, str]) -> Stamp:
+    stamp = Stamp(**json.loads(metadata.get("stamp", "{}")))
+    if not isinstance(stamp.run, (str, type(None))) or type(stamp.number) is not int or stamp.number < 0:
+        raise ValueError(f"no stamp: {stamp}")
+    return stamp
 
 
 def checksum(text: str, tensors: Mapping[str, Tensor]) -> str:

@@ -116,17 +116,22 @@ class FullSave:
     rank_file: RankFile
     content: Content
 
+    @property
+    def run(self) -> str | None:
+        """The run that saves, see `timeline`."""
+        return self.content.stamp.run
+
     def copied(self) -> FullSave:
         """A copy that shares no memory with the buffer."""
         return replace(self, content=self.content.copied())
 
-    def write(self) -> None:
-        """Write the file.
+    def write(self, number: int) -> None:
+        """Write the file, as the save of this `number` in its folder.
 
         Raises:
             CheckpointError: As for `write_file`.
         """
-        write_file(self.folder, self.rank_file, self.content)
+        write_file(self.folder, self.rank_file, _numbered(self.content, number))
 
 
 @dataclass(frozen=True)
@@ -162,22 +167,28 @@ class IncrementalSave:
         head = Content(
             {**content.meta, "parts": listed},
             {name: tensor for name, tensor in content.tensors.items() if name != ROWS},
+            content.stamp,
         )
         tensors = {"slots": index, "rows": rows if whole else rows[index]}
         return cls(folder, rank_file, head, Content({"version": VERSION, "token": part.token}, tensors), parts)
+
+    @property
+    def run(self) -> str | None:
+        """The run that saves, see `timeline`."""
+        return self.head.stamp.run
 
     def copied(self) -> IncrementalSave:
         """A copy that shares no memory with the buffer."""
         return replace(self, head=self.head.copied(), rows=self.rows.copied())
 
-    def write(self) -> RowsChain:
-        """Write both files, the rows first: without the head there is no checkpoint yet.
+    def write(self, number: int) -> RowsChain:
+        """Write both files as the save of this `number`, the rows first: without the head there is no checkpoint yet.
 
         Raises:
             CheckpointError: As for `write_file`.
         """
         write_file(self.folder, self.parts[-1], self.rows)
-        write_file(self.folder, self.rank_file, self.head)
+        write_file(self.folder, self.rank_file, _numbered(self.head, number))
         return RowsChain(self.folder, self.parts)
 
 
@@ -206,6 +217,10 @@ def remove_unused_rows(folder: Path, rank_file: RankFile) -> None:
         match = NAME.fullmatch(entry.name)
         if match and _belongs_to_rank(int(match[1]), rank_file) and entry.name not in used:
             entry.unlink(missing_ok=True)
+
+
+def _numbered(content: Content, number: int) -> Content:
+    return replace(content, stamp=replace(content.stamp, number=number))
 
 
 def _belongs_to_rank(rank: int, rank_file: RankFile) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_plugin.buffer.rows.layout import RowLayout
-from rehearsal_plugin.checkpoint.format import VERSION, Content, RankFile, read_header
+from rehearsal_plugin.checkpoint.format import VERSION, Content, RankFile, Stamp, read_header
 from rehearsal_plugin.checkpoint.increments import read_checkpoint
 from rehearsal_plugin.checkpoint.layout_json import layout_from_json, layout_to_json
 from rehearsal_plugin.checkpoint.lazy_rows import LazyRows
@@ -47,6 +47,7 @@ class Record:
         buffer: State of the buffer, see `RehearsalBuffer.state_dict`; None before the first row.
         progress: All other state that a job resumes from; None for rows without a job.
         digest: The same number on all ranks that saved together; 0 where that does not matter.
+        run: The run that saves, see `timeline`; None for rows without a job.
     """
 
     job: Mapping[str, Any]
@@ -55,6 +56,7 @@ class Record:
     buffer: State | None
     progress: State | None
     digest: int = 0
+    run: str | None = None
 
 
 @dataclass(frozen=True)
@@ -191,7 +193,7 @@ def pack_record(record: Record) -> Content:
     layout = None if record.layout is None else layout_to_json(record.layout)
     count = 0 if record.buffer is None else len(record.buffer["rows"])
     meta = {"version": VERSION, "job": dict(record.job), "layout": layout, "device": record.device}
-    return Content({**meta, "digest": record.digest, "count": count, "state": plain}, tensors)
+    return Content({**meta, "digest": record.digest, "count": count, "state": plain}, tensors, Stamp(record.run))
 
 
 def unpack_record(folder: Path, rank_file: RankFile) -> Record:

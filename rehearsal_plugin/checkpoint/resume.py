@@ -5,7 +5,7 @@ number among their answers:
 
 | way | when | the job then has |
 |---|---|---|
-| `EXACT` | as many ranks, equal `_job_settings`, state of a job in the files | all state: it goes on bit for bit |
+| `EXACT` | as many ranks, equal `job_settings`, state of a job in the files | all state: it goes on bit for bit |
 | `RESHARD` | other ranks or settings, files of rows alone, or a preload | rows, shared out between its ranks |
 | `MISSING` | no checkpoint in the folder | an empty buffer, or an error |
 | `FAILED` | a rank met an error | an error on every rank |
@@ -24,7 +24,8 @@ import numpy as np
 import torch
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
-from rehearsal_plugin.checkpoint.format import Content, RankFile, find_newest, read_header
+from rehearsal_plugin.checkpoint.format import Content, RankFile, read_header, read_stamp
+from rehearsal_plugin.checkpoint.job_settings import check_strategy, job_settings
 from rehearsal_plugin.checkpoint.record import (
     Record,
     RowSet,
@@ -34,6 +35,7 @@ from rehearsal_plugin.checkpoint.record import (
     rows_for_rank,
     unpack_record,
 )
+from rehearsal_plugin.checkpoint.timeline import find_newest
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.rng import Purpose, generator
@@ -46,6 +48,9 @@ __all__ = ["content_of", "preload", "resume"]
 EXACT, RESHARD, MISSING, FAILED = range(4)
 """Ways of a load; see the table above."""
 
+NO_ANSWER = (MISSING, 0, 0, 0, 0)
+"""Of a rank that sees no checkpoint; see `_inspect_checkpoint`."""
+
 
 def content_of(config: RehearsalConfig, coordinator: ReplayCoordinator, strategy: Strategy) -> tuple[RankFile, Content]:
     """The content of this rank's checkpoint, and its file; waits for the exchange in flight.
@@ -56,12 +61,13 @@ def content_of(config: RehearsalConfig, coordinator: ReplayCoordinator, strategy
     state, prefetcher = coordinator.state_dict(), coordinator.prefetcher
     progress = {"supply": state, "strategy": strategy.state_dict()}
     record = Record(
-        job=_job_settings(config, strategy),
+        job=job_settings(config, strategy),
         layout=None if prefetcher is None else prefetcher.buffer.layout,
         device="cpu" if prefetcher is None else prefetcher.device.type,
         buffer=None if prefetcher is None else prefetcher.buffer.state_dict(),
         progress=None if coordinator.lifecycle.alone else progress,
         digest=coordinator.digest,
+        run=coordinator.lifecycle.run,
     )
     return RankFile(coordinator.step, coordinator.lifecycle.size, coordinator.lifecycle.rank), pack_record(record)
 
@@ -73,6 +79,7 @@ def resume(
     strategy: Strategy,
     *,
     step: int | None,
+    run: str | None,
     missing_ok: bool,
 ) -> bool:
     """Load a checkpoint from a folder: all ranks the same one in the same way, or none.
@@ -83,6 +90,7 @@ def resume(
         coordinator: Coordinator of this job, whose state is replaced.
         strategy: Strategy of this job, whose state is replaced.
         step: Step of the checkpoint; None for the newest complete one.
+        run: Run that saved it; None for any.
         missing_ok: Whether a missing checkpoint is no error.
 
     Returns:
@@ -93,7 +101,7 @@ def resume(
             state of another strategy.
         ExchangeError: A rank does not answer.
     """
-    files, way = _find_checkpoint(folder, step, coordinator, _job_settings(config, strategy), rows_only=False)
+    files, way = _find_checkpoint(folder, step, run, coordinator, job_settings(config, strategy), rows_only=False)
     if way == MISSING and not missing_ok:
         raise CheckpointError(f"{folder} has no rehearsal checkpoint; start without loading one, or name its folder")
     if way == MISSING:
@@ -119,7 +127,7 @@ def preload(
             state of another strategy.
         ExchangeError: A rank does not answer.
     """
-    files, way = _find_checkpoint(folder, None, coordinator, _job_settings(config, strategy), rows_only=True)
+    files, way = _find_checkpoint(folder, None, None, coordinator, job_settings(config, strategy), rows_only=True)
     if way == MISSING:
         raise CheckpointError(f"{folder} has no rehearsal checkpoint; name the folder of one, or of a seed")
     _load_on_all_ranks(
@@ -130,14 +138,20 @@ def preload(
 
 
 def _find_checkpoint(
-    folder: Path, step: int | None, coordinator: ReplayCoordinator, job: Mapping[str, Any], *, rows_only: bool
+    folder: Path,
+    step: int | None,
+    run: str | None,
+    coordinator: ReplayCoordinator,
+    job: Mapping[str, Any],
+    *,
+    rows_only: bool,
 ) -> tuple[list[SavedFile], int]:
     """The files of the newest checkpoint, and the way to load it that all ranks agree on."""
     try:
-        files = [(folder, rank_file) for rank_file in find_newest(folder, step) or []]
-        answer = _inspect_checkpoint(files, coordinator, job, rows_only=rows_only) if files else (MISSING, 0, 0, 0)
+        files = [(folder, rank_file) for rank_file in find_newest(folder, step, run) or []]
+        answer = _inspect_checkpoint(files, coordinator, job, rows_only=rows_only) if files else NO_ANSWER
     except Exception:
-        coordinator.agree(FAILED, 0, 0, 0)  # so that no rank waits for this one
+        coordinator.agree(FAILED, *NO_ANSWER[1:])  # so that no rank waits for this one
         raise
     return files, _common_way(coordinator.agree(*answer), folder)
 
@@ -147,19 +161,19 @@ def _load_on_all_ranks(load: Callable[[], None], folder: Path, coordinator: Repl
     try:
         load()
     except Exception:
-        coordinator.agree(FAILED, 0, 0, 0)
+        coordinator.agree(FAILED, *NO_ANSWER[1:])
         raise
-    _common_way(coordinator.agree(RESHARD, 0, 0, 0), folder)
+    _common_way(coordinator.agree(RESHARD, *NO_ANSWER[1:]), folder)
 
 
 def _inspect_checkpoint(
     files: Sequence[SavedFile], coordinator: ReplayCoordinator, job: Mapping[str, Any], *, rows_only: bool
-) -> tuple[int, int, int, int]:
-    """This rank's answer: the way it can load, and the step, number of ranks and digest of the checkpoint."""
+) -> tuple[int, int, int, int, int]:
+    """This rank's answer: the way it can load, and step, number of ranks, digest and run of the checkpoint."""
     file = files[coordinator.lifecycle.rank % len(files)]
     with report_contradictions(file[0] / file[1].name):
         meta = read_header(*file)
-        _check_strategy(meta["job"], job, rows=meta["layout"] is not None, path=file[0] / file[1].name)
+        check_strategy(meta["job"], job, rows=meta["layout"] is not None, path=file[0] / file[1].name)
         same_job = (
             len(files) == coordinator.lifecycle.size and meta["state"]["progress"] is not None and meta["job"] == job
         )
@@ -167,8 +181,10 @@ def _inspect_checkpoint(
         digest = int(meta["digest"])
         if digest.bit_length() > 63:
             raise ValueError("a digest of more than 64 bits")
-        # Rows that are shared out need not have been saved together.
-        return EXACT if exact else RESHARD, file[1].step, len(files), digest if exact else 0
+        # Of as many ranks each looks at one file, and the answers are compared.
+        run = 0 if rows_only else _common_run([file] if len(files) == coordinator.lifecycle.size else files)
+        # Rows that are shared out need not have been saved together, but by one run.
+        return EXACT if exact else RESHARD, file[1].step, len(files), digest if exact else 0, run
 
 
 def _common_way(answers: list[list[int]], folder: Path) -> int:
@@ -186,12 +202,30 @@ def _common_way(answers: list[list[int]], folder: Path) -> int:
             f"the ranks see different checkpoints in {folder} ({by_rank}); use a folder that all ranks share, wait "
             "until all have saved, or name the step"
         )
-    if RESHARD not in ways and len({answer[3] for answer in answers}) > 1:
-        raise CheckpointError(
-            f"the files of the checkpoint in {folder} were not saved together, but by different runs; remove those of "
-            "one, or give an earlier step"
-        )
+    if (RESHARD not in ways and len({answer[3] for answer in answers}) > 1) or len({run[4] for run in answers}) > 1:
+        raise CheckpointError(_saved_apart(folder))
     return max(ways)
+
+
+def _common_run(files: Sequence[SavedFile]) -> int:
+    """The run that wrote all files of a checkpoint as a number; 0 where they name none, or each rank was one by itself.
+
+    Raises:
+        CheckpointError: They are of different runs.
+    """
+    if read_header(*files[0])["job"].get("scope") == "local":
+        return 0
+    runs = {read_stamp(*file).run for file in files}
+    if len(runs) > 1:
+        raise CheckpointError(_saved_apart(files[0][0]))
+    return int(runs.pop() or "0", 16) >> 1
+
+
+def _saved_apart(folder: Path) -> str:
+    return (
+        f"the files of the checkpoint in {folder} were not saved together, but by different runs; remove those of "
+        "one, or give an earlier step"
+    )
 
 
 def _load_rank(
@@ -207,15 +241,17 @@ def _load_rank(
     with report_contradictions(file[0] / file[1].name):
         meta = read_header(*file)
         device = _choose_device(str(meta["device"])) if new_on is None else new_on
+        run = read_stamp(*file).run if new_on is None else None
         strategy_state = (meta["state"]["progress"] or {}).get("strategy")
         if way == EXACT or (strategy_state and meta["job"].get("strategy") == config.strategy.name):
             record = unpack_record(*file)
             assert record.progress is not None  # the header says so, and is part of the checksum
             strategy.load_state_dict(record.progress["strategy"])
             if way == EXACT:
+                coordinator.lifecycle.go_on_as(run)
                 coordinator.load_state_dict(record.progress["supply"], record.layout, device, record.buffer)
     if way == RESHARD:
-        _load_share(files, config, coordinator, device, new=new_on is not None)
+        _load_share(files, config, coordinator, device, run, new=new_on is not None)
 
 
 def _load_share(
@@ -223,12 +259,14 @@ def _load_share(
     config: RehearsalConfig,
     coordinator: ReplayCoordinator,
     device: torch.device,
+    run: str | None,
     *,
     new: bool,
 ) -> None:
     """Fill an empty buffer with this rank's share of the rows."""
     rows, policy = rows_for_rank(files, coordinator.lifecycle.rank, coordinator.lifecycle.size), config.buffer.policy
     step = 0 if new else files[0][1].step
+    coordinator.lifecycle.go_on_as(run)
     if rows is None:
         coordinator.reset(step)
         return
@@ -252,44 +290,6 @@ def _partition_keys(buffer: RehearsalBuffer, rows: RowSet) -> IntArray:
     if buffer.slot_index.partitions is None:
         return np.zeros(len(rows.rows), dtype=np.int64)
     return np.concatenate([np.zeros(0, dtype=np.int64), *map(buffer.keys, rows.rows.read_parts())])
-
-
-def _job_settings(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
-    """The settings that the state depends on."""
-    buffer, sampling, retrieval = config.buffer, config.sampling, config.retrieval
-    embedded = {} if retrieval is None or retrieval.module is None else {"embedding": retrieval.embedding}
-    return {
-        **embedded,
-        "capacity": buffer.capacity,
-        "policy": buffer.policy,
-        "partition_by": buffer.partition_by,
-        "score_by": buffer.score_by,
-        "deduplicate": buffer.deduplicate,
-        "weights": config.drawn_by,
-        "scope": sampling.scope,
-        "strategy": config.strategy.name,
-        "outputs": config.strategy.outputs,
-        "k": config.strategy.k,
-        "draws": strategy.draws,
-        "records": strategy.records,
-    }
-
-
-def _check_strategy(then: Mapping[str, Any], now: Mapping[str, Any], *, rows: bool, path: Path) -> None:
-    """Refuse rows with recorded state of another strategy: this one could not read it, or would miss its own."""
-    by_strategy = any(then.get(name) != now[name] for name in ("strategy", "outputs", "k"))
-    by_loss = (then.get("score_by") == "loss") != (now["score_by"] == "loss")
-    embedded = then.get("embedding") != now.get("embedding")
-    if not rows or not (by_strategy or by_loss or embedded) or not (then.get("records") or now["records"]):
-        return
-    recorded = (
-        ", ".join(f"{name} {job.get(name)!r}" for name in ("strategy", "outputs", "k", "score_by", "embedding"))
-        for job in (then, now)
-    )
-    raise CheckpointError(
-        f"{path} holds rows with what was recorded under {next(recorded)}, and this job has {next(recorded)}; keep "
-        "rehearsal.strategy, buffer.score_by and retrieval, or start with an empty buffer"
-    )
 
 
 def _choose_device(kind: str) -> torch.device:

@@ -6,8 +6,9 @@ import concurrent.futures
 from concurrent.futures import Future
 from pathlib import Path
 
-from rehearsal_plugin.checkpoint.format import Content, RankFile, list_files
+from rehearsal_plugin.checkpoint.format import Content, RankFile
 from rehearsal_plugin.checkpoint.increments import FullSave, IncrementalSave, RowsChain, remove_unused_rows
+from rehearsal_plugin.checkpoint.timeline import next_number, outlived_files, stamps_of_rank
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.background_thread import BackgroundThread
 from rehearsal_plugin.errors import CheckpointError
@@ -15,7 +16,7 @@ from rehearsal_plugin.errors import CheckpointError
 __all__ = ["Saver"]
 
 KEPT = 3
-"""Checkpoints of a rank that stay in a folder. While one is written in the background, another rank may be one ahead.
+"""Checkpoints of a run that stay in a folder. While one is written in the background, another rank may be one ahead.
 If the job dies then, the checkpoint before both is complete."""
 
 
@@ -44,7 +45,7 @@ class Saver:
     def save(
         self, folder: Path, rank_file: RankFile, content: Content, changed: IntArray | None, *, asynchronous: bool
     ) -> None:
-        """Write a checkpoint, and remove all but the last ones of this rank from the folder.
+        """Write a checkpoint, and remove all but the last ones of this run and rank from the folder.
 
         Args:
             folder: Folder to write into.
@@ -99,13 +100,11 @@ class Saver:
 
 
 def _write_and_prune(save: FullSave | IncrementalSave) -> RowsChain | None:
-    folder, rank_file, chain = save.folder, save.rank_file, save.write()
     """Write a checkpoint, then remove the oldest ones of this rank, and of ranks that the job has no more."""
-    # Never the new one: a job that went back to an earlier step writes it before later ones.
-    mine = [old for old in list_files(folder) if old.rank % rank_file.size == rank_file.rank and old != rank_file]
-    steps = sorted({old.step for old in mine})
-    for old in mine:
-        if old.step in steps[: 1 - KEPT]:
-            (folder / old.name).unlink(missing_ok=True)
+    folder, rank_file = save.folder, save.rank_file
+    stamps = stamps_of_rank(folder, rank_file)
+    chain = save.write(next_number(stamps))
+    for old in outlived_files(stamps, rank_file, save.run, KEPT):
+        (folder / old.name).unlink(missing_ok=True)
     remove_unused_rows(folder, rank_file)
     return chain

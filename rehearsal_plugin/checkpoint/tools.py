@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rehearsal_plugin.checkpoint.format import RankFile, find_newest, list_files, write_file
+from rehearsal_plugin.checkpoint.format import RankFile, list_files, write_file
 from rehearsal_plugin.checkpoint.record import (
     Record,
     RowSet,
@@ -23,6 +23,7 @@ from rehearsal_plugin.checkpoint.record import (
     rows_for_rank,
     unpack_record,
 )
+from rehearsal_plugin.checkpoint.timeline import find_newest
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.core.rng import Purpose, generator
 from rehearsal_plugin.errors import CheckpointError

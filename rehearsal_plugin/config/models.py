@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 from pydantic import Field, model_validator
 
 from rehearsal_plugin.config.buffer import BufferConfig
-from rehearsal_plugin.config.names import Name
+from rehearsal_plugin.config.names import Name, SampleLayout
 from rehearsal_plugin.config.registries import POLICIES, STORAGES, STRATEGIES, TRANSPORTS
 from rehearsal_plugin.config.replay import GuardConfig, PaddingConfig, RatioSchedule, SamplingConfig, StrategyConfig
 from rehearsal_plugin.config.retrieval import RetrievalConfig
@@ -79,6 +79,18 @@ class RehearsalConfig(Section):
     )
     padding: PaddingConfig | None = Field(
         default=None, description="How rows of different length are stored; when left out, all have the same."
+    )
+    rows_per_sample: int = Field(
+        default=1,
+        ge=1,
+        lt=1 << 16,
+        description="Batch rows that belong together and are stored and replayed as one sample, such as 2 for the "
+        "pairs of preference training. All amounts of rows are then amounts of samples.",
+    )
+    sample_layout: SampleLayout = Field(
+        default="halves",
+        description="Where the rows of a sample stand in a batch: first rows of all samples, then second ones "
+        "('halves'), or sample by sample ('interleaved').",
     )
     non_finite: Literal["keep", "skip", "refuse"] = Field(
         default="keep",
@@ -230,6 +242,29 @@ class RehearsalConfig(Section):
         if self.guard is not None and self.guard.action == "raise_ratio" and self.ratio is None:
             yield "rehearsal.guard raises a ratio, and rehearsal.representatives is given; give 'ratio'"
         yield from self._broken_guard()
+        if self.rows_per_sample > 1:
+            yield from self._broken_samples()
+
+    def _broken_samples(self) -> Iterator[str]:
+        """What goes by single rows, where samples have several."""
+        settings = {
+            f"rehearsal.strategy.name '{self.strategy.name}'": self.strategy.name != "er",
+            "rehearsal.strategy.loss_weight": self.strategy.loss_weight != 1.0,
+            "rehearsal.strategy.partition_weights": self.strategy.partition_weights is not None,
+            "rehearsal.losses_every": bool(self.losses_every),
+            "rehearsal.buffer.partition_by": self.buffer.partition_by is not None,
+            "rehearsal.buffer.score_by": self.buffer.score_by is not None,
+            "rehearsal.retrieval": self.retrieval is not None,
+            "rehearsal.ratio_in 'tokens'": self.ratio_in == "tokens",
+            "rehearsal.inject 'loader' with rehearsal.mode 'replace'": (self.inject, self.mode)
+            == ("loader", "replace"),
+        }
+        for setting, is_used in settings.items():
+            if is_used:
+                yield (
+                    f"{setting} goes by single rows, and rehearsal.rows_per_sample is {self.rows_per_sample}; leave "
+                    "one of them out"
+                )
 
     def _broken_guard(self) -> Iterator[str]:
         """What keeps the guard from seeing or doing anything."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-__all__ = ["LONGEST_WAIT_S", "ROW_LOSS", "Metric", "Name", "PartitionWeights", "Pool"]
+__all__ = ["LONGEST_WAIT_S", "ROW_LOSS", "Metric", "Name", "PartitionWeights", "Pool", "SampleLayout"]
 
 LONGEST_WAIT_S = 1e9  # stays an int64 when it is turned into nanoseconds
 
@@ -43,6 +43,9 @@ def _some(weights: dict[str, float]) -> dict[str, float]:
 
 Metric: TypeAlias = Literal["inner_product", "cosine", "l2"]
 """How near two embeddings are."""
+
+SampleLayout: TypeAlias = Literal["halves", "interleaved"]
+"""How the rows of samples of several rows stand in a batch."""
 
 Pool: TypeAlias = Literal["mean", "last"]
 """How the hidden states of a row's positions become one embedding."""

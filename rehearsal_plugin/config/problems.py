@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-__all__ = ["BROKEN_RULES", "describe"]
+__all__ = ["BROKEN_RULES", "describe", "section_type"]
 
 BROKEN_RULES = "broken_rules"  # the error type whose context carries finished sentences
 
@@ -58,7 +58,7 @@ def _cure(problem: ErrorDetails, model: type[BaseModel], location: tuple[int | s
         field = model.model_fields.get(str(part))
         if field is None:
             break
-        meaning, model = field.description or meaning, _section_type(field) or model
+        meaning, model = field.description or meaning, section_type(field) or model
     return meaning
 
 
@@ -78,7 +78,7 @@ def _nearest_key(key: str, model: type[BaseModel], location: tuple[int | str, ..
 def _section_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     """The model at a location of the key tree; every step is the name of a section."""
     for part in location:
-        model = _section_type(model.model_fields[str(part)]) or model
+        model = section_type(model.model_fields[str(part)]) or model
     return model
 
 
@@ -86,12 +86,12 @@ def _key_paths(model: type[BaseModel], path: str) -> Iterator[str]:
     """Paths of all keys below a section."""
     for name, field in model.model_fields.items():
         yield f"{path}.{name}"
-        inner = _section_type(field)
+        inner = section_type(field)
         if inner:
             yield from _key_paths(inner, f"{path}.{name}")
 
 
-def _section_type(field: FieldInfo) -> type[BaseModel] | None:
+def section_type(field: FieldInfo) -> type[BaseModel] | None:
     """The section that a key holds, if it does; some may be left out."""
     kinds = (field.annotation, *get_args(field.annotation))
     return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)

@@ -1,16 +1,18 @@
-"""Batches and outputs as flat lists of leaves: any nesting of mappings, lists and tuples, walked by optree.
+"""Batches and outputs as flat lists of leaves: any nesting of mappings, dataclasses, lists and tuples, by optree.
 
 A leaf is called by the keys on the way to it, joined by dots: in `{"inputs": {"ids": a}, "labels": [b]}` the leaves are
-`inputs.ids` and `labels.0`. They stand in the order in which the mappings were filled.
+`inputs.ids` and `labels.0`. They stand in the order in which the mappings were filled. A list or tuple of plain values,
+such as numbers or strings, is one leaf: in `{"inputs": a, "captions": ["x", "y"]}` the second leaf is `captions`.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import optree
 from torch import Tensor
 
@@ -37,10 +39,12 @@ class Structure:
     Attributes:
         names: Of the leaves, in their order.
         places: Which leaf each name is.
+        sequences: First leaf and end of every list and tuple whose items are all leaves.
     """
 
     names: tuple[str, ...]
     places: Mapping[str, int]
+    sequences: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -91,16 +95,15 @@ def flatten(batch: Any) -> FlatBatch:
     if isinstance(batch, FlatBatch):
         return batch
     leaves, spec = optree.tree_flatten(batch, none_is_leaf=True, namespace=NAMESPACE)
-    unknown = [leaf for leaf in leaves if type(leaf) is not Tensor and _is_container(leaf)]
+    unknown = [leaf for leaf in leaves if type(leaf) is not Tensor and _is_container(leaf)]  # not registered yet
     if unknown:
         for container in unknown:
             _register(type(container))
         return flatten(batch)
-    structure = _structures.get(spec)
-    if structure is None:
-        structure = _structures[spec] = _structure_of(spec)
-        if len(_structures) > MOST_STRUCTURES:
-            del _structures[next(iter(_structures))]
+    structure = _structure(spec)
+    if any(_is_plain(leaves[start]) and all(map(_is_plain, leaves[start:end])) for start, end in structure.sequences):
+        leaves, spec = optree.tree_flatten(batch, _is_plain_sequence, none_is_leaf=True, namespace=NAMESPACE)
+        structure = _structure(spec)
     return FlatBatch(leaves, structure, spec)
 
 
@@ -141,26 +144,64 @@ def without(tree: Any, names: Collection[str], path: str = "") -> Any:
     return tree
 
 
+def _structure(spec: Any) -> Structure:
+    """The structure of a nesting, made once."""
+    structure = _structures.get(spec)
+    if structure is None:
+        structure = _structures[spec] = _structure_of(spec)
+        if len(_structures) > MOST_STRUCTURES:
+            del _structures[next(iter(_structures))]
+    return structure
+
+
 def _structure_of(spec: Any) -> Structure:
     names = tuple(".".join(map(str, path)) for path in spec.paths())
     places = {name: place for place, name in enumerate(names)}
     if len(places) < len(names):
         twice = next(name for place, name in enumerate(names) if places[name] != place)
         raise BatchError(f"the batch has two leaves called '{twice}'; rename one (keys are joined by dots)")
-    return Structure(names, places)
+    return Structure(names, places, tuple(_sequences_in(spec, 0)))
+
+
+def _sequences_in(spec: Any, start: int) -> Iterator[tuple[int, int]]:
+    """First leaf and end of lists and tuples below a node whose items are all leaves; the node's begin at `start`."""
+    children = spec.children()
+    if spec.type in (list, tuple) and children and all(child.is_leaf() for child in children):
+        yield start, start + len(children)
+        return
+    for child in children:
+        yield from _sequences_in(child, start)
+        start += child.num_leaves
+
+
+def _is_plain(leaf: object) -> bool:
+    """Whether a leaf is a value such as a number, a string or an object, and holds no rows itself."""
+    return not isinstance(leaf, (Tensor, np.ndarray, list, tuple)) and not _is_container(leaf)
+
+
+def _is_plain_sequence(node: object) -> bool:
+    """Whether a list or tuple (no named one) holds plain values only."""
+    return type(node) in (list, tuple) and bool(node) and all(map(_is_plain, node))  # type: ignore[call-overload]
 
 
 def _is_container(leaf: object) -> bool:
-    """Whether optree took a mapping, a list or a tuple for a leaf, as it does with types that it does not know."""
-    return isinstance(leaf, (Mapping, list, tuple))
+    """Whether a leaf is a container of a type that optree does not know yet; lists of plain values are leaves."""
+    kind = type(leaf)
+    if kind in (list, tuple):
+        return False
+    return isinstance(leaf, (Mapping, list, tuple)) or hasattr(kind, "__dataclass_fields__")
 
 
 def _register(kind: type) -> None:
-    """Tell optree how containers of a type come apart: mappings by their keys, lists and tuples by place."""
+    """Tell optree how containers of a type come apart: by keys, by the fields of a dataclass, or by place."""
     if kind in _registered:
         return
     _registered.add(kind)
-    come_apart: Any = _keys_and_values if issubclass(kind, Mapping) else _items
+    come_apart: Any = _items
+    if issubclass(kind, Mapping):
+        come_apart = _keys_and_values
+    elif not issubclass(kind, (list, tuple)):
+        come_apart = _fields_and_values
     fill: Any = _Frame.fill
     optree.register_pytree_node(kind, come_apart, fill, namespace=NAMESPACE)
 
@@ -179,6 +220,11 @@ class _Frame:
 
     def fill(self, items: Iterable[Any]) -> Any:
         """A container of the same type with other items."""
+        if hasattr(self.kind, "__dataclass_fields__") and not issubclass(self.kind, Mapping):
+            filled = copy.copy(self.empty)
+            for name, item in zip(self.keys, items, strict=True):
+                object.__setattr__(filled, name, item)  # frozen ones too
+            return filled
         if not issubclass(self.kind, Mapping):
             return self.kind(items)
         filled = {} if self.empty is None else copy.copy(self.empty)
@@ -194,6 +240,14 @@ def _keys_and_values(container: Mapping[Any, Any]) -> tuple[list[Any], _Frame, t
         for key in keys:
             empty[key] = None  # a structure is kept, and must keep no batch alive
     return [container[key] for key in keys], _Frame(type(container), keys, empty), keys
+
+
+def _fields_and_values(container: Any) -> tuple[list[Any], _Frame, tuple[str, ...]]:
+    names, empty = tuple(field.name for field in fields(container)), copy.copy(container)
+    values = [getattr(container, name) for name in names]
+    for name in names:
+        object.__setattr__(empty, name, None)
+    return values, _Frame(type(container), names, empty), names
 
 
 def _items(container: Any) -> tuple[list[Any], _Frame]:

@@ -30,6 +30,7 @@ from rehearsal_plugin.distributed.header import NOTES, Headers, Notes, Word, com
 from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing, Posted, Refresh
 from rehearsal_plugin.distributed.mixture import Mixture, Weights
 from rehearsal_plugin.distributed.nearest_draw import NearestDraw
+from rehearsal_plugin.distributed.opening import Opening
 from rehearsal_plugin.distributed.transport import Pending, Transport, wait
 
 __all__ = ["Exchange"]
@@ -57,6 +58,7 @@ class Exchange:
         stream: Keys the draws; ranks that draw from themselves alone use different ones.
         metrics: Where bytes and times are counted.
         stopped: Asked while waiting; True gives up.
+        run: This rank's number for the run, see `Opening`.
 
     Attributes:
         global_counts: What all ranks hold.
@@ -64,6 +66,7 @@ class Exchange:
         notes: `[ranks, NOTES]` int64, the words of other layers in the last headers; see `header`.
         nearest_draw: Finds rows near to the new ones; None for other weights than `retrieved`.
         device: Where rows to be sent live.
+        run: The run of all ranks; None before the first exchange.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Exchange:
         stream: int,
         metrics: Metrics,
         stopped: Callable[[], bool],
+        run: int = 0,
     ) -> None:
         self._buffer, self._transport, self._metrics = buffer, transport, metrics
         self._memory = RecycledMemory()
@@ -91,6 +95,8 @@ class Exchange:
         # Ranks with different seeds or weights would draw different plans.
         weights = json.dumps(config.drawn_by, sort_keys=True)
         self._fingerprint = buffer.layout.fingerprint ^ config.seed ^ zlib.crc32(weights.encode())
+        self._opening: Opening | None = Opening(config, run)
+        self.run: int | None = None
         pairs = LEAST_PAIRS if self._by_partition else 1
         self.global_counts = GlobalCounts(transport.rank, transport.size, pairs)
         self.notes = np.zeros((transport.size, NOTES), dtype=np.int64)
@@ -123,7 +129,8 @@ class Exchange:
         nearest = None if self.nearest_draw is None else self.nearest_draw.ask(staged, request, step)
         notes = replace(notes, mixture=Mixture.digest(proposed))
         room = self.global_counts.room
-        header = compose(self._fingerprint, step, request, changes, notes, pairs, room, nearest)
+        opening = None if self._opening is None else self._opening.words
+        header = compose(self._fingerprint, step, request, changes, notes, pairs, room, nearest, opening)
         if self._transport.size > 1:
             self._metrics.collectives += 1 + (rows is not None) + (back is not None)
         headers = self._transport.all_gather(torch.from_numpy(header))
@@ -139,7 +146,8 @@ class Exchange:
         """
         gathered = self._wait(posted.headers, posted.step, "headers")
         with self._metrics.timed("drawn_ms"):
-            headers = Headers(gathered.numpy(), self.global_counts.room)
+            opening = 0 if self._opening is None else len(self._opening.words)
+            headers = Headers(gathered.numpy(), self.global_counts.room, opening)
             drawn = plan(self._draw(headers, posted), self._transport.rank, self._transport.size)
             slots = self._slots_of(drawn)
             rows = self._sending.take(len(slots))
@@ -181,6 +189,8 @@ class Exchange:
 
     def _draw(self, headers: Headers, posted: Posted) -> Draws:
         """The rows of all ranks that move in the next exchange, by the headers of all ranks."""
+        if self._opening is not None:
+            self.run, self._opening = self._opening.agree(headers.opening, self._transport.rank), None
         headers.check(self._transport.rank)
         self.global_counts.absorb(headers)
         self.notes = headers.notes

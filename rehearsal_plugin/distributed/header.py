@@ -14,6 +14,7 @@ In each step every rank gathers one header of all ranks, int64 words in this ord
 | 1 | `LOSSES_MEASURED` | `LossConsensus`: how often it has measured | `LossConsensus` |
 | 2 x room | pairs of partition key and rows stored | `GlobalCounts` | `GlobalCounts` |
 | any | nearest draw, see below | `NearestDraw` | `NearestDraw` |
+| any | opening, see below | `Opening` | `Opening` |
 
 All ranks' headers are equally wide. `room` is 64 pairs in the first header, so that a rank with another config can say
 so, then 1, or 8 where rows are drawn by partition. A rank with more changes than that sends no pairs, is left out of
@@ -29,6 +30,13 @@ The words of the nearest draw (`sampling.weights: retrieved`) follow from the se
 | sum of all ranks' `WANTED` | | similarities of the neighbours found here for the last queries of all, float64 bits |
 | the same | | their slots, -1 for none |
 
+The opening stands at the end of the first header that ranks exchange after a start, a load or a restart:
+
+| words | name | |
+|---|---|---|
+| 1 | `RUN` | random number of this rank's run; all take that of rank 0 |
+| keys of the section | `KEYS` | a digest of the value of each, in the order of the reference |
+
 An elastic Horovod job reduces two more words with `max` when its ranks have changed, see `Progress`.
 """
 
@@ -42,7 +50,18 @@ import numpy as np
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import ExchangeError
 
-__all__ = ["FIXED", "NOTES", "WORD_BYTES", "Headers", "NearestWord", "Notes", "Progress", "Word", "compose"]
+__all__ = [
+    "FIXED",
+    "NOTES",
+    "WORD_BYTES",
+    "Headers",
+    "NearestWord",
+    "Notes",
+    "OpeningWord",
+    "Progress",
+    "Word",
+    "compose",
+]
 
 WORD_BYTES = 8
 
@@ -74,6 +93,13 @@ class NearestWord(IntEnum):
     WANTED = 1
 
 
+class OpeningWord(IntEnum):
+    """The words that the opening begins with; there are as many `KEYS` as the section has."""
+
+    RUN = 0
+    KEYS = 1
+
+
 class Progress(IntEnum):
     """What ranks of an elastic job agree on before they go on together."""
 
@@ -100,6 +126,7 @@ def compose(
     pairs: IntArray,
     room: int,
     nearest: IntArray | None = None,
+    opening: IntArray | None = None,
 ) -> IntArray:
     """The header of this rank.
 
@@ -112,15 +139,17 @@ def compose(
         pairs: `[n, 2]` int64, partition key and rows stored; `n <= room`.
         room: Pairs that headers of this step have room for.
         nearest: The words of the nearest draw.
+        opening: The words of the opening.
 
     Returns:
-        `[FIXED + 2 * room + len(nearest)]` int64.
+        `[FIXED + 2 * room + len(nearest) + len(opening)]` int64.
     """
     header = np.zeros(FIXED + 2 * room, dtype=np.int64)
     of_layers_above = (notes.mixture, notes.loss_sum, notes.loss_weight, notes.losses_measured)
     header[:FIXED] = fingerprint, step, request, changes, *of_layers_above
     header[FIXED : FIXED + pairs.size] = pairs.ravel()
-    return header if nearest is None else np.concatenate((header, nearest))
+    parts = [part for part in (header, nearest, opening) if part is not None]
+    return header if len(parts) == 1 else np.concatenate(parts)
 
 
 class Headers:
@@ -129,10 +158,11 @@ class Headers:
     Args:
         words: `[ranks, words]` int64.
         room: Pairs that each has room for.
+        opening: Words of the opening at their end.
     """
 
-    def __init__(self, words: IntArray, room: int) -> None:
-        self._words, self._room = words, room
+    def __init__(self, words: IntArray, room: int, opening: int = 0) -> None:
+        self._words, self._room, self._end = words, room, words.shape[1] - opening
 
     def of(self, word: Word) -> IntArray:
         """One word of every rank, `[ranks]` int64."""
@@ -146,7 +176,12 @@ class Headers:
     @property
     def nearest(self) -> IntArray:
         """The words of the nearest draw, `[ranks, words]` int64."""
-        return self._words[:, FIXED + 2 * self._room :]
+        return self._words[:, FIXED + 2 * self._room : self._end]
+
+    @property
+    def opening(self) -> IntArray:
+        """The words of the opening, `[ranks, words]` int64."""
+        return self._words[:, self._end :]
 
     @property
     def notes(self) -> IntArray:

@@ -112,7 +112,7 @@ class NearestDraw:
 
         Args:
             words: `[ranks, words]` int64, those of `ask` on all ranks.
-            counts: `[ranks, 1]` int64, rows stored.
+            counts: `[ranks, 1]` int64, rows stored; `[ranks, 0]` before the first one.
             requests: `[ranks]` int64, rows that each asks for in each draw.
             step: Number of the exchange.
             rng: The same state on every rank.
@@ -131,7 +131,8 @@ class NearestDraw:
         taken = place < most[reader]
         reader, owner, slot, number = reader[taken], owner[taken], slot[taken], place[taken] % self._draws
         nearest = np.bincount(reader * self._draws + number, minlength=self._size * self._draws)
-        before = np.cumsum(counts[:, 0]) - counts[:, 0]
+        stored = counts.sum(axis=1)  # no column yet where no rank has a row
+        before = np.cumsum(stored) - stored
         self._wanted, self._answers = words[:, NearestWord.WANTED].copy(), self._search(words, step)
         draws = Draws(reader, number, np.zeros_like(reader), before[owner] + slot, counts)
         return draws, requests[:, None] - nearest.reshape(self._size, self._draws)

@@ -18,6 +18,8 @@ from rehearsal_plugin.strategies.base import Criterion
 
 __all__ = ["Handle", "check_fed"]
 
+JOINED_AT = {"forward": "at the model's forward", "loader": "in the data loader"}
+
 
 class Handle:
     """Handle returned by `attach()`; a no-op when rehearsal is disabled.
@@ -37,6 +39,8 @@ class Handle:
     def __init__(self, rehearsal: Rehearsal | None, peers: Peers | None = None, model: nn.Module | None = None) -> None:
         self.rehearsal = rehearsal
         self._peers, self._model = peers, model
+        if rehearsal is not None:
+            rehearsal.report.joined_at = JOINED_AT[rehearsal.config.inject]
 
     @property
     def enabled(self) -> bool:
@@ -94,13 +98,27 @@ class Handle:
         elif self.rehearsal is not None and not self.rehearsal.closed:
             self.rehearsal.save(folder)
 
-    def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
+    def load(
+        self,
+        folder: str | os.PathLike[str],
+        step: int | None = None,
+        *,
+        run: str | None = None,
+        missing_ok: bool = False,
+    ) -> bool:
         """Load a saved buffer; see `Rehearsal.load`. Under DeepSpeed, `load_checkpoint` calls it."""
         if self._peers is not None:
-            return self._peers.load(Path(folder), step, missing_ok=missing_ok)
+            return self._peers.load(Path(folder), step, run=run, missing_ok=missing_ok)
         if self.rehearsal is None or self.rehearsal.closed:
             return False
-        return self.rehearsal.load(folder, step, missing_ok=missing_ok)
+        return self.rehearsal.load(folder, step, run=run, missing_ok=missing_ok)
+
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The `step` and `run` that `load` takes, to be kept beside the model; empty if there is nothing to load."""
+        if self.rehearsal is None or self.rehearsal.closed:
+            return {}
+        return {"step": self.rehearsal.steps, "run": self.rehearsal.run}
 
     def check_peers(self) -> None:
         """After the first optimizer step, compare the rows of ranks that should see the same samples.

@@ -34,6 +34,7 @@ class Report:
         place: Rank in its data-parallel group, the same for all peers; None for a rank without a rehearsal, such as a
             middle stage of a pipeline.
         fingerprint: Digests of its rows; None where they do not matter.
+        run: Its run, see `Rehearsal.run`.
         loaded: Whether it loaded a checkpoint.
         failure: The error that it is about to raise; empty for none.
     """
@@ -41,6 +42,7 @@ class Report:
     rank: int
     place: int | None
     fingerprint: Fingerprint | None = None
+    run: str | None = None
     loaded: bool = False
     failure: str = ""
 
@@ -81,10 +83,12 @@ class Peers:
         reports = self._on_all_ranks(_take_fingerprint)
         self._compare_peers(reports)
         if self._rehearsal is not None and reports[dist.get_rank()].place is not None:
+            # Groups of peers have drawn a run each, and only one of them writes.
+            self._rehearsal.join_run(next(report.run for report in reports if report.place is not None))
             target = self._save_folder(folder, reports)
             self._rehearsal.save(target or folder, write=target is not None)
 
-    def load(self, folder: Path, step: int | None = None, *, missing_ok: bool = False) -> bool:
+    def load(self, folder: Path, step: int | None = None, *, run: str | None = None, missing_ok: bool = False) -> bool:
         """Load the rows that this rank or a peer saved; see `Rehearsal.load`.
 
         Raises:
@@ -94,7 +98,7 @@ class Peers:
         reports = self._on_all_ranks(_flush_files)  # peers may still write in the background
         subfolder = folder / self._subfolder_name(reports)
         reports = self._on_all_ranks(
-            lambda rehearsal: _load_rank(rehearsal, folder, subfolder, step, missing_ok=missing_ok)
+            lambda rehearsal: _load_rank(rehearsal, folder, subfolder, step, run, missing_ok=missing_ok)
         )
         loaded = [report.loaded for report in reports if report.place is not None]
         if any(loaded) and not all(loaded):
@@ -226,7 +230,7 @@ def data_parallel_ranks(engine: Any) -> list[int]:
 
 
 def _take_fingerprint(rehearsal: Rehearsal) -> dict[str, Any]:
-    return {"fingerprint": rehearsal.fingerprint()}
+    return {"fingerprint": rehearsal.fingerprint(), "run": rehearsal.run}
 
 
 def _flush_files(rehearsal: Rehearsal) -> dict[str, Any]:
@@ -235,7 +239,7 @@ def _flush_files(rehearsal: Rehearsal) -> dict[str, Any]:
 
 
 def _load_rank(
-    rehearsal: Rehearsal, folder: Path, subfolder: Path, step: int | None, *, missing_ok: bool
+    rehearsal: Rehearsal, folder: Path, subfolder: Path, step: int | None, run: str | None, *, missing_ok: bool
 ) -> dict[str, Any]:
     subfolders = sorted(path.name for path in folder.glob("rehearsal-peer*-of-*"))
     if subfolders and not subfolder.is_dir():
@@ -243,7 +247,7 @@ def _load_rank(
             f"{folder} has parts of samples, in {subfolders}, and none for this job ({subfolder.name}); load it with "
             "as many sequence-parallel ranks as when it was saved"
         )
-    loaded = rehearsal.load(subfolder if subfolders else folder, step, missing_ok=missing_ok)
+    loaded = rehearsal.load(subfolder if subfolders else folder, step, run=run, missing_ok=missing_ok)
     return {"fingerprint": rehearsal.fingerprint(), "loaded": loaded}
 
 

@@ -74,7 +74,7 @@ class Retriever:
         timeout_s: float | None = None,
         now: int | None = None,
     ) -> None:
-        self._source, self._embed, self._now = source, embed, now
+        self._source, self._embed, self._now, self._process = source, embed, now, os.getpid()
         self.config = checked_config(config, source.config.retrieval if isinstance(source, Rehearsal) else None)
         exchange = source.config.exchange if isinstance(source, Rehearsal) else ExchangeConfig()
         timeout_s = exchange.timeout_s if timeout_s is None else timeout_s
@@ -234,7 +234,7 @@ class Retriever:
 
     def close(self) -> None:
         """Stop a search in the background and close the transport; a second call does nothing."""
-        if self._stop.is_set():
+        if self._stop.is_set() or os.getpid() != self._process:  # a forked child has no thread to wait for
             return
         self._stop.set()
         atexit.unregister(self.close)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any, TypeAlias
 
 import torch
@@ -15,11 +16,13 @@ from torch import Tensor
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.padding import Padding
+from rehearsal_plugin.buffer.rows.sample_groups import SampleGroups
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.tree import FlatBatch, flatten, without
-from rehearsal_plugin.errors import CheckpointError, ConfigError
+from rehearsal_plugin.errors import BatchError, CheckpointError, ConfigError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
+from rehearsal_plugin.runtime.job_report import JobReport
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
 from rehearsal_plugin.runtime.pending_losses import PendingLosses
 from rehearsal_plugin.runtime.representatives import Share
@@ -41,6 +44,7 @@ class BatchAugmenter:
         strategy: What replayed rows are used for.
         coordinator: Where rows go to and come from.
         pending: Micro-batches that wait for their loss.
+        report: Says what a row is, and counts what the model sees.
         transform: See `Rehearsal`.
         fill: Called before the first batch, with the device on which it lives; may fill the buffer.
 
@@ -54,13 +58,16 @@ class BatchAugmenter:
         strategy: Strategy,
         coordinator: ReplayCoordinator,
         pending: PendingLosses,
+        report: JobReport,
         *,
         transform: Transform | None,
         fill: Callable[[torch.device], None],
     ) -> None:
         self._config, self._strategy, self._coordinator, self._pending = config, strategy, coordinator, pending
-        self._transform, self._fill = transform, fill
+        self._report, self._transform, self._fill = report, transform, fill
         self.padding = None if config.padding is None else Padding(config.padding)
+        grouped = config.rows_per_sample > 1
+        self._groups = SampleGroups(config.rows_per_sample, config.sample_layout) if grouped else None
         self._layout: RowLayout | None = None
         self._memory = RecycledMemory()
 
@@ -78,6 +85,8 @@ class BatchAugmenter:
         flat = flatten(batch)
         stored = flat if self.padding is None else self.padding.widen(flat)
         layout = self._layout = self._layout or self._first_layout(stored)
+        if self._groups is not None:
+            stored = self._groups.grouped(stored, layout.names)
         columns = layout.columns(stored)
         if not self._strategy.records:
             self._coordinator.stage_candidates(columns, layout, {})  # first: rows it refuses must leave no trace
@@ -108,6 +117,18 @@ class BatchAugmenter:
     def _first_layout(self, batch: FlatBatch) -> RowLayout:
         """The layout of the first batch; that of rows from a checkpoint gets its nesting."""
         layout = RowLayout.infer(batch, self._config.fields)
+        if self._groups is not None:
+            batch, rows = self._groups.grouped(batch, layout.names), layout
+            layout = RowLayout.infer(batch, rows.names)
+            layout = replace(
+                layout,
+                passing=rows.passing,
+                lengths=rows.lengths,
+                selected=rows.selected,
+                rows_per_sample=self._groups.count,
+            )
+        self._check_hidden(batch)
+        self._report.log_first_batch(layout)
         first = layout.columns(batch)[0]
         if self._config.mode == "replace":
             check_room(self._config.representatives, self._strategy.draws, len(first))
@@ -127,6 +148,16 @@ class BatchAugmenter:
         buffer.layout = replace(layout, state=buffer.layout.state, row_bytes=buffer.layout.row_bytes)
         return layout
 
+    def _check_hidden(self, batch: FlatBatch) -> None:
+        """Refuse a name in `hidden` that the batch does not have: the model would get the field after all."""
+        for name in self._config.hidden or ():
+            if name not in batch.structure.places:
+                nearest = get_close_matches(name, batch.names, n=1)
+                raise BatchError(
+                    f"rehearsal.hidden names '{name}', which the batch does not have"
+                    + (f"; did you mean '{nearest[0]}'?" if nearest else f": it has {sorted(batch.names)}")
+                )
+
     def _take_share(self, size: int, displace: bool) -> tuple[Share | None, int]:
         """The replayed rows of a batch of `size` rows, and how many of its rows make room for them."""
         replacing = displace and self._config.mode == "replace"
@@ -135,11 +166,17 @@ class BatchAugmenter:
 
     def _joined(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
         """The batch with replayed rows behind it, these transformed if the strategy says so."""
+        groups = self._groups
         if self.padding is not None:
-            batch, replayed = self.padding.alike(batch, replayed)
+            rows = replayed if groups is None else groups.rows_of(replayed)
+            batch, rows = self.padding.alike(batch, rows)
+            replayed = rows if groups is None else groups.samples_of(rows)
         if self._transform is not None and self._config.strategy.transform == "replayed":
             replayed = self._transformed(layout, replayed)
-        return layout.join(batch, replayed, self._memory, displaced)
+        if groups is None:
+            return layout.join(batch, replayed, self._memory, displaced)
+        joined = layout.join(groups.grouped(batch, layout.names), replayed, self._memory, displaced)
+        return groups.ungrouped(joined, layout.names)
 
     def _transformed(self, layout: RowLayout, replayed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         assert self._transform is not None
@@ -173,12 +210,14 @@ class BatchAugmenter:
 
     def _count(self, joined: FlatBatch, new: int, displaced: int, share: Share | None, keys: IntArray | None) -> None:
         metrics = self._coordinator.metrics
-        tokens = token_counts(joined)
+        self._report.rows_new += new
+        tokens = token_counts(joined) if self._groups is None else None  # its rows are not in the order of samples
         if tokens is not None:
             metrics.count_tokens(tokens, new, keys)
         if share is None:
             return
         metrics.rows_replayed += share.count
+        self._report.rows_replayed += share.count
         metrics.rows_displaced += displaced
         if keys is not None:
             metrics.count_replayed(keys[new:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +21,9 @@ from rehearsal_plugin.runtime.prefetcher import Prefetcher
 __all__ = ["Lifecycle"]
 
 LOG = logging.getLogger(__name__)
+
+RUN_BITS = 63
+"""Of the number that tells one run from another: it travels as an int64."""
 
 
 class Lifecycle:
@@ -50,6 +54,7 @@ class Lifecycle:
         self.prefetcher: Prefetcher | None = None
         self._config, self._transport, self._metrics, self._draws = config, transport, metrics, draws
         self._first_step = 0
+        self._run, self._agreed = secrets.randbits(RUN_BITS), False
         self._mixture: Mapping[Any, float] | None = None  # that was proposed last
 
     @property
@@ -61,6 +66,35 @@ class Lifecycle:
     def first_step(self) -> int:
         """Number of the first exchange since `restart` or `reset`."""
         return self._first_step
+
+    @property
+    def run(self) -> str | None:
+        """Identifier of this run, 16 hexadecimal digits: random, of rank 0, and kept over restarts.
+
+        None until the first exchange has told the ranks which one it is.
+        """
+        self._keep_run()
+        return f"{self._run:016x}" if self._agreed else None
+
+    def go_on_as(self, run: str | None) -> None:
+        """Drop all rows, and take over the run of a checkpoint that all ranks load; None keeps this one.
+
+        Raises:
+            ValueError: It is no such identifier.
+        """
+        if run is None:
+            return
+        number = int(run, 16)
+        if not 0 <= number < 1 << RUN_BITS:
+            raise ValueError(f"{run!r} names no run")
+        self.reset(self.step)
+        self.join_run(number)
+
+    def join_run(self, run: int) -> None:
+        """Take another number for the run, which other ranks have."""
+        self._run, self._agreed = run, True
+        if self.prefetcher is not None:
+            self.prefetcher.run = run
 
     def begin(self, layout: RowLayout, device: torch.device) -> Prefetcher:
         """Make an empty buffer for rows of a layout, and its prefetcher; batches live on `device`."""
@@ -74,6 +108,7 @@ class Lifecycle:
         Raises:
             StorageError: The background does not end writing within `exchange.timeout_s`.
         """
+        self._keep_run()
         old, self._first_step = self.prefetcher, step
         patience = self._config.exchange.timeout_s
         if old is not None and not old.close(drain_s=0.0, grace_s=patience):
@@ -103,6 +138,7 @@ class Lifecycle:
     def reset(self, step: int) -> None:
         """Begin anew at `step` without a row."""
         if self.prefetcher is not None:
+            self._keep_run()
             self.prefetcher.close(drain_s=0.0)
             self.prefetcher = None
         self._first_step = step
@@ -132,6 +168,11 @@ class Lifecycle:
         finally:
             self._transport.close()
 
+    def _keep_run(self) -> None:
+        """Remember what the first exchange of this prefetcher has told."""
+        if self.prefetcher is not None and self.prefetcher.run is not None:
+            self._run, self._agreed = self.prefetcher.run, True
+
     def _prefetcher_of(self, buffer: RehearsalBuffer, device: torch.device) -> Prefetcher:
         prefetcher = Prefetcher(
             self._config,
@@ -142,6 +183,7 @@ class Lifecycle:
             rank=self.rank,
             draws=self._draws,
             step=self._first_step,
+            run=self._run,
         )
         if self._mixture is not None:
             prefetcher.mixture.propose(self._mixture)

@@ -56,6 +56,10 @@ class PendingLosses:
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """See `Rehearsal.loss`."""
+        if self._config.rows_per_sample > 1:  # rows of a sample stand apart: there are no parts, and nobody needs them
+            self._current()
+            self._waiting.popleft()
+            return criterion(outputs, *targets)
         new, *replayed = self._parts(outputs, targets, criterion)
         self._monitor.measure_parts(self._current()[0], [new, *replayed])
         replayed = [part for part in replayed if part.size]
@@ -71,6 +75,9 @@ class PendingLosses:
 
     def complete(self, outputs: Any, scale: float) -> Any:
         """See `Rehearsal.complete`."""
+        if self._config.rows_per_sample > 1:
+            self.drop()
+            return outputs
         new, *replayed = self._parts(outputs, (), no_criterion)
         added = self._monitor.measure_outputs(self._current()[0], outputs) if self.measures else None
         self._record(new)

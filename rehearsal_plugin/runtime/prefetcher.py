@@ -66,6 +66,7 @@ class Prefetcher:
         rank: Of this process, for random numbers and messages; that in the transport unless the others are gone.
         draws: Independent draws of a step.
         step: Number of the first job, the same on all ranks.
+        run: This rank's number for the run; see `run`.
 
     Attributes:
         buffer: As given.
@@ -84,6 +85,7 @@ class Prefetcher:
         rank: int,
         draws: int = 1,
         step: int = 0,
+        run: int = 0,
     ) -> None:
         local = config.sampling.scope == "local"
         self.buffer, self.device, self.step = buffer, device, step
@@ -98,6 +100,7 @@ class Prefetcher:
             stream=rank + 1 if local else 0,
             metrics=metrics,
             stopped=self._stop.is_set,
+            run=run,
         )
         self._candidates = CandidateSelection(config, rank)
         self._staging = Staging(buffer.layout.row_bytes, device)
@@ -174,8 +177,7 @@ class Prefetcher:
             ExchangeError: The job failed.
         """
         outcome = None if self._job is None else self._result(self._job)
-        outgoing = self._outgoing if outcome is None else outcome.outgoing
-        arrival = None if outcome is None else outcome.arrival
+        outgoing, arrival = (self._outgoing, None) if outcome is None else (outcome.outgoing, outcome.arrival)
         nearest_draw = self._exchange.nearest_draw
         return {
             "step": self.step,
@@ -203,9 +205,8 @@ class Prefetcher:
             self._exchange.nearest_draw.load_state_dict(state["neighbours"])
         self._staging.reserve(len(state["staged"])).copy_(state["staged"])
         arrival = None if state["arrival"] is None else Arrival.load(state["arrival"], self.device)
-        self._outgoing = None
-        if state["outgoing"] is not None:
-            self._outgoing = Outgoing.load(state["outgoing"], self._exchange.device)
+        outgoing = state["outgoing"]
+        self._outgoing = None if outgoing is None else Outgoing.load(outgoing, self._exchange.device)
         if state["in_flight"]:
             assert self._outgoing is not None
             self._job = Future()
@@ -220,6 +221,15 @@ class Prefetcher:
     def notes(self) -> IntArray:
         """The notes of all ranks in the last exchange that was collected, `[ranks, NOTES]` int64; see `header`."""
         return self._exchange.notes
+
+    @property
+    def run(self) -> int | None:
+        """Number of the run that all ranks agree on; None before the first exchange."""
+        return self._exchange.run
+
+    @run.setter
+    def run(self, run: int) -> None:
+        self._exchange.run = run
 
     @property
     def digest(self) -> int:

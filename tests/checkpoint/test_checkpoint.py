@@ -23,8 +23,9 @@ from torch.nn.functional import cross_entropy
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.checkpoint import format as files
 from rehearsal_plugin.checkpoint import increments, saver
-from rehearsal_plugin.checkpoint.format import Content, RankFile, find_newest
+from rehearsal_plugin.checkpoint.format import Content, RankFile
 from rehearsal_plugin.checkpoint.increments import read_checkpoint
+from rehearsal_plugin.checkpoint.timeline import find_newest
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, CheckpointError, ClosedError, RehearsalError
 from tests.helpers.ranks import run_ranks

@@ -21,8 +21,9 @@ from torch import Tensor
 from rehearsal_plugin.checkpoint import format as files
 from rehearsal_plugin.checkpoint import record as content
 from rehearsal_plugin.checkpoint import tools
-from rehearsal_plugin.checkpoint.format import NAME, Content, RankFile, find_newest
+from rehearsal_plugin.checkpoint.format import NAME, Content, RankFile
 from rehearsal_plugin.checkpoint.state_tree import flatten_state, unflatten_state
+from rehearsal_plugin.checkpoint.timeline import find_newest
 from rehearsal_plugin.errors import CheckpointError, RehearsalError
 from tests.checkpoint.test_checkpoint import Job
 from tests.helpers.fuzzing import FEW, PROPERTY

@@ -16,7 +16,8 @@ from torch import Tensor
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.checkpoint import format as files
 from rehearsal_plugin.checkpoint import increments, saver
-from rehearsal_plugin.checkpoint.format import Content, find_newest
+from rehearsal_plugin.checkpoint.format import Content
+from rehearsal_plugin.checkpoint.timeline import find_newest
 from rehearsal_plugin.checkpoint.tools import inspect, reshard
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import CheckpointError

@@ -27,10 +27,11 @@ from rehearsal_plugin.buffer.policies.reservoir import thinned_places
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.checkpoint import format as files
 from rehearsal_plugin.checkpoint import reshard
-from rehearsal_plugin.checkpoint.format import RankFile, find_newest
+from rehearsal_plugin.checkpoint.format import RankFile
 from rehearsal_plugin.checkpoint.lazy_rows import LazyRows
 from rehearsal_plugin.checkpoint.record import Record, RowSet, pack_record, rows_for_rank
 from rehearsal_plugin.checkpoint.reshard import deal_rows, keep_rows
+from rehearsal_plugin.checkpoint.timeline import find_newest
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, CheckpointError
 from tests.helpers.chance import SIGNIFICANCE, equally_included

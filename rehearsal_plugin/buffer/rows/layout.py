@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
-from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out, put, sparse_field
+from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out, put
+from rehearsal_plugin.buffer.rows.leaves import as_column, classify, entries_of, like, refuse_rows_of_lists
 from rehearsal_plugin.core.tree import FlatBatch, flatten
 from rehearsal_plugin.errors import BatchError
 
@@ -49,17 +50,21 @@ class RowLayout:
     Attributes:
         fields: The fields, in the order in which the batch was walked.
         row_bytes: Bytes of a row, padding included; a multiple of 16.
-        others: Names of the leaves that are not part of a row and pass through untouched.
+        passing: Why each leaf that is not part of a row passes through untouched, by name.
+        lengths: Entries of each of these in the first batch; None for a value without entries.
         nesting: The first batch without its leaves: what rows are unpacked into.
         selected: Whether the fields were named, so that any other leaf may come and go.
+        rows_per_sample: Batch rows of a row of the buffer.
         state: Fields that are not part of the batch: what a strategy stores beside it.
     """
 
     fields: tuple[Field, ...]
     row_bytes: int
-    others: frozenset[str]
+    passing: Mapping[str, str]
+    lengths: Mapping[str, int | None]
     nesting: FlatBatch
     selected: bool = False
+    rows_per_sample: int = 1
     state: tuple[Field, ...] = ()
 
     @classmethod
@@ -67,25 +72,30 @@ class RowLayout:
         """Derive the layout from a first batch.
 
         Args:
-            batch: Any nesting of mappings, lists and tuples. The batch dimension is dimension 0 of the first
-                tensor that has one; every tensor of that length is a field.
-            only: Names of the fields that make up a row; None takes every tensor with the batch dimension.
+            batch: Any nesting of mappings, lists and tuples. The batch size is the length that most leaves have; see
+                `leaves` for the rule. Every leaf of that length is a field.
+            only: Names of the fields that make up a row; None takes every leaf with one entry a row.
 
         Raises:
-            BatchError: No field at all, two leaves of one name, a name in `only` that is not there, or a sparse
-                tensor.
+            BatchError: No field at all, two leaves of one name, a name in `only` that is not there, a batch whose size
+                cannot be told, or a leaf with one entry a row that cannot be stored.
         """
         flat = flatten(batch)
-        chosen = _choose(dict(zip(flat.names, flat.leaves, strict=True)), only)
-        fields, row_bytes = lay_out(chosen, 0)
-        others = frozenset(flat.names) - frozenset(chosen)
+        leaves = classify(flat, only)
+        fields, row_bytes = lay_out(leaves.columns, 0)
         nesting = flat.with_leaves(dict.fromkeys(flat.names))
-        return cls(fields, max(row_bytes, ALIGNMENT), others, nesting, selected=only is not None)
+        selected = only is not None
+        return cls(fields, max(row_bytes, ALIGNMENT), leaves.passing, leaves.lengths, nesting, selected=selected)
 
     def with_state(self, state: Mapping[str, Tensor]) -> RowLayout:
         """This layout with fields for state `[n, ...]` by name behind those of the batch."""
         fields, row_bytes = lay_out(state, self.row_bytes)
         return replace(self, state=fields, row_bytes=row_bytes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the fields."""
+        return tuple(field.name for field in self.fields)
 
     @property
     def fingerprint(self) -> int:
@@ -111,13 +121,12 @@ class RowLayout:
             BatchError: A field is missing, new, or of another dtype or shape than in the first batch.
         """
         flat = flatten(batch)
-        places, leaves = self._places_in(flat), flat.leaves
-        first = None if places[0] is None else leaves[places[0]]
-        size = first.shape[0] if isinstance(first, Tensor) and first.ndim else 0
-        if not self.selected and flat.structure is not self.nesting.structure:
-            self._refuse_new(flat, size)
+        places = self._places_in(flat)
+        size = 0 if places[0] is None else entries_of(flat.leaves[places[0]]) or 0
+        if not self.selected and (self.lengths or flat.structure is not self.nesting.structure):
+            self._refuse_new(flat, size * self.rows_per_sample)
         return [
-            field.check(None if place is None else leaves[place], size)
+            field.check(None if place is None else _tensor(flat.leaves[place]), size)
             for field, place in zip(self.fields, places, strict=True)
         ]
 
@@ -132,9 +141,20 @@ class RowLayout:
         return tuple(self.nesting.structure.places.get(field.name) for field in self.fields)
 
     def _refuse_new(self, flat: FlatBatch, size: int) -> None:
-        """Raise `BatchError` if the batch has a field that the first one did not have."""
+        """Raise `BatchError` if a leaf that passes through, or a new one, has one entry a row by now."""
+        for name, length in self.lengths.items():
+            entries = entries_of(flat.get(name))
+            if entries == size != length:
+                was = "a value without entries" if length is None else f"of {length} entries"
+                raise BatchError(
+                    f"batch field '{name}' was {was} in the first batch, so it is no part of a row, and has one entry "
+                    "a row now; give it from the first batch on, or name the fields of a row in rehearsal.fields"
+                )
+        if flat.structure is self.nesting.structure:
+            return
+        refuse_rows_of_lists(flat, size)
         for name in set(flat.names) - self._names:
-            if _is_batched(flat[name], size):
+            if entries_of(flat[name]) == size:
                 raise BatchError(
                     f"batch field '{name}' was not in the first batch; every batch needs the same fields "
                     "(or name the fields of a row in rehearsal.fields)"
@@ -212,9 +232,11 @@ class RowLayout:
         leaves = list(batch.leaves)
         for field, place in zip(self.fields, self._places_in(batch), strict=True):
             assert place is not None  # `columns` was asked before
-            new = leaves[place]
+            leaf = leaves[place]
+            new = _tensor(leaf)
             kept = new[: len(new) - displaced] if displaced else new
-            leaves[place] = memory.cat(kept, replayed[field.name].to(new.device, non_blocking=True))
+            joined = memory.cat(kept, replayed[field.name].to(new.device, non_blocking=True))
+            leaves[place] = joined if new is leaf else like(joined, leaf)
         return replace(batch, leaves=leaves)
 
     def cut(self, batch: FlatBatch, start: int, stop: int | None) -> FlatBatch:
@@ -224,14 +246,14 @@ class RowLayout:
     def concatenate(self, first: FlatBatch, second: FlatBatch) -> FlatBatch:
         """The samples of two batches as one; what is not a field comes from the second."""
         columns = {
-            field.name: torch.cat((column, second[field.name]))
+            field.name: like(torch.cat((column, _tensor(second[field.name]))), second[field.name])
             for field, column in zip(self.fields, self.columns(first), strict=True)
         }
         return second.with_leaves(columns)
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        return self.others.union(field.name for field in self.fields)
+        return frozenset(self.passing).union(field.name for field in self.fields)
 
 
 def _copy(source: Tensor, out: Tensor, index: Tensor | None) -> None:
@@ -246,25 +268,9 @@ def _copy(source: Tensor, out: Tensor, index: Tensor | None) -> None:
         out.copy_(source[index.to(source.device)])
 
 
-def _choose(leaves: dict[str, Any], only: Collection[str] | None) -> dict[str, Tensor]:
-    """The tensors that make up a row, by name."""
-    names = [n for n, leaf in leaves.items() if isinstance(leaf, Tensor) and leaf.ndim]
-    if only is not None:
-        missing = sorted(set(only) - set(names))
-        if missing:
-            raise BatchError(f"rehearsal.fields names {missing}, which are no tensors of the batch: it has {names}")
-        names = [name for name in names if name in only]
-    if not names:
-        raise BatchError("the batch has no tensor with a batch dimension, so there is nothing to rehearse")
-    size = len(leaves[names[0]])
-    chosen = {name: leaves[name] for name in names if only is not None or _is_batched(leaves[name], size)}
-    for name, tensor in chosen.items():
-        if tensor.layout != torch.strided:
-            raise BatchError(sparse_field(name, tensor))
-        if len(tensor) != size:
-            raise BatchError(f"batch field '{name}' has {len(tensor)} samples and '{names[0]}' has {size}")
-    return chosen
-
-
-def _is_batched(leaf: object, size: int) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == size
+def _tensor(leaf: Any) -> Any:
+    """A leaf as a tensor, where it holds numbers."""
+    if type(leaf) is Tensor:
+        return leaf
+    column = as_column(leaf)
+    return leaf if column is None else column

@@ -107,7 +107,7 @@ class KnownRows:
     def embeddings(self, rows: Tensor) -> Float32Array:
         """See `RowIndex.embeddings`; memory of their own."""
         if self.field is not None:
-            return _as_floats(self.field.view(rows).reshape(len(rows), -1))
+            return _as_floats(self.field.view(rows).unsqueeze(1).flatten(1))
         assert self._embed is not None
         return self.checked_embeddings(self._embed(columns_of(self._buffer.layout, rows)).detach(), len(rows))
 

@@ -30,6 +30,9 @@ from rehearsal_plugin.rehearsal import Rehearsal
 __all__ = ["attach", "connect", "initialize", "left_alone", "patch"]
 
 LOG = logging.getLogger(__name__)
+CLIENT_STATE = "rehearsal"
+"""Key of DeepSpeed's client state under which the step and run of the buffer stand."""
+
 LEFT_ALONE: ContextVar[bool] = ContextVar("left_alone", default=False)
 
 
@@ -222,20 +225,25 @@ def _save_checkpoint(
 ) -> Any:
     """Save the buffer into the folder of the tag, before DeepSpeed's own files.
 
-    So the tag in `latest` is complete, unless files are written in the background.
+    So the tag in `latest` is complete, unless files are written in the background. DeepSpeed's own files name the step
+    and the run of the buffer: the folder of a tag that is used again may hold several.
     """
     handle.save(Path(save_dir) / str(f"global_step{engine.global_steps}" if tag is None else tag))
-    return save(save_dir, tag, *args, **kwargs)
+    bound = inspect.signature(save).bind(save_dir, tag, *args, **kwargs)
+    if handle.enabled:
+        bound.arguments["client_state"] = {**(bound.arguments.get("client_state") or {}), CLIENT_STATE: handle.progress}
+    return save(*bound.args, **bound.kwargs)
 
 
 def _load_checkpoint(handle: Handle, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Load the buffer from the folder of the tag; without files there it stays unchanged, with a warning."""
     path, client_state = load(*args, **kwargs)
     arguments = inspect.signature(load).bind(*args, **kwargs).arguments
+    saved = client_state.pop(CLIENT_STATE, {}) if isinstance(client_state, dict) else {}
     if path is None or arguments.get("load_module_only"):
         return path, client_state
     folder = Path(path).parent
-    if not handle.load(folder, missing_ok=True) and handle.enabled:
+    if not handle.load(folder, saved.get("step"), run=saved.get("run"), missing_ok=True) and handle.enabled:
         LOG.warning("%s has no rehearsal checkpoint; the buffer stays as it is", folder)
     return path, client_state
 

@@ -47,9 +47,16 @@ class HorovodHandle(Handle):
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
 
-    def load(self, folder: str | os.PathLike[str], step: int | None = None, *, missing_ok: bool = False) -> bool:
+    def load(
+        self,
+        folder: str | os.PathLike[str],
+        step: int | None = None,
+        *,
+        run: str | None = None,
+        missing_ok: bool = False,
+    ) -> bool:
         """See `Handle.load`; an elastic job commits at once, so that it restores the loaded rows."""
-        loaded = super().load(folder, step, missing_ok=missing_ok)
+        loaded = super().load(folder, step, run=run, missing_ok=missing_ok)
         if loaded and self.elastic and self.rehearsal is not None:
             self.rehearsal.commit()
         return loaded

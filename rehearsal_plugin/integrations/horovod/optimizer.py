@@ -26,7 +26,7 @@ from torch import nn
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig
 from rehearsal_plugin.distributed.transport.horovod import import_horovod
 from rehearsal_plugin.errors import ConfigError
-from rehearsal_plugin.integrations.handle import Handle
+from rehearsal_plugin.integrations.handle import JOINED_AT, Handle
 from rehearsal_plugin.integrations.horovod.handle import HorovodHandle
 from rehearsal_plugin.integrations.inject.forward import ForwardInjection
 from rehearsal_plugin.integrations.inject.wrap_dataloaders import wrap_data_loaders
@@ -63,6 +63,7 @@ def attach(optimizer: Any, model: nn.Module | None, config: ConfigSource) -> Hor
     optimizer.rehearsal = handle = HorovodHandle(optimizer.process_set, model)
     if section.enabled:
         handle.rehearsal = rehearsal = Rehearsal(section, handle.connect())
+        rehearsal.report.joined_at = JOINED_AT[section.inject]
         handle.follow_steps(optimizer)
         if section.inject == "forward" and model is not None:
             ForwardInjection(rehearsal, model).register()

@@ -49,6 +49,9 @@ __all__ = ["RehearsalCallback", "patch"]
 
 LOG = logging.getLogger(__name__)
 
+SAVED = "rehearsal"
+"""Key of `TrainerState.stateful_callbacks` under which a checkpoint names the step and run of its buffer."""
+
 SHOWN = ("rows_stored", "rows_replayed", "rows_displaced", "waited_ms")
 SHOWN_BY_PREFIX = ("loss_", "tokens_")
 
@@ -132,6 +135,7 @@ class RehearsalCallback(TrainerCallback):
         """See `TrainerListener`."""
         self._folder = trainer._get_output_dir(trial=trial)
         rehearsal = self.rehearsal
+        trainer.state.stateful_callbacks[SAVED] = self._handle.progress
         if rehearsal is not None and rehearsal.config.checkpoint.asynchronous:
             rehearsal.flush()
             trainer.accelerator.wait_for_everyone()  # rank 0 removes the files of all
@@ -161,7 +165,10 @@ class RehearsalCallback(TrainerCallback):
         if rehearsal.hidden_states is not None:
             rehearsal.hidden_states.watch(trainer.model)
         resumed = self._resumes_from if rehearsal.config.checkpoint.enabled else None
-        if resumed is not None and not self._handle.load(resumed, missing_ok=True):
+        saved = state.stateful_callbacks.get(SAVED, {})
+        if resumed is not None and not self._handle.load(
+            resumed, saved.get("step"), run=saved.get("run"), missing_ok=True
+        ):
             LOG.warning("%s has no rehearsal checkpoint; the buffer stays as it is", resumed)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

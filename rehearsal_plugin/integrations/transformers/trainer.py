@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig, find_block
 from rehearsal_plugin.core.tree import without
 from rehearsal_plugin.distributed.transport import LocalTransport
@@ -175,4 +176,23 @@ def augment_batch(trainer: Any, rehearsal: Rehearsal, batch: Any) -> Any:
             f"the batch tells by {spans} where its documents begin, which replayed rows would make wrong; leave them "
             "out (DataCollatorWithFlattening without return_flash_attn_kwargs), or pack rows of one length"
         )
+    if not rehearsal.fed:
+        rehearsal.report.joined_at = "as the Trainer reads its micro-batches"
+        _check_rows(trainer, rehearsal, batch)
     return rehearsal.augment(batch, ahead=True)
+
+
+def _check_rows(trainer: Any, rehearsal: Rehearsal, batch: Any) -> None:
+    """Refuse batches of several rows an example, as of preference pairs, unless the section says how they go together.
+
+    Raises:
+        BatchError: The first batch has a multiple of the rows that it has examples.
+    """
+    config, examples = rehearsal.config, trainer.args.train_batch_size
+    rows = RowLayout.infer(batch, config.fields).size(batch)
+    if "rows_per_sample" not in config.model_fields_set and rows > examples and rows % examples == 0:
+        raise BatchError(
+            f"the batch has {rows} rows of {examples} examples (per_device_train_batch_size), so {rows // examples} "
+            "rows may belong together, as the pairs of preference training do; set rehearsal.rows_per_sample to "
+            f"{rows // examples} (with rehearsal.sample_layout), or to 1 if every row stands alone"
+        )

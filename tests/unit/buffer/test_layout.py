@@ -221,20 +221,20 @@ def test_all_fields_of_a_sample_are_in_one_row() -> None:
 
 
 def test_what_is_no_tensor_of_the_batch_is_no_field() -> None:
-    batch = {"x": torch.zeros(4, 2), "scale": torch.tensor(2.0), "table": torch.zeros(9, 2), "name": "a", "none": None}
-    assert [field.name for field in RowLayout.infer(batch).fields] == ["x"]
+    batch = {**sequence(0, 4), "scale": torch.tensor(2.0), "table": torch.zeros(9, 2), "name": "a", "none": None}
+    assert [field.name for field in RowLayout.infer(batch).fields] == ["x", "y"]
 
 
 def test_what_is_no_field_passes_through_untouched() -> None:
-    batch = {"x": torch.zeros(4, 2), "scale": torch.tensor(2.0), "table": torch.zeros(9, 2), "name": object()}
+    batch = {**sequence(0, 4), "scale": torch.tensor(2.0), "table": torch.zeros(9, 2), "name": object()}
     layout = RowLayout.infer(batch)
     longer = extended(layout, batch, packed(layout, batch))
     assert all(longer[name] is batch[name] for name in ("scale", "table", "name"))
 
 
 def test_a_table_that_once_has_as_many_rows_as_the_batch_is_still_no_field() -> None:
-    layout = RowLayout.infer({"x": torch.zeros(4), "table": torch.zeros(9)})
-    assert [len(column) for column in layout.columns({"x": torch.zeros(9), "table": torch.zeros(9)})] == [9]
+    layout = RowLayout.infer({**sequence(0, 4), "table": torch.zeros(9)})
+    assert [len(column) for column in layout.columns({**sequence(0, 9), "table": torch.zeros(9)})] == [9, 9]
 
 
 def test_named_fields_alone_make_up_a_row() -> None:
@@ -268,7 +268,8 @@ REFUSED = {
     "another length": ({"x": torch.zeros(4, 3), "y": torch.zeros(5)}, r"(5,)"),
     "no dimension": ({"x": torch.zeros(4, 3), "y": torch.tensor(1.0)}, r"()"),
     "missing": ({"x": torch.zeros(4, 3)}, "missing"),
-    "no tensor": ({"x": torch.zeros(4, 3), "y": [1.0] * 4}, "missing"),
+    "no tensor": ({"x": torch.zeros(4, 3), "y": ["a"] * 4}, "list"),
+    "numbers of another dtype": ({"x": torch.zeros(4, 3), "y": [1.0] * 4}, "torch.float64"),
     "sparse": ({"x": torch.zeros(4, 3), "y": torch.zeros(4).to_sparse()}, "to_dense()"),
     "a number": ({"x": torch.zeros(4, 3), "y": 1.0}, "float"),
 }
@@ -290,8 +291,8 @@ def test_a_new_field_is_named() -> None:
 
 
 def test_a_nested_field_is_named_by_its_dotted_path() -> None:
-    first = {"inputs": [torch.zeros(2), {"mask": torch.zeros(2)}]}
-    assert "'inputs.1.mask'" in refused({"inputs": [torch.zeros(2), {"mask": torch.ones(2).bool()}]}, first)
+    first = {"inputs": [torch.zeros(3), {"mask": torch.zeros(3)}]}
+    assert "'inputs.1.mask'" in refused({"inputs": [torch.zeros(3), {"mask": torch.ones(3).bool()}]}, first)
 
 
 @pytest.mark.parametrize("batch", [{}, [], {"a": torch.tensor(1.0)}, {"a": "text"}, None], ids=repr)

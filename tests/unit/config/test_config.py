@@ -55,6 +55,8 @@ EVERY_KEY: dict[str, Any] = {
     "fields": ["inputs", "labels", "doubts"],
     "hidden": ["doubts"],
     "padding": {"length": 128, "values": {"inputs": 0}},
+    "rows_per_sample": 1,
+    "sample_layout": "interleaved",
     "sampling": {
         "scope": "global",
         "weights": "balanced",
@@ -134,6 +136,8 @@ def test_an_empty_section_takes_the_documented_defaults() -> None:
         "fields": None,
         "hidden": None,
         "padding": None,
+        "rows_per_sample": 1,
+        "sample_layout": "halves",
         "sampling": {
             "scope": "global",
             "weights": "uniform",

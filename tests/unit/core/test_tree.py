@@ -53,8 +53,23 @@ def test_a_batch_is_rebuilt_with_containers_of_the_same_types(batch: Any) -> Non
 
 
 def test_leaves_are_called_by_the_keys_on_the_way() -> None:
-    batch = {"inputs": {"ids": 1}, "labels": [2, (3,)], "none": None}
-    assert leaves_of(batch) == {"inputs.ids": 1, "labels.0": 2, "labels.1.0": 3, "none": None}
+    x, y = torch.zeros(1), torch.ones(1)
+    batch = {"inputs": {"ids": 1}, "labels": [x, (y,)], "none": None}
+    assert leaves_of(batch) == {"inputs.ids": 1, "labels.0": x, "labels.1.0": y, "none": None}
+
+
+@pytest.mark.parametrize("values", [[1, 2, 3], ("a", "b"), [None, "a"], [object()], [True]], ids=repr)
+def test_a_list_of_plain_values_is_one_leaf(values: Any) -> None:
+    assert leaves_of({"x": torch.zeros(2), "deep": {"y": values}})["deep.y"] is values
+
+
+@pytest.mark.parametrize("values", [[], [torch.zeros(1), 2], [[1], [2]], Point(1, 2)], ids=str)
+def test_other_lists_are_walked(values: Any) -> None:
+    assert "y" not in leaves_of({"y": values})
+
+
+def test_lists_of_plain_values_of_any_length_are_one_structure() -> None:
+    assert flatten({"y": [1, 2]}).structure is flatten({"y": [1, 2, 3]}).structure
 
 
 def test_leaves_stand_in_the_order_in_which_mappings_were_filled() -> None:
@@ -67,9 +82,9 @@ def test_two_leaves_of_one_name_are_refused() -> None:
 
 
 def test_other_leaves_can_be_put_in_place_of_some() -> None:
-    flat = flatten({"a": 1, "b": [2, 3]})
-    assert flat.with_leaves({"b.1": 9}).rebuild() == {"a": 1, "b": [2, 9]}
-    assert flat.rebuild() == {"a": 1, "b": [2, 3]}
+    flat = flatten({"a": 1, "b": {"c": 2, "d": 3}})
+    assert flat.with_leaves({"b.d": 9}).rebuild() == {"a": 1, "b": {"c": 2, "d": 9}}
+    assert flat.rebuild() == {"a": 1, "b": {"c": 2, "d": 3}}
 
 
 def test_what_is_flat_already_is_not_walked_again() -> None:

@@ -1,100 +1,60 @@
-"""A strategy's term that reaches no gradient is refused at the step, and only then."""
+"""Whether a strategy's term was trained on: found by the gradients of a backward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import mse_loss
+from torch import Tensor
 
-from rehearsal_plugin import Rehearsal
-from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError
-
-STEPS = 6
-
-
-def learn(loss_of: Callable[[Rehearsal, Tensor, Tensor], Tensor | None], **section: Any) -> Rehearsal:
-    """Train some steps; `loss_of(rehearsal, outputs, targets)` gives the loss that is trained on, None for none."""
-    torch.manual_seed(0)
-    model = nn.Linear(2, 1)
-    keys = {"buffer": {"capacity": 50}, "representatives": 2, "strategy": {"name": "der"}, **section}
-    with Rehearsal(keys, LocalTransport()) as rehearsal:
-        for _ in range(STEPS):
-            batch = rehearsal.augment({"x": torch.randn(4, 2), "y": torch.randn(4, 1), "key": torch.arange(4) % 2})
-            loss = loss_of(rehearsal, model(batch["x"]), batch["y"])
-            if loss is not None:
-                loss.backward()  # type: ignore[no-untyped-call]
-            rehearsal.step()
-    return rehearsal
+from rehearsal_plugin.runtime.term_gradient import TermGradients
 
 
-def inside(rehearsal: Rehearsal, outputs: Tensor, targets: Tensor) -> Any:
-    """As a model of Hugging Face that computes its loss itself."""
-    return rehearsal.complete({"loss": mse_loss(outputs, targets), "logits": outputs})
+def watched() -> tuple[TermGradients, Tensor, Tensor]:
+    """Outputs of a model, a term that was made of them, and what watches the term."""
+    outputs = torch.ones(3, requires_grad=True) * 2
+    term = outputs.square().mean()
+    terms = TermGradients()
+    terms.watch(term, [outputs])
+    return terms, outputs, term
 
 
-def weighted() -> dict[str, Any]:
-    return {
-        "buffer": {"capacity": 50, "partition_by": "key"},
-        "strategy": {"name": "er", "partition_weights": {0: 1.0, 1: 3.0}},
-    }
+def test_a_term_in_the_loss_is_fine() -> None:
+    terms, outputs, term = watched()
+    (outputs.sum() + term).backward()  # type: ignore[no-untyped-call]
+    terms.check("strategy 'der'")
 
 
-def test_a_loss_that_is_trained_on_is_fine() -> None:
-    learn(lambda rehearsal, outputs, targets: inside(rehearsal, outputs, targets)["loss"])
-    learn(lambda rehearsal, outputs, targets: rehearsal.loss(mse_loss, outputs, targets) * 0.5)
-    learn(lambda rehearsal, outputs, targets: rehearsal.loss(mse_loss, outputs, targets), **weighted())
+def test_a_loss_of_the_outputs_without_the_term_is_refused_with_the_cure() -> None:
+    terms, outputs, _ = watched()
+    outputs.sum().backward()  # type: ignore[no-untyped-call]
+    with pytest.raises(BatchError, match=r"leaves out the term of strategy 'der'.*rehearsal\.loss\(criterion"):
+        terms.check("strategy 'der'")
 
 
-def test_a_loss_of_ones_own_beside_the_models_is_refused() -> None:
-    def own(rehearsal: Rehearsal, outputs: Tensor, targets: Tensor) -> Tensor:
-        return mse_loss(inside(rehearsal, outputs, targets)["logits"], targets)
-
-    with pytest.raises(BatchError, match=r"leaves out the term of strategy 'der'.*compute_loss_func"):
-        learn(own)
+def test_a_pass_without_a_backward_is_fine() -> None:
+    terms, _, _ = watched()
+    terms.check("strategy 'der'")
 
 
-@pytest.mark.parametrize(
-    ("section", "subject"),
-    [
-        ({}, "strategy 'der'"),
-        ({"strategy": {"name": "er", "loss_weight": 3}}, "strategy 'er'"),
-        (weighted(), r"rehearsal\.strategy\.partition_weights"),
-    ],
-)
-def test_a_loss_that_was_asked_for_and_thrown_away_is_refused(section: dict[str, Any], subject: str) -> None:
-    def thrown_away(rehearsal: Rehearsal, outputs: Tensor, targets: Tensor) -> Tensor:
-        rehearsal.loss(mse_loss, outputs, targets)
-        return mse_loss(outputs, targets)
-
-    with pytest.raises(BatchError, match=f"leaves out the term of {subject}"):
-        learn(thrown_away, **section)
+def test_a_term_without_a_gradient_is_not_watched() -> None:
+    terms, outputs = TermGradients(), torch.ones(3, requires_grad=True) * 2
+    terms.watch(torch.zeros(()), [outputs])
+    outputs.sum().backward()  # type: ignore[no-untyped-call]
+    terms.check("strategy 'der'")
 
 
-def test_a_step_without_a_backward_pass_misses_nothing() -> None:
-    def idle(rehearsal: Rehearsal, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        loss = rehearsal.loss(mse_loss, outputs, targets)
-        return loss if rehearsal.steps % 2 else None
-
-    learn(idle)
-
-
-def test_what_was_given_up_is_not_missed() -> None:
-    def given_up(rehearsal: Rehearsal, outputs: Tensor, targets: Tensor) -> None:
-        rehearsal.loss(mse_loss, outputs, targets)
-        outputs.sum().backward()  # type: ignore[no-untyped-call]
-        rehearsal.give_up_step()
-
-    learn(given_up)
+def test_the_next_step_begins_anew() -> None:
+    terms, outputs, _ = watched()
+    outputs.sum().backward()  # type: ignore[no-untyped-call]
+    terms.clear()
+    terms.check("strategy 'der'")
 
 
-def test_a_plain_loss_may_be_anywhere() -> None:
-    def own(rehearsal: Rehearsal, outputs: Tensor, targets: Tensor) -> Tensor:
-        rehearsal.loss(mse_loss, outputs, targets)
-        return mse_loss(outputs, targets)
-
-    learn(own, strategy={"name": "er"})
+def test_one_lost_term_among_several_is_enough() -> None:
+    terms, outputs, term = watched()
+    lost = outputs.abs().mean()
+    terms.watch(lost, [outputs])
+    (outputs.sum() + term).backward()  # type: ignore[no-untyped-call]
+    with pytest.raises(BatchError):
+        terms.check("x")

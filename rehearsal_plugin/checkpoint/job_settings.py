@@ -1,0 +1,51 @@
+"""The settings of a job that its state depends on, and what a checkpoint of other ones must not be loaded into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.errors import CheckpointError
+from rehearsal_plugin.strategies import Strategy
+
+__all__ = ["check_strategy", "job_settings"]
+
+
+def job_settings(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
+    """The settings that the state depends on."""
+    buffer, sampling, retrieval = config.buffer, config.sampling, config.retrieval
+    embedded = {} if retrieval is None or retrieval.module is None else {"embedding": retrieval.embedding}
+    return {
+        **embedded,
+        "capacity": buffer.capacity,
+        "policy": buffer.policy,
+        "partition_by": buffer.partition_by,
+        "score_by": buffer.score_by,
+        "deduplicate": buffer.deduplicate,
+        "weights": config.drawn_by,
+        "scope": sampling.scope,
+        "strategy": config.strategy.name,
+        "outputs": config.strategy.outputs,
+        "k": config.strategy.k,
+        "draws": strategy.draws,
+        "records": strategy.records,
+    }
+
+
+def check_strategy(then: Mapping[str, Any], now: Mapping[str, Any], *, rows: bool, path: Path) -> None:
+    """Refuse rows with recorded state of another strategy: this one could not read it, or would miss its own."""
+    by_strategy = any(then.get(name) != now[name] for name in ("strategy", "outputs", "k"))
+    by_loss = (then.get("score_by") == "loss") != (now["score_by"] == "loss")
+    embedded = then.get("embedding") != now.get("embedding")
+    if not rows or not (by_strategy or by_loss or embedded) or not (then.get("records") or now["records"]):
+        return
+    recorded = (
+        ", ".join(f"{name} {job.get(name)!r}" for name in ("strategy", "outputs", "k", "score_by", "embedding"))
+        for job in (then, now)
+    )
+    raise CheckpointError(
+        f"{path} holds rows with what was recorded under {next(recorded)}, and this job has {next(recorded)}; keep "
+        "rehearsal.strategy, buffer.score_by and retrieval, or start with an empty buffer"
+    )

@@ -1,0 +1,87 @@
+"""Two lines about a job: what a row is, at the first batch; and what came of it, at the end."""
+
+from __future__ import annotations
+
+import logging
+
+from rehearsal_plugin.buffer.rows.fields import Field
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.metrics import Metrics
+
+__all__ = ["JobReport"]
+
+LOG = logging.getLogger(__name__)
+
+MOST_SHOWN = 40
+"""Fields or passing leaves that are named; of more, the number is told."""
+
+
+class JobReport:
+    """Counts what the model sees, and logs the two lines.
+
+    Args:
+        config: The `rehearsal` section.
+        rank: This rank.
+
+    Attributes:
+        joined_at: Where rows join the batch, for a person.
+        rows_new: New rows that the model saw.
+        rows_replayed: Replayed rows that it saw.
+    """
+
+    def __init__(self, config: RehearsalConfig, rank: int) -> None:
+        self._config, self._rank = config, rank
+        self.joined_at = "in update() or augment(), as the training loop calls them"
+        self.rows_new = self.rows_replayed = 0
+
+    def log_first_batch(self, layout: RowLayout) -> None:
+        """Say what a row is, what passes through, and where replayed rows join; on rank 0, at level INFO."""
+        if self._rank:
+            return
+        passing = [f"{name} ({why})" for name, why in layout.passing.items()]
+        LOG.info(
+            "rehearsal: a row is %s; %d bytes a row, %d rows fit into the buffer of a rank; passing through "
+            "unreplayed: %s; replayed rows join %s",
+            _listed([_described(field) for field in layout.fields]),
+            layout.row_bytes,
+            self._config.buffer.rows(layout.row_bytes),
+            _listed(passing) if passing else "nothing",
+            self.joined_at,
+        )
+
+    def log_end(self, metrics: Metrics) -> None:
+        """Say how many rows were offered, stored and replayed, and the share met: a warning where none was replayed."""
+        if not self.rows_new and not self.rows_replayed:
+            LOG.warning("rehearsal on rank %d: no batch came, so nothing was stored and nothing replayed", self._rank)
+            return
+        config = self._config
+        wants_replay = bool(config.ratio or config.representatives or config.ratio_schedule)
+        missing = wants_replay and not self.rows_replayed
+        LOG.log(
+            logging.WARNING if missing else logging.INFO,
+            "rehearsal on rank %d: %d rows offered, %d stored, %d replayed; the share of replayed rows was %.4g%s",
+            self._rank,
+            metrics.rows_offered,
+            metrics.rows_stored,
+            self.rows_replayed,
+            self.rows_replayed / (self.rows_new + self.rows_replayed),
+            f", {self._reason(metrics)}" if missing else "",
+        )
+
+    def _reason(self, metrics: Metrics) -> str:
+        """Why nothing was replayed."""
+        if not metrics.steps:
+            return "as no optimizer step was counted: call step() after each, or attach the rehearsal to your framework"
+        if metrics.steps < self._config.start_step:
+            return f"as the job ended before rehearsal.start_step {self._config.start_step}"
+        return f"though {metrics.steps} steps were made: rows come three steps after they were asked for"
+
+
+def _described(field: Field) -> str:
+    return f"{field.name} {str(field.dtype).removeprefix('torch.')} {list(field.shape)}"
+
+
+def _listed(entries: list[str]) -> str:
+    shown = ", ".join(entries[:MOST_SHOWN])
+    return shown if len(entries) <= MOST_SHOWN else f"{shown} and {len(entries) - MOST_SHOWN} more"

@@ -1,0 +1,79 @@
+"""The two lines about a job: what a row is, and what came of it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from rehearsal_plugin import LocalTransport, Rehearsal
+from rehearsal_plugin.errors import BatchError
+from tests.helpers.samples import new_batch
+
+SECTION: dict[str, Any] = {"buffer": {"capacity": 50}, "representatives": 3}
+
+
+def run(steps: int, caplog: pytest.LogCaptureFixture, batch: Any = None, **keys: Any) -> list[tuple[int, str]]:
+    """Level and text of the lines that a job logs."""
+    caplog.set_level(logging.INFO, logger="rehearsal_plugin")
+    with Rehearsal({**SECTION, **keys}, LocalTransport()) as rehearsal:
+        for step in range(steps):
+            rehearsal.update(new_batch(0, step, 6) if batch is None else batch)
+    return [(record.levelno, record.getMessage()) for record in caplog.records]
+
+
+def test_the_first_batch_says_what_a_row_is_and_what_passes_through(caplog: pytest.LogCaptureFixture) -> None:
+    batch = {"x": torch.zeros(6, 3), "y": torch.zeros(6, dtype=torch.int64), "epoch": 2, "table": torch.zeros(9)}
+    (level, line), *others = run(6, caplog, batch)
+    assert level == logging.INFO
+    assert "a row is x float32 [3], y int64 []; 32 bytes a row, 50 rows fit" in line
+    assert "passing through unreplayed: epoch (no entries), table (9 entries, not 6)" in line
+    assert "replayed rows join in update() or augment()" in line
+    assert len(others) == 1, "one line at the begin, one at the end"
+
+
+def test_the_end_says_what_was_offered_stored_and_replayed(caplog: pytest.LogCaptureFixture) -> None:
+    level, line = run(10, caplog)[-1]
+    assert level == logging.INFO
+    assert "rank 0: 60 rows offered, 50 stored, 24 replayed; the share of replayed rows was 0.2857" in line
+
+
+@pytest.mark.parametrize(
+    ("steps", "keys", "reason"),
+    [
+        (2, {}, "2 steps were made: rows come three steps after"),
+        (6, {"start_step": 100}, "ended before rehearsal.start_step 100"),
+        (0, {}, "no batch came"),
+    ],
+    ids=["short", "start_step", "no batch"],
+)
+def test_a_job_without_replay_is_a_warning_with_the_reason(
+    steps: int, keys: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    level, line = run(steps, caplog, **keys)[-1]
+    assert level == logging.WARNING
+    assert reason in line
+
+
+def test_a_job_that_wants_no_replay_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert run(6, caplog, representatives=0)[-1][0] == logging.INFO
+
+
+def test_without_an_optimizer_step_the_reason_is_the_missing_step(caplog: pytest.LogCaptureFixture) -> None:
+    with Rehearsal(SECTION, LocalTransport()) as rehearsal:
+        for step in range(5):
+            rehearsal.augment(new_batch(0, step, 6))
+    assert "no optimizer step was counted: call step()" in caplog.records[-1].getMessage()
+
+
+def test_many_leaves_are_told_by_their_number(caplog: pytest.LogCaptureFixture) -> None:
+    line = run(1, caplog, {f"f{number}": torch.zeros(4) for number in range(60)})[0][1]
+    assert "f39 float32 [] and 20 more" in line
+
+
+def test_a_hidden_field_that_no_batch_has_is_refused_with_the_nearest() -> None:
+    rehearsal = Rehearsal({**SECTION, "hidden": ["lable"]}, LocalTransport())
+    with rehearsal, pytest.raises(BatchError, match=r"rehearsal\.hidden names 'lable'.* did you mean 'label'"):
+        rehearsal.update(new_batch(0, 0, 6))
