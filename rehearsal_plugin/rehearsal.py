@@ -223,9 +223,14 @@ class Rehearsal(Checkpointed):
         self._coordinator.collect()
         self._coordinator.launch()
 
-    def due(self) -> int:
-        """Rows that the next `augment` will add, for callers that make room themselves."""
-        return self._coordinator.due
+    def due(self, rows: int | None = None) -> int:
+        """Number of replayed rows that the next `augment` adds, for callers that make room themselves.
+
+        Args:
+            rows: Rows that the model shall see of that micro-batch, new and replayed; None for as many as in the step
+                that asked for them.
+        """
+        return self._coordinator.due(rows)
 
     def reweigh(self, weights: Mapping[Any, float]) -> None:
         """Change the mixture while the job runs, as soon as all ranks have been told the same.

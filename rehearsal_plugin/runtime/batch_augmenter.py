@@ -22,6 +22,7 @@ from rehearsal_plugin.errors import CheckpointError, ConfigError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
 from rehearsal_plugin.runtime.pending_losses import PendingLosses
+from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.representatives import Share
 from rehearsal_plugin.runtime.token_losses import token_counts
 from rehearsal_plugin.strategies import Strategy
@@ -82,10 +83,10 @@ class BatchAugmenter:
         if not self._strategy.records:
             self._coordinator.stage_candidates(columns, layout, {})  # first: rows it refuses must leave no trace
         size = columns[0].shape[0]
-        share, displaced = self._take_share(size, displace)
+        share, displaced, turn = self._take_share(size, displace)
         replayed = NO_ROWS if share is None else layout.views(share.rows)
         new = size - displaced
-        self._count_towards_ratio(flat, replayed, new, share)
+        self._count_towards_ratio(flat, replayed, new, share, turn)
         # Only what the model sees has outputs, and it has them later, when the batch may have been changed.
         recorded = [column[:new].clone() for column in columns] if self._strategy.records else []
         keys = self._keys(layout, columns, new, replayed)
@@ -127,11 +128,11 @@ class BatchAugmenter:
         buffer.layout = replace(layout, state=buffer.layout.state, row_bytes=buffer.layout.row_bytes)
         return layout
 
-    def _take_share(self, size: int, displace: bool) -> tuple[Share | None, int]:
-        """The replayed rows of a batch of `size` rows, and how many of its rows make room for them."""
+    def _take_share(self, size: int, displace: bool) -> tuple[Share | None, int, Turn]:
+        """The replayed rows of a batch of `size` rows, how many of its rows make room for them, and its turn."""
         replacing = displace and self._config.mode == "replace"
-        share = self._coordinator.take(size if replacing else None)
-        return share, share.count if share is not None and replacing else 0
+        share, turn = self._coordinator.take(size, size if replacing else None)
+        return share, share.count if share is not None and replacing else 0, turn
 
     def _joined(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
         """The batch with replayed rows behind it, these transformed if the strategy says so."""
@@ -147,7 +148,7 @@ class BatchAugmenter:
         return {name: flat[name] for name in replayed}
 
     def _count_towards_ratio(
-        self, batch: FlatBatch, replayed: Mapping[str, Tensor], new: int, share: Share | None
+        self, batch: FlatBatch, replayed: Mapping[str, Tensor], new: int, share: Share | None, turn: Turn
     ) -> None:
         """Count how much the model sees: `new` rows of the batch, and the replayed ones."""
         queue, rows = self._coordinator.queue, [new, 0 if share is None else share.count]
@@ -157,7 +158,9 @@ class BatchAugmenter:
             amounts = [of_new, int(self.padding.lengths(replayed).sum()) if replayed else 0]
             for count, amount, is_replayed in zip(rows, amounts, (False, True), strict=True):
                 queue.ratio.learn_tokens(count, amount, replayed=is_replayed)
-        queue.count_micro_batch(sum(amounts) if self._config.mode == "replace" else amounts[0])
+        replacing = self._config.mode == "replace"
+        size, amount = (sum(rows), sum(amounts)) if replacing else (rows[0], amounts[0])
+        queue.count_micro_batch(turn, size, amount, amounts[1])
 
     def _keys(
         self, layout: RowLayout, columns: list[Tensor], new: int, replayed: Mapping[str, Tensor]

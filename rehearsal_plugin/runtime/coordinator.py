@@ -17,6 +17,7 @@ from rehearsal_plugin.errors import ExchangeError
 from rehearsal_plugin.runtime.lifecycle import Lifecycle
 from rehearsal_plugin.runtime.loss_consensus import LossConsensus
 from rehearsal_plugin.runtime.prefetcher import Prefetcher
+from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.replay_queue import ReplayQueue
 from rehearsal_plugin.runtime.representatives import Share
 
@@ -59,10 +60,9 @@ class ReplayCoordinator:
         """Number of the next exchange, the same on all ranks."""
         return self.lifecycle.step
 
-    @property
-    def due(self) -> int:
-        """Rows that the next `take` gives if there is room."""
-        return self.queue.due(self.step)
+    def due(self, rows: int | None = None) -> int:
+        """Rows that the next `take` gives if there is room, for as many `rows` as then; None for as many as planned."""
+        return self.queue.due(self.step, rows)
 
     def stage_candidates(self, columns: list[Tensor], layout: RowLayout, state: Mapping[str, Tensor]) -> None:
         """Copy a micro-batch's candidates to the staging area.
@@ -79,13 +79,14 @@ class ReplayCoordinator:
         layout = prefetcher.buffer.layout
         prefetcher.stage_candidates([*columns, *layout.state_columns(state, columns[0].shape[0])])
 
-    def take(self, most: int | None) -> Share | None:
-        """The replayed rows of the next micro-batch, or None.
+    def take(self, rows: int, most: int | None) -> tuple[Share | None, Turn]:
+        """The replayed rows of the next micro-batch, or None; and its turn.
 
         Args:
+            rows: See `Turn`.
             most: Rows that there is room for; None for no limit.
         """
-        return self.queue.take(self.step, most)
+        return self.queue.take(self.step, rows, most)
 
     def collect(self) -> None:
         """Wait for the exchange in flight; its rows are ready then.

@@ -23,8 +23,8 @@ def coordinator(**keys: Any) -> ReplayCoordinator:
 def step(rows: ReplayCoordinator, number: int) -> int:
     """An optimizer step of one micro-batch; replayed rows that it got."""
     rows.stage_candidates(LAYOUT.columns(new_batch(0, number, 4)), LAYOUT, {})
-    share = rows.take(None)
-    rows.queue.count_micro_batch(4)
+    share, turn = rows.take(4, None)
+    rows.queue.count_micro_batch(turn, 4, 4, 0 if share is None else share.count)
     rows.collect()
     rows.launch()
     return 0 if share is None else len(share.rows)
@@ -44,7 +44,7 @@ def test_a_restart_forgets_requests_and_keeps_rows() -> None:
     assert rows.prefetcher is not None
     stored = len(rows.prefetcher.buffer)
     rows.restart(rows.step)
-    assert rows.due == 0
+    assert rows.due() == 0
     assert len(rows.prefetcher.buffer) == stored == 20
     rows.lifecycle.close(1.0)
 
@@ -91,7 +91,7 @@ def test_it_goes_on_from_its_state() -> None:
     state = rows.state_dict()
     assert rows.prefetcher is not None
     loaded.load_state_dict(state, LAYOUT, torch.device("cpu"), rows.prefetcher.buffer.state_dict())
-    assert (loaded.step, loaded.digest, loaded.due) == (rows.step, rows.digest, rows.due)
+    assert (loaded.step, loaded.digest, loaded.due()) == (rows.step, rows.digest, rows.due())
     for number in range(5, 9):
         assert step(loaded, number) == step(rows, number) == 2
     rows.lifecycle.close(1.0)
