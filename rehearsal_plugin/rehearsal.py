@@ -150,6 +150,7 @@ class Rehearsal(Checkpointed):
         self._check_open()
         if not ahead:
             self._pending.check()
+        self._coordinator.check_steps()
         with self._coordinator.metrics.timed("augmented_ms"):
             return self._augmenter.augment(batch, displace=displace)
 
@@ -203,7 +204,11 @@ class Rehearsal(Checkpointed):
         self._pending.record(outputs)
 
     def drop(self) -> None:
-        """Forget the micro-batch whose turn it is, as after a forward that failed: its rows are not recorded."""
+        """Forget the micro-batch whose turn it is, as after a forward or a backward that failed.
+
+        Its rows are not offered to the buffer, and the replayed rows that it got come with the next one. So the same
+        batch can be given again. Without a micro-batch that waits, it is the one whose loss was asked for last.
+        """
         self._pending.drop()
 
     def give_up_step(self) -> None:

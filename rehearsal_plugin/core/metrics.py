@@ -100,10 +100,10 @@ class Metrics:
         finally:
             setattr(self, name, getattr(self, name) + 1e3 * (time.perf_counter() - start))
 
-    def count_replayed(self, keys: IntArray) -> None:
-        """Count replayed rows by their partition keys `[n]`."""
+    def count_replayed(self, keys: IntArray, times: int = 1) -> None:
+        """Count replayed rows by their partition keys `[n]`; -1 times takes them back."""
         distinct, counts = np.unique(keys, return_counts=True)
-        self.replayed_by_partition.update(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
+        self.replayed_by_partition.update(dict(zip(distinct.tolist(), (times * counts).tolist(), strict=True)))
 
     def count_tokens(self, tokens: Tensor, new: int, keys: IntArray | None) -> None:
         """Count the tokens `[rows]` of a micro-batch, of which the first `new` rows are new ones, with their keys.

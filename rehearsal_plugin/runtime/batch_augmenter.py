@@ -76,14 +76,23 @@ class BatchAugmenter:
 
     def augment(self, batch: Any, *, displace: bool) -> Any:
         """See `Rehearsal.augment`."""
+        turn = Turn(0)
+        try:
+            return self._augment(batch, turn, displace=displace)
+        except BaseException:  # a transform that raises, or Ctrl-C: the batch may be given again
+            self._coordinator.undo(turn)
+            raise
+
+    def _augment(self, batch: Any, turn: Turn, *, displace: bool) -> Any:
+        """See `augment`; `turn` notes what is to be undone."""
         flat = flatten(batch)
         stored = flat if self.padding is None else self.padding.widen(flat)
         layout = self._layout = self._layout or self._first_layout(stored)
         columns = layout.columns(stored)
         if not self._strategy.records:
-            self._coordinator.stage_candidates(columns, layout, {})  # first: rows it refuses must leave no trace
-        size = columns[0].shape[0]
-        share, displaced, turn = self._take_share(size, displace)
+            self._coordinator.stage_candidates(columns, layout, {}, turn)  # first: rows it refuses must leave no trace
+        size = turn.rows = columns[0].shape[0]
+        share, displaced = self._take_share(turn, displace)
         replayed = NO_ROWS if share is None else layout.views(share.rows)
         new = size - displaced
         self._count_towards_ratio(flat, replayed, new, share, turn)
@@ -95,11 +104,19 @@ class BatchAugmenter:
             joined = flatten(self._transform(joined.rebuild()))
         labels = joined.get("labels")
         micro_batch = MicroBatch(
-            recorded, new, share, self._strategy.draws, keys, labels if isinstance(labels, Tensor) else None
+            recorded,
+            new,
+            share,
+            self._strategy.draws,
+            keys,
+            labels if isinstance(labels, Tensor) else None,
+            turn,
+            displaced,
         )
-        self._pending.expect(micro_batch, layout)
+        visible = self.visible(batch if joined is flat and not isinstance(batch, FlatBatch) else joined)
         self._count(joined, new, displaced, share, keys)
-        return self.visible(batch if joined is flat and not isinstance(batch, FlatBatch) else joined)
+        self._pending.expect(micro_batch, layout)  # last: nothing can go wrong any more
+        return visible
 
     def visible(self, batch: Any) -> Any:
         """See `Rehearsal.visible`."""
@@ -128,11 +145,11 @@ class BatchAugmenter:
         buffer.layout = replace(layout, state=buffer.layout.state, row_bytes=buffer.layout.row_bytes)
         return layout
 
-    def _take_share(self, size: int, displace: bool) -> tuple[Share | None, int, Turn]:
-        """The replayed rows of a batch of `size` rows, how many of its rows make room for them, and its turn."""
+    def _take_share(self, turn: Turn, displace: bool) -> tuple[Share | None, int]:
+        """The replayed rows of a batch, and how many of its rows make room for them."""
         replacing = displace and self._config.mode == "replace"
-        share, turn = self._coordinator.take(size, size if replacing else None)
-        return share, share.count if share is not None and replacing else 0, turn
+        share = self._coordinator.take(turn, turn.rows if replacing else None)
+        return share, share.count if share is not None and replacing else 0
 
     def _joined(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
         """The batch with replayed rows behind it, these transformed if the strategy says so."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.metrics import Metrics
 from rehearsal_plugin.distributed.transport import Transport
-from rehearsal_plugin.errors import ExchangeError
+from rehearsal_plugin.errors import BatchError, ExchangeError
 from rehearsal_plugin.runtime.lifecycle import Lifecycle
 from rehearsal_plugin.runtime.loss_consensus import LossConsensus
 from rehearsal_plugin.runtime.prefetcher import Prefetcher
@@ -21,7 +22,15 @@ from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.replay_queue import ReplayQueue
 from rehearsal_plugin.runtime.representatives import Share
 
-__all__ = ["ReplayCoordinator"]
+__all__ = ["MANY_WITHOUT_STEP", "MOST_WITHOUT_STEP", "ReplayCoordinator"]
+
+LOG = logging.getLogger(__name__)
+
+MANY_WITHOUT_STEP = 256
+"""Micro-batches without a step after which a warning is logged."""
+
+MOST_WITHOUT_STEP = 4096
+"""Micro-batches without a first step that are an error: no accumulation is as long."""
 
 
 class ReplayCoordinator:
@@ -64,29 +73,63 @@ class ReplayCoordinator:
         """Rows that the next `take` gives if there is room, for as many `rows` as then; None for as many as planned."""
         return self.queue.due(self.step, rows)
 
-    def stage_candidates(self, columns: list[Tensor], layout: RowLayout, state: Mapping[str, Tensor]) -> None:
+    def stage_candidates(
+        self, columns: list[Tensor], layout: RowLayout, state: Mapping[str, Tensor], turn: Turn
+    ) -> None:
         """Copy a micro-batch's candidates to the staging area.
 
         Args:
             columns: The batch's rows by field; see `RowLayout.columns`.
             layout: That of the batch.
             state: What is stored beside each row, by name.
+            turn: That of the micro-batch; it notes where they are.
 
         Raises:
             BatchError: The state does not look like the first one.
         """
         prefetcher = self.prefetcher or self.lifecycle.begin(layout.with_state(state), columns[0].device)
         layout = prefetcher.buffer.layout
-        prefetcher.stage_candidates([*columns, *layout.state_columns(state, columns[0].shape[0])])
+        turn.staged = prefetcher.stage_candidates([*columns, *layout.state_columns(state, columns[0].shape[0])])
 
-    def take(self, rows: int, most: int | None) -> tuple[Share | None, Turn]:
-        """The replayed rows of the next micro-batch, or None; and its turn.
+    def take(self, turn: Turn, most: int | None) -> Share | None:
+        """The replayed rows of the next micro-batch, or None.
 
         Args:
-            rows: See `Turn`.
+            turn: That of the micro-batch.
             most: Rows that there is room for; None for no limit.
         """
-        return self.queue.take(self.step, rows, most)
+        return self.queue.take(self.step, turn, most)
+
+    def undo(self, turn: Turn) -> bool:
+        """Take back the candidates and the share of a micro-batch that is not seen after all.
+
+        Returns:
+            False where its step has ended, so that nothing is taken back.
+        """
+        if not self.queue.undo(turn):
+            return False
+        if turn.staged is not None and self.prefetcher is not None:
+            self.prefetcher.withdraw_candidates(turn.staged)
+        return True
+
+    def check_steps(self) -> None:
+        """Say so when micro-batches come and no step ever ends: nothing would be replayed.
+
+        Raises:
+            BatchError: `MOST_WITHOUT_STEP` micro-batches have come and no step has ended.
+        """
+        waiting = self.queue.waiting
+        if waiting == MANY_WITHOUT_STEP:
+            LOG.warning(
+                "%d micro-batches since the last rehearsal.step(); nothing is replayed until it is called, once an "
+                "optimizer step",
+                waiting,
+            )
+        if waiting >= MOST_WITHOUT_STEP and not self.metrics.steps:
+            raise BatchError(
+                f"{waiting} calls of augment() and none of step(), so nothing can be replayed; call rehearsal.step() "
+                "once an optimizer step"
+            )
 
     def collect(self) -> None:
         """Wait for the exchange in flight; its rows are ready then.

@@ -16,6 +16,7 @@ from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.loss_monitor import LossMonitor, PartitionImportance
 from rehearsal_plugin.runtime.micro_batch import MicroBatch, no_criterion
+from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import Criterion
 
@@ -34,6 +35,7 @@ class PendingLosses:
     def __init__(self, config: RehearsalConfig, strategy: Strategy, coordinator: ReplayCoordinator) -> None:
         self._config, self._strategy, self._coordinator = config, strategy, coordinator
         self._waiting: deque[tuple[MicroBatch, RowLayout]] = deque()
+        self._answered: MicroBatch | None = None  # the last one, as its backward pass may fail
         self._importance = (
             None if config.strategy.partition_weights is None else PartitionImportance(config, coordinator)
         )
@@ -42,6 +44,7 @@ class PendingLosses:
     def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
         """Wait for the answer for this micro-batch too, after those for the ones before it."""
         self._waiting.append((micro_batch, layout))
+        self._answered = None
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """See `Rehearsal.loss`."""
@@ -76,12 +79,21 @@ class PendingLosses:
 
     def drop(self) -> None:
         """See `Rehearsal.drop`."""
-        if self._waiting:
-            self._waiting.popleft()
+        dropped = self._waiting.popleft()[0] if self._waiting else self._answered
+        self._answered = None
+        if dropped is None or dropped.turn is None or not self._coordinator.undo(dropped.turn):
+            return
+        metrics, share = self._coordinator.metrics, dropped.share
+        if share is not None:
+            metrics.rows_replayed -= share.count
+            metrics.rows_displaced -= dropped.displaced
+            if dropped.keys is not None:
+                metrics.count_replayed(dropped.keys[dropped.new :], times=-1)
 
     def clear(self) -> None:
         """Forget all micro-batches, and what was measured of them."""
         self._waiting.clear()
+        self._answered = None
         self._monitor.clear()
 
     def check(self) -> None:
@@ -149,8 +161,9 @@ class PendingLosses:
         if self._strategy.records:
             micro_batch, layout = self._current()
             state = self._strategy.state(replace(new, outputs=map_leaves(new.outputs, _detached)))
-            self._coordinator.stage_candidates(micro_batch.columns, layout, state)
-        self._waiting.popleft()
+            turn = micro_batch.turn or Turn(micro_batch.new)
+            self._coordinator.stage_candidates(micro_batch.columns, layout, state, turn)
+        self._answered = self._waiting.popleft()[0]
 
     def _refresh(self, replayed: list[Part]) -> None:
         share = self._current()[0].share

@@ -29,6 +29,7 @@ class Turn:
 
     Attributes:
         rows: New and replayed rows with `mode: replace`, new rows with `append`.
+        staged: Its number among the micro-batches whose candidates are staged; None until they are.
         planned: The entry of the plan that it used up.
         source: The arrival that gave it rows; None for none.
         index: `[r]` int64, which rows of that.
@@ -38,6 +39,7 @@ class Turn:
     """
 
     rows: int
+    staged: int | None = None
     planned: tuple[int, int] | None = None
     source: Representatives | None = None
     index: Tensor | None = None

@@ -75,27 +75,28 @@ class ReplayQueue:
             return 0
         return self._ready.most(self._share_for(rows))
 
-    def take(self, step: int, rows: int, most: int | None) -> tuple[Share | None, Turn]:
-        """The rows of the next micro-batch, or None; and its turn, which `count_micro_batch` completes.
+    def take(self, step: int, turn: Turn, most: int | None) -> Share | None:
+        """The rows of the next micro-batch, or None; `count_micro_batch` completes its turn.
 
         Args:
             step: Number of the next exchange.
-            rows: See `Turn`.
+            turn: With the rows of the micro-batch.
             most: Rows that there is room for; None for no limit.
         """
-        rows, self._expected = rows if self._expected is None else self._expected, None
-        turn = Turn(rows)
+        if self._expected is not None:
+            turn.rows, self._expected = self._expected, None
         self._turns.append(turn)
         if step < self._start_step:
-            return None, turn
-        count = self._share_for(rows)
-        self.account.end_turn(rows, self._plan.rate)
+            return None
+        count = self._share_for(turn.rows)
+        self.account.end_turn(turn.rows, self._plan.rate)
         turn.planned = self._plan.pop()
         if self._ready is None:
-            return None, turn
+            return None
         share = self._ready.take(count if most is None else min(count, most // self._draws))
-        turn.source, turn.index, turn.sizes = self._ready, share.index, share.sizes
-        return share, turn
+        if share.count:
+            turn.source, turn.index, turn.sizes = self._ready, share.index, share.sizes
+        return share
 
     def count_micro_batch(self, turn: Turn, rows: int, amount: int, replayed: int) -> None:
         """Count what the model sees of a micro-batch.
@@ -112,15 +113,22 @@ class ReplayQueue:
             due = Fraction(turn.planned[1] * self.ratio.row_cost)
         turn.change = self.account.settle(due, replayed)
 
-    def undo(self, turn: Turn) -> None:
-        """Put back what a micro-batch took, as it is not seen after all; nothing where that was undone, or too late."""
+    def undo(self, turn: Turn) -> bool:
+        """Put back what a micro-batch of this step took, as it is not seen after all; False where that is too late."""
         if turn not in self._turns:
-            return
+            return False
         self._turns.remove(turn)
         self.account.undo(turn.change)
-        if turn.source is self._ready and turn.source is not None and turn.index is not None:
-            turn.source.put_back(turn.index, turn.sizes)
+        if turn.source is None or turn.source is self._ready:
             self._plan.put_back(turn.planned)
+        if turn.source is not None and turn.source is self._ready and turn.index is not None:
+            self._ready.put_back(turn.index, turn.sizes)
+        return True
+
+    @property
+    def waiting(self) -> int:
+        """Micro-batches since the last request."""
+        return len(self._turns)
 
     def request(self, step: int) -> int:
         """Rows to ask for in each draw with the exchange of `step`, for as many micro-batches as there were."""

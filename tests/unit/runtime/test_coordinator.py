@@ -10,6 +10,7 @@ import torch
 from rehearsal_plugin import LocalTransport, RehearsalConfig, RowLayout
 from rehearsal_plugin.errors import ExchangeError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
+from rehearsal_plugin.runtime.replay_account import Turn
 from tests.helpers.samples import new_batch
 
 LAYOUT = RowLayout.infer(new_batch(0, 0, 4))
@@ -22,8 +23,9 @@ def coordinator(**keys: Any) -> ReplayCoordinator:
 
 def step(rows: ReplayCoordinator, number: int) -> int:
     """An optimizer step of one micro-batch; replayed rows that it got."""
-    rows.stage_candidates(LAYOUT.columns(new_batch(0, number, 4)), LAYOUT, {})
-    share, turn = rows.take(4, None)
+    turn = Turn(4)
+    rows.stage_candidates(LAYOUT.columns(new_batch(0, number, 4)), LAYOUT, {}, turn)
+    share = rows.take(turn, None)
     rows.queue.count_micro_batch(turn, 4, 4, 0 if share is None else share.count)
     rows.collect()
     rows.launch()

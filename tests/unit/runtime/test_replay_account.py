@@ -90,7 +90,7 @@ def test_every_micro_batch_gets_the_representatives_in_the_mean(pattern: str) ->
             for size in sizes:
                 seen = len(rehearsal.augment(torch.zeros(size, 2)))
                 count, rows = count + 1, rows + seen - size
-                assert seen - size <= 4, "no micro-batch grows by much more"
+                assert seen - size <= 5, "no micro-batch grows by much more"
             rehearsal.step()
     assert rows / count == pytest.approx(3, abs=0.1)
 
@@ -104,8 +104,8 @@ def test_a_micro_batch_gets_little_more_than_its_own_part() -> None:
                 most[size] = max(most.get(size, 0), replayed)
             rehearsal.step()
     assert most[1] <= 2
-    assert most[8] <= 4
-    assert most[32] <= 14
+    assert most[8] <= 5
+    assert most[32] <= 17
 
 
 def test_rows_in_small_batches_are_not_all_displaced() -> None:

@@ -10,6 +10,7 @@ import torch
 from rehearsal_plugin import RehearsalConfig, RowLayout
 from rehearsal_plugin.distributed.draw import Plan
 from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing
+from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.replay_queue import LEAD, ReplayQueue
 
 ROWS = 8
@@ -29,13 +30,15 @@ def arrival(count: int) -> Arrival:
 
 
 def taken(rows: ReplayQueue, step: int = LEAD) -> int:
-    share, _ = rows.take(step, ROWS, None)
+    share = rows.take(step, Turn(ROWS), None)
     return 0 if share is None else len(share.rows)
 
 
 def see(rows: ReplayQueue, size: int = ROWS) -> None:
     """A micro-batch of which nothing is replayed."""
-    rows.count_micro_batch(rows.take(0, size, None)[1], size, size, 0)
+    turn = Turn(size)
+    rows.take(0, turn, None)
+    rows.count_micro_batch(turn, size, size, 0)
 
 
 def test_rows_are_asked_for_by_the_micro_batches_since_the_last_request() -> None:
