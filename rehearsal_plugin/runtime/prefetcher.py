@@ -88,7 +88,8 @@ class Prefetcher:
         self.buffer, self.device, self.step = buffer, device, step
         self._rank, self._config, self._metrics = rank, config, metrics
         self._inline = transport.main_thread or config.exchange.launch == "inline"
-        self._stop = threading.Event()
+        self._stop, self._wrote = threading.Event(), threading.Event()
+        self._wrote.set()
         self._exchange = Exchange(
             self.buffer,
             LocalTransport() if local else transport,
@@ -125,6 +126,7 @@ class Prefetcher:
         staged = self._staging.flush()
         slots = self.buffer.admit(staged, step, offered)
         self._count_admission(slots, offered - len(staged))
+        self._wrote.clear()
         self._stream.mark()
         # The weights as they are now, not when the background comes to it: which thread posts changes nothing.
         weights = self.mixture.proposed
@@ -137,6 +139,10 @@ class Prefetcher:
     def in_flight(self) -> bool:
         """Whether a job was launched that `collect` has not taken."""
         return self._job is not None
+
+    def await_write(self) -> None:
+        """Wait until the rows that the last `launch` admitted are in the buffer, for at most `GRACE_S`."""
+        self._wrote.wait(GRACE_S)
 
     def drain(self) -> None:
         """Wait until the job in flight, if any, has ended; errors are those of `collect`."""
@@ -243,8 +249,11 @@ class Prefetcher:
     def _run(self, post: Callable[[], Posted], slots: IntArray, staged: Tensor) -> Outcome:
         """The background job of a step; rows that the index counts are written, whatever becomes of the exchange."""
         with self._stream.background():
-            with self._metrics.timed("written_ms"):
-                self.buffer.write(slots, staged)
+            try:
+                with self._metrics.timed("written_ms"):
+                    self.buffer.write(slots, staged)
+            finally:
+                self._wrote.set()
             posted = post()
             self._exchange.apply(posted)
             outgoing = self._exchange.prepare(posted)
