@@ -26,6 +26,7 @@ from rehearsal_plugin.buffer.rows.padding import Padding
 from rehearsal_plugin.checkpoint.checkpointed import Checkpointed
 from rehearsal_plugin.checkpoint.saver import Saver
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, SamplingConfig
+from rehearsal_plugin.core.metrics import MOST_PARTITIONS_TOLD
 from rehearsal_plugin.distributed.transport import Transport, open_transport
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.runtime.batch_augmenter import BatchAugmenter, Transform
@@ -257,14 +258,18 @@ class Rehearsal(Checkpointed):
     def metrics(self) -> dict[str, float]:
         """Totals since the start on this rank, by name; see `metrics.Metrics` for names and units.
 
-        With `buffer.partition_by` also `rows_offered/<key>`, `rows_stored/<key>` and `rows_replayed/<key>`.
+        With `buffer.partition_by` also `rows_offered/<key>`, `rows_stored/<key>` and `rows_replayed/<key>`; of the
+        `MOST_PARTITIONS_TOLD` (1,024) partitions that offered most rows, where there are more.
         """
-        totals = self._coordinator.metrics.flat()
         partitions = None if self.buffer is None else self.buffer.slot_index.partitions
-        if partitions is not None:
-            columns = (partitions.keys.tolist(), partitions.offered.tolist(), partitions.sizes.tolist())
-            for key, offered, stored in zip(*columns, strict=True):
-                totals |= {f"rows_offered/{key}": offered, f"rows_stored/{key}": stored}
+        if partitions is None:
+            return self._coordinator.metrics.flat()
+        told = partitions.most_offered(MOST_PARTITIONS_TOLD)
+        keys = partitions.keys[told].tolist()
+        totals = self._coordinator.metrics.flat(None if len(keys) == len(partitions) else set(keys))
+        columns = (keys, partitions.offered[told].tolist(), partitions.sizes[told].tolist())
+        for key, offered, stored in zip(*columns, strict=True):
+            totals[f"rows_offered/{key}"], totals[f"rows_stored/{key}"] = offered, stored
         return totals
 
     def drain(self) -> None:
