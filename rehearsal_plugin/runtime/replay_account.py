@@ -79,12 +79,17 @@ class StepPlan:
         """Rows of all shares, and those beyond."""
         return self.planned + self.owed
 
-    def next_share(self, rows: int | None) -> int:
-        """The share of the next micro-batch if it has as many `rows` as planned, else 0; None for any."""
+    def next_share(self, rows: int | None, own: Fraction) -> int:
+        """The share of the next micro-batch, 0 if it is not as planned.
+
+        Args:
+            rows: Its rows; None for as many as planned.
+            own: Rows of each draw that are due for it. A share that differs by less than a row is a matter of rounding.
+        """
         if not self.shares:
             return 0
         planned_rows, share = self.shares[0]
-        return share if rows is None or planned_rows in (rows, ANY_ROWS) else 0
+        return share if rows is None or planned_rows in (rows, ANY_ROWS) or abs(share - own) < 1 else 0
 
     @property
     def for_later(self) -> int:
@@ -192,7 +197,9 @@ class ReplayAccount:
         """
         if self._owed is None:
             return 0
-        slack = self._lead * self._ratio.due(amount) if self._ratio.in_tokens else 0
+        slack = (
+            self._lead * self._ratio.due(amount) if self._ratio.in_tokens else 1
+        )  # a row may be a matter of rounding
         return max(0, math.floor((self._owed - slack) / self._ratio.row_cost) - on_the_way)
 
     def state_dict(self) -> dict[str, Any]:

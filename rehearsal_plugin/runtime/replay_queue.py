@@ -159,7 +159,7 @@ class ReplayQueue:
 
     def _share_for(self, rows: int | None) -> int:
         """Rows of each draw for the next micro-batch: as planned, or its own by the account if others leave it some."""
-        planned = self._plan.next_share(rows)
+        planned = self._plan.next_share(rows, self.ratio.due(rows or 0, self._plan.rate))
         if self._ready is None or rows is None:
             return planned
         free = self._ready.left - self._plan.for_later
