@@ -149,6 +149,7 @@ class Rehearsal(Checkpointed):
         self._check_open()
         if not ahead:
             self.pending.check()
+        self._coordinator.check_steps()
         with self._coordinator.metrics.timed("augmented_ms"):
             return self._augmenter.augment(batch, displace=displace)
 
@@ -206,7 +207,11 @@ class Rehearsal(Checkpointed):
         self.pending.record(outputs)
 
     def drop(self) -> None:
-        """Forget the micro-batch whose turn it is, as after a forward that failed: its rows are not recorded."""
+        """Forget the micro-batch whose turn it is, as after a forward or a backward that failed.
+
+        Its rows are not offered to the buffer, and the replayed rows that it got come with the next one. So the same
+        batch can be given again. Without a micro-batch that waits, it is the one whose loss was asked for last.
+        """
         self._check_process()
         self.pending.drop()
 
@@ -228,10 +233,15 @@ class Rehearsal(Checkpointed):
         self._coordinator.collect()
         self._coordinator.launch()
 
-    def due(self) -> int:
-        """Rows that the next `augment` will add, for callers that make room themselves."""
+    def due(self, rows: int | None = None) -> int:
+        """Number of replayed rows that the next `augment` adds, for callers that make room themselves.
+
+        Args:
+            rows: Rows that the model shall see of that micro-batch, new and replayed; None for as many as in the step
+                that asked for them.
+        """
         self._check_process()
-        return self._coordinator.due
+        return self._coordinator.due(rows)
 
     def reweigh(self, weights: Mapping[Any, float]) -> None:
         """Change the mixture while the job runs, as soon as all ranks have been told the same.
@@ -254,16 +264,11 @@ class Rehearsal(Checkpointed):
     def metrics(self) -> dict[str, float]:
         """Totals since the start on this rank, by name; see `metrics.Metrics` for names and units.
 
-        With `buffer.partition_by` also `rows_offered/<key>`, `rows_stored/<key>` and `rows_replayed/<key>`.
+        With `buffer.partition_by` also `rows_offered/<key>`, `rows_stored/<key>` and `rows_replayed/<key>`; of the
+        `MOST_PARTITIONS_TOLD` (1,024) partitions that offered most rows, where there are more.
         """
         self._check_process()
-        totals = self._coordinator.metrics.flat()
-        partitions = None if self.buffer is None else self.buffer.slot_index.partitions
-        if partitions is not None:
-            columns = (partitions.keys.tolist(), partitions.offered.tolist(), partitions.sizes.tolist())
-            for key, offered, stored in zip(*columns, strict=True):
-                totals |= {f"rows_offered/{key}": offered, f"rows_stored/{key}": stored}
-        return totals
+        return self._coordinator.totals()
 
     def close(self, drain_s: float | None = None) -> None:
         """Stop the worker and give up the transport; a second call, or one in a forked child, does nothing.

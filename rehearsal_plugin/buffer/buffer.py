@@ -120,19 +120,20 @@ class RehearsalBuffer:
         assert scores is not None  # the config asks for a score
         return scores.tickets(len(self)).find(tickets)
 
-    def admit(self, rows: Tensor, step: int) -> IntArray:
+    def admit(self, rows: Tensor, step: int, offered: int | None = None) -> IntArray:
         """Decide which rows stay, and where.
 
         Args:
             rows: `[n, row_bytes]` uint8, the offered rows in the order of the stream.
             step: Keys the random numbers; use every step once.
+            offered: How many were offered, where `rows` are a uniform sample of them of no fewer than `capacity`.
 
         Returns:
             `[n]` int64 slots, -1 for a row that is not kept, and `DUPLICATE` with `deduplicate` for one that is stored
             already and was not offered. `write` must follow before the next `read`.
         """
         self._records.settle_scores()
-        return self._rule.admit_rows(self._records, rows, step, self._rows_at)
+        return self._rule.admit_rows(self._records, rows, step, self._rows_at, offered)
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
         """Copy the rows `[n, row_bytes]` that `admit` kept to their `slots` `[n]`."""

@@ -69,9 +69,15 @@ class Partitions:
         slots: IntArray = self._lists[self._begin[numbers] + index]
         return slots
 
+    def most_offered(self, count: int) -> IntArray:
+        """The numbers `[n]` of the `count` partitions that offered most rows, in ascending order."""
+        if count >= len(self):
+            return np.arange(len(self))
+        return np.sort(np.argpartition(-self.offered, count)[:count])
+
     def count_offers(self, owners: IntArray) -> None:
         """Add offered rows `[n]` to the counts of their owners."""
-        self.offered += np.bincount(owners, minlength=len(self))
+        np.add.at(self.offered, owners, 1)
 
     def record(self, slots: IntArray, owners: IntArray, replaced: Mask) -> None:
         """Hand `slots` `[n]` over to `owners` `[n]`; `replaced` `[n]` marks slots that had an owner before."""

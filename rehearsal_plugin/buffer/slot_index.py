@@ -89,6 +89,12 @@ class SlotIndex:
             self.count += int(np.count_nonzero(slots >= self.count))
         return kept
 
+    def count_thinned(self, owners: IntArray) -> None:
+        """Count rows of `owners` `[n]` that were offered and are not held by anybody any more."""
+        self.offered += len(owners)
+        if self.partitions is not None:
+            self.partitions.count_offers(owners)
+
     def state_dict(self) -> dict[str, Any]:
         """The whole index, as arrays and numbers; views of it where it is large."""
         return {

@@ -47,8 +47,12 @@ class Checkpointed:
 
     @property
     def buffer(self) -> RehearsalBuffer | None:
-        """This rank's buffer; None until the first batch."""
-        return None if self._coordinator.prefetcher is None else self._coordinator.prefetcher.buffer
+        """This rank's buffer, with all rows of the last step written; None until the first batch."""
+        prefetcher = self._coordinator.prefetcher
+        if prefetcher is None:
+            return None
+        prefetcher.await_write()
+        return prefetcher.buffer
 
     @property
     def steps(self) -> int:

@@ -92,6 +92,8 @@ def check_progress(
         raise ValueError("another number of requests than there are exchanges on their way")
     for shares in coordinator["asked"]:
         _check_ints(shares, LARGEST)
+    if coordinator.get("account") is not None:  # earlier releases kept none
+        _check_account(coordinator["account"], len(coordinator["amounts"]), len(coordinator["asked"]))
     if (prefetcher is None) != (expected is None) or (buffer is None) != (expected is None):
         raise ValueError("rows without progress, or progress without rows")
     if expected is None or buffer is None:
@@ -251,6 +253,30 @@ def _check_schedule(schedule: Mapping[str, Any]) -> None:
     for name, least, most in (("boost", 1.0, 1e6), ("most", 0.0, 1.0)):
         if type(schedule[name]) is not float or not least <= schedule[name] <= most:
             raise ValueError(f"{schedule[name]!r} is no number from {least} to {most}")
+
+
+def _check_account(account: Mapping[str, Any], micro_batches: int, requests: int) -> None:
+    for pair in (account["owed"], account["catch_up"]):
+        if pair is not None:
+            _check_fraction(pair)
+    if account["catch_up"] is None or len(account["rows"]) != micro_batches or len(account["requested"]) != requests:
+        raise ValueError("an account of other micro-batches or requests")
+    _check_ints([rows + 1 for rows in account["rows"]], LARGEST)  # -1 where they were not noted
+    for plan in (*account["requested"], account["ready"]):
+        _check_int(plan["owed"], 0, LARGEST)
+        if plan["rate"] is not None:
+            _check_fraction(plan["rate"])
+        for rows, share in plan["shares"]:
+            _check_int(rows, -1, LARGEST)
+            _check_int(share, 0, LARGEST)
+        if not isinstance(plan["untouched"], bool):
+            raise ValueError("a plan that is neither touched nor untouched")
+
+
+def _check_fraction(pair: Any) -> None:
+    numerator, denominator = pair
+    _check_int(numerator, -LARGEST_TERM, LARGEST_TERM)
+    _check_int(denominator, 1, LARGEST_TERM)
 
 
 def _check_int(value: Any, least: int = 0, most: int = MOST) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from rehearsal_plugin.core.arrays import IntArray
 
-__all__ = ["Metrics", "few_partitions"]
+__all__ = ["MOST_PARTITIONS_TOLD", "Metrics", "few_partitions"]
 
 MOST_PENDING = 256  # micro-batches
 MOST_PARTITIONS_SHOWN = 32
+MOST_PARTITIONS_TOLD = 1024
+"""Partitions that `Rehearsal.metrics` tells numbers of."""
 
 
 @dataclass
@@ -100,10 +102,10 @@ class Metrics:
         finally:
             setattr(self, name, getattr(self, name) + 1e3 * (time.perf_counter() - start))
 
-    def count_replayed(self, keys: IntArray) -> None:
-        """Count replayed rows by their partition keys `[n]`."""
+    def count_replayed(self, keys: IntArray, times: int = 1) -> None:
+        """Count replayed rows by their partition keys `[n]`; -1 times takes them back."""
         distinct, counts = np.unique(keys, return_counts=True)
-        self.replayed_by_partition.update(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
+        self.replayed_by_partition.update(dict(zip(distinct.tolist(), (times * counts).tolist(), strict=True)))
 
     def count_tokens(self, tokens: Tensor, new: int, keys: IntArray | None) -> None:
         """Count the tokens `[rows]` of a micro-batch, of which the first `new` rows are new ones, with their keys.
@@ -132,11 +134,15 @@ class Metrics:
         self.tokens_by_partition = Counter({str(name): int(tokens) for name, tokens in state["tokens_by_partition"]})
         self.losses = {str(name): float(loss) for name, loss in state["losses"].items()}
 
-    def flat(self) -> dict[str, float]:
-        """Name to number; partitions as `rows_replayed/<key>`."""
+    def flat(self, shown: Set[int] | None = None) -> dict[str, float]:
+        """Name to number; partitions as `rows_replayed/<key>`, only those `shown` unless that is None."""
         self._count_pending_tokens()
-        by_partition = {f"rows_replayed/{key}": value for key, value in self.replayed_by_partition.items()}
-        return {**self._totals(), **by_partition, **self.tokens_by_partition, **self.losses}
+        by_partition: dict[str, float] = {f"rows_replayed/{key}": n for key, n in self.replayed_by_partition.items()}
+        by_partition |= self.tokens_by_partition
+        if shown is not None:
+            names = {str(key) for key in shown}
+            by_partition = {name: n for name, n in by_partition.items() if name.partition("/")[2] in names}
+        return {**self._totals(), **by_partition, **self.losses}
 
     def _totals(self) -> dict[str, float]:
         return {name: value for name, value in vars(self).items() if isinstance(value, (int, float))}

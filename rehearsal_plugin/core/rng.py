@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     CONTENT = 6
     SEEDING = 7
     QUERIES = 8
+    THINNING = 9
 
 
 class RandomStream:

@@ -49,6 +49,8 @@ class GlobalCounts:
         self._rank, self._size = rank, size
         self._least, self._room = pairs, first
         self._column: dict[int, int] = {}
+        self._own_keys = self._own_columns = np.empty(0, dtype=np.int64)  # of this rank's partitions
+        self._untold = np.empty(0, dtype=np.int64)  # numbers of those that had a row and no column
 
     @property
     def room(self) -> int:
@@ -65,11 +67,10 @@ class GlobalCounts:
         Returns:
             How many pairs it takes, and the pairs `[n, 2]` int64 of key and rows; none where there is no room.
         """
+        columns = self._columns_of_own(keys, sizes)
         known = np.zeros(len(keys), dtype=np.int64)
-        columns = [(i, self._column[key]) for i, key in enumerate(keys.tolist()) if key in self._column]
-        if columns:
-            position, column = np.array(columns).T
-            known[position] = self.counts[self._rank, column]
+        seen = columns >= 0
+        known[seen] = self.counts[self._rank, columns[seen]]
         changed = np.flatnonzero(known != sizes)
         if len(changed) <= self._room:
             return len(changed), np.stack((keys[changed], sizes[changed]), axis=1)
@@ -109,6 +110,23 @@ class GlobalCounts:
         self.keys, self.counts = keys.copy(), counts.copy()
         self._room, self._least = int(state["pairs"]), int(state["least"])
         self._column = {key: column for column, key in enumerate(keys.tolist())}
+        self._own_keys = self._own_columns = self._untold = np.empty(0, dtype=np.int64)
+
+    def _columns_of_own(self, keys: IntArray, sizes: IntArray) -> IntArray:
+        """Columns `[p]` of this rank's partitions `[p]`, -1 where no header had them yet.
+
+        A rank's partitions keep their order and new ones come behind them, so few are looked up: those that have a row,
+        or had one the last time, as an empty one is told to nobody.
+        """
+        known = len(self._own_keys)
+        if not np.array_equal(self._own_keys, keys[:known]):  # the buffer was rolled back
+            self._own_columns, self._untold = self._own_columns[:0], self._untold[:0]
+        columns = np.full(len(keys), -1)
+        columns[: len(self._own_columns)] = self._own_columns
+        missing = np.union1d(np.flatnonzero((columns < 0) & (sizes != 0)), self._untold)
+        columns[missing] = [self._column.get(key, -1) for key in keys[missing].tolist()]
+        self._own_keys, self._own_columns, self._untold = keys, columns, missing[columns[missing] < 0]
+        return columns
 
     def _columns(self, keys: IntArray) -> IntArray:
         """Columns `[n]` of keys `[n]`; new keys get new columns, in the same order on every rank."""

@@ -25,6 +25,7 @@ from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.job_report import JobReport
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
 from rehearsal_plugin.runtime.pending_losses import PendingLosses
+from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.representatives import Share
 from rehearsal_plugin.runtime.token_losses import token_counts
 from rehearsal_plugin.strategies import Strategy
@@ -82,6 +83,15 @@ class BatchAugmenter:
 
     def augment(self, batch: Any, *, displace: bool) -> Any:
         """See `Rehearsal.augment`."""
+        turn = Turn(0)
+        try:
+            return self._augment(batch, turn, displace=displace)
+        except BaseException:  # a transform that raises, or Ctrl-C: the batch may be given again
+            self._coordinator.undo(turn)
+            raise
+
+    def _augment(self, batch: Any, turn: Turn, *, displace: bool) -> Any:
+        """See `augment`; `turn` notes what is to be undone."""
         flat = flatten(batch)
         stored = flat if self.padding is None else self.padding.widen(flat)
         layout = self._layout = self._layout or self._first_layout(stored)
@@ -89,12 +99,12 @@ class BatchAugmenter:
             stored = self._groups.grouped(stored, layout.names)
         columns = layout.columns(stored)
         if not self._strategy.records:
-            self._coordinator.stage_candidates(columns, layout, {})  # first: rows it refuses must leave no trace
-        size = columns[0].shape[0]
-        share, displaced = self._take_share(size, displace)
+            self._coordinator.stage_candidates(columns, layout, {}, turn)  # first: rows it refuses must leave no trace
+        size = turn.rows = columns[0].shape[0]
+        share, displaced = self._take_share(turn, displace)
         replayed = NO_ROWS if share is None else layout.views(share.rows)
         new = size - displaced
-        self._count_towards_ratio(flat, replayed, new, share)
+        self._count_towards_ratio(flat, replayed, new, share, turn)
         # Only what the model sees has outputs, and it has them later, when the batch may have been changed.
         recorded = [column[:new].clone() for column in columns] if self._strategy.records else []
         keys = self._keys(layout, columns, new, replayed)
@@ -103,11 +113,19 @@ class BatchAugmenter:
             joined = flatten(self._transform(joined.rebuild()))
         labels = joined.get("labels")
         micro_batch = MicroBatch(
-            recorded, new, share, self._strategy.draws, keys, labels if isinstance(labels, Tensor) else None
+            recorded,
+            new,
+            share,
+            self._strategy.draws,
+            keys,
+            labels if isinstance(labels, Tensor) else None,
+            turn,
+            displaced,
         )
-        self._pending.expect(micro_batch, layout)
+        visible = self.visible(batch if joined is flat and not isinstance(batch, FlatBatch) else joined)
         self._count(joined, new, displaced, share, keys)
-        return self.visible(batch if joined is flat and not isinstance(batch, FlatBatch) else joined)
+        self._pending.expect(micro_batch, layout)  # last: nothing can go wrong any more
+        return visible
 
     def visible(self, batch: Any) -> Any:
         """See `Rehearsal.visible`."""
@@ -158,10 +176,10 @@ class BatchAugmenter:
                     + (f"; did you mean '{nearest[0]}'?" if nearest else f": it has {sorted(batch.names)}")
                 )
 
-    def _take_share(self, size: int, displace: bool) -> tuple[Share | None, int]:
-        """The replayed rows of a batch of `size` rows, and how many of its rows make room for them."""
+    def _take_share(self, turn: Turn, displace: bool) -> tuple[Share | None, int]:
+        """The replayed rows of a batch, and how many of its rows make room for them."""
         replacing = displace and self._config.mode == "replace"
-        share = self._coordinator.take(size if replacing else None)
+        share = self._coordinator.take(turn, turn.rows if replacing else None)
         return share, share.count if share is not None and replacing else 0
 
     def _joined(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
@@ -187,7 +205,7 @@ class BatchAugmenter:
         return rows if groups is None else groups.samples_of(rows)
 
     def _count_towards_ratio(
-        self, batch: FlatBatch, replayed: Mapping[str, Tensor], new: int, share: Share | None
+        self, batch: FlatBatch, replayed: Mapping[str, Tensor], new: int, share: Share | None, turn: Turn
     ) -> None:
         """Count how much the model sees: `new` rows of the batch, and the replayed ones."""
         queue, rows = self._coordinator.queue, [new, 0 if share is None else share.count]
@@ -197,7 +215,9 @@ class BatchAugmenter:
             amounts = [of_new, int(self.padding.lengths(replayed).sum()) if replayed else 0]
             for count, amount, is_replayed in zip(rows, amounts, (False, True), strict=True):
                 queue.ratio.learn_tokens(count, amount, replayed=is_replayed)
-        queue.count_micro_batch(sum(amounts) if self._config.mode == "replace" else amounts[0])
+        replacing = self._config.mode == "replace"
+        size, amount = (sum(rows), sum(amounts)) if replacing else (rows[0], amounts[0])
+        queue.count_micro_batch(turn, size, amount, amounts[1])
 
     def _keys(
         self, layout: RowLayout, columns: list[Tensor], new: int, replayed: Mapping[str, Tensor]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,16 +13,25 @@ from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.attached import note_attached
-from rehearsal_plugin.core.metrics import Metrics
+from rehearsal_plugin.core.metrics import MOST_PARTITIONS_TOLD, Metrics
 from rehearsal_plugin.distributed.transport import Transport
-from rehearsal_plugin.errors import ExchangeError
+from rehearsal_plugin.errors import BatchError, ExchangeError
 from rehearsal_plugin.runtime.lifecycle import Lifecycle
 from rehearsal_plugin.runtime.loss_consensus import LossConsensus
 from rehearsal_plugin.runtime.prefetcher import Prefetcher
+from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.replay_queue import ReplayQueue
 from rehearsal_plugin.runtime.representatives import Share
 
-__all__ = ["ReplayCoordinator"]
+__all__ = ["MANY_WITHOUT_STEP", "MOST_WITHOUT_STEP", "ReplayCoordinator"]
+
+LOG = logging.getLogger(__name__)
+
+MANY_WITHOUT_STEP = 256
+"""Micro-batches without a step after which a warning is logged."""
+
+MOST_WITHOUT_STEP = 4096
+"""Micro-batches without a first step that are an error: no accumulation is as long."""
 
 
 class ReplayCoordinator:
@@ -61,33 +71,67 @@ class ReplayCoordinator:
         """Number of the next exchange, the same on all ranks."""
         return self.lifecycle.step
 
-    @property
-    def due(self) -> int:
-        """Rows that the next `take` gives if there is room."""
-        return self.queue.due(self.step)
+    def due(self, rows: int | None = None) -> int:
+        """Rows that the next `take` gives if there is room, for as many `rows` as then; None for as many as planned."""
+        return self.queue.due(self.step, rows)
 
-    def stage_candidates(self, columns: list[Tensor], layout: RowLayout, state: Mapping[str, Tensor]) -> None:
+    def stage_candidates(
+        self, columns: list[Tensor], layout: RowLayout, state: Mapping[str, Tensor], turn: Turn
+    ) -> None:
         """Copy a micro-batch's candidates to the staging area.
 
         Args:
             columns: The batch's rows by field; see `RowLayout.columns`.
             layout: That of the batch.
             state: What is stored beside each row, by name.
+            turn: That of the micro-batch; it notes where they are.
 
         Raises:
             BatchError: The state does not look like the first one.
         """
         prefetcher = self.prefetcher or self.lifecycle.begin(layout.with_state(state), columns[0].device)
         layout = prefetcher.buffer.layout
-        prefetcher.stage_candidates([*columns, *layout.state_columns(state, columns[0].shape[0])])
+        turn.staged = prefetcher.stage_candidates([*columns, *layout.state_columns(state, columns[0].shape[0])])
 
-    def take(self, most: int | None) -> Share | None:
+    def take(self, turn: Turn, most: int | None) -> Share | None:
         """The replayed rows of the next micro-batch, or None.
 
         Args:
+            turn: That of the micro-batch.
             most: Rows that there is room for; None for no limit.
         """
-        return self.queue.take(self.step, most)
+        return self.queue.take(self.step, turn, most)
+
+    def undo(self, turn: Turn) -> bool:
+        """Take back the candidates and the share of a micro-batch that is not seen after all.
+
+        Returns:
+            False where its step has ended, so that nothing is taken back.
+        """
+        if not self.queue.undo(turn):
+            return False
+        if turn.staged is not None and self.prefetcher is not None:
+            self.prefetcher.withdraw_candidates(turn.staged)
+        return True
+
+    def check_steps(self) -> None:
+        """Say so when micro-batches come and no step ever ends: nothing would be replayed.
+
+        Raises:
+            BatchError: `MOST_WITHOUT_STEP` micro-batches have come and no step has ended.
+        """
+        waiting = self.queue.waiting
+        if waiting == MANY_WITHOUT_STEP:
+            LOG.warning(
+                "%d micro-batches since the last rehearsal.step(); nothing is replayed until it is called, once an "
+                "optimizer step",
+                waiting,
+            )
+        if waiting >= MOST_WITHOUT_STEP and not self.metrics.steps:
+            raise BatchError(
+                f"{waiting} calls of augment() and none of step(), so nothing can be replayed; call rehearsal.step() "
+                "once an optimizer step"
+            )
 
     def collect(self) -> None:
         """Wait for the exchange in flight; its rows are ready then.
@@ -117,6 +161,19 @@ class ReplayCoordinator:
         request = self.queue.request(prefetcher.step)
         refresh = self.queue.take_refresh() if self._refreshes else None
         prefetcher.launch(request, refresh, self.losses.notes)
+
+    def totals(self) -> dict[str, float]:
+        """See `Rehearsal.metrics`."""
+        partitions = None if self.prefetcher is None else self.prefetcher.buffer.slot_index.partitions
+        if partitions is None:
+            return self.metrics.flat()
+        told = partitions.most_offered(MOST_PARTITIONS_TOLD)
+        keys = partitions.keys[told].tolist()
+        totals = self.metrics.flat(None if len(keys) == len(partitions) else set(keys))
+        columns = (keys, partitions.offered[told].tolist(), partitions.sizes[told].tolist())
+        for key, offered, stored in zip(*columns, strict=True):
+            totals[f"rows_offered/{key}"], totals[f"rows_stored/{key}"] = offered, stored
+        return totals
 
     def drain(self) -> None:
         """Wait until the exchange in flight, if any, has ended.

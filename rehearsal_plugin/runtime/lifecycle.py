@@ -94,7 +94,7 @@ class Lifecycle:
         """Take another number for the run, which other ranks have."""
         self._run, self._agreed = run, True
         if self.prefetcher is not None:
-            self.prefetcher.join_run(run)
+            self.prefetcher.run = run
 
     def begin(self, layout: RowLayout, device: torch.device) -> Prefetcher:
         """Make an empty buffer for rows of a layout, and its prefetcher; batches live on `device`."""

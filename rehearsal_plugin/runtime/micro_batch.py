@@ -16,6 +16,7 @@ from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.tree import map_leaves
 from rehearsal_plugin.errors import BatchError, ConfigError
+from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.representatives import Share
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import Criterion, tensors_of
@@ -34,6 +35,8 @@ class MicroBatch:
         draws: Independent draws.
         keys: `[rows]` int64, the partition of each row that the model sees; None without partitions.
         labels: Those of all rows, where the batch has some by that name.
+        turn: What it took, to be undone; None where nothing can be.
+        displaced: Rows of the batch that made room.
     """
 
     columns: list[Tensor]
@@ -42,6 +45,8 @@ class MicroBatch:
     draws: int
     keys: IntArray | None = None
     labels: Tensor | None = None
+    turn: Turn | None = None
+    displaced: int = 0
 
     def parts(
         self, strategy: Strategy, layout: RowLayout, outputs: Any, targets: tuple[Any, ...], criterion: Criterion

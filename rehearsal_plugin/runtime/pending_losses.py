@@ -16,6 +16,7 @@ from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.loss_monitor import LossMonitor, PartitionImportance
 from rehearsal_plugin.runtime.micro_batch import MicroBatch, no_criterion
+from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.term_gradient import TermGradients
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import Criterion, tensors_of
@@ -38,6 +39,7 @@ class PendingLosses:
     def __init__(self, config: RehearsalConfig, strategy: Strategy, coordinator: ReplayCoordinator) -> None:
         self._config, self._strategy, self._coordinator = config, strategy, coordinator
         self._waiting: deque[tuple[MicroBatch, RowLayout]] = deque()
+        self._answered: MicroBatch | None = None  # the last one, as its backward pass may fail
         self.expected = 0
         self._terms = TermGradients()
         self._importance = (
@@ -48,6 +50,7 @@ class PendingLosses:
     def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
         """Wait for the answer for this micro-batch too, after those for the ones before it."""
         self._waiting.append((micro_batch, layout))
+        self._answered = None
         self.expected += 1
 
     def awaits(self, number: int) -> bool:
@@ -58,7 +61,7 @@ class PendingLosses:
         """See `Rehearsal.loss`."""
         if self._config.rows_per_sample > 1:  # rows of a sample stand apart: there are no parts, and nobody needs them
             self._current()
-            self._waiting.popleft()
+            self._end_turn()
             return criterion(outputs, *targets)
         new, *replayed = self._parts(outputs, targets, criterion)
         self._monitor.measure_parts(self._current()[0], [new, *replayed])
@@ -76,7 +79,8 @@ class PendingLosses:
     def complete(self, outputs: Any, scale: float) -> Any:
         """See `Rehearsal.complete`."""
         if self._config.rows_per_sample > 1:
-            self.drop()
+            self._current()
+            self._end_turn()
             return outputs
         new, *replayed = self._parts(outputs, (), no_criterion)
         added = self._monitor.measure_outputs(self._current()[0], outputs) if self.measures else None
@@ -96,12 +100,21 @@ class PendingLosses:
 
     def drop(self) -> None:
         """See `Rehearsal.drop`."""
-        if self._waiting:
-            self._waiting.popleft()
+        dropped = self._waiting.popleft()[0] if self._waiting else self._answered
+        self._answered = None
+        if dropped is None or dropped.turn is None or not self._coordinator.undo(dropped.turn):
+            return
+        metrics, share = self._coordinator.metrics, dropped.share
+        if share is not None:
+            metrics.rows_replayed -= share.count
+            metrics.rows_displaced -= dropped.displaced
+            if dropped.keys is not None:
+                metrics.count_replayed(dropped.keys[dropped.new :], times=-1)
 
     def clear(self) -> None:
         """Forget all micro-batches, and what was measured of them."""
         self._waiting.clear()
+        self._answered = None
         self._terms.clear()
         self._monitor.clear()
 
@@ -191,8 +204,13 @@ class PendingLosses:
         if self._strategy.records:
             micro_batch, layout = self._current()
             state = self._strategy.state(replace(new, outputs=map_leaves(new.outputs, _detached)))
-            self._coordinator.stage_candidates(micro_batch.columns, layout, state)
-        self._waiting.popleft()
+            turn = micro_batch.turn or Turn(micro_batch.new)
+            self._coordinator.stage_candidates(micro_batch.columns, layout, state, turn)
+        self._end_turn()
+
+    def _end_turn(self) -> None:
+        """The micro-batch whose turn it was has its answer."""
+        self._answered = self._waiting.popleft()[0]
 
     def _refresh(self, replayed: list[Part]) -> None:
         share = self._current()[0].share

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.dedup import DUPLICATE
-from rehearsal_plugin.buffer.rows.staging import Staging
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.background_thread import BackgroundThread, at_once
@@ -27,7 +26,7 @@ from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing, Posted, Re
 from rehearsal_plugin.distributed.mixture import Mixture
 from rehearsal_plugin.distributed.transport import LocalTransport, Transport
 from rehearsal_plugin.errors import ExchangeTimeout, RehearsalError
-from rehearsal_plugin.runtime.candidates import CandidateSelection
+from rehearsal_plugin.runtime.candidate_staging import CandidateStaging
 from rehearsal_plugin.runtime.cuda_stream import SideStream
 
 __all__ = ["Prefetcher"]
@@ -91,7 +90,8 @@ class Prefetcher:
         self.buffer, self.device, self.step = buffer, device, step
         self._rank, self._config, self._metrics = rank, config, metrics
         self._inline = transport.main_thread or config.exchange.launch == "inline"
-        self._stop = threading.Event()
+        self._stop, self._wrote = threading.Event(), threading.Event()
+        self._wrote.set()
         self._exchange = Exchange(
             self.buffer,
             LocalTransport() if local else transport,
@@ -102,26 +102,19 @@ class Prefetcher:
             stopped=self._stop.is_set,
             run=run,
         )
-        self._candidates = CandidateSelection(config, rank)
-        self._staging = Staging(buffer.layout.row_bytes, device)
+        self._staging = CandidateStaging(config, rank, buffer.capacity, buffer.layout.row_bytes, device)
         self._stream = SideStream(device)
         self._outgoing: Outgoing | None = None
         self._job: Future[Outcome] | None = None
         self._worker: BackgroundThread[Outcome] = BackgroundThread(f"rehearsal-rank{rank}")
-        self._micro_batch = 0
 
-    def stage_candidates(self, columns: list[Tensor]) -> None:
-        """Copy the candidates among the rows of a micro-batch (see `RowLayout.pack`) to the staging area."""
-        layout = self.buffer.layout
-        fields = (*layout.fields, *layout.state)
-        places = self._candidates.choose(columns, fields, self.step, self._micro_batch)
-        self._micro_batch += 1
-        rows = self._staging.reserve(columns[0].shape[0] if places is None else places.shape[0])
-        try:
-            layout.pack(columns, rows, places)
-        except BaseException:
-            self._staging.give_back(len(rows))
-            raise
+    def stage_candidates(self, columns: list[Tensor]) -> int:
+        """Copy the candidates of a micro-batch to the staging area; see `CandidateStaging.stage`."""
+        return self._staging.stage(columns, self.buffer.layout, self.step)
+
+    def withdraw_candidates(self, number: int) -> None:
+        """Take back the candidates of a micro-batch; see `CandidateStaging.withdraw`."""
+        self._staging.withdraw(number)
 
     def launch(self, request: int, refresh: Refresh | None, notes: Notes) -> None:
         """Admit what was staged and start preparing rows.
@@ -132,10 +125,11 @@ class Prefetcher:
             notes: What this rank tells the others beside it.
         """
         self.mixture.read_file()
-        step, staged = self.step, self._staging.flush()
-        self._micro_batch = 0
-        slots = self.buffer.admit(staged, step)
-        self._count_admission(slots)
+        step, offered = self.step, self._staging.offered
+        staged = self._staging.flush()
+        slots = self.buffer.admit(staged, step, offered)
+        self._count_admission(slots, offered - len(staged))
+        self._wrote.clear()
         self._stream.mark()
         # The weights as they are now, not when the background comes to it: which thread posts changes nothing.
         weights = self.mixture.proposed
@@ -148,6 +142,10 @@ class Prefetcher:
     def in_flight(self) -> bool:
         """Whether a job was launched that `collect` has not taken."""
         return self._job is not None
+
+    def await_write(self) -> None:
+        """Wait until the rows that the last `launch` admitted are in the buffer, for at most `GRACE_S`."""
+        self._wrote.wait(GRACE_S)
 
     def drain(self) -> None:
         """Wait until the job in flight, if any, has ended; errors are those of `collect`."""
@@ -185,7 +183,8 @@ class Prefetcher:
             "outgoing": None if outgoing is None else outgoing.state_dict(),
             "arrival": None if arrival is None else arrival.state_dict(),
             "staged": self._staging.staged(),
-            "micro_batch": self._micro_batch,
+            "micro_batch": self._staging.micro_batches,
+            "offered": self._staging.offered,
             "census": {**self._exchange.global_counts.state_dict(), "notes": self._exchange.notes},
             "mixture": self.mixture.state_dict(),
             "neighbours": None if nearest_draw is None else nearest_draw.state_dict(),
@@ -197,13 +196,13 @@ class Prefetcher:
         Raises:
             ValueError: It contradicts itself, or is that of other ranks.
         """
-        self.step, self._micro_batch = int(state["step"]), int(state["micro_batch"])
+        self.step, staged = int(state["step"]), state["staged"]
         self._exchange.global_counts.load_state_dict(state["census"])
         self._exchange.notes = state["census"]["notes"].copy()
         self.mixture.load_state_dict(state["mixture"])
         if self._exchange.nearest_draw is not None:
             self._exchange.nearest_draw.load_state_dict(state["neighbours"])
-        self._staging.reserve(len(state["staged"])).copy_(state["staged"])
+        self._staging.restore(staged, int(state.get("offered", len(staged))), int(state["micro_batch"]))
         arrival = None if state["arrival"] is None else Arrival.load(state["arrival"], self.device)
         outgoing = state["outgoing"]
         self._outgoing = None if outgoing is None else Outgoing.load(outgoing, self._exchange.device)
@@ -260,8 +259,11 @@ class Prefetcher:
     def _run(self, post: Callable[[], Posted], slots: IntArray, staged: Tensor) -> Outcome:
         """The background job of a step; rows that the index counts are written, whatever becomes of the exchange."""
         with self._stream.background():
-            with self._metrics.timed("written_ms"):
-                self.buffer.write(slots, staged)
+            try:
+                with self._metrics.timed("written_ms"):
+                    self.buffer.write(slots, staged)
+            finally:
+                self._wrote.set()
             posted = post()
             self._exchange.apply(posted)
             outgoing = self._exchange.prepare(posted)
@@ -287,10 +289,10 @@ class Prefetcher:
     def _where(self) -> str:
         return f"the background job on rank {self._rank} at step {self.step - 1}"
 
-    def _count_admission(self, slots: IntArray) -> None:
+    def _count_admission(self, slots: IntArray, thinned: int) -> None:
         self._metrics.steps += 1
         duplicates = int(np.count_nonzero(slots == DUPLICATE))
-        self._metrics.rows_offered += len(slots) - duplicates
+        self._metrics.rows_offered += len(slots) - duplicates + thinned
         self._metrics.rows_duplicate += duplicates
         self._metrics.rows_admitted += int(np.count_nonzero(slots >= 0))
         self._metrics.rows_stored = len(self.buffer)

@@ -49,6 +49,27 @@ class ReplayRatio:
         """The share that is asked for now."""
         return self._ratio
 
+    @property
+    def rate(self) -> Fraction:
+        """Rows or tokens that each draw owes for each row or token that the model sees."""
+        return self._per_unit
+
+    @property
+    def in_tokens(self) -> bool:
+        """Whether amounts are tokens."""
+        return self._in_tokens
+
+    @property
+    def row_cost(self) -> int:
+        """The tokens of a row in the mean of those that came; 1 where rows are counted."""
+        return max(1, round(self._tokens / self._rows)) if self._rows else 1
+
+    def due(self, amount: int, rate: Fraction | None = None) -> Fraction:
+        """Rows or tokens due from each draw for a batch of `amount` of them, at a `rate`, or the present one."""
+        if self._config.representatives is not None:
+            return Fraction(self._config.representatives)
+        return (self._per_unit if rate is None else rate) * amount
+
     def go_by(self, step: int) -> None:
         """Take the ratio of an optimizer step."""
         ratio = self._ratio_at(step)
@@ -68,9 +89,9 @@ class ReplayRatio:
         """Rows to replay from each draw for another batch of `amount` rows or tokens."""
         if self._config.representatives is not None:
             return self._config.representatives
-        due = self._carry + self._per_unit * amount
-        rows = max(0, int(due // self._mean))
-        self._carry = due - rows * self._mean
+        due = self._carry + self.due(amount)
+        rows = max(0, int(due // self.row_cost))
+        self._carry = due - rows * self.row_cost
         return rows
 
     def learn_tokens(self, rows: int, tokens: int, *, replayed: bool) -> None:
@@ -78,7 +99,7 @@ class ReplayRatio:
         if not self._in_tokens or not rows or (self._known and not replayed):
             return
         if replayed:
-            self._carry -= Fraction(tokens - rows * self._mean, self._draws)
+            self._carry -= Fraction(tokens - rows * self.row_cost, self._draws)
             if not self._known:
                 self._known, self._rows, self._tokens = True, 0, 0
         self._rows += rows
@@ -102,11 +123,6 @@ class ReplayRatio:
         self._carry = carry
         self._rows, self._tokens, self._known = state["rows"], state["tokens"], state["known"]
         self._boost, self._most = state["boost"], state["most"]
-
-    @property
-    def _mean(self) -> int:
-        """What a row costs."""
-        return max(1, round(self._tokens / self._rows)) if self._rows else 1
 
     def _ratio_at(self, step: int) -> float:
         first, change = self._config.ratio or 0.0, self._config.ratio_schedule

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,51 +54,43 @@ class Representatives:
         arrival: The rows.
         layout: That of the rows.
         draws: For each draw, which rows of the arrival are still to be given, in their order.
-        shares: How many rows of each draw every micro-batch takes.
     """
 
-    def __init__(self, arrival: Arrival, layout: RowLayout, draws: list[IntArray], shares: Sequence[int]) -> None:
+    def __init__(self, arrival: Arrival, layout: RowLayout, draws: list[IntArray]) -> None:
         self._arrival, self._layout, self._draws = arrival, layout, draws
-        self._shares = deque(shares)
         self._state: Tensor | None = None
 
     @classmethod
-    def shuffled(
-        cls, arrival: Arrival, layout: RowLayout, draws: int, shares: Sequence[int], rng: np.random.Generator
-    ) -> Representatives:
+    def shuffled(cls, arrival: Arrival, layout: RowLayout, draws: int, rng: np.random.Generator) -> Representatives:
         """The rows of so many independent draws, in an order from `rng`."""
         numbers = arrival.source.plan.draw_numbers
         shuffled = [rng.permutation(np.flatnonzero(numbers == number)) for number in range(draws)]
-        return cls(arrival, layout, shuffled, shares)
+        return cls(arrival, layout, shuffled)
 
     def state_dict(self) -> dict[str, Any]:
         """What is left of them, as plain tensors, arrays and numbers."""
         orders = {str(number): rows for number, rows in enumerate(self._draws)}
-        shares = list(self._shares)
-        return {"arrival": self._arrival.state_dict(), "orders": orders, "shares": shares, "state": self._state}
+        return {"arrival": self._arrival.state_dict(), "orders": orders, "state": self._state}
 
     @classmethod
     def load(cls, state: Mapping[str, Any], layout: RowLayout, device: torch.device) -> Representatives:
         """What `state_dict` gave, with the rows on `device`."""
         draws = [state["orders"][str(number)] for number in range(len(state["orders"]))]
-        loaded = cls(Arrival.load(state["arrival"], device), layout, draws, state["shares"])
+        loaded = cls(Arrival.load(state["arrival"], device), layout, draws)
         loaded._state = None if state["state"] is None else state["state"].to(device)
         return loaded
 
     @property
-    def due(self) -> int:
-        """Rows of the next micro-batch, of all draws together."""
-        return sum(min(self._shares[0], len(rows)) for rows in self._draws) if self._shares else 0
+    def left(self) -> int:
+        """Rows that every draw still has."""
+        return min(len(rows) for rows in self._draws)
 
-    def take(self, most: int | None) -> Share:
-        """The rows of the next micro-batch.
+    def most(self, share: int) -> int:
+        """Rows that `take(share)` would give, of all draws together."""
+        return sum(min(share, len(rows)) for rows in self._draws)
 
-        Args:
-            most: Rows that there is room for; None for no limit.
-        """
-        share = self._shares.popleft() if self._shares else 0
-        if most is not None:
-            share = min(share, most // len(self._draws))
+    def take(self, share: int) -> Share:
+        """The next rows, as many as `share` of each draw, or fewer where there are no more."""
         if len(self._draws) == 1 and share >= len(self._draws[0]) == self._arrival.rows.shape[0]:
             return self._take_all()
         chosen = [rows[:share] for rows in self._draws]
@@ -113,6 +104,11 @@ class Representatives:
         rows = self._arrival.rows
         count = rows.shape[0]
         return Share(rows, [count], torch.arange(count, device=rows.device))
+
+    def put_back(self, index: Tensor, sizes: Sequence[int]) -> None:
+        """Undo `take`: the rows at `index` `[r]` are the next ones; `sizes` says how many each draw gave."""
+        parts = np.split(index.cpu().numpy(), np.cumsum(sizes)[:-1])
+        self._draws = [np.concatenate((part, rows)) for part, rows in zip(parts, self._draws, strict=True)]
 
     def update(self, index: Tensor, state: Mapping[str, Tensor]) -> None:
         """Give rows of the arrival at `index` `[n]` new state, values `[n, ...]` by name."""

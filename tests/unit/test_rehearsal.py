@@ -485,3 +485,15 @@ def test_a_batch_that_cannot_be_copied_leaves_nothing_behind(monkeypatch: pytest
         rehearsal.step()
         rehearsal.drain()
         assert rehearsal.metrics()["rows_offered"] == SIZE
+
+
+def test_metrics_tell_of_a_bounded_number_of_partitions() -> None:
+    with alone(buffer={"capacity": 50, "partition_by": "id"}) as rehearsal:
+        for first in range(0, 3000, 500):
+            rehearsal.update({"id": torch.arange(first, first + 500)})
+        rehearsal.update({"id": torch.full((9,), 7)})
+        rehearsal.drain()
+        rehearsal.update({"id": torch.full((9,), 8)})
+        names = rehearsal.metrics()
+    assert sum(name.startswith("rows_offered/") for name in names) == 1024
+    assert names["rows_offered/7"] == 10

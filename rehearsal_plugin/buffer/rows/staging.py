@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.allocator import zeros
+from rehearsal_plugin.core.arrays import IntArray
 
 __all__ = ["RowPool", "Staging"]
 
@@ -49,6 +50,11 @@ class Staging:
         self._pool = RowPool(row_bytes, device)
         self._count = 0
 
+    @property
+    def count(self) -> int:
+        """Rows staged so far."""
+        return self._count
+
     def reserve(self, rows: int) -> Tensor:
         """`[rows, row_bytes]` uint8 behind what is staged already, to be filled."""
         start = self._count
@@ -59,6 +65,13 @@ class Staging:
     def give_back(self, rows: int) -> None:
         """Take back the last `rows` that were reserved, as they could not be filled."""
         self._count -= rows
+
+    def keep(self, places: IntArray) -> None:
+        """Keep the rows at `places` `[n]` only, which are in ascending order."""
+        if len(places) and places[-1] != len(places) - 1:  # else they are the first ones
+            staged = self.staged()
+            staged[: len(places)] = staged[torch.from_numpy(places).to(staged.device)]
+        self._count = len(places)
 
     def staged(self) -> Tensor:
         """All rows staged so far, `[n, row_bytes]`."""

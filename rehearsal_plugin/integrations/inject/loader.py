@@ -102,4 +102,4 @@ class RehearsalLoader:
 
     def _room_for_new(self, size: int) -> int:
         check_room(self._rehearsal.config.representatives, self._rehearsal.strategy.draws, size)
-        return max(0, size - self._rehearsal.due()) if self._is_active else size
+        return max(0, size - self._rehearsal.due(size)) if self._is_active else size

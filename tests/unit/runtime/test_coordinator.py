@@ -10,6 +10,7 @@ import torch
 from rehearsal_plugin import LocalTransport, RehearsalConfig, RowLayout
 from rehearsal_plugin.errors import ExchangeError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
+from rehearsal_plugin.runtime.replay_account import Turn
 from tests.helpers.samples import new_batch
 
 LAYOUT = RowLayout.infer(new_batch(0, 0, 4))
@@ -22,9 +23,10 @@ def coordinator(**keys: Any) -> ReplayCoordinator:
 
 def step(rows: ReplayCoordinator, number: int) -> int:
     """An optimizer step of one micro-batch; replayed rows that it got."""
-    rows.stage_candidates(LAYOUT.columns(new_batch(0, number, 4)), LAYOUT, {})
-    share = rows.take(None)
-    rows.queue.count_micro_batch(4)
+    turn = Turn(4)
+    rows.stage_candidates(LAYOUT.columns(new_batch(0, number, 4)), LAYOUT, {}, turn)
+    share = rows.take(turn, None)
+    rows.queue.count_micro_batch(turn, 4, 4, 0 if share is None else share.count)
     rows.collect()
     rows.launch()
     return 0 if share is None else len(share.rows)
@@ -44,7 +46,7 @@ def test_a_restart_forgets_requests_and_keeps_rows() -> None:
     assert rows.prefetcher is not None
     stored = len(rows.prefetcher.buffer)
     rows.restart(rows.step)
-    assert rows.due == 0
+    assert rows.due() == 0
     assert len(rows.prefetcher.buffer) == stored == 20
     rows.lifecycle.close(1.0)
 
@@ -91,7 +93,7 @@ def test_it_goes_on_from_its_state() -> None:
     state = rows.state_dict()
     assert rows.prefetcher is not None
     loaded.load_state_dict(state, LAYOUT, torch.device("cpu"), rows.prefetcher.buffer.state_dict())
-    assert (loaded.step, loaded.digest, loaded.due) == (rows.step, rows.digest, rows.due)
+    assert (loaded.step, loaded.digest, loaded.due()) == (rows.step, rows.digest, rows.due())
     for number in range(5, 9):
         assert step(loaded, number) == step(rows, number) == 2
     rows.lifecycle.close(1.0)

@@ -10,8 +10,10 @@ import torch
 from rehearsal_plugin import RehearsalConfig, RowLayout
 from rehearsal_plugin.distributed.draw import Plan
 from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing
+from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.replay_queue import LEAD, ReplayQueue
 
+ROWS = 8
 LAYOUT = RowLayout.infer({"id": torch.zeros(2, dtype=torch.int64)})
 
 
@@ -28,14 +30,21 @@ def arrival(count: int) -> Arrival:
 
 
 def taken(rows: ReplayQueue, step: int = LEAD) -> int:
-    share = rows.take(step, None)
+    share = rows.take(step, Turn(ROWS), None)
     return 0 if share is None else len(share.rows)
+
+
+def see(rows: ReplayQueue, size: int = ROWS) -> None:
+    """A micro-batch of which nothing is replayed."""
+    turn = Turn(size)
+    rows.take(0, turn, None)
+    rows.count_micro_batch(turn, size, size, 0)
 
 
 def test_rows_are_asked_for_by_the_micro_batches_since_the_last_request() -> None:
     rows = queue()
     for _ in range(3):
-        rows.count_micro_batch(8)
+        see(rows)
     assert rows.request(0) == 6
     assert rows.request(1) == 0
 
@@ -43,13 +52,13 @@ def test_rows_are_asked_for_by_the_micro_batches_since_the_last_request() -> Non
 def test_a_ratio_is_met_over_micro_batches() -> None:
     rows = ReplayQueue(RehearsalConfig.load({"ratio": 0.25}), draws=1, rank=0)
     for _ in range(9):
-        rows.count_micro_batch(4)
+        see(rows, 4)
     assert rows.request(0) == 12
 
 
 def test_the_first_exchange_brings_none_and_the_next_its_shares() -> None:
     rows = queue()
-    rows.count_micro_batch(8)
+    see(rows)
     rows.request(0)
     rows.receive(None, LAYOUT, 1)
     assert rows.due(LEAD) == taken(rows) == 0
@@ -61,15 +70,15 @@ def test_the_first_exchange_brings_none_and_the_next_its_shares() -> None:
 
 def test_nothing_is_asked_for_that_would_come_before_the_start() -> None:
     rows = queue(start_step=10)
-    rows.count_micro_batch(8)
+    see(rows)
     assert rows.request(10 - LEAD - 1) == 0
-    rows.count_micro_batch(8)
+    see(rows)
     assert rows.request(10 - LEAD) == 2
 
 
 def test_nothing_is_handed_out_before_the_start() -> None:
     rows = queue(start_step=10)
-    rows.count_micro_batch(8)
+    see(rows)
     rows.request(10 - LEAD)
     rows.receive(None, LAYOUT, 8)
     rows.receive(arrival(2), LAYOUT, 9)
@@ -81,7 +90,7 @@ def test_rows_are_spent_once_others_are_ready() -> None:
     rows = queue()
     rows.receive(arrival(2), LAYOUT, 1)
     assert rows.take_refresh() is None
-    rows.count_micro_batch(8)
+    see(rows)
     rows.request(1)
     rows.receive(None, LAYOUT, 2)
     assert rows.take_refresh() is not None
@@ -90,10 +99,10 @@ def test_rows_are_spent_once_others_are_ready() -> None:
 
 def test_it_goes_on_from_its_state() -> None:
     rows = queue()
-    rows.count_micro_batch(8)
+    see(rows)
     rows.request(0)
     rows.receive(None, LAYOUT, 1)
-    rows.count_micro_batch(8)
+    see(rows)
     rows.receive(arrival(2), LAYOUT, 2)
     loaded = queue()
     loaded.load_state_dict(rows.state_dict(), LAYOUT, torch.device("cpu"))

@@ -24,9 +24,9 @@ def arrival(draws: list[int]) -> Arrival:
     return Arrival(rows, Outgoing(rows[:0], plan, none, none))
 
 
-def shuffled(draws: list[int], shares: list[int], seed: int = 0) -> Representatives:
+def shuffled(draws: list[int], seed: int = 0) -> Representatives:
     number = max(draws, default=0) + 1
-    return Representatives.shuffled(arrival(draws), LAYOUT, number, shares, np.random.default_rng(seed))
+    return Representatives.shuffled(arrival(draws), LAYOUT, number, np.random.default_rng(seed))
 
 
 def ids_of(share: Share) -> list[int]:
@@ -34,46 +34,53 @@ def ids_of(share: Share) -> list[int]:
 
 
 def test_micro_batches_take_their_shares_until_none_is_left() -> None:
-    representatives = shuffled([0] * 5, [2, 2, 2])
-    shares = [representatives.take(None) for _ in range(4)]
+    representatives = shuffled([0] * 5)
+    shares = [representatives.take(2) for _ in range(4)]
     assert [len(share.rows) for share in shares] == [2, 2, 1, 0]
     assert sorted(id for share in shares for id in ids_of(share)) == [0, 1, 2, 3, 4]
 
 
 def test_each_share_has_rows_of_every_draw() -> None:
-    representatives = shuffled([0, 1, 0, 1], [1, 1])
+    representatives = shuffled([0, 1, 0, 1])
     for _ in range(2):
-        share = representatives.take(None)
+        share = representatives.take(1)
         assert share.sizes == [1, 1]
         assert [id % 2 for id in ids_of(share)] == [0, 1], "draw by draw"
 
 
-def test_no_more_is_taken_than_there_is_room_for() -> None:
-    representatives = shuffled([0, 1, 0, 1, 0, 1], [3])
-    assert representatives.take(5).sizes == [2, 2]
+def test_it_says_how_many_rows_there_are() -> None:
+    representatives = shuffled([0, 0, 0, 1, 1])
+    assert (representatives.left, representatives.most(3)) == (2, 5)
+    representatives.take(1)
+    assert (representatives.left, representatives.most(3)) == (1, 3)
 
 
-def test_the_due_rows_are_those_of_the_next_share() -> None:
-    representatives = shuffled([0] * 5, [3, 9])
-    assert representatives.due == 3
-    representatives.take(None)
-    assert representatives.due == 2
+@pytest.mark.parametrize("draws", [[0] * 5, [0, 1] * 3])
+@pytest.mark.parametrize("share", [1, 2, 5])
+def test_rows_that_are_put_back_come_again(draws: list[int], share: int) -> None:
+    representatives = shuffled(draws)
+    representatives.take(1)
+    before = representatives.left
+    taken = representatives.take(share)
+    representatives.put_back(taken.index, taken.sizes)
+    assert representatives.left == before
+    assert ids_of(representatives.take(share)) == ids_of(taken)
 
 
 def test_rows_come_in_random_order() -> None:
-    orders = [tuple(ids_of(shuffled([0, 0, 0], [2, 1], seed).take(None))) for seed in range(1200)]
+    orders = [tuple(ids_of(shuffled([0, 0, 0], seed).take(2))) for seed in range(1200)]
     assert equally_likely(orders, 6) > SIGNIFICANCE
 
 
 def test_the_only_micro_batch_gets_the_rows_where_they_lie() -> None:
-    representatives = shuffled([0] * 4, [4])
-    assert ids_of(representatives.take(None)) == [0, 1, 2, 3]
+    representatives = shuffled([0] * 4)
+    assert ids_of(representatives.take(4)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("updated", [False, True])
 def test_a_refresh_says_whether_there_is_new_state(updated: bool) -> None:
-    representatives = shuffled([0] * 3, [3])
-    share = representatives.take(None)
+    representatives = shuffled([0] * 3)
+    share = representatives.take(3)
     if updated:
         representatives.update(share.index[:1], {"old": torch.tensor([5.0])})
     refresh = representatives.refresh()
@@ -82,7 +89,7 @@ def test_a_refresh_says_whether_there_is_new_state(updated: bool) -> None:
 
 
 def test_it_goes_on_from_its_state() -> None:
-    representatives = shuffled([0, 1] * 3, [1, 2])
-    representatives.take(None)
+    representatives = shuffled([0, 1] * 3)
+    representatives.take(1)
     loaded = Representatives.load(representatives.state_dict(), LAYOUT, torch.device("cpu"))
-    assert ids_of(loaded.take(None)) == ids_of(representatives.take(None))
+    assert ids_of(loaded.take(2)) == ids_of(representatives.take(2))

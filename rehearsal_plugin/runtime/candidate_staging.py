@@ -1,0 +1,129 @@
+"""Candidates of a step on their way into the buffer: chosen, copied, thinned where there are too many, taken back."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.buffer.policies.reservoir import thinned_places
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.staging import Staging
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.core.rng import Purpose, RandomStream
+from rehearsal_plugin.runtime.candidates import MICRO_BATCH_BITS, CandidateSelection
+
+__all__ = ["STAGED_BYTES", "CandidateStaging"]
+
+STAGED_BYTES = 32 << 20
+"""Candidates that are held without thinning, however small the buffer is."""
+
+
+class CandidateStaging:
+    """Holds all candidates of a step, or a uniform sample of them.
+
+    A step may have very many micro-batches, and passes without a step, as of a learning-rate finder, never end. So at
+    most as many rows are held as the buffer has, or as fit in `STAGED_BYTES`; beyond that, each new row takes the place
+    of another by Algorithm R.
+
+    All calls come from the training thread.
+
+    Args:
+        config: The `rehearsal` section.
+        rank: This rank; keys the random numbers.
+        capacity: Rows of the buffer.
+        row_bytes: Bytes a row.
+        device: Where batches live.
+
+    Attributes:
+        offered: Candidates since the last `flush`, held or not.
+        micro_batches: Micro-batches since then.
+    """
+
+    def __init__(self, config: RehearsalConfig, rank: int, capacity: int, row_bytes: int, device: torch.device) -> None:
+        self._selection = CandidateSelection(config, rank)
+        self._rank, self._numbers = rank, RandomStream(config.seed, Purpose.THINNING)
+        self._most = max(capacity, STAGED_BYTES // row_bytes)
+        self._staging = Staging(row_bytes, device)
+        self._parts: list[tuple[int, int]] = []  # micro-batch and rows, in their order, until rows are thinned
+        self._owners: IntArray | None = None  # the micro-batch of each row, once they are
+        self._sizes: dict[int, int] = {}  # candidates of each micro-batch
+        self.offered = self.micro_batches = 0
+
+    def stage(self, columns: list[Tensor], layout: RowLayout, step: int) -> int:
+        """Copy the candidates among the rows of a micro-batch (see `RowLayout.pack`); returns its number."""
+        number, self.micro_batches = self.micro_batches, self.micro_batches + 1
+        places = self._selection.choose(columns, (*layout.fields, *layout.state), step, number)
+        count = columns[0].shape[0] if places is None else places.shape[0]
+        if self._owners is not None or self._staging.count + count > self._most:
+            self._thin(columns, layout, places, count, (step << MICRO_BATCH_BITS) + number)
+        else:
+            self._pack(columns, layout, places, count)
+            self._parts.append((number, count))
+        self._sizes[number] = count
+        self.offered += count
+        return number
+
+    def withdraw(self, number: int) -> None:
+        """Take back the candidates of a micro-batch, as if they had not been offered."""
+        count = self._sizes.pop(number, None)
+        if count is None:
+            return
+        self.offered -= count
+        kept = np.flatnonzero(self._row_owners() != number)
+        self._staging.keep(kept)
+        if self._owners is not None:
+            self._owners = self._owners[kept]
+        self._parts = [part for part in self._parts if part[0] != number]
+
+    def staged(self) -> Tensor:
+        """All rows that are held, `[n, row_bytes]`."""
+        return self._staging.staged()
+
+    def flush(self) -> Tensor:
+        """All rows that are held `[n, row_bytes]`, untouched until the next flush; staging starts anew."""
+        self._parts, self._owners = [], None
+        self._sizes.clear()
+        self.offered = self.micro_batches = 0
+        return self._staging.flush()
+
+    def restore(self, rows: Tensor, offered: int, micro_batches: int) -> None:
+        """Take over rows `[n, row_bytes]` that were held when a checkpoint was saved; they stay."""
+        self._staging.reserve(len(rows)).copy_(rows)
+        self.offered, self.micro_batches = offered, micro_batches
+        self._parts = [(-1, len(rows))]
+        if offered > len(rows):
+            self._owners = self._row_owners()
+
+    def _pack(self, columns: list[Tensor], layout: RowLayout, places: Tensor | None, count: int) -> None:
+        rows = self._staging.reserve(count)
+        try:
+            layout.pack(columns, rows, places)
+        except BaseException:
+            self._staging.give_back(count)
+            raise
+
+    def _thin(self, columns: list[Tensor], layout: RowLayout, places: Tensor | None, count: int, address: int) -> None:
+        """Stage rows so that all that were offered in this step are equally likely to be held.
+
+        Each gets a place as in a reservoir, -1 for none; places that nobody has come in order behind the others.
+        """
+        owners, held = self._row_owners(), self._staging.count
+        slots = thinned_places(self.offered, held, count, self._most, self._numbers.at(address, self._rank))
+        order = np.flatnonzero(slots >= 0)
+        targets, chosen = slots[order], torch.from_numpy(order)
+        rows = self._staging.staged().new_zeros((len(order), layout.row_bytes))
+        layout.pack(columns, rows, chosen if places is None else places[chosen])
+        new = max(0, int(targets.max(initial=-1)) + 1 - held)
+        self._staging.reserve(new)
+        self._staging.staged()[torch.from_numpy(targets).to(rows.device)] = rows
+        self._owners = np.concatenate((owners, np.zeros(new, dtype=np.int64)))
+        self._owners[targets] = self.micro_batches - 1
+
+    def _row_owners(self) -> IntArray:
+        """The micro-batch of each row that is held, `[n]` int64."""
+        if self._owners is not None:
+            return self._owners
+        numbers, counts = np.array(self._parts, dtype=np.int64).reshape(-1, 2).T
+        return np.repeat(numbers, counts)
