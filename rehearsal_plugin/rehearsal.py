@@ -73,9 +73,8 @@ class Rehearsal(Checkpointed):
             self.config = RehearsalConfig.load(config)
             self.config.look_up_names()
             strategy = make_strategy(self.config.strategy)
-        self.strategy, self.hidden_states = with_embedding(
-            RowLoss(strategy) if self.config.buffer.by_loss else strategy, self.config.retrieval
-        )
+        inner = RowLoss(strategy) if self.config.buffer.by_loss else strategy
+        self.strategy, self.hidden_states = with_embedding(inner, self.config.retrieval)
         transport = transport or open_transport(self.config.exchange.backend, self.config.exchange.timeout_s)
         if transport.rank == 0:
             warn_of_unread_keys(self.config, vars(type(strategy)).get("reads"))
@@ -209,8 +208,8 @@ class Rehearsal(Checkpointed):
     def drop(self) -> None:
         """Forget the micro-batch whose turn it is, as after a forward or a backward that failed.
 
-        Its rows are not offered to the buffer, and the replayed rows that it got come with the next one. So the same
-        batch can be given again. Without a micro-batch that waits, it is the one whose loss was asked for last.
+        The same batch can then be given again: its rows were not offered, and its replayed rows come with the next
+        one. Without a micro-batch that waits, it is the one whose loss was asked for last.
         """
         self._check_process()
         self.pending.drop()
@@ -237,8 +236,7 @@ class Rehearsal(Checkpointed):
         """Number of replayed rows that the next `augment` adds, for callers that make room themselves.
 
         Args:
-            rows: Rows that the model shall see of that micro-batch, new and replayed; None for as many as in the step
-                that asked for them.
+            rows: Of that micro-batch, new and replayed; None for as many as in the step that asked for them.
         """
         self._check_process()
         return self._coordinator.due(rows)
@@ -274,8 +272,7 @@ class Rehearsal(Checkpointed):
         """Stop the worker and give up the transport; a second call, or one in a forked child, does nothing.
 
         Args:
-            drain_s: Seconds to let the exchange in flight end, so that no peer misses it; None takes
-                `exchange.timeout_s`.
+            drain_s: Seconds for the exchange in flight, so that no peer misses it; None takes `exchange.timeout_s`.
         """
         if self._closed or os.getpid() != self._process:  # a forked child has no thread to wait for
             return
