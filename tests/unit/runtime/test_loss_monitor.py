@@ -290,12 +290,15 @@ def test_a_steady_loss_leaves_all_as_it_is(caplog: pytest.LogCaptureFixture) -> 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_stays_no_number_is_shown_and_ends_the_job(value: float) -> None:
+    def train() -> None:
+        for step in range(12):
+            batch = rehearsal.augment(new_batch(0, step, SIZE))
+            rehearsal.loss(lambda outputs: torch.tensor(value), batch["x"])
+            rehearsal.step()
+
     with Rehearsal(guarded(action="stop"), LocalTransport()) as rehearsal:
         with pytest.raises(ForgettingError, match=r"NaN or infinite in each of the last \d+ measurements"):
-            for step in range(12):
-                batch = rehearsal.augment(new_batch(0, step, SIZE))
-                rehearsal.loss(lambda outputs: torch.tensor(value), batch["x"])
-                rehearsal.step()
+            train()
         assert str(rehearsal.metrics()["loss_replayed"]) == str(value)
 
 
