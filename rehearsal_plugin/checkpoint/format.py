@@ -137,26 +137,19 @@ def write_file(folder: Path, rank_file: NamedFile, content: Content) -> Path:
     """Write a file that only its owner can read: all of it or nothing.
 
     The file is written in a temporary folder and moved out of it once it is on the disk. Remains of a job that died
-    there are removed first.
+    there are removed first. A folder that is removed meanwhile, as by a forked child that ends, is made again.
 
     Raises:
         CheckpointError: It cannot be written; an earlier file of that name stays.
     """
     path, partial = folder / rank_file.name, folder / rank_file.partial
-    text, stamp = json.dumps(content.meta, sort_keys=True), json.dumps(asdict(content.stamp))
     try:
-        _remove_path(partial)
-        partial.mkdir(parents=True, mode=0o700)
-        sums = {"header": checksum(text, {}), "checksum": checksum(text, content.tensors)}
-        if content.stamp != Stamp():
-            sums |= {"stamp": stamp, "stamp_checksum": checksum(stamp + text, {})}
-        unfinished = partial / rank_file.name
-        save_file(content.tensors, unfinished, {"rehearsal": text, **sums})
-        unfinished.chmod(0o600)
-        _fsync(unfinished)
-        unfinished.replace(path)
-        partial.rmdir()
-        _fsync(folder)
+        try:
+            _write_whole(path, partial, content)
+        except (OSError, SafetensorError):
+            if partial.exists():
+                raise
+            _write_whole(path, partial, content)  # somebody removed the folder meanwhile
     except (OSError, ValueError, SafetensorError) as error:
         with suppress(OSError, ValueError):
             _remove_path(partial)
@@ -165,6 +158,22 @@ def write_file(folder: Path, rank_file: NamedFile, content: Content) -> Path:
             "folder"
         ) from error
     return path
+
+
+def _write_whole(path: Path, partial: Path, content: Content) -> None:
+    text, stamp = json.dumps(content.meta, sort_keys=True), json.dumps(asdict(content.stamp))
+    _remove_path(partial)
+    partial.mkdir(parents=True, mode=0o700)
+    sums = {"header": checksum(text, {}), "checksum": checksum(text, content.tensors)}
+    if content.stamp != Stamp():
+        sums |= {"stamp": stamp, "stamp_checksum": checksum(stamp + text, {})}
+    unfinished = partial / path.name
+    save_file(content.tensors, unfinished, {"rehearsal": text, **sums})
+    unfinished.chmod(0o600)
+    _fsync(unfinished)
+    unfinished.replace(path)
+    partial.rmdir()
+    _fsync(path.parent)
 
 
 def read_file(folder: Path, rank_file: NamedFile) -> Content:

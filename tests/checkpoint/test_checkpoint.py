@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import pickle
+import shutil
 import subprocess
 import sys
 import threading
@@ -531,6 +532,25 @@ def test_a_full_disk_leaves_what_was_there_and_says_so(
     job.train(6, 7)
     job.rehearsal.save(tmp_path)
     assert len(files.list_files(tmp_path)) == 2, "a failed save is not the end"
+
+
+@pytest.mark.fault
+def test_a_folder_that_is_removed_while_a_file_is_written_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "checkpoints"
+    removals = [1]
+
+    def removed_first(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        if removals:
+            removals.pop()
+            shutil.rmtree(folder)
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr(files, "save_file", removed_first)
+    path = saved(folder)
+    assert not removals
+    assert list(folder.iterdir()) == [path]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
