@@ -134,17 +134,11 @@ class BatchAugmenter:
 
     def _first_layout(self, batch: FlatBatch) -> RowLayout:
         """The layout of the first batch; that of rows from a checkpoint gets its nesting."""
-        layout = RowLayout.infer(batch, self._config.fields)
-        if self._groups is not None:
-            batch, rows = self._groups.grouped(batch, layout.names), layout
-            layout = RowLayout.infer(batch, rows.names)
-            layout = replace(
-                layout,
-                passing=rows.passing,
-                lengths=rows.lengths,
-                selected=rows.selected,
-                rows_per_sample=self._groups.count,
-            )
+        only = self._config.fields
+        if self._groups is None:
+            layout = RowLayout.infer(batch, only)
+        else:
+            layout, batch = self._groups.infer(batch, only)
         self._check_hidden(batch)
         self._report.log_first_batch(layout, self._coordinator.lifecycle.rank)
         first = layout.columns(batch)[0]

@@ -9,14 +9,18 @@ With 2 rows a sample, four batch rows are two samples:
 
 A sample is stored, drawn and replayed whole. Replayed samples take their places in the same layout: with `halves`, the
 batch above and a replayed sample c become a0 b0 c0 a1 b1 c1.
+
+A leaf with one entry a sample, such as the margins of preference pairs, belongs to its sample as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.leaves import as_column
 from rehearsal_plugin.config.names import SampleLayout
 from rehearsal_plugin.core.tree import FlatBatch
@@ -35,6 +39,29 @@ class SampleGroups:
 
     def __init__(self, count: int, layout: SampleLayout) -> None:
         self.count, self._halves = count, layout == "halves"
+        self._alone: frozenset[str] = frozenset()  # fields with one entry a sample
+
+    def infer(self, batch: FlatBatch, only: Collection[str] | None) -> tuple[RowLayout, FlatBatch]:
+        """Derive the layout of samples from a first batch; returns that batch as samples, too.
+
+        Args:
+            batch: Its fields have `count` entries a sample, or one.
+            only: See `RowLayout.infer`.
+
+        Raises:
+            BatchError: As for that, or the rows are no whole number of samples.
+        """
+        rows = RowLayout.infer(batch, only)
+        size = rows.size(batch)
+        alone = [name for name, entries in rows.lengths.items() if entries and entries * self.count == size]
+        self._alone = frozenset() if rows.selected else frozenset(alone)
+        samples = self.grouped(batch, rows.names)
+        layout = RowLayout.infer(samples, {*rows.names, *self._alone})
+        passing = {name: why for name, why in rows.passing.items() if name not in self._alone}
+        lengths = {name: rows.lengths[name] for name in passing}
+        return replace(
+            layout, passing=passing, lengths=lengths, selected=rows.selected, rows_per_sample=self.count
+        ), samples
 
     def grouped(self, batch: FlatBatch, names: Collection[str]) -> FlatBatch:
         """The batch with the fields `names` as samples `[samples, count, ...]`.
@@ -42,22 +69,27 @@ class SampleGroups:
         Raises:
             BatchError: The rows are no whole number of samples.
         """
-        return batch.with_leaves({name: self._group(name, batch.get(name)) for name in names})
+        return batch.with_leaves({name: self._group(name, batch.get(name)) for name in self._together(names)})
 
     def ungrouped(self, batch: FlatBatch, names: Collection[str]) -> FlatBatch:
         """The batch with the fields `names` as rows again, `[samples * count, ...]`."""
-        return batch.with_leaves({name: self._ungroup(batch[name]) for name in names})
+        return batch.with_leaves({name: self._ungroup(batch[name]) for name in self._together(names)})
 
     def rows_of(self, replayed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The fields of replayed samples `[samples, count, ...]` as rows, sample by sample."""
-        return {name: column.flatten(0, 1) for name, column in replayed.items()}
+        return {**replayed, **{name: replayed[name].flatten(0, 1) for name in self._together(replayed)}}
 
     def samples_of(self, rows: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What `rows_of` gave, as samples again."""
-        return {
-            name: column.reshape(len(column) // self.count, self.count, *column.shape[1:])
-            for name, column in rows.items()
+        together = {
+            name: rows[name].reshape(len(rows[name]) // self.count, self.count, *rows[name].shape[1:])
+            for name in self._together(rows)
         }
+        return {**rows, **together}
+
+    def _together(self, names: Collection[str]) -> list[str]:
+        """The fields among `names` that have `count` entries a sample."""
+        return [name for name in names if name not in self._alone]
 
     def _group(self, name: str, leaf: object) -> object:
         column = as_column(leaf)

@@ -25,6 +25,7 @@ from rehearsal_plugin.core.optional_import import missing_dependency
 from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.integrations.handle import Handle
 from rehearsal_plugin.integrations.inject.forward import needs_outputs
+from rehearsal_plugin.integrations.transformers.pairs import with_pairs
 from rehearsal_plugin.integrations.transformers.trainer import (
     VisibleLoader,
     augment_batch,
@@ -152,7 +153,7 @@ class RehearsalCallback(TrainerCallback):
         trainer = self._trainer()
         section = self._section_for(trainer)
         if self.rehearsal is None and section is not None:
-            self._handle = start_rehearsal(trainer, section)
+            self._handle = start_rehearsal(trainer, with_pairs(section, trainer.data_collator))
             if self._handle.rehearsal is not None:
                 self._handle.rehearsal.report.joined_at = "in the batches that the Trainer reads"
         rehearsal = self.rehearsal

@@ -28,7 +28,7 @@ def pairs(examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def train(folder: Path, **keys: Any) -> list[list[int]]:
+def train(folder: Path, collator: Any = pairs, **keys: Any) -> list[list[int]]:
     """Numbers of the rows of each micro-batch that the model saw."""
     network = model()
     recorder = BatchRecorder(network)
@@ -36,7 +36,7 @@ def train(folder: Path, **keys: Any) -> list[list[int]]:
         str(folder), max_steps=8, per_device_train_batch_size=4, report_to=[], save_strategy="no", use_cpu=True
     )
     callbacks = [RehearsalCallback({**SECTION, **keys}), recorder]
-    Trainer(network, arguments, data_collator=pairs, train_dataset=Rows(64), callbacks=callbacks).train()
+    Trainer(network, arguments, data_collator=collator, train_dataset=Rows(64), callbacks=callbacks).train()
     return [[number_of(ids) for ids in batch["input_ids"]] for batch in recorder.batches]
 
 

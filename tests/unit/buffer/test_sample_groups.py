@@ -68,6 +68,31 @@ def test_samples_are_replayed_whole_and_stand_as_the_batch_has_them(
         assert all((rows["tokens"][:, 0] == rows["sample"] + 1).all() for rows in seen)
 
 
+@pytest.mark.parametrize("layout", ["halves", "interleaved"])
+@pytest.mark.parametrize("mode", ["append", "replace"])
+@pytest.mark.parametrize("keys", [{}, {"padding": PADDING}], ids=["plain", "padded"])
+def test_a_leaf_with_one_entry_a_sample_goes_with_its_sample(layout: str, mode: str, keys: dict[str, Any]) -> None:
+    section = {"buffer": {"capacity": 100}, "representatives": 2, "rows_per_sample": 2, "sample_layout": layout}
+    with Rehearsal({**section, "mode": mode, **keys}, LocalTransport()) as rehearsal:
+        for step in range(8):
+            rows = batch(step, layout, 2)
+            if not keys:
+                del rows["tokens"]
+            seen = rehearsal.update({**rows, "margin": 0.5 * (torch.arange(4) + 100 * step), "table": torch.zeros(7)})
+    samples = seen["sample"].chunk(2)[0] if layout == "halves" else seen["sample"][::2]
+    assert seen["margin"].tolist() == (0.5 * samples).tolist()
+    assert len(samples) == (6 if mode == "append" else 4)
+    assert len(seen["table"]) == 7
+
+
+def test_strings_with_one_entry_a_sample_are_refused() -> None:
+    with (
+        Rehearsal({"buffer": {"capacity": 100}, "representatives": 2, "rows_per_sample": 2}) as rehearsal,
+        pytest.raises(BatchError, match="'text' is a list of str"),
+    ):
+        rehearsal.update({**pairs(0), "text": list("abcd")})
+
+
 def test_a_pair_without_a_setting_would_come_apart() -> None:
     with Rehearsal({"buffer": {"capacity": 100}, "representatives": 2}, LocalTransport()) as rehearsal:
         for step in range(8):
