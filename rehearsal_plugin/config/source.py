@@ -105,7 +105,11 @@ def parse_yaml(text: str) -> Any:
         ValueError: A key stands twice.
         yaml.YAMLError: It is no YAML.
     """
-    return yaml.load(text, _UniqueKeysLoader)
+    loader = _UniqueKeysLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 class _UniqueKeysLoader(yaml.SafeLoader):

@@ -36,7 +36,7 @@ CHUNK = 16 << 20  # bytes that are written at a time
 class OnDemand(FileStorage):
     """A storage that asks for nothing beforehand."""
 
-    def _fetch(self, slots: IntArray) -> None:
+    def _fetch_pages(self, slots: IntArray) -> None:
         pass
 
 

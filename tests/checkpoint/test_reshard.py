@@ -345,7 +345,7 @@ def test_other_settings_go_on_with_the_rows(change: str, tmp_path: Path) -> None
     with rehearsal:
         for step in range(10, 14):
             batch = rehearsal.augment(own(0, step))
-            rehearsal.pending.drop()
+            rehearsal.give_up_step()
             rehearsal.step()
         assert intact(batch)
         assert len(batch["id"]) == 8

@@ -12,6 +12,10 @@ from rehearsal_plugin.strategies.base import register
 from rehearsal_plugin.strategies.er import ExperienceReplay
 
 
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message for message in caplog.messages if message.startswith("no effect")]
+
+
 @pytest.mark.parametrize(
     ("section", "named"),
     [
@@ -29,8 +33,8 @@ def test_a_key_that_nothing_reads_is_named_once(
 ) -> None:
     with caplog.at_level(logging.WARNING), Rehearsal(section, LocalTransport()):
         pass
-    (record,) = caplog.records
-    assert all(key in record.getMessage() for key in named)
+    (message,) = said(caplog)
+    assert all(key in message for key in named)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +50,7 @@ def test_a_key_that_nothing_reads_is_named_once(
 def test_keys_that_are_read_are_not(section: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING), Rehearsal(section, LocalTransport()):
         pass
-    assert not caplog.records
+    assert not said(caplog)
 
 
 def test_nothing_is_said_of_a_strategy_that_may_read_any_key(caplog: pytest.LogCaptureFixture) -> None:
@@ -57,4 +61,4 @@ def test_nothing_is_said_of_a_strategy_that_may_read_any_key(caplog: pytest.LogC
     section = {"strategy": {"name": "mine of test_unread", "alpha": 3.0}}
     with caplog.at_level(logging.WARNING), Rehearsal(section, LocalTransport()):
         pass
-    assert not caplog.records
+    assert not said(caplog)
