@@ -29,7 +29,6 @@ def test_all_ranks_take_the_run_of_rank_0() -> None:
     ("keys", "named"),
     [
         ({"ratio": 0.3}, "ratio"),
-        ({"buffer": {"capacity": 5}}, "buffer.capacity"),
         ({"buffer": {"policy": "fifo"}}, "buffer.policy"),
         ({"strategy": {"name": "der"}}, "strategy.name"),
         ({"seed": 3}, "seed"),
@@ -39,6 +38,13 @@ def test_all_ranks_take_the_run_of_rank_0() -> None:
 def test_a_rank_with_another_section_is_told_by_the_key(keys: dict[str, Any], named: str) -> None:
     with pytest.raises(ExchangeError, match=rf"rank 0 and rank 2 have different .* differ in .*{named}.*same config"):
         agree(opening(), opening(), opening(**keys))
+
+
+def test_another_capacity_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert agree(opening(), opening(), opening(buffer={"capacity": 5})) == 1
+    (message,) = caplog.messages
+    assert "rank 0 and rank 2" in message
+    assert "buffer.capacity" in message
 
 
 def test_both_values_that_differ_are_named() -> None:
