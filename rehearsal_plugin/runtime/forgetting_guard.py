@@ -84,8 +84,7 @@ class ForgettingGuard:
             f"step {step} (rehearsal.guard)"
         )
         if self._config.action == "stop":
-            good = "none was saved" if self._good is None else self._good
-            raise ForgettingError(f"{message}; the last checkpoint from before: {good}")
+            raise self._end(message)
         if self._rank == 0:
             LOG.warning("%s; look for the first loss that is not finite", message)
 
@@ -106,6 +105,10 @@ class ForgettingGuard:
         self._best, self._exceeded, self._good = state["best"], state["exceeded"], state["good"]
         self._pending = [(int(step), str(name)) for step, name in state["pending"]]
 
+    def _end(self, message: str) -> ForgettingError:
+        good = "none was saved" if self._good is None else self._good
+        return ForgettingError(f"{message}; the last checkpoint from before: {good}")
+
     def _act(self, mean: float, step: int, ratio: ReplayRatio, *, again: bool) -> None:
         """Do what the config says; what was done already is not said twice."""
         message = (
@@ -113,8 +116,7 @@ class ForgettingGuard:
             f"lowest mean of {self._best:.4g} (rehearsal.guard)"
         )
         if self._config.action == "stop":
-            good = "none was saved" if self._good is None else self._good
-            raise ForgettingError(f"{message}; the last checkpoint from before: {good}")
+            raise self._end(message)
         if self._config.action == "raise_ratio":
             self._window.clear()
             before = ratio.ratio
