@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "ids_of", "intact", "new_batch", "rank_of", "same", "samples", "step_of"]
+__all__ = ["Batch", "ids_of", "intact", "language", "new_batch", "rank_of", "same", "samples", "step_of"]
 
 Batch: TypeAlias = dict[str, Tensor]
 
@@ -52,3 +52,12 @@ def rank_of(sample: int) -> int:
 
 def step_of(sample: int) -> int:
     return sample % PER_RANK // PER_STEP
+
+
+def language(seed: int, rows: int = 6, length: int = 7, vocabulary: int = 11) -> tuple[Tensor, Tensor]:
+    """Logits `[rows, length, vocabulary]` and labels; one row is labelled in part, another nowhere."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(vocabulary, (rows, length), generator=generator)
+    labels[0, 3:] = -100
+    labels[2, :] = -100
+    return torch.randn(rows, length, vocabulary, generator=generator), labels

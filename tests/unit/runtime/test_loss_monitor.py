@@ -19,7 +19,7 @@ from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, ConfigError, ForgettingError
 from rehearsal_plugin.runtime.token_losses import token_losses
 from tests.helpers.ranks import run_ranks
-from tests.helpers.samples import Batch, new_batch
+from tests.helpers.samples import Batch, language, new_batch
 
 SIZE, WANTED, CLASSES = 8, 4, 5
 EXCHANGE = {"timeout_s": 20}
@@ -44,14 +44,6 @@ class Model(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scores: Tensor = self.layer((x % 97).float() / 97)
         return scores
-
-
-def language(seed: int, rows: int = 6, length: int = 7, vocabulary: int = 11) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(vocabulary, (rows, length), generator=generator)
-    labels[0, 3:] = -100
-    labels[2, :] = -100
-    return torch.randn(rows, length, vocabulary, generator=generator), labels
 
 
 # --- apart -----------------------------------------------------------------------------------------------------------

@@ -12,39 +12,7 @@ from torch.nn.functional import cross_entropy
 from rehearsal_plugin.core.tree import flatten
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.runtime.token_losses import predicts_next, token_counts, token_losses
-
-SIZE, WANTED, CLASSES = 8, 4, 5
-EXCHANGE = {"timeout_s": 20}
-
-
-def section(**keys: Any) -> dict[str, Any]:
-    return {
-        "buffer": {"capacity": 60, "partition_by": "label"},
-        "representatives": WANTED,
-        "losses_every": 2,
-        "exchange": EXCHANGE,
-        **keys,
-    }
-
-
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(3)
-        self.layer = nn.Linear(3, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.layer((x % 97).float() / 97)
-        return scores
-
-
-def language(seed: int, rows: int = 6, length: int = 7, vocabulary: int = 11) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(vocabulary, (rows, length), generator=generator)
-    labels[0, 3:] = -100
-    labels[2, :] = -100
-    return torch.randn(rows, length, vocabulary, generator=generator), labels
-
+from tests.helpers.samples import language
 
 # --- losses of rows --------------------------------------------------------------------------------------------------
 
