@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import fields
 from typing import Any
@@ -15,6 +16,7 @@ __all__ = ["NAMESPACE", "copied", "fields_and_values", "is_container", "register
 NAMESPACE = "rehearsal_plugin"  # of optree: what is registered here changes nothing for others
 
 _registered: set[type] = set()
+_registering = threading.Lock()
 
 
 def is_container(leaf: object) -> bool:
@@ -26,17 +28,20 @@ def is_container(leaf: object) -> bool:
 
 
 def register(kind: type) -> None:
-    """Tell optree how containers of a type come apart: by keys, by the fields of a dataclass, or by place."""
-    if kind in _registered:
-        return
-    _registered.add(kind)
+    """Tell optree how containers of a type come apart: by keys, by the fields of a dataclass, or by place.
+
+    Called from any thread; the type is known when a call returns.
+    """
     come_apart: Any = _items
     if issubclass(kind, Mapping):
         come_apart = _keys_and_values
     elif not issubclass(kind, (list, tuple)):
         come_apart = fields_and_values
     fill: Any = _Frame.fill
-    optree.register_pytree_node(kind, come_apart, fill, namespace=NAMESPACE)
+    with _registering:
+        if kind not in _registered:
+            optree.register_pytree_node(kind, come_apart, fill, namespace=NAMESPACE)
+            _registered.add(kind)
 
 
 class _Frame:

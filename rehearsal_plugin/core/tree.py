@@ -7,6 +7,7 @@ such as numbers or strings, is one leaf: in `{"inputs": a, "captions": ["x", "y"
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ _INSERTION_ORDER = optree.dict_insertion_ordered(True, namespace=NAMESPACE)
 _INSERTION_ORDER.__enter__()
 
 _structures: dict[Any, Structure] = {}
+_making_structure = threading.Lock()  # known structures are looked up without it
 
 
 @dataclass(frozen=True)
@@ -159,12 +161,14 @@ def without(tree: Any, names: Collection[str], path: str = "") -> Any:
 
 
 def _structure(spec: Any) -> Structure:
-    """The structure of a nesting, made once."""
+    """The structure of a nesting, made once; called from any thread."""
     structure = _structures.get(spec)
     if structure is None:
-        structure = _structures[spec] = _structure_of(spec)
-        if len(_structures) > MOST_STRUCTURES:
-            del _structures[next(iter(_structures))]
+        with _making_structure:
+            structure = _structures.get(spec) or _structure_of(spec)  # another thread may have made it meanwhile
+            _structures[spec] = structure
+            if len(_structures) > MOST_STRUCTURES:
+                del _structures[next(iter(_structures))]
     return structure
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.masked import masked_tensor
 
 from rehearsal_plugin import LocalTransport, Rehearsal
 from rehearsal_plugin.errors import BatchError
@@ -36,6 +37,7 @@ KINDS: dict[str, tuple[Callable[[], Tensor], str]] = {
         "is a nested tensor",
     ),
     "spread": (lambda: torch.zeros(8, 3).as_subclass(Spread), "is a DTensor"),
+    "masked": (lambda: masked_tensor(torch.zeros(8, 3), torch.ones(8, 3, dtype=torch.bool)), "is a MaskedTensor"),
     "sparse": (lambda: torch.eye(8, 3).to_sparse(), "is sparse"),
 }
 
@@ -49,6 +51,14 @@ def test_they_are_refused_by_name_in_the_first_batch_and_later(kind: str, first:
             rehearsal.update({"id": torch.arange(8), "x": torch.zeros(8, 3)})
         with pytest.raises(BatchError, match=f"batch field 'x' {words}"):
             rehearsal.update({"id": torch.arange(8), "x": make()})
+
+
+def test_tensors_without_numbers_are_refused_by_name() -> None:
+    with (
+        Rehearsal(SECTION, LocalTransport()) as rehearsal,
+        pytest.raises(BatchError, match="'x' is a Tensor on 'meta' without numbers"),
+    ):
+        rehearsal.update({"id": torch.arange(8), "x": torch.zeros(8, 3, device="meta")})
 
 
 def test_a_subclass_that_is_an_ordinary_tensor_is_taken() -> None:

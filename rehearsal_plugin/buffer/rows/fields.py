@@ -188,6 +188,10 @@ def unsupported_kind(name: str, tensor: Tensor) -> str | None:
         return f"batch field '{name}' is quantised ({tensor.dtype}); give its numbers, as with .int_repr()"
     if hasattr(tensor, "to_local"):
         return f"batch field '{name}' is a DTensor, spread over ranks; give this rank's rows, as with .to_local()"
+    if tensor.is_meta or hasattr(tensor, "fake_mode"):
+        return f"batch field '{name}' is a {type(tensor).__name__} on '{tensor.device}' without numbers; give real ones"
+    if hasattr(tensor, "get_mask"):
+        return f"batch field '{name}' is a MaskedTensor; give its numbers and its mask as two tensors"
     if tensor.layout != torch.strided:
         return f"batch field '{name}' is sparse ({tensor.layout}); make it dense with .to_dense()"
     return None

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
+from rehearsal_plugin.buffer.rows.batch_size import entries_of, size_of
 from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out, put
-from rehearsal_plugin.buffer.rows.leaves import as_column, classify, entries_of, like, refuse_rows_of_lists, size_of
+from rehearsal_plugin.buffer.rows.leaves import as_column, classify, like
+from rehearsal_plugin.buffer.rows.rows_in_lists import refuse_rows_of_lists
 from rehearsal_plugin.core.tree import FlatBatch, flatten
 from rehearsal_plugin.errors import BatchError
 
@@ -68,20 +70,21 @@ class RowLayout:
     state: tuple[Field, ...] = ()
 
     @classmethod
-    def infer(cls, batch: Any, only: Collection[str] | None = None) -> RowLayout:
-        """Derive the layout from a first batch.
+    def infer(cls, batch: Any, only: Collection[str] | None = None, rows_per_sample: int = 1) -> RowLayout:
+        """Derive the layout of single rows from a first batch.
 
         Args:
             batch: Any nesting of mappings, lists and tuples. The batch size is the length that most leaves have; see
-                `leaves` for the rule. Every leaf of that length is a field.
+                `batch_size` for the rule. Every leaf of that length is a field.
             only: Names of the fields that make up a row; None takes every leaf with one entry a row.
+            rows_per_sample: See `classify`.
 
         Raises:
             BatchError: No field at all, two leaves of one name, a name in `only` that is not there, a batch whose size
                 cannot be told, or a leaf with one entry a row that cannot be stored.
         """
         flat = flatten(batch)
-        leaves = classify(flat, only)
+        leaves = classify(flat, only, rows_per_sample)
         fields, row_bytes = lay_out(leaves.columns, 0)
         nesting = flat.with_leaves(dict.fromkeys(flat.names))
         selected = only is not None

@@ -1,26 +1,25 @@
 """What the leaves of a batch are: fields of a row, or values that pass through unreplayed.
 
-The batch size is the length that most leaves have. A leaf has a length if it is a tensor or an array with a dimension,
-or a list or tuple of plain values. For example::
+`batch_size` says how many rows there are. A leaf has a length if it is a tensor or an array with a dimension, or a list
+or tuple of plain values. For example::
 
     {"x": [8, 3], "y": [8], "table": [9], "epoch": 2}     lengths 8, 8, 9: the batch has 8 rows
     x, y     fields: one entry a row
     table    passes through: 9 entries, not 8
     epoch    passes through: no entries
 
-The entries of a list or tuple inside of a batch vote together, as one leaf. Of two lengths with as many leaves none is
-taken: the batch is refused, and `rehearsal.fields` says which leaves make up a row. A list of as many tensors as there
-are rows is refused too, unless each of them has one entry a row, as two tensors in a batch of two rows. So is a list of
-mappings with the same keys, as one a row, unless all they hold are fields, as in two views of every row.
+`rows_in_lists` says which lists are refused because each of their entries may be a row.
 
 A leaf with one entry a row either becomes a field, or is refused by name: nothing that belongs to a row stays behind.
-Packed sequences and nested tensors, whose rows do not lie apart, are refused, and so is a tensor of three dimensions
-with one entry a row in its second, and an object of any other type that holds a tensor with one entry a row.
+Packed sequences and nested tensors, whose rows do not lie apart, are refused, and so is an object of any other type
+that holds a tensor with one entry a row. A leaf with one entry a row in dimension 1 is refused, too: one of three or
+more dimensions, as states `[layers, rows, width]`, or of two if it holds integers, as tokens `[steps, rows]`. Other
+numbers of two dimensions may be a table, and are a warning.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,11 +29,15 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from rehearsal_plugin.buffer.rows.batch_size import batch_size, entries_of, holds_integers, size_of
 from rehearsal_plugin.buffer.rows.fields import unsupported_kind
+from rehearsal_plugin.buffer.rows.rows_in_lists import refuse_alike_tensors, refuse_rows_of_lists, refuse_short_tuple
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["Leaves", "as_column", "classify", "entries_of", "like", "refuse_rows_of_lists", "size_of"]
+__all__ = ["Leaves", "as_column", "classify", "like"]
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,13 @@ class Leaves:
     lengths: dict[str, int | None]
 
 
-def classify(flat: FlatBatch, only: Collection[str] | None) -> Leaves:
+def classify(flat: FlatBatch, only: Collection[str] | None, rows_per_sample: int = 1) -> Leaves:
     """Tell fields from leaves that pass through.
 
     Args:
         flat: The first batch.
         only: Names of the fields that make up a row; None takes every leaf with one entry a row.
+        rows_per_sample: Rows that belong together. Leaves with one entry a sample count as passing here.
 
     Raises:
         BatchError: No field at all, a name in `only` that is none, a batch whose size cannot be told, or a leaf with
@@ -70,13 +74,14 @@ def classify(flat: FlatBatch, only: Collection[str] | None) -> Leaves:
             raise BatchError(unsupported_kind(name, leaf))
     lengths = {name: entries_of(leaf) for name, leaf in zip(flat.names, flat.leaves, strict=True)}
     if only is not None:
-        return _named(flat, only, lengths)
+        return _named(flat, only, lengths, rows_per_sample)
     for name in flat.structure.packed:
         raise BatchError(
             f"batch field '{name}' is a PackedSequence, in which rows do not lie apart; give the padded tensor and the "
             "lengths, and pack in the model, or name the fields of a row in rehearsal.fields"
         )
-    size = _batch_size({name: length for name, length in lengths.items() if length is not None})
+    refuse_alike_tensors(flat)
+    size = batch_size(dict(zip(flat.names, flat.leaves, strict=True)), rows_per_sample)
     columns = {name: _column(name, flat[name]) for name, length in lengths.items() if length == size}
     for name, leaf in zip(flat.names, flat.leaves, strict=True):
         if lengths[name] is None and size_of(leaf) == size:
@@ -88,27 +93,11 @@ def classify(flat: FlatBatch, only: Collection[str] | None) -> Leaves:
                 "in rehearsal.fields"
             )
     for name in flat.names:
-        _refuse_later_batch_dimension(name, flat[name], size)
+        refuse_short_tuple(name, flat[name], size)
+        _check_later_dimension(name, flat[name], size)
     refuse_rows_of_lists(flat, size)
     passing = {name: _why(length, size) for name, length in lengths.items() if name not in columns}
     return Leaves(size, columns, passing, {name: lengths[name] for name in passing})
-
-
-def entries_of(leaf: object) -> int | None:
-    """The length of a leaf; None for one without."""
-    if isinstance(leaf, (Tensor, np.ndarray)):
-        return leaf.shape[0] if leaf.ndim else None
-    return len(leaf) if isinstance(leaf, (list, tuple)) else None
-
-
-def size_of(leaf: object) -> int | None:
-    """The same also for objects of any other type that have a length, but not for strings."""
-    if isinstance(leaf, (Tensor, np.ndarray)):
-        return entries_of(leaf)
-    try:
-        return None if isinstance(leaf, (str, bytes)) else len(leaf)  # type: ignore[arg-type]
-    except (TypeError, NotImplementedError):
-        return None
 
 
 def _holds_rows(leaf: object, size: int, depth: int = 4) -> bool:
@@ -121,21 +110,30 @@ def _holds_rows(leaf: object, size: int, depth: int = 4) -> bool:
     return any(_holds_rows(value, size, depth - 1) for value in tuple(inner))
 
 
-def _refuse_later_batch_dimension(name: str, leaf: object, size: int) -> None:
-    """Refuse what has one entry a row in dimension 1: positions `[3, rows, length]`, states `[layers, rows, width]`."""
-    if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim == 3 and leaf.shape[0] != size == leaf.shape[1]:
+def _check_later_dimension(name: str, leaf: object, size: int) -> None:
+    """Refuse one entry a row in dimension 1: positions `[3, rows, length]`, tokens `[steps, rows]`; warn of others."""
+    if not isinstance(leaf, (Tensor, np.ndarray)) or leaf.ndim < 2 or leaf.shape[0] == size or leaf.shape[1] != size:
+        return
+    if leaf.ndim > 2 or holds_integers(leaf):
         raise BatchError(
             f"batch field '{name}' has shape {tuple(leaf.shape)} in a batch of {size} rows, so it may have one entry a "
             "row in dimension 1; move that to the front, or name the fields of a row in rehearsal.fields"
         )
+    LOG.warning(
+        "batch field '%s' has shape %s in a batch of %d rows and is taken for a table, which passes through "
+        "unreplayed; if it has one entry a row in dimension 1, move that to the front",
+        name,
+        tuple(leaf.shape),
+        size,
+    )
 
 
 def as_column(leaf: object) -> Tensor | None:
     """A leaf as a tensor `[n, ...]`: tensors as they are, numbers of arrays, lists and tuples; None for all others."""
     if isinstance(leaf, Tensor):
         return leaf
-    if not isinstance(leaf, (np.ndarray, list, tuple)):
-        return None
+    if not isinstance(leaf, (list, tuple)) and type(leaf) not in (np.ndarray, np.memmap):
+        return None  # such as a masked array, which would lose its mask
     try:
         numbers = np.asarray(leaf)
         if numbers.dtype.kind not in "biufc":
@@ -154,40 +152,21 @@ def like(column: Tensor, leaf: object) -> Any:
     return type(leaf)(column.tolist()) if isinstance(leaf, (list, tuple)) else column
 
 
-def _batch_size(lengths: Mapping[str, int]) -> int:
-    if not lengths:
-        raise BatchError("the batch has no tensor with a batch dimension, so there is nothing to rehearse")
-    voters = {(_voter(name), length) for name, length in lengths.items()}
-    votes = Counter(length for _, length in voters)
-    (size, most), *others = votes.most_common()
-    rivals = [length for length, count in others if count == most]
-    if rivals:
-        groups = {length: sorted(n for n, own in lengths.items() if own == length) for length in (size, rivals[0])}
-        (one, its_names), (other, their_names) = groups.items()
-        raise BatchError(
-            f"the batch size cannot be told: {its_names} have {one} entries and {their_names} have {other}; name the "
-            "leaves that have one entry a row in rehearsal.fields"
-        )
-    return size
-
-
-def _voter(name: str) -> str:
-    """The leaf, or the list or tuple inside of the batch that it stands in."""
-    keys = name.split(".")
-    depth = next((depth for depth in range(1, len(keys)) if keys[depth].isdigit()), len(keys))
-    return ".".join(keys[:depth])
-
-
-def _named(flat: FlatBatch, only: Collection[str], lengths: Mapping[str, int | None]) -> Leaves:
-    missing = sorted(name for name in set(only) if lengths.get(name) is None)
+def _named(flat: FlatBatch, only: Collection[str], lengths: Mapping[str, int | None], rows_per_sample: int) -> Leaves:
+    named = [(name, length) for name in flat.names if name in only and (length := lengths[name]) is not None]
+    missing = sorted(set(only).difference(name for name, _ in named))
     if missing:
         there = [name for name, length in lengths.items() if length is not None]
         raise BatchError(f"rehearsal.fields names {missing}, which are no tensors of the batch: it has {there}")
-    columns = {name: _column(name, flat[name]) for name in flat.names if name in only}
-    first, size = next((name, column.shape[0]) for name, column in columns.items())
-    for name, column in columns.items():
-        if column.shape[0] != size:
-            raise BatchError(f"batch field '{name}' has {column.shape[0]} samples and '{first}' has {size}")
+    first, size = named[0]
+    if rows_per_sample > 1:
+        first, size = max(named, key=lambda one: one[1])
+    columns = {}
+    for name, length in named:
+        if length == size:
+            columns[name] = _column(name, flat[name])
+        elif rows_per_sample == 1 or length * rows_per_sample != size:
+            raise BatchError(f"batch field '{name}' has {length} samples and '{first}' has {size}")
     passing = {name: "not in rehearsal.fields" for name in flat.names if name not in columns}
     return Leaves(size, columns, passing, {name: lengths[name] for name in passing})
 
@@ -195,7 +174,8 @@ def _named(flat: FlatBatch, only: Collection[str], lengths: Mapping[str, int | N
 def _column(name: str, leaf: object) -> Tensor:
     column = as_column(leaf)
     if column is None:
-        what = f"an array of {leaf.dtype}" if isinstance(leaf, np.ndarray) else f"a {type(leaf).__name__}"
+        plain = type(leaf) is np.ndarray
+        what = f"an array of {leaf.dtype}" if plain else f"a {type(leaf).__name__}"  # type: ignore[attr-defined]
         kinds = sorted({type(entry).__name__ for entry in leaf}) if isinstance(leaf, (list, tuple)) else []
         kind = f" of {' and '.join(kinds)}" if kinds else ""
         raise BatchError(
@@ -206,44 +186,6 @@ def _column(name: str, leaf: object) -> Tensor:
     if unsupported is not None:
         raise BatchError(unsupported)
     return column
-
-
-def refuse_rows_of_lists(flat: FlatBatch, size: int) -> None:
-    """Refuse a list of one container or one tensor a row: its entries would stay with the rows of this batch."""
-    by_parent: dict[str, dict[str, list[str]]] = {}
-    for name in flat.names:
-        keys = name.split(".")
-        for depth in range(len(keys)):
-            if keys[depth].isdigit():
-                entries = by_parent.setdefault(".".join(keys[:depth]), {})
-                entries.setdefault(keys[depth], []).append(name)
-    for parent, entries in by_parent.items():
-        if list(entries) != [str(place) for place in range(len(entries))]:
-            continue
-        leaves = [flat[name] for names in entries.values() for name in names]
-        if all(isinstance(leaf, (Tensor, np.ndarray)) and entries_of(leaf) == size for leaf in leaves):
-            continue
-        what = f"batch field '{parent}'" if parent else "the batch"
-        if parent and len(entries) == size:
-            raise BatchError(
-                f"{what} is a list of {size} entries in a batch of {size} rows, so it may have one "
-                "entry a row, which cannot be stored: pad its entries and stack them to one tensor, or name the fields "
-                "of a row in rehearsal.fields"
-            )
-        if len(entries) > 1 and _are_alike(parent, entries) and any(leaf is not None for leaf in leaves):
-            raise BatchError(
-                f"{what} is a list of {len(entries)} mappings with the same keys, so each may be one row, which cannot "
-                "be stored: stack their entries to one tensor a key, or name the fields of a row in rehearsal.fields"
-            )
-
-
-def _are_alike(parent: str, entries: Mapping[str, list[str]]) -> bool:
-    """Whether all entries of a list are mappings or dataclasses with the same keys."""
-    within = [
-        tuple(name[len(f"{parent}.{place}." if parent else f"{place}.") :] for name in names)
-        for place, names in entries.items()
-    ]
-    return all(keys == within[0] for keys in within) and not any(not key or key[0].isdigit() for key in within[0])
 
 
 def _why(length: int | None, size: int) -> str:

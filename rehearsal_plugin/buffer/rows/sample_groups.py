@@ -10,7 +10,8 @@ With 2 rows a sample, four batch rows are two samples:
 A sample is stored, drawn and replayed whole. Replayed samples take their places in the same layout: with `halves`, the
 batch above and a replayed sample c become a0 b0 c0 a1 b1 c1.
 
-A leaf with one entry a sample, such as the margins of preference pairs, belongs to its sample as it is.
+A leaf with one entry a sample, such as the margins of preference pairs, belongs to its sample as it is. It votes for
+the rows of its samples where the batch size is told, and `rehearsal.fields` may name it beside leaves of all rows.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ class SampleGroups:
         Raises:
             BatchError: As for that, or the rows are no whole number of samples.
         """
-        rows = RowLayout.infer(batch, only)
+        rows = RowLayout.infer(batch, only, self.count)
         size = rows.size(batch)
         alone = [name for name, entries in rows.lengths.items() if entries and entries * self.count == size]
-        self._alone = frozenset() if rows.selected else frozenset(alone)
+        self._alone = frozenset(alone if only is None else set(only).intersection(alone))
         samples = self.grouped(batch, rows.names)
         layout = RowLayout.infer(samples, {*rows.names, *self._alone})
         passing = {name: why for name, why in rows.passing.items() if name not in self._alone}

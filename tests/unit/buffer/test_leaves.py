@@ -179,7 +179,19 @@ def det(count: int) -> list[dict[str, Any]]:
             {"x": rows(4), "y": rows(4), "positions": torch.zeros(3, 4, 7)},
             r"'positions' has shape \(3, 4, 7\) in a batch of 4 rows",
         ),
+        (
+            {"x": rows(4), "y": rows(4), "cache": torch.zeros(3, 4, 7, 5)},
+            r"'cache' has shape \(3, 4, 7, 5\) in a batch of 4 rows",
+        ),
+        (
+            {"tokens": torch.zeros(7, 4, dtype=torch.int64), "y": rows(4), "length": rows(4)},
+            r"'tokens' has shape \(7, 4\) in a batch of 4 rows",
+        ),
         ({"x": rows(4), "y": [1, None, 2, 3]}, "'y' is a list of NoneType and int with one entry a row"),
+        (
+            {"x": rows(4), "y": rows(4), "m": np.ma.array(np.zeros(4), mask=[False, True, False, False])},
+            "'m' is a MaskedArray with",
+        ),
     ],
     ids=[
         "mappings",
@@ -190,7 +202,10 @@ def det(count: int) -> list[dict[str, Any]]:
         "nested",
         "object",
         "dimension 1",
+        "dimension 1 of four",
+        "tokens",
         "gap",
+        "masked array",
     ],
 )
 def test_rows_that_do_not_lie_apart_are_refused_by_name(batch: Any, words: str) -> None:
@@ -215,6 +230,12 @@ def test_usual_batches_are_not_refused(batch: Any, count: int) -> None:
         batch = {**batch, "y": rows(4)}
         count = 2
     assert len(fields_of(batch)) == count
+
+
+def test_a_table_as_wide_as_the_batch_passes_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert fields_of({"x": rows(4), "y": rows(4), "table": torch.zeros(3, 4)}) == ["x", "y"]
+    (message,) = caplog.messages
+    assert message.startswith("batch field 'table' has shape (3, 4) in a batch of 4 rows and is taken for a table")
 
 
 def test_what_a_dataclass_made_of_its_fields_follows_its_rows() -> None:

@@ -85,6 +85,30 @@ def test_a_leaf_with_one_entry_a_sample_goes_with_its_sample(layout: str, mode: 
     assert len(seen["table"]) == 7
 
 
+@pytest.mark.parametrize("layout", ["halves", "interleaved"])
+@pytest.mark.parametrize("named", [False, True], ids=["by size", "named"])
+def test_as_many_leaves_of_samples_as_of_rows_go_with_their_samples(layout: str, named: bool) -> None:
+    section: dict[str, Any] = {"buffer": {"capacity": 100}, "representatives": 2}
+    section |= {"rows_per_sample": 2, "sample_layout": layout}
+    if named:
+        section["fields"] = ["margin", "sample"]
+    with Rehearsal(section, LocalTransport()) as rehearsal:
+        for step in range(8):
+            rows = {"sample": batch(step, layout, 2)["sample"], "margin": 0.5 * (torch.arange(4) + 100 * step)}
+            seen = rehearsal.update({**rows, "other": torch.zeros(4)} if named else rows)
+    samples = seen["sample"].chunk(2)[0] if layout == "halves" else seen["sample"][::2]
+    assert seen["margin"].tolist() == (0.5 * samples).tolist()
+    assert len(samples) == 6
+    if named:
+        assert len(seen["other"]) == 4
+
+
+def test_named_fields_of_other_lengths_are_refused() -> None:
+    section = {"rows_per_sample": 2, "fields": ["sample", "margin"]}
+    with Rehearsal(section, LocalTransport()) as rehearsal, pytest.raises(BatchError, match="'margin' has 3 samples"):
+        rehearsal.update({"sample": torch.zeros(8), "margin": torch.zeros(3)})
+
+
 def test_strings_with_one_entry_a_sample_are_refused() -> None:
     with (
         Rehearsal({"buffer": {"capacity": 100}, "representatives": 2, "rows_per_sample": 2}) as rehearsal,

@@ -7,9 +7,11 @@ import copy
 import gc
 import multiprocessing
 import pickle
+import threading
+import time
 import types
 import weakref
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -230,3 +232,21 @@ def test_a_step_flattens_a_batch_once_and_rebuilds_it_once(
         assert rehearsal.metrics()["rows_replayed"] > 0
     assert walks.flattened <= 10 * most
     assert walks.rebuilt == 10
+
+
+def test_a_second_thread_waits_until_a_new_container_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_known, entered = optree.register_pytree_node, threading.Event()
+
+    def register_slowly(*args: Any, **kwargs: Any) -> Any:
+        entered.set()
+        time.sleep(0.2)  # seconds
+        return make_known(*args, **kwargs)
+
+    class New(collections.UserDict[str, Any]):
+        pass
+
+    monkeypatch.setattr(optree, "register_pytree_node", register_slowly)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(flatten, New(a=1))
+        entered.wait(20)
+        assert flatten(New(a=1)).structure is other.result(20).structure
