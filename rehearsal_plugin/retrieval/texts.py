@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -98,10 +98,6 @@ class TextEmbedder:
         if not vectors:
             return torch.zeros((0, 0), device="cpu")
         return torch.stack([vectors[index] for index in range(len(texts))])
-
-    def of_field(self, name: str, columns: Mapping[str, Tensor]) -> Tensor:
-        """The embeddings of rows whose field `name` holds packed texts, `[n, width]` float32."""
-        return self(unpack_texts(columns[name]))
 
     def _embed_batch(self, texts: Sequence[str]) -> Tensor:
         tokens = self._tokenizer(

@@ -144,6 +144,7 @@ class ReplayCoordinator:
         if prefetcher is None or not prefetcher.in_flight:
             return  # a batch was refused; the rows that were ready still are
         try:
+            self.lifecycle.check_sections()
             arrival = prefetcher.collect()
         except ExchangeError as error:
             self._fail(error)

@@ -14,6 +14,7 @@ from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.metrics import Metrics
+from rehearsal_plugin.distributed.opening import SectionCheck
 from rehearsal_plugin.distributed.transport import LocalTransport, Transport, wait
 from rehearsal_plugin.errors import StorageError
 from rehearsal_plugin.runtime.prefetcher import Prefetcher
@@ -56,6 +57,7 @@ class Lifecycle:
         self._first_step = 0
         self._run, self._agreed = secrets.randbits(RUN_BITS), False
         self._mixture: Mapping[Any, float] | None = None  # that was proposed last
+        self._section_check = self._compare_sections()
 
     @property
     def step(self) -> int:
@@ -95,6 +97,15 @@ class Lifecycle:
         self._run, self._agreed = run, True
         if self.prefetcher is not None:
             self.prefetcher.run = run
+
+    def check_sections(self) -> None:
+        """Refuse other sections on other ranks, where no exchange does it; waits for nobody.
+
+        Raises:
+            ExchangeError: A rank has another section.
+        """
+        if self._section_check is not None:
+            self._section_check.hear()
 
     def begin(self, layout: RowLayout, device: torch.device) -> Prefetcher:
         """Make an empty buffer for rows of a layout, and its prefetcher; batches live on `device`."""
@@ -153,6 +164,10 @@ class Lifecycle:
         finally:
             self._transport.close()
 
+    def _compare_sections(self) -> SectionCheck | None:
+        local = self._config.sampling.scope == "local"
+        return SectionCheck(self._config, self._transport) if local else None
+
     def _keep_run(self) -> None:
         """Remember what the first exchange of this prefetcher has told."""
         if self.prefetcher is not None and self.prefetcher.run is not None:
@@ -174,6 +189,7 @@ class Lifecycle:
             if not alone:
                 self.rank, self.size = self._transport.rank, self._transport.size
             self.alone = alone
+            self._section_check = self._compare_sections()
         if old is not None:
             self.prefetcher = self._prefetcher_of(old.buffer, old.device)
 

@@ -50,11 +50,11 @@ class ExtendedDarkExperienceReplay(DarkExperienceReplayPlusPlus):
                 "strategy 'x-der' needs the labels beside the outputs; let the model return scores and compute the "
                 "loss with rehearsal.loss(criterion, outputs, labels)"
             )
-        return {"scores": scores, "known": self._known.expand_as(scores)}
+        return {"scores": scores, "known": self._known.repeat(len(scores), 1)}  # `loss` changes the known classes later
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `Strategy.state_dict`: the known classes."""
-        return {} if self._known is None else {"known": self._known}
+        return {} if self._known is None else {"known": self._known.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """See `Strategy.load_state_dict`."""

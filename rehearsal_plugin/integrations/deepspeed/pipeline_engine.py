@@ -112,4 +112,5 @@ def _keys_with_outputs(config: RehearsalConfig) -> dict[str, bool]:
         "rehearsal.strategy.partition_weights": config.strategy.partition_weights is not None,
         "rehearsal.buffer.score_by 'loss'": config.buffer.by_loss,
         "rehearsal.losses_every": config.losses_every > 0,
+        "rehearsal.retrieval.module": config.retrieval is not None and config.retrieval.module is not None,
     }

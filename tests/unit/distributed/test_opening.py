@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from rehearsal_plugin import RehearsalConfig
-from rehearsal_plugin.distributed.opening import Opening
+from rehearsal_plugin.distributed.opening import Opening, SectionCheck
 from rehearsal_plugin.errors import ExchangeError
 
 
@@ -57,3 +58,23 @@ def test_both_values_that_differ_are_named() -> None:
 def test_paths_may_differ() -> None:
     first, second = (opening(buffer={"storage": "mmap", "path": f"/scratch/{rank}"}) for rank in range(2))
     assert agree(first, second) == 1
+
+
+class Gone:
+    """Two ranks, of which one is gone."""
+
+    rank, size = 0, 2
+
+    def all_gather(self, send: Tensor) -> Any:
+        return self
+
+    def done(self, within_s: float = 0.0) -> bool:
+        raise RuntimeError("connection closed by peer")
+
+
+def test_a_rank_that_is_gone_is_no_matter_where_ranks_stand_alone(caplog: pytest.LogCaptureFixture) -> None:
+    check = SectionCheck(RehearsalConfig.load({}), Gone())  # type: ignore[arg-type]
+    check.hear()
+    check.hear()
+    (message,) = caplog.messages
+    assert "were not compared: connection closed by peer" in message

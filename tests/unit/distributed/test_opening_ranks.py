@@ -84,3 +84,38 @@ def test_ranks_with_different_sections_are_told_which_keys_differ() -> None:
                 continue
             assert line.startswith(f"{key}: True rank {rank} and rank {1 - rank} have different rehearsal sections")
             assert f"{key} (here " in line, line
+
+
+def told_apart_alone(other: dict[str, Any]) -> bytes:
+    mine = other if dist.get_rank() == 1 else {}
+    rehearsal = Rehearsal({**SECTION, **mine, "sampling": {"scope": "local"}})
+    said = "nothing"
+    try:
+        for _ in range(200):  # it comes when it comes: nobody waits
+            rehearsal.update(batch())
+            time.sleep(0.01)
+    except ExchangeError as error:
+        said = str(error)
+        with pytest.raises(ExchangeError, match="differ in"):
+            rehearsal.step()
+    rehearsal.close()
+    return said.encode()
+
+
+def test_ranks_that_draw_from_themselves_alone_are_told_apart_too() -> None:
+    for rank, answer in enumerate(run_ranks(told_apart_alone, 2, {"ratio": 0.5}, timeout_s=60)):
+        start = f"rank {rank} and rank {1 - rank} have different rehearsal sections: they differ in rehearsal.ratio"
+        assert answer.decode().startswith(start)
+    assert run_ranks(told_apart_alone, 2, {}, timeout_s=60) == [b"nothing"] * 2
+
+
+def one_never_steps() -> bytes:
+    with Rehearsal({**SECTION, "sampling": {"scope": "local"}, "exchange": {"timeout_s": 60}}) as rehearsal:
+        start = time.monotonic()
+        for _ in range(6 if dist.get_rank() == 0 else 0):
+            rehearsal.update(batch())
+        return str(time.monotonic() - start < 20).encode()
+
+
+def test_a_rank_that_draws_from_itself_alone_waits_for_nobody() -> None:
+    assert run_ranks(one_never_steps, 2, timeout_s=60) == [b"True"] * 2

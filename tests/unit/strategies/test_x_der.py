@@ -29,6 +29,15 @@ def test_x_der_records_the_scores_and_which_classes_were_known() -> None:
     assert row.state["known"].tolist() == [[True, True, *[False] * (CLASSES - 2)]] * 3
 
 
+def test_x_der_keeps_what_was_recorded_when_a_class_comes_later() -> None:
+    built, new = strategy("x-der"), part(scores(0, 3), FEW)
+    built.loss(new, [])
+    recorded, saved = built.state(new)["known"], built.state_dict()["known"]
+    built.loss(part(scores(1), torch.full((6,), 5)), [])
+    assert not recorded[:, 5].any()
+    assert not saved[5]
+
+
 def test_x_der_does_not_know_the_class_of_an_ignored_label() -> None:
     built, new = strategy("x-der"), part(scores(0, 3), torch.tensor([4, -100, 4]))
     built.loss(new, [])
