@@ -27,10 +27,13 @@ class AdmissionRule:
         keys_and_scores: Finds what the policy goes by.
         numbers: Random numbers of every step.
         rank: Keys the random numbers.
+        newest: Whether the policy keeps the newest rows.
     """
 
-    def __init__(self, policy: Policy, keys_and_scores: KeysAndScores, numbers: RandomStream, rank: int) -> None:
-        self._policy, self._keys_and_scores = policy, keys_and_scores
+    def __init__(
+        self, policy: Policy, keys_and_scores: KeysAndScores, numbers: RandomStream, rank: int, *, newest: bool = False
+    ) -> None:
+        self._policy, self._keys_and_scores, self._newest = policy, keys_and_scores, newest
         self._numbers, self._rank = numbers, rank
 
     def admit_rows(
@@ -78,7 +81,7 @@ class AdmissionRule:
     def _decide_on_sample(
         self, records: RowRecords, keys: IntArray, scores: Float32Array | None, step: int, offered: int
     ) -> IntArray:
-        """The slots `[n]` of a uniform sample of more rows that were offered, -1 for none.
+        """The slots `[n]` of a sample of more rows that were offered, -1 for none.
 
         The policy decides on as many rows as were offered: those of the sample, and copies of some in place of the
         others, in random order. Where it keeps a row, a row of the sample with the same owner is stored, each at most
@@ -87,7 +90,8 @@ class AdmissionRule:
             copies    1  0  2  0  1       slots by the policy   7 -1 -1  4 -1      (kept: two rows of a)
             sample    0  1  2             slots                 7  4 -1
 
-        A policy that compares the features of rows sees the sample only: copies would count as other rows.
+        A policy that compares the features of rows sees the sample only: copies would count as other rows. With a
+        policy that keeps the newest rows, the sample is these, in their order, behind the copies.
         """
         index, rng = records.slot_index, self._numbers.at(step, self._rank)
         owners = keys if index.partitions is None else index.partitions.number(keys)
@@ -97,6 +101,9 @@ class AdmissionRule:
         slots = np.full(held, -1, dtype=np.int64)
         if self._keys_and_scores.features:
             slots = self._policy(index, Offer(owners, scores), rng)
+        elif self._newest:
+            order = np.concatenate((copies[held:], np.arange(held)))
+            slots = self._policy(index, Offer(owners[order], None if scores is None else scores[order]), rng)[-held:]
         else:
             rng.shuffle(copies)
             decided = self._policy(index, Offer(owners[copies], None if scores is None else scores[copies]), rng)

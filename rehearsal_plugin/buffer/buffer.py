@@ -68,9 +68,8 @@ class RehearsalBuffer:
         self.layout = layout
         self.capacity = config.rows(layout.row_bytes)
         self._keys_and_scores = KeysAndScores(layout, config)
-        self._rule = AdmissionRule(
-            POLICIES[config.policy], self._keys_and_scores, RandomStream(seed, Purpose.ADMISSION), rank
-        )
+        policy, numbers = POLICIES[config.policy], RandomStream(seed, Purpose.ADMISSION)
+        self._rule = AdmissionRule(policy, self._keys_and_scores, numbers, rank, newest=policy.newest)
         self._storage = TrackedStorage(open_storage(config, self.capacity, layout.row_bytes, rank), self.capacity)
         self._rank, self._ranks = rank, ranks
         self._content_bytes = layout.row_bytes - layout.state_bytes if config.deduplicate else None
@@ -126,7 +125,8 @@ class RehearsalBuffer:
         Args:
             rows: `[n, row_bytes]` uint8, the offered rows in the order of the stream.
             step: Keys the random numbers; use every step once.
-            offered: How many were offered, where `rows` are a uniform sample of them of no fewer than `capacity`.
+            offered: How many were offered, where `rows` are no fewer than `capacity` of them: a uniform sample, or the
+                newest with a policy that keeps these.
 
         Returns:
             `[n]` int64 slots, -1 for a row that is not kept, and `DUPLICATE` with `deduplicate` for one that is stored

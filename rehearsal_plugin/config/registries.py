@@ -46,11 +46,13 @@ class RegisteredPolicy:
         choose: `(slot index, offer, rng) -> slots`; see `buffer.policies.Policy`.
         partitions: Whether it needs `partition_by`.
         judges: What it needs of `score_by`: one score a row, features, or nothing (None).
+        newest: Whether it keeps the newest rows. A step with too many candidates is then thinned to these.
     """
 
     choose: Callable[..., Any]
     partitions: bool = False
     judges: JudgedBy | None = None
+    newest: bool = False
 
     def __call__(self, slot_index: Any, offer: Any, rng: np.random.Generator) -> IntArray:
         """The slots of the offered rows."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,12 +15,17 @@ from torch import Tensor
 
 from rehearsal_plugin.core.arrays import IntArray
 
-__all__ = ["MOST_PARTITIONS_TOLD", "Metrics", "few_partitions"]
+__all__ = ["MOST_PARTITIONS_COUNTED", "MOST_PARTITIONS_TOLD", "Metrics", "few_partitions"]
 
 MOST_PENDING = 256  # micro-batches
 MOST_PARTITIONS_SHOWN = 32
 MOST_PARTITIONS_TOLD = 1024
 """Partitions that `Rehearsal.metrics` tells numbers of."""
+
+MOST_PARTITIONS_COUNTED = 16_384
+"""Partitions whose replayed rows and tokens are kept count of, where ever new ones come."""
+
+T = TypeVar("T", int, str)
 
 
 @dataclass
@@ -60,8 +65,10 @@ class Metrics:
         exchanged_ms: Time that the background waited for collectives.
         tokens_new: Tokens with labels in new rows that the model saw; see `token_losses.token_counts`.
         tokens_replayed: The same of replayed rows.
-        replayed_by_partition: Replayed rows by partition key.
-        tokens_by_partition: The same tokens by name and partition, as `tokens_new/3`.
+        replayed_by_partition: Replayed rows by partition key. Once there are twice `MOST_PARTITIONS_COUNTED`, the half
+            with the smaller counts is forgotten, and counted from 0 if it comes again.
+        tokens_by_partition: The same tokens by name and partition, as `tokens_new/3`; bounded in the same way.
+        pinned: Partition keys whose replayed rows are never forgotten.
         losses: Mean losses of the last step that was measured, by name, as `loss_new` and `loss_replayed/3`.
     """
 
@@ -89,6 +96,7 @@ class Metrics:
     replayed_by_partition: Counter[int] = field(default_factory=Counter)
     tokens_by_partition: Counter[str] = field(default_factory=Counter)
     losses: dict[str, float] = field(default_factory=dict)
+    pinned: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         self._pending: list[tuple[Tensor, int, IntArray | None]] = []  # tokens that are still on the device
@@ -105,7 +113,11 @@ class Metrics:
     def count_replayed(self, keys: IntArray, times: int = 1) -> None:
         """Count replayed rows by their partition keys `[n]`; -1 times takes them back."""
         distinct, counts = np.unique(keys, return_counts=True)
-        self.replayed_by_partition.update(dict(zip(distinct.tolist(), (times * counts).tolist(), strict=True)))
+        for key, count in zip(distinct.tolist(), (times * counts).tolist(), strict=True):
+            if times > 0 or key in self.replayed_by_partition:  # one that was forgotten has nothing to take back
+                self.replayed_by_partition[key] += count
+        if len(self.replayed_by_partition) > 2 * MOST_PARTITIONS_COUNTED:
+            self.replayed_by_partition = _largest(self.replayed_by_partition, self.pinned)
 
     def count_tokens(self, tokens: Tensor, new: int, keys: IntArray | None) -> None:
         """Count the tokens `[rows]` of a micro-batch, of which the first `new` rows are new ones, with their keys.
@@ -137,11 +149,13 @@ class Metrics:
     def flat(self, shown: Set[int] | None = None) -> dict[str, float]:
         """Name to number; partitions as `rows_replayed/<key>`, only those `shown` unless that is None."""
         self._count_pending_tokens()
-        by_partition: dict[str, float] = {f"rows_replayed/{key}": n for key, n in self.replayed_by_partition.items()}
-        by_partition |= self.tokens_by_partition
-        if shown is not None:
-            names = {str(key) for key in shown}
-            by_partition = {name: n for name, n in by_partition.items() if name.partition("/")[2] in names}
+        replayed, tokens = self.replayed_by_partition, self.tokens_by_partition
+        if shown is None:
+            by_partition = {f"rows_replayed/{key}": n for key, n in replayed.items()} | tokens
+        else:
+            by_partition = {f"rows_replayed/{key}": replayed[key] for key in shown if key in replayed}
+            names = (f"{name}/{key}" for key in shown for name in ("tokens_new", "tokens_replayed"))
+            by_partition |= {name: tokens[name] for name in names if name in tokens}
         return {**self._totals(), **by_partition, **self.losses}
 
     def _totals(self) -> dict[str, float]:
@@ -163,6 +177,14 @@ class Metrics:
         if keys is not None:
             for key in np.unique(keys).tolist():
                 self.tokens_by_partition[f"{name}/{key}"] += int(counts[keys == key].sum())
+            if len(self.tokens_by_partition) > 2 * MOST_PARTITIONS_COUNTED:
+                self.tokens_by_partition = _largest(self.tokens_by_partition, frozenset())
+
+
+def _largest(counts: Counter[T], pinned: Collection[T]) -> Counter[T]:
+    """The `MOST_PARTITIONS_COUNTED` largest counts, and those that are pinned; of equal ones those of smaller keys."""
+    order = sorted(counts.items(), key=lambda item: (item[0] not in pinned, -item[1], item[0]))
+    return Counter(dict(order[: max(MOST_PARTITIONS_COUNTED, len(pinned))]))
 
 
 def few_partitions(metrics: Mapping[str, float]) -> dict[str, float]:

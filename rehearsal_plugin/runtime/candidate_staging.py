@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.buffer.policies import POLICIES
 from rehearsal_plugin.buffer.policies.reservoir import thinned_places
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.staging import Staging
@@ -21,11 +22,11 @@ STAGED_BYTES = 32 << 20
 
 
 class CandidateStaging:
-    """Holds all candidates of a step, or a uniform sample of them.
+    """Holds all candidates of a step, or a uniform sample of them; or the newest ones, with a policy that keeps these.
 
     A step may have very many micro-batches, and passes without a step, as of a learning-rate finder, never end. So at
     most as many rows are held as the buffer has, or as fit in `STAGED_BYTES`; beyond that, each new row takes the place
-    of another by Algorithm R.
+    of another by Algorithm R. For the newest it takes that of the oldest: rows are a ring, which begins at `_oldest`.
 
     All calls come from the training thread.
 
@@ -45,7 +46,8 @@ class CandidateStaging:
         self._selection = CandidateSelection(config, rank)
         self._rank, self._numbers = rank, RandomStream(config.seed, Purpose.THINNING)
         self._most = max(capacity, STAGED_BYTES // row_bytes)
-        self._staging = Staging(row_bytes, device)
+        self._staging, self._newest = Staging(row_bytes, device), POLICIES[config.buffer.policy].newest
+        self._oldest = 0  # place of the oldest row of a full ring
         self._parts: list[tuple[int, int]] = []  # micro-batch and rows, in their order, until rows are thinned
         self._owners: IntArray | None = None  # the micro-batch of each row, once they are
         self._sizes: dict[int, int] = {}  # candidates of each micro-batch
@@ -71,6 +73,7 @@ class CandidateStaging:
         if count is None:
             return
         self.offered -= count
+        self._unroll()
         kept = np.flatnonzero(self._row_owners() != number)
         self._staging.keep(kept)
         if self._owners is not None:
@@ -78,11 +81,13 @@ class CandidateStaging:
         self._parts = [part for part in self._parts if part[0] != number]
 
     def staged(self) -> Tensor:
-        """All rows that are held, `[n, row_bytes]`."""
+        """All rows that are held, `[n, row_bytes]`, in their order."""
+        self._unroll()
         return self._staging.staged()
 
     def flush(self) -> Tensor:
         """All rows that are held `[n, row_bytes]`, untouched until the next flush; staging starts anew."""
+        self._unroll()
         self._parts, self._owners = [], None
         self._sizes.clear()
         self.offered = self.micro_batches = 0
@@ -105,12 +110,16 @@ class CandidateStaging:
             raise
 
     def _thin(self, columns: list[Tensor], layout: RowLayout, places: Tensor | None, count: int, address: int) -> None:
-        """Stage rows so that all that were offered in this step are equally likely to be held.
+        """Stage rows so that all that were offered in this step are equally likely to be held, or the newest ones are.
 
-        Each gets a place as in a reservoir, -1 for none; places that nobody has come in order behind the others.
+        Each gets a place as in a reservoir or a ring, -1 for none; places that nobody has come in order behind the
+        others.
         """
         owners, held = self._row_owners(), self._staging.count
-        slots = thinned_places(self.offered, held, count, self._most, self._numbers.at(address, self._rank))
+        if self._newest:
+            slots = self._ring_places(held, count)
+        else:
+            slots = thinned_places(self.offered, held, count, self._most, self._numbers.at(address, self._rank))
         order = np.flatnonzero(slots >= 0)
         targets, chosen = slots[order], torch.from_numpy(order)
         rows = self._staging.staged().new_zeros((len(order), layout.row_bytes))
@@ -120,6 +129,26 @@ class CandidateStaging:
         self._staging.staged()[torch.from_numpy(targets).to(rows.device)] = rows
         self._owners = np.concatenate((owners, np.zeros(new, dtype=np.int64)))
         self._owners[targets] = self.micro_batches - 1
+
+    def _ring_places(self, held: int, count: int) -> IntArray:
+        """Places of `count` new rows in the ring, -1 for those that newer ones would replace at once.
+
+        Five rows after 2, for a ring of 4: the first has no place, the others take 3, 0, 1, 2; 3 is the oldest then.
+        """
+        start = held if held < self._most else self._oldest
+        slots: IntArray = (start + np.arange(count)) % self._most
+        slots[: max(0, count - self._most)] = -1
+        self._oldest = (start + count) % self._most if held + count >= self._most else 0
+        return slots
+
+    def _unroll(self) -> None:
+        """Put the rows of a ring in their order."""
+        if not self._oldest:
+            return
+        order = np.roll(np.arange(self._staging.count), -self._oldest)
+        rows = self._staging.staged()
+        rows[:] = rows[torch.from_numpy(order).to(rows.device)]
+        self._owners, self._oldest = self._row_owners()[order], 0
 
     def _row_owners(self) -> IntArray:
         """The micro-batch of each row that is held, `[n]` int64."""

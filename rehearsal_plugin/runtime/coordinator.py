@@ -54,7 +54,8 @@ class ReplayCoordinator:
     """
 
     def __init__(self, config: RehearsalConfig, transport: Transport, draws: int, refreshes: bool) -> None:
-        self.metrics = Metrics()
+        weighted = config.strategy.partition_weights or {}  # by the rows replayed of each
+        self.metrics = Metrics(pinned=frozenset(map(int, weighted)))
         self._config, self._draws, self._refreshes = config, draws, refreshes
         self.lifecycle = Lifecycle(config, transport, self.metrics, draws)
         self.losses = LossConsensus(config, transport.rank)

@@ -42,15 +42,18 @@ FEW = 64
 """Slots of which a set is made faster than an order."""
 
 
-def register(name: str, *, partitions: bool = False, judges: JudgedBy | None = None) -> Callable[[Policy], Policy]:
+def register(
+    name: str, *, partitions: bool = False, judges: JudgedBy | None = None, newest: bool = False
+) -> Callable[[Policy], Policy]:
     """Make a policy available as `rehearsal.buffer.policy`.
 
     Args:
         name: What the config calls it.
         partitions: Whether it needs `partition_by`.
         judges: What it needs of `score_by`: one score a row, features, or nothing.
+        newest: Whether it keeps the newest rows, whatever the random numbers.
     """
-    return POLICIES.register(name, lambda policy: RegisteredPolicy(policy, partitions, judges))
+    return POLICIES.register(name, lambda policy: RegisteredPolicy(policy, partitions, judges, newest))
 
 
 def last_writers(slots: IntArray) -> IntArray:

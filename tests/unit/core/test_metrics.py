@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from rehearsal_plugin.core import metrics as metrics_module
 from rehearsal_plugin.core.metrics import MOST_PARTITIONS_SHOWN, MOST_PENDING, Metrics, few_partitions
 
 
@@ -60,6 +61,35 @@ def test_tokens_wait_on_the_device_for_a_bounded_number_of_micro_batches() -> No
     assert metrics.tokens_new == 0
     metrics.count_tokens(torch.tensor([1]), new=1, keys=None)
     assert metrics.tokens_new == MOST_PENDING
+
+
+@pytest.fixture
+def few_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_module, "MOST_PARTITIONS_COUNTED", 10)
+
+
+@pytest.mark.usefixtures("few_counted")
+def test_ever_new_partitions_are_counted_in_a_bounded_room() -> None:
+    metrics, twice = Metrics(pinned=frozenset({99})), np.array([3, 3, 5, 5])
+    metrics.count_replayed(np.array([99]))
+    for key in range(100, 400):
+        metrics.count_replayed(np.append(twice, key))
+        metrics.count_tokens(torch.tensor([2, 2]), new=1, keys=np.array([key, key]))
+        assert len(metrics.replayed_by_partition) <= 20
+    flat = metrics.flat()
+    assert (flat["rows_replayed/3"], flat["rows_replayed/5"], flat["rows_replayed/99"]) == (600, 600, 1)
+    assert flat["tokens_new"] == flat["tokens_replayed"] == 600
+    assert len(metrics.tokens_by_partition) <= 20
+
+
+@pytest.mark.usefixtures("few_counted")
+def test_rows_of_a_forgotten_partition_are_not_taken_back() -> None:
+    metrics = Metrics()
+    for key in range(30):
+        metrics.count_replayed(np.array([key]))
+    forgotten = next(key for key in range(30) if key not in metrics.replayed_by_partition)
+    metrics.count_replayed(np.array([forgotten]), times=-1)
+    assert forgotten not in metrics.replayed_by_partition
 
 
 def test_losses_are_among_the_numbers() -> None:

@@ -28,8 +28,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidate_staging, "STAGED_BYTES", HELD * LAYOUT.row_bytes)
 
 
-def staging(seed: int = 0) -> CandidateStaging:
-    config = RehearsalConfig.load({"seed": seed})
+def staging(seed: int = 0, policy: str = "reservoir") -> CandidateStaging:
+    config = RehearsalConfig.load({"seed": seed, "buffer": {"policy": policy}})
     return CandidateStaging(config, 0, 4, LAYOUT.row_bytes, torch.device("cpu"))
 
 
@@ -88,6 +88,51 @@ def test_a_micro_batch_is_taken_back_whether_rows_were_thinned_or_not(dropped: i
             assert staged.offered == 6 * (count - 1)
         stage(staged, 1000, 6)
         assert len(ids(staged)) <= HELD
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("sizes", [[30], [7] * 6, [20, 1, 1, 18], [1] * 45, [3, 50, 3], [19, 20, 40]])
+def test_fifo_holds_the_newest_in_their_order(sizes: list[int]) -> None:
+    staged, first = staging(policy="fifo"), 0
+    for number, size in enumerate(sizes):
+        stage(staged, first, size)
+        first += size
+        if number % 2:
+            assert ids(staged) == list(range(max(0, first - HELD), first))
+    assert staged.offered == first
+    assert LAYOUT.views(staged.flush())["id"].tolist() == list(range(max(0, first - HELD), first))
+    stage(staged, 0, 5)
+    assert ids(staged) == list(range(5))
+
+
+@pytest.mark.usefixtures("few")
+def test_fifo_goes_on_in_order_after_rows_were_taken_back() -> None:
+    staged = staging(policy="fifo")
+    numbers = [stage(staged, 6 * part, 6) for part in range(6)]
+    staged.withdraw(numbers[4])
+    assert ids(staged) == [*range(16, 24), *range(30, 36)]
+    stage(staged, 100, 8)
+    assert ids(staged) == [*range(18, 24), *range(30, 36), *range(100, 108)]
+
+
+@pytest.mark.parametrize("held", [12, 20])
+@pytest.mark.parametrize("partition_by", [None, "y"])
+def test_a_fifo_buffer_holds_the_newest_rows_whatever_the_steps(
+    held: int, partition_by: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidate_staging, "STAGED_BYTES", held * 32)
+    buffer = {"capacity": 12, "policy": "fifo", "partition_by": partition_by}
+    newest = 0
+    with Rehearsal({"buffer": buffer, "ratio": 0.2}) as rehearsal:
+        for micro_batches in (5, 1, 3, 1, 1, 7):
+            for _ in range(micro_batches):
+                rehearsal.augment({"id": newest + torch.arange(5), "y": torch.arange(5) % 2})
+                newest += 5
+            rehearsal.step()
+            if newest < 12:
+                continue
+            rows = rehearsal.buffer.sample(12)["id"].tolist()  # type: ignore[union-attr]
+            assert sorted(rows) == list(range(newest - 12, newest))
 
 
 @pytest.mark.parametrize("policy", ["reservoir", "fifo", "random_replace", "balanced", "score", "herding"])
