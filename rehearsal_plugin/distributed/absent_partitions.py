@@ -12,8 +12,10 @@ __all__ = ["ABSENT_AFTER", "absent_partitions", "warn_of_absent_partitions"]
 
 LOG = logging.getLogger(__name__)
 
+MIXTURE = "rehearsal.sampling.weights"
+
 ABSENT_AFTER = 100
-"""Exchanges after which partitions that nobody has held yet are named, once."""
+"""Exchanges after which partitions that nobody has held yet are named, once; and again where the mixture changed."""
 
 
 def absent_partitions(
@@ -28,7 +30,7 @@ def absent_partitions(
     """
     held = set(map(str, keys.tolist()))
     named: dict[str, Iterable[object]] = {
-        "rehearsal.sampling.weights": [key for key, weight in (weights or {}).items() if weight],
+        MIXTURE: [key for key, weight in (weights or {}).items() if weight],
         "rehearsal.strategy.partition_weights": config.strategy.partition_weights or (),
         "rehearsal.guard.partitions": (config.guard and config.guard.partitions) or (),
     }
@@ -39,10 +41,20 @@ def absent_partitions(
 
 
 def warn_of_absent_partitions(
-    config: RehearsalConfig, weights: Mapping[str, float] | None, keys: IntArray, holder: str
+    config: RehearsalConfig, weights: Mapping[str, float] | None, keys: IntArray, holder: str, *, mixture_only: bool
 ) -> None:
-    """Log a warning for each result of `absent_partitions`; `holder` says who would hold them."""
+    """Log a warning for each result of `absent_partitions`.
+
+    Args:
+        config: The `rehearsal` section.
+        weights: The mixture in force.
+        keys: `[n]` int64, partitions that are or were held.
+        holder: Who would hold them.
+        mixture_only: Whether the other keys of the section were looked at before.
+    """
     for path, absent in absent_partitions(config, weights, keys):
+        if mixture_only and path != MIXTURE:
+            continue
         LOG.warning(
             "%s names the partitions %s, of which %s after %d steps; partitions are called by the integers in "
             "rehearsal.buffer.partition_by %r, which has %s so far",

@@ -96,7 +96,8 @@ class Exchange:
         # Ranks with different seeds or weights would draw different plans.
         weights = json.dumps(config.drawn_by, sort_keys=True)
         self._fingerprint = buffer.layout.fingerprint ^ config.seed ^ zlib.crc32(weights.encode())
-        self._config, self._exchanges = config, 0
+        self._config = config
+        self._exchanges, self._warned = 0, False  # exchanges since absent partitions were looked for
         self._opening: Opening | None = Opening(config, run)
         self.run: int | None = None
         pairs = LEAST_PAIRS if self._by_partition else 1
@@ -196,7 +197,8 @@ class Exchange:
         headers.check(self._transport.rank)
         self.global_counts.absorb(headers)
         self.notes = headers.notes
-        self.mixture.agree(headers.of(Word.MIXTURE), posted.proposed)
+        if self.mixture.agree(headers.of(Word.MIXTURE), posted.proposed) and self._exchanges >= ABSENT_AFTER:
+            self._exchanges, self._warned = 0, True
         self._exchanges += 1
         if self._exchanges == ABSENT_AFTER and self._transport.rank == 0:
             self._warn_of_absent_partitions()
@@ -219,7 +221,7 @@ class Exchange:
         keys, holder = self.global_counts.keys, "no rank has held a row"
         if not self._by_partition:  # ranks do not tell each other's partitions
             keys, holder = self._buffer.counts()[0], "rank 0 holds no row"
-        warn_of_absent_partitions(self._config, self.mixture.in_force, keys, holder)
+        warn_of_absent_partitions(self._config, self.mixture.in_force, keys, holder, mixture_only=self._warned)
 
     def _slots_of(self, drawn: Plan) -> IntArray:
         if self._by_partition:

@@ -86,16 +86,21 @@ class Mixture:
         text = json.dumps(sorted(weights.items()))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
-    def agree(self, digests: IntArray, proposed: Weights | None) -> None:
+    def agree(self, digests: IntArray, proposed: Weights | None) -> bool:
         """Put weights into force, if every rank proposes the same ones.
 
         Args:
             digests: `[ranks]` int64, the word `MIXTURE` of the headers of an exchange.
             proposed: The weights whose digest this rank's header had.
+
+        Returns:
+            Whether other weights are in force now.
         """
-        if (digests == digests[0]).all() and proposed != self._weights:
-            LOG.info("rehearsal: the mixture is %s from this step on", proposed)
-            self._weights, self._columns = proposed, np.empty(0)
+        if proposed == self._weights or (digests != digests[0]).any():
+            return False
+        LOG.info("rehearsal: the mixture is %s from this step on", proposed)
+        self._weights, self._columns = proposed, np.empty(0)
+        return True
 
     @property
     def in_force(self) -> Weights | None:

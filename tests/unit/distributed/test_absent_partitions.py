@@ -42,6 +42,25 @@ def test_a_partition_that_nobody_holds_is_named_once(
     assert "[0, 1, 2]" in message
 
 
+@pytest.mark.parametrize("changes", [[ABSENT_AFTER + 20], [20], [ABSENT_AFTER + 20, ABSENT_AFTER + 60]])
+def test_weights_that_are_changed_later_are_looked_at_too(changes: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    section: dict[str, Any] = {"buffer": {"capacity": 50, "partition_by": "label"}, "representatives": 2}
+    section |= {"sampling": {"weights": {"0": 1.0}}, "strategy": {"partition_weights": {"9": 1.0}}}
+    with caplog.at_level(logging.WARNING), Rehearsal(section, LocalTransport()) as rehearsal:
+        for step in range(2 * ABSENT_AFTER + 50):
+            if step in changes:
+                rehearsal.reweigh({"0": 1.0, "7": 2.0 + step})
+            rehearsal.augment({"x": torch.zeros(8, 2), "label": LABELS})
+            rehearsal.give_up_step()
+            rehearsal.step()
+        rehearsal.drain()
+    paths = [said.split(" of which ")[0] for said in caplog.messages if " names the partitions " in said]
+    assert sorted(paths) == [
+        "rehearsal.sampling.weights names the partitions ['7'],",
+        "rehearsal.strategy.partition_weights names the partitions ['9'],",
+    ]
+
+
 def test_partitions_that_are_held_or_count_nothing_are_not(caplog: pytest.LogCaptureFixture) -> None:
     assert messages(ABSENT_AFTER + 5, caplog, sampling={"weights": {"0": 1.0, "2": 2.0, "7": 0.0}}) == []
 
