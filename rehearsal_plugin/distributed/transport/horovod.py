@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -21,20 +21,29 @@ from torch import Tensor
 
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll
+from rehearsal_plugin.distributed.transport.horovod_start import StartWords
 from rehearsal_plugin.errors import ClosedError, ExchangeError, ExchangeTimeout, RehearsalError
 
-__all__ = ["HorovodTransport", "horovod_failures", "import_horovod"]
+__all__ = ["HorovodTransport", "announcing_horovod_failure", "horovod_failures", "import_horovod"]
+
+LINGER_S = 5.0
+"""How long a rank that failed stays for others to hear of it, which may be behind."""
 
 
 class Enqueued:
-    """An operation of Horovod in flight; keeps what it sends alive."""
+    """An operation of Horovod in flight; keeps what it sends alive, and fails where a rank failed before it began."""
 
-    def __init__(self, hvd: Any, handle: int, sent: Tensor) -> None:
-        self._hvd, self._handle, self._sent = hvd, handle, sent
+    def __init__(self, hvd: Any, handle: int, sent: Tensor, start: StartWords | None) -> None:
+        self._hvd, self._handle, self._sent, self._start = hvd, handle, sent, start
 
     def done(self, within_s: float = 0.0) -> bool:
         """See `Pending.done`."""
-        return poll(lambda: bool(self._hvd.poll(self._handle)), within_s)
+        return poll(self._ended, within_s)
+
+    def _ended(self) -> bool:
+        if self._start is not None:
+            self._start.check()
+        return bool(self._hvd.poll(self._handle))
 
     def result(self) -> Tensor:
         """See `Pending.result`."""
@@ -87,10 +96,15 @@ class HorovodTransport(Transport):
         if not self._process_set.included():
             raise ExchangeError(f"rank {self._hvd.rank()} is not in the process set {self._process_set}")
         self.rank, self.size = self._process_set.rank(), self._process_set.size()
-        # Never used again: an operation that was given up may still be in flight.
-        self._name = f"rehearsal.{HorovodTransport.made}"
-        HorovodTransport.made += 1
+        self._name = self.next_name()
+        self._start = StartWords(self._hvd, self._process_set, self._name)
         self._closed = False
+
+    @classmethod
+    def next_name(cls) -> str:
+        """The name of the next transport, never used again: an operation that was given up may still be in flight."""
+        cls.made += 1
+        return f"rehearsal.{cls.made - 1}"
 
     @property
     def outdated(self) -> bool:
@@ -119,7 +133,22 @@ class HorovodTransport(Transport):
             handle = operation(*tensors, name=f"{self._name}.{what}", process_set=self._process_set)
         except Exception as error:
             return Refused(error)
-        return Enqueued(self._hvd, handle, tensors[0])
+        return Enqueued(self._hvd, handle, tensors[0], None if self._start.heard else self._start)
+
+
+@contextmanager
+def announcing_horovod_failure(process_set: Any) -> Iterator[None]:
+    """Tell the ranks of a process set, which make their transport, of an error inside of the context."""
+    try:
+        yield
+    except RehearsalError as error:
+        hvd = import_horovod()
+        if hvd.is_initialized() and process_set.included():
+            failure = f"rank {hvd.rank()} failed before its first exchange with {type(error).__name__}: {error}"
+            words = StartWords(hvd, process_set, HorovodTransport.next_name(), " ".join(failure.split()))
+            with suppress(Exception):  # the error itself is what counts
+                poll(words.ended, LINGER_S)
+        raise
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from rehearsal_plugin.integrations.handle import Handle, check_fed
 from rehearsal_plugin.integrations.inject.forward import ForwardInjection
 from rehearsal_plugin.integrations.peers import check_sequence_parallelism, data_parallel_ranks, peers_of
 from rehearsal_plugin.rehearsal import Rehearsal
+from rehearsal_plugin.strategies import make_strategy
 
 __all__ = ["attach", "connect", "initialize", "left_alone", "patch"]
 
@@ -65,6 +66,9 @@ def _attach(engine: Any, config: ConfigSource | None) -> Handle:
     block = find_block(engine.config) if config is None else config
     with announcing_failure(getattr(engine, "data_parallel_group", None)):
         section = None if block is None else RehearsalConfig.load(block)
+        if section is not None and section.enabled:
+            section.look_up_names()
+            make_strategy(section.strategy)  # refuses what it cannot use
     handle = Handle(None) if section is None or not section.enabled else _start_rehearsal(engine, section)
     engine.rehearsal = handle
     return handle

@@ -24,7 +24,7 @@ from typing import Any
 from torch import nn
 
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig
-from rehearsal_plugin.distributed.transport.horovod import import_horovod
+from rehearsal_plugin.distributed.transport.horovod import announcing_horovod_failure, import_horovod
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.handle import JOINED_AT, Handle
 from rehearsal_plugin.integrations.horovod.handle import HorovodHandle
@@ -32,6 +32,7 @@ from rehearsal_plugin.integrations.horovod.join import refuse_join
 from rehearsal_plugin.integrations.inject.forward import ForwardInjection
 from rehearsal_plugin.integrations.inject.wrap_dataloaders import wrap_data_loaders
 from rehearsal_plugin.rehearsal import Rehearsal
+from rehearsal_plugin.strategies import make_strategy
 
 __all__ = ["attach", "patch"]
 
@@ -55,8 +56,11 @@ def attach(optimizer: Any, model: nn.Module | None, config: ConfigSource) -> Hor
         ExchangeError: `hvd.init()` was not called, or this rank is not in the optimizer's process set.
     """
     hvd = import_horovod()
-    section = RehearsalConfig.load(config)
-    _check_optimizer(optimizer, model, section, hvd.Adasum)
+    with announcing_horovod_failure(getattr(optimizer, "process_set", hvd.global_process_set)):
+        section = RehearsalConfig.load(config)
+        section.look_up_names()
+        make_strategy(section.strategy)  # refuses what it cannot use
+        _check_optimizer(optimizer, model, section, hvd.Adasum)
     _register_elastic()
     if section.enabled and section.inject == "loader" and model is None:
         with suppress(ConfigError):  # then a loader cannot tell training from evaluation
