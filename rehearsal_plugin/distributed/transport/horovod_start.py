@@ -32,7 +32,8 @@ class StartWords:
     def __init__(self, hvd: Any, process_set: Any, name: str, failure: str = "") -> None:
         self._hvd, self._handle, self._failure = hvd, None, ""
         self._sent = torch.tensor(list(f"{failure}\n".encode()), dtype=torch.uint8, device="cpu")
-        if process_set.size() > 1 and not int(os.environ.get("HOROVOD_ELASTIC", 0)):
+        # Also for a rank alone in its set: all ranks of the job must issue equally many operations, see `horovod`.
+        if hvd.size() > 1 and not int(os.environ.get("HOROVOD_ELASTIC", 0)):
             with suppress(Exception):  # a rank is gone already, which the next operation says
                 self._handle = hvd.allgather_async(self._sent, name=f"{name}.start", process_set=process_set)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +18,9 @@ SECTION: dict[str, Any] = {"buffer": {"capacity": 50}, "ratio": 0.25, "exchange"
 class Gathered:
     """Two ranks, of which the other one's word comes after a while."""
 
-    def __init__(self, word: str) -> None:
+    def __init__(self, word: str, size: int = 2) -> None:
         self._word, self.come = word, False
+        self.size = lambda: size
 
     def allgather_async(self, sent: torch.Tensor, name: str, process_set: Any) -> int:
         self.sent = sent.tolist()
@@ -33,8 +33,8 @@ class Gathered:
         return torch.tensor([*self.sent, *f"{self._word}\n".encode()], dtype=torch.uint8)
 
 
-def words(hvd: Gathered, size: int = 2) -> StartWords:
-    return StartWords(hvd, SimpleNamespace(size=lambda: size), "rehearsal.0")
+def words(hvd: Gathered) -> StartWords:
+    return StartWords(hvd, None, "rehearsal.0")
 
 
 def test_nothing_is_looked_at_once_all_ranks_are_here() -> None:
@@ -58,7 +58,7 @@ def test_a_rank_that_failed_is_named_every_time() -> None:
 
 
 def test_a_rank_alone_and_an_elastic_job_say_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert words(Gathered(""), size=1).heard
+    assert words(Gathered("", size=1)).heard
     monkeypatch.setenv("HOROVOD_ELASTIC", "1")
     assert words(Gathered("")).heard
 
