@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -34,13 +35,16 @@ class PendingLosses:
 
     Attributes:
         expected: Micro-batches so far, those with an answer among them.
+        step_checks: Called before the end of this step; each may refuse it.
     """
 
     def __init__(self, config: RehearsalConfig, strategy: Strategy, coordinator: ReplayCoordinator) -> None:
         self._config, self._strategy, self._coordinator = config, strategy, coordinator
         self._waiting: deque[tuple[MicroBatch, RowLayout]] = deque()
         self._answered: MicroBatch | None = None  # the last one, as its backward pass may fail
-        self.expected = 0
+        self.expected = self._settled = 0  # micro-batches; those of earlier steps are settled
+        self._asked: set[int] = set()  # numbers of those whose loss was asked for since
+        self.step_checks: list[Callable[[], None]] = []
         self._terms = TermGradients()
         self._importance = (
             None if config.strategy.partition_weights is None else PartitionImportance(config, coordinator)
@@ -54,8 +58,8 @@ class PendingLosses:
         self.expected += 1
 
     def awaits(self, number: int) -> bool:
-        """Whether nobody asked for the loss of micro-batch `number` yet, counted from 1."""
-        return number > self.expected - len(self._waiting)
+        """Whether nobody asked for the loss of micro-batch `number` of this step yet, counted from 1."""
+        return number > self._settled and number not in self._asked
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """See `Rehearsal.loss`."""
@@ -100,8 +104,9 @@ class PendingLosses:
 
     def drop(self) -> None:
         """See `Rehearsal.drop`."""
-        dropped = self._waiting.popleft()[0] if self._waiting else self._answered
-        self._answered = None
+        if self._waiting:
+            self._end_turn()
+        dropped, self._answered = self._answered, None
         if dropped is None or dropped.turn is None or not self._coordinator.undo(dropped.turn):
             return
         metrics, share = self._coordinator.metrics, dropped.share
@@ -115,7 +120,7 @@ class PendingLosses:
         """Forget all micro-batches, and what was measured of them."""
         self._waiting.clear()
         self._answered = None
-        self._terms.clear()
+        self._settle()
         self._monitor.clear()
 
     def check(self) -> None:
@@ -139,10 +144,12 @@ class PendingLosses:
         """Refuse to end a step without all answers, or one that did not train on them.
 
         Raises:
-            BatchError: An answer is missing, or a strategy's term reached no gradient.
+            BatchError: An answer is missing, or a strategy's term or the model's loss reached no gradient.
         """
         self.check()
         self._terms.check(self._subject)
+        for check in self.step_checks:
+            check()
 
     @property
     def must_be_asked(self) -> bool:
@@ -156,7 +163,7 @@ class PendingLosses:
 
     def end_step(self) -> None:
         """Note what was measured in this step."""
-        self._terms.clear()
+        self._settle()
         self._monitor.end_step()
 
     @property
@@ -210,7 +217,20 @@ class PendingLosses:
 
     def _end_turn(self) -> None:
         """The micro-batch whose turn it was has its answer."""
+        self._asked.add(self._turn)
         self._answered = self._waiting.popleft()[0]
+
+    @property
+    def _turn(self) -> int:
+        """Number of the micro-batch whose turn it is."""
+        return self.expected - len(self._waiting) + 1
+
+    def _settle(self) -> None:
+        """Expect nothing any more of the micro-batches so far."""
+        self._settled = self.expected
+        self._asked.clear()
+        self._terms.clear()
+        self.step_checks.clear()
 
     def _refresh(self, replayed: list[Part]) -> None:
         share = self._current()[0].share

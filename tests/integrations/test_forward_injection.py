@@ -1,11 +1,9 @@
-"""Rows injected at a model's forward: losses outside, several passes a step, recomputation, copies, hidden fields."""
+"""Rows injected at a model's forward: several passes a step, recomputation, copies, hidden fields."""
 
 from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -13,156 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rehearsal_plugin import Rehearsal
-from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, ConfigError
-from rehearsal_plugin.integrations.inject.forward import ForwardInjection
-
-ROWS, WANTED = 8, 2
-
-
-class Model(nn.Module):
-    """Gives what `answer` makes of its values `[rows, 1]`, whose sum has the sum of the rows for a gradient."""
-
-    def __init__(self, answer: Callable[[Tensor], Any] = lambda values: values) -> None:
-        super().__init__()
-        self.linear = nn.Linear(1, 1, bias=False)
-        self.answer = answer
-        self.seen: list[list[float]] = []
-
-    def forward(self, x: Tensor, flag: bool = False) -> Any:
-        self.seen.append(x.detach().flatten().tolist())
-        return self.answer(self.linear(x))
-
-
-@dataclass
-class Outputs:
-    logits: Tensor
-    loss: Tensor | None = None
-
-
-def backward(loss: Tensor) -> None:
-    loss.backward()  # type: ignore[no-untyped-call]
-
-
-def itself(values: Tensor) -> Tensor:
-    return values
-
-
-def rows(step: int, size: int = ROWS) -> Tensor:
-    return (torch.arange(float(size)) + size * step + 1)[:, None]
-
-
-@pytest.fixture
-def rehearse() -> Iterator[Callable[..., Rehearsal]]:
-    made: list[Rehearsal] = []
-
-    def make(**section: Any) -> Rehearsal:
-        made.append(Rehearsal({"buffer": {"capacity": 200}, "representatives": WANTED, **section}, LocalTransport()))
-        return made[-1]
-
-    yield make
-    for rehearsal in made:
-        rehearsal.close()
-
-
-def attached(rehearsal: Rehearsal, model: nn.Module) -> Any:
-    ForwardInjection(rehearsal, model).register()
-    return model
-
-
-# --- the loss outside ------------------------------------------------------------------------------------------------
-
-OUTSIDE: dict[str, Callable[[Any, Tensor], Tensor]] = {
-    "targets of the batch": lambda out, x: ((out[: len(x)] - x) ** 2).mean(),
-    "targets made of the outputs": lambda out, x: nn.functional.binary_cross_entropy_with_logits(
-        out, torch.zeros_like(out)
-    ),
-}
-
-
-@pytest.mark.parametrize("mode", ["append", "replace"])
-@pytest.mark.parametrize("loss", OUTSIDE)
-def test_a_loss_outside_the_model_is_refused_in_the_first_backward_pass(rehearse: Any, mode: str, loss: str) -> None:
-    model = attached(rehearse(mode=mode), Model())
-    with pytest.raises(BatchError, match=r"the loss is computed outside the model.*'loader'"):
-        backward(OUTSIDE[loss](model(rows(0)), rows(0)))
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        lambda values: {"logits": values},
-        lambda values: {"logits": values, "aux_loss": values.mean(), "loss": None},
-        lambda values: Outputs(values),
-        lambda values: (values, values.detach().mean()),
-        lambda values: [values, [values + 1]],
-    ],
-)
-def test_outputs_of_any_nesting_without_a_loss_are_known(rehearse: Any, answer: Any) -> None:
-    outputs = attached(rehearse(), Model(answer))(rows(0))
-    logits = outputs["logits"] if isinstance(outputs, dict) else getattr(outputs, "logits", None)
-    logits = outputs[0] if logits is None else logits
-    with pytest.raises(BatchError, match="the loss is computed outside the model"):
-        backward(((logits - rows(0)) ** 2).mean())
-
-
-def test_the_users_own_size_error_never_comes_first(rehearse: Any) -> None:
-    rehearsal = rehearse()
-    model = attached(rehearsal, Model())
-
-    def train() -> None:
-        for step in range(6):
-            backward(nn.functional.mse_loss(model(rows(step)), rows(step)))
-            rehearsal.step()
-
-    with pytest.raises(BatchError):
-        train()
-    assert rehearsal.steps == 0
-
-
-INSIDE: dict[str, tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]] = {
-    "scalar": (lambda values: (values**2).mean(), lambda out: out),
-    "tuple": (lambda values: ((values**2).mean(), values), lambda out: out[0]),
-    "mapping": (lambda values: {"loss": (values**2).mean(), "logits": values}, lambda out: out["loss"]),
-    "object": (lambda values: Outputs(values, (values**2).mean()), lambda out: out.loss),
-    "losses by name": (
-        lambda values: {"box": values.mean(), "class": (values**2).mean()},
-        lambda out: out["box"] + out["class"],
-    ),
-    "loss of each row, averaged outside": (lambda values: values[:, 0] ** 2, lambda out: out.mean()),
-    "loss of each row, summed outside": (lambda values: values[:, 0] ** 2, lambda out: out.sum()),
-}
-
-
-@pytest.mark.parametrize("mode", ["append", "replace"])
-@pytest.mark.parametrize("form", INSIDE)
-def test_a_loss_inside_the_model_is_fine(rehearse: Any, form: str, mode: str) -> None:
-    answer, loss = INSIDE[form]
-    rehearsal = rehearse(mode=mode)
-    model = attached(rehearsal, Model(answer))
-    for step in range(6):
-        backward(loss(model(rows(step))))
-        rehearsal.step()
-    assert rehearsal.metrics()["rows_replayed"] > 0
-
-
-def test_a_loss_by_rehearsal_is_fine(rehearse: Any) -> None:
-    rehearsal = rehearse()
-    model = attached(rehearsal, Model(lambda values: (values, values.detach() + 1)))
-    for step in range(6):
-        outputs, targets = model(rows(step))
-        backward(rehearsal.loss(nn.functional.mse_loss, outputs, targets))
-        rehearsal.step()
-    assert rehearsal.metrics()["rows_replayed"] > 0
-
-
-def test_once_closed_the_loss_may_be_anywhere(rehearse: Any) -> None:
-    rehearsal = rehearse()
-    model = attached(rehearsal, Model())
-    rehearsal.close()
-    backward(nn.functional.mse_loss(model(rows(0)), rows(0)))
-
+from tests.helpers.injected import ROWS, Model, attached, backward, itself, rows
 
 # --- several passes a step -------------------------------------------------------------------------------------------
 
@@ -193,16 +43,6 @@ def test_micro_batches_with_their_own_loss_may_wait_for_one_backward_pass(rehear
         backward(model(rows(2 * step)) + model(rows(2 * step + 1)))
         rehearsal.step()
     assert rehearsal.metrics()["rows_offered"] == 12 * ROWS
-
-
-def test_the_same_tensor_after_the_backward_pass_is_another_batch(rehearse: Any) -> None:
-    rehearsal, batch = rehearse(), rows(0)
-    model = attached(rehearsal, Model(lambda values: values.mean()))
-    for _ in range(3):
-        for _ in range(2):
-            backward(model(batch))
-        rehearsal.step()
-    assert rehearsal.metrics()["rows_offered"] == 6 * ROWS
 
 
 def test_a_tensor_that_is_filled_anew_is_another_batch(rehearse: Any) -> None:

@@ -20,6 +20,7 @@ __all__ = ["CopiedInjection", "ForwardInjection", "add_strategy_term", "needs_ou
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 MOST_PASSES = 64  # that are remembered at a time
+FEW_PASSES = 8  # the same, until it is known that batches come again in a step
 
 
 class CopiedInjection:
@@ -61,6 +62,8 @@ class ForwardInjection:
         self._arguments = ForwardArguments(module)
         self._passes: list[TrainingPass] = []  # of this step, oldest first
         self._current: TrainingPass | None = None
+        self._first_step = rehearsal.steps
+        self._recurs = False  # whether a batch has come again after its backward pass, as in a closure
 
     def register(self) -> None:
         """Inject at every call of the model from now on, by hooks of the module."""
@@ -95,10 +98,11 @@ class ForwardInjection:
         if current is None:
             return outputs
         rehearsal = self._rehearsal
+        expected = rehearsal.pending.awaits(rehearsal.pending.expected)
         if needs_outputs(rehearsal):
             outputs = add_strategy_term(rehearsal, outputs)
-        current.watch.watch(outputs, checked=not rehearsal.pending.must_be_asked)
-        return outputs
+        answered = expected and not rehearsal.pending.awaits(rehearsal.pending.expected)
+        return current.watch.watch(outputs, checked=not rehearsal.pending.must_be_asked, answered=answered)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> CopiedInjection:
         return self._copied()
@@ -117,22 +121,36 @@ class ForwardInjection:
     def _augmented(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The fields of a training pass: those of an earlier one where it is the same."""
         recomputed = in_backward()
-        now = self._rehearsal.steps
-        self._passes = [one for one in self._passes if one.step == now and (recomputed or not one.watch.done)]
+        self._passes = [one for one in self._passes if one.step == self._rehearsal.steps]
         same = next((one for one in reversed(self._passes) if one.is_of(batch)), None) if self._passes else None
+        if same is not None and same.watch.done and not recomputed:
+            self._recurs = True
+            same = same if same.is_unchanged else None
         if same is not None:
             return self._again(same, batch, recomputed)
         self._check_new(recomputed)
+        kept = self._recurs or self._rehearsal.steps == self._first_step
+        self._passes = [one for one in self._passes if kept or not one.watch.done]
+        shared = self._share_outputs()
         fields: dict[str, Any] = self._rehearsal.augment(batch)
-        self._current = TrainingPass(self._rehearsal, batch, fields)
-        self._passes = [*self._passes[1 - MOST_PASSES :], self._current]
+        self._current = TrainingPass(self._rehearsal, batch, fields, copied=kept)
+        self._current.watch.shared = shared
+        most = MOST_PASSES if self._recurs or not kept else FEW_PASSES
+        self._passes = [*self._passes[1 - most :], self._current]
         return fields
+
+    def _share_outputs(self) -> bool:
+        """Whether outputs of an earlier pass wait for their backward pass; they are marked as well."""
+        waiting = [one.watch for one in self._passes if one.watch.waits]
+        for watch in waiting:
+            watch.shared = True
+        return bool(waiting)
 
     def _again(self, same: TrainingPass, batch: dict[str, Any], recomputed: bool) -> dict[str, Any]:
         """The rows of an earlier pass, to be seen again; nothing is offered twice."""
         if needs_outputs(self._rehearsal):
             raise BatchError(
-                f"the model is called twice with the same batch before its backward pass"
+                "the model is called twice with the same batch in a step"
                 f"{', by activation checkpointing around the call' if recomputed else ''}, and the rehearsal needs "
                 f"one answer for each batch ({self._rehearsal.pending.need}); checkpoint the layers inside the model, "
                 "or set rehearsal.inject to 'loader'"
@@ -143,6 +161,8 @@ class ForwardInjection:
                 "computed them would be lost; give checkpoint(..., use_reentrant=False)"
             )
         self._current = same
+        if not recomputed:
+            same.watch.done, same.watch.repeated = False, True
         return same.fields_for(batch)
 
     def _check_new(self, recomputed: bool) -> None:
