@@ -123,6 +123,7 @@ class Rehearsal(Checkpointed):
                 f"{self.pending.need}, which update() never sees; "
                 "call augment(batch), loss(criterion, outputs, *targets) and step() instead"
             )
+        self.pending.end_step()
         self._coordinator.collect()
         augmented = self.augment(batch)
         self._coordinator.launch()
@@ -227,7 +228,6 @@ class Rehearsal(Checkpointed):
             ClosedError: `close` was called.
         """
         self._check_open()
-        self.pending.check_step()
         self.pending.end_step()
         self._coordinator.collect()
         self._coordinator.launch()

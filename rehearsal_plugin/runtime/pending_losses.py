@@ -44,6 +44,7 @@ class PendingLosses:
         self._answered: MicroBatch | None = None  # the last one, as its backward pass may fail
         self.expected = self._settled = 0  # micro-batches; those of earlier steps are settled
         self._asked: set[int] = set()  # numbers of those whose loss was asked for since
+        self._dropped: set[int] = set()
         self.step_checks: list[Callable[[], None]] = []
         self._terms = TermGradients()
         self._importance = (
@@ -60,6 +61,10 @@ class PendingLosses:
     def awaits(self, number: int) -> bool:
         """Whether nobody asked for the loss of micro-batch `number` of this step yet, counted from 1."""
         return number > self._settled and number not in self._asked
+
+    def is_dropped(self, number: int) -> bool:
+        """Whether micro-batch `number` was forgotten, or is one of an earlier step."""
+        return number <= self._settled or number in self._dropped
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """See `Rehearsal.loss`."""
@@ -106,6 +111,7 @@ class PendingLosses:
         """See `Rehearsal.drop`."""
         if self._waiting:
             self._end_turn()
+        self._dropped.add(self._turn - 1)
         dropped, self._answered = self._answered, None
         if dropped is None or dropped.turn is None or not self._coordinator.undo(dropped.turn):
             return
@@ -162,7 +168,8 @@ class PendingLosses:
         return self._importance is not None or self._monitor.due
 
     def end_step(self) -> None:
-        """Note what was measured in this step."""
+        """Check the step, see `check_step`; note what was measured in it, and expect nothing of it any more."""
+        self.check_step()
         self._settle()
         self._monitor.end_step()
 
@@ -229,6 +236,7 @@ class PendingLosses:
         """Expect nothing any more of the micro-batches so far."""
         self._settled = self.expected
         self._asked.clear()
+        self._dropped.clear()
         self._terms.clear()
         self.step_checks.clear()
 

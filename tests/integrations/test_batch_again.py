@@ -168,3 +168,21 @@ def test_batches_are_let_go_after_their_backward_pass(rehearse: Any) -> None:
             backward(model(batch)["loss"])
             assert step == 0 or sum(one() is not None for one in alive) == 1
         rehearsal.step()
+
+
+@pytest.mark.parametrize("section", [{}, {"strategy": {"name": "der"}}], ids=str)
+@pytest.mark.parametrize("forget", ["drop", "give_up_step"])
+def test_a_batch_that_was_dropped_comes_as_if_for_the_first_time(
+    rehearse: Any, forget: str, section: dict[str, Any]
+) -> None:
+    rehearsal = rehearse(**section)
+    model = attached(rehearsal, Model(with_loss))
+    for step in range(STEPS):
+        batch = rows(step)
+        model(batch)  # whose backward pass fails
+        getattr(rehearsal, forget)()
+        backward(model(batch)["loss"])
+        rehearsal.step()
+    metrics, times = rehearsal.metrics(), 1 if forget == "drop" else 2  # what was given up stays offered
+    assert metrics["rows_offered"] == STEPS * ROWS * times
+    assert metrics["rows_replayed"] == (STEPS - 3) * WANTED * times

@@ -201,7 +201,12 @@ def _forward_with_rehearsal(
             "out or sets rehearsal.inject to 'loader'"
         )
     args, kwargs = injection(args, kwargs)
-    return injection.finish(forward(*args, **kwargs))
+    try:
+        outputs = forward(*args, **kwargs)
+    except BaseException:
+        injection.give_up()
+        raise
+    return injection.finish(outputs)
 
 
 def _step_with_rehearsal(engine: Any, handle: Handle, step: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

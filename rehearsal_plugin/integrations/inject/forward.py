@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from rehearsal_plugin.core.tree import without
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.integrations.inject.arguments import ForwardArguments
-from rehearsal_plugin.integrations.inject.recomputation import in_backward, in_checkpointed_region
+from rehearsal_plugin.integrations.inject.recomputation import in_backward, in_checkpointed_region, is_called_by_itself
 from rehearsal_plugin.integrations.inject.training_pass import TrainingPass
 from rehearsal_plugin.rehearsal import Rehearsal
 
@@ -61,14 +62,16 @@ class ForwardInjection:
         self._rehearsal, self._module = rehearsal, module
         self._arguments = ForwardArguments(module)
         self._passes: list[TrainingPass] = []  # of this step, oldest first
-        self._current: TrainingPass | None = None
+        self._current: TrainingPass | None = None  # whose forward runs
+        self._again_now = False  # whether it has been seen before
+        self._nested = 0  # calls of the model by itself, within that forward
         self._first_step = rehearsal.steps
         self._recurs = False  # whether a batch has come again after its backward pass, as in a closure
 
     def register(self) -> None:
         """Inject at every call of the model from now on, by hooks of the module."""
         self._module.register_forward_pre_hook(PreHook(self), with_kwargs=True, prepend=True)
-        self._module.register_forward_hook(PostHook(self))
+        self._module.register_forward_hook(PostHook(self), always_call=True)
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """Forward pre-hook; a shallow copy of the model, which shares its hooks, is not augmented."""
@@ -76,7 +79,14 @@ class ForwardInjection:
 
     def after(self, module: nn.Module, _: tuple[Any, ...], outputs: Any) -> Any:
         """Forward hook."""
-        return self.finish(outputs) if module is self._module else outputs
+        if module is not self._module:
+            return outputs
+        if self._nested:
+            self._nested -= 1
+            return outputs
+        if outputs is None and sys.exc_info()[0] is not None:
+            self.give_up()
+        return self.finish(outputs)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         """The arguments for the model, with replayed rows in a training pass and without hidden fields in any.
@@ -84,7 +94,10 @@ class ForwardInjection:
         Raises:
             BatchError: The fields are not those of the first batch, or the pass cannot be told from another one.
         """
-        self._current = None
+        if self._current is not None and is_called_by_itself(self._module):
+            self._nested += 1
+            return args, kwargs
+        self.give_up()  # a forward that was interrupted, as by Ctrl-C
         names = self._arguments.names(len(args))
         if kwargs.keys() & names:  # an argument given twice: the model raises its own TypeError
             return args, kwargs
@@ -104,6 +117,15 @@ class ForwardInjection:
         answered = expected and not rehearsal.pending.awaits(rehearsal.pending.expected)
         return current.watch.watch(outputs, checked=not rehearsal.pending.must_be_asked, answered=answered)
 
+    def give_up(self) -> None:
+        """Forget the pass whose forward failed: its batch may come again as if for the first time."""
+        failed, self._current, self._nested = self._current, None, 0
+        if failed is None or self._again_now:
+            return
+        self._passes = [one for one in self._passes if one is not failed]
+        if not self._rehearsal.closed and not failed.watch.is_dropped:
+            self._rehearsal.drop()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> CopiedInjection:
         return self._copied()
 
@@ -121,7 +143,7 @@ class ForwardInjection:
     def _augmented(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The fields of a training pass: those of an earlier one where it is the same."""
         recomputed = in_backward()
-        self._passes = [one for one in self._passes if one.step == self._rehearsal.steps]
+        self._passes = [one for one in self._passes if not one.watch.is_dropped]
         same = next((one for one in reversed(self._passes) if one.is_of(batch)), None) if self._passes else None
         if same is not None and same.watch.done and not recomputed:
             self._recurs = True
@@ -133,7 +155,7 @@ class ForwardInjection:
         self._passes = [one for one in self._passes if kept or not one.watch.done]
         shared = self._share_outputs()
         fields: dict[str, Any] = self._rehearsal.augment(batch)
-        self._current = TrainingPass(self._rehearsal, batch, fields, copied=kept)
+        self._current, self._again_now = TrainingPass(self._rehearsal, batch, fields, copied=kept), False
         self._current.watch.shared = shared
         most = MOST_PASSES if self._recurs or not kept else FEW_PASSES
         self._passes = [*self._passes[1 - most :], self._current]
@@ -160,7 +182,7 @@ class ForwardInjection:
                 "reentrant activation checkpointing around the model's call detaches its inputs, and gradients of what "
                 "computed them would be lost; give checkpoint(..., use_reentrant=False)"
             )
-        self._current = same
+        self._current, self._again_now = same, True
         if not recomputed:
             same.watch.done, same.watch.repeated = False, True
         return same.fields_for(batch)
@@ -187,6 +209,7 @@ class PreHook:
     def __init__(self, injection: ForwardInjection | CopiedInjection) -> None:
         self._injection = injection
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         return self._injection.before(module, args, kwargs)
 
@@ -194,6 +217,7 @@ class PreHook:
 class PostHook(PreHook):
     """Forward hook, as `PreHook`."""
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, module: nn.Module, args: tuple[Any, ...], outputs: Any) -> Any:
         return self._injection.after(module, args, outputs)
 

@@ -80,6 +80,11 @@ class OutputWatch:
         self.done = self.shared = self.repeated = False
 
     @property
+    def is_dropped(self) -> bool:
+        """Whether the batch was forgotten, or is one of an earlier step."""
+        return self._rehearsal.pending.is_dropped(self._number)
+
+    @property
     def open(self) -> bool:
         """Whether the outputs hold no loss and are alive, and nobody has asked for their loss or gone backward."""
         alive = any(output() is not None for output in self._without_loss)

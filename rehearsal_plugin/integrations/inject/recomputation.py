@@ -1,4 +1,4 @@
-"""Activation checkpointing around a model's call: passes whose activations are thrown away, and those again.
+"""Around which call of a model the caller runs: activation checkpointing, or the model itself.
 
 | `torch.utils.checkpoint` | first pass | recomputation |
 |---|---|---|
@@ -12,8 +12,9 @@ import sys
 from typing import Any
 
 import torch
+from torch import nn
 
-__all__ = ["in_backward", "in_checkpointed_region"]
+__all__ = ["in_backward", "in_checkpointed_region", "is_called_by_itself"]
 
 
 def in_backward() -> bool:
@@ -33,3 +34,12 @@ def in_checkpointed_region() -> bool:
             return any(frame.f_locals["ctx"].needs_input_grad)
         frame = frame.f_back
     return False
+
+
+def is_called_by_itself(module: nn.Module) -> bool:
+    """Whether a hook of a module runs in a call that the module's own forward makes."""
+    calls, frame = 0, sys._getframe(1)
+    while frame is not None and calls < 2:
+        calls += frame.f_code.co_name == "_wrapped_call_impl" and frame.f_locals.get("self") is module
+        frame = frame.f_back  # type: ignore[assignment]
+    return calls == 2

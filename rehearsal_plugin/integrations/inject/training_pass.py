@@ -32,14 +32,13 @@ class TrainingPass:
         copied: Whether the batch's contents are kept too, see `is_unchanged`.
 
     Attributes:
-        step: Number of the next exchange at that time.
         watch: Watches the outputs.
     """
 
     def __init__(
         self, rehearsal: Rehearsal, given: Mapping[str, Any], fields: Mapping[str, Any], *, copied: bool = False
     ) -> None:
-        self.step, self.watch = rehearsal.steps, OutputWatch(rehearsal)
+        self.watch = OutputWatch(rehearsal)
         self._given, self._fields = dict(given), dict(fields)
         self._identity = {name: _identity(value) for name, value in given.items()}
         self._contents = [tensor.detach().clone() for tensor in _tensors_of(given)] if copied else None

@@ -98,3 +98,23 @@ def test_a_plain_loss_may_be_anywhere() -> None:
         return mse_loss(outputs, targets)
 
     learn(own, strategy={"name": "er"})
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_loop_by_update_is_checked_too(trained: bool) -> None:
+    model = nn.Linear(2, 1)
+    keys = {"buffer": {"capacity": 50}, "representatives": 2, "strategy": {"name": "er", "loss_weight": 3}}
+    with Rehearsal(keys, LocalTransport()) as rehearsal:
+
+        def loop() -> None:
+            for _ in range(STEPS):
+                batch = rehearsal.update({"x": torch.randn(4, 2), "y": torch.randn(4, 1)})
+                outputs = model(batch["x"])
+                loss = rehearsal.loss(mse_loss, outputs, batch["y"])
+                (loss if trained else mse_loss(outputs, batch["y"])).backward()  # type: ignore[no-untyped-call]
+
+        if trained:
+            loop()
+        else:
+            with pytest.raises(BatchError, match="leaves out the term of strategy 'er'"):
+                loop()
