@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rehearsal_plugin.distributed.transport.horovod import HorovodTransport, horovod_failures
+from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.handle import Handle, check_fed
 
 __all__ = ["HorovodHandle"]
@@ -80,10 +81,25 @@ class HorovodHandle(Handle):
     def _reset_depth(self, _: torch.Tensor) -> None:
         self._depth = 0  # after an error inside the last step it may not be 0
 
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._check_closure([*args, *kwargs.values()])
         self._depth += 1
         if self._depth == 2:
             self.step()
 
     def _after_step(self, *_: Any) -> None:
         self._depth -= 1
+
+    def _check_closure(self, arguments: list[Any]) -> None:
+        """Refuse a closure that calls the model: its passes would belong to the step after the one that it is for.
+
+        Raises:
+            ConfigError: `step` has a closure, and rows are injected at the model.
+        """
+        given = any(callable(argument) and not isinstance(argument, torch.optim.Optimizer) for argument in arguments)
+        if given and self.enabled and self.rehearsal is not None and self.rehearsal.config.inject == "forward":
+            raise ConfigError(
+                "optimizer.step(closure) calls the model within the step, when its gradients were averaged and its "
+                "rows were exchanged already, and rehearsal.inject is 'forward'; call the model before step(), or set "
+                "rehearsal.inject to 'loader'"
+            )
