@@ -45,6 +45,8 @@ def find_newest(folder: Path, step: int | None = None, run: str | None = None) -
         return complete[0] if complete else None
     stamps = {files[0]: _stamp_or_none(folder, files[0]) for files in complete}
     of_run = [files for files in complete if run is None or _may_be_of(stamps[files[0]], run)]
+    if run is not None and not of_run:  # of ranks that are runs by themselves, this one need not be the first
+        of_run = [files for files in complete if any(_may_be_of(_stamp_or_none(folder, file), run) for file in files)]
     if complete and not of_run:
         raise CheckpointError(_of_another_run(folder, step, sorted({files[0].step for files in complete})))
     return _written_last(folder, of_run, stamps)

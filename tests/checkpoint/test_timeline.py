@@ -193,9 +193,13 @@ def on_ranks(folder: Path) -> bytes:
         train(rehearsal, 4, 1.0)
         rehearsal.save(folder / "local")
         rehearsal.drain()
-    dist.barrier()
-    with Rehearsal(local) as rehearsal:
-        assert rehearsal.load(folder / "local")
+        progress: list[dict[str, Any]] = [{}] * dist.get_world_size()
+        dist.all_gather_object(progress, {"step": rehearsal.steps, "run": rehearsal.run})
+    own = progress[dist.get_rank()]
+    for named in ({}, progress[0], own):
+        with Rehearsal(local) as rehearsal:
+            assert rehearsal.load(folder / "local", **named)
+            assert rehearsal.run == own["run"]
     return repr(runs).encode()
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-from rehearsal_plugin.errors import ExchangeError, RehearsalError
+from rehearsal_plugin.errors import ExchangeError
 
 __all__ = ["announcing_failure", "next_store", "ranks_of", "wait_for_ranks"]
 
@@ -64,7 +64,7 @@ def announcing_failure(group: dist.ProcessGroup | Sequence[int] | None = None) -
     """Tell the ranks that wait for this one to make its transport of an error inside of the context."""
     try:
         yield
-    except RehearsalError as error:
+    except Exception as error:
         if dist.is_available() and dist.is_initialized():
             with suppress(RuntimeError):  # a store that is gone
                 word = f"rank {dist.get_rank()} failed before its first exchange with {type(error).__name__}: {error}"

@@ -180,9 +180,11 @@ def connect(engine: Any, config: RehearsalConfig, *, pulls: bool = True) -> Hand
 
 
 def _make_rehearsal(config: RehearsalConfig, engine: Any, ranks: list[int]) -> Rehearsal:
-    exchange, group = config.exchange, engine.data_parallel_group
-    transport = open_transport(exchange.backend, exchange.timeout_s, ranks if group is None else group)
-    return Rehearsal(config, transport)
+    exchange, group = config.exchange, ranks if engine.data_parallel_group is None else engine.data_parallel_group
+    with announcing_failure(group):
+        config.look_up_names()
+        make_strategy(config.strategy)  # as the rehearsal will; one rank's error is to be heard before the others wait
+    return Rehearsal(config, open_transport(exchange.backend, exchange.timeout_s, group))
 
 
 def _wrap_method(engine: Any, name: str, around: Callable[..., Any]) -> None:

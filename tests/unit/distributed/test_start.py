@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.errors import ConfigError, ExchangeError
+from rehearsal_plugin.strategies import ExperienceReplay, register
 from tests.helpers.ranks import run_ranks
 
 SECTION: dict[str, Any] = {"buffer": {"capacity": 50, "partition_by": "label"}, "ratio": 0.25}
@@ -41,3 +42,28 @@ def test_a_rank_that_fails_before_the_first_exchange_is_heard_at_once() -> None:
         "True ExchangeError: rank 1 failed before its first exchange with ConfigError: rehearsal.ratio"
     )
     assert third == other
+
+
+class Broken(ExperienceReplay):
+    """Fails on one rank, as for want of a file there."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if dist.get_rank() == 1:
+            raise FileNotFoundError("teacher.pt")
+
+
+def one_fails_by_an_error_of_its_own() -> bytes:
+    register("broken")(Broken)
+    start = time.monotonic()
+    try:
+        Rehearsal({**SECTION, "strategy": {"name": "broken"}})
+    except (FileNotFoundError, ExchangeError) as error:
+        return f"{time.monotonic() - start < 10} {type(error).__name__}: {error}".encode()
+    return b"no error"
+
+
+def test_an_error_of_any_kind_is_heard() -> None:
+    other, failed = (answer.decode() for answer in run_ranks(one_fails_by_an_error_of_its_own, 2, timeout_s=60))
+    assert failed == "True FileNotFoundError: teacher.pt"
+    assert other.startswith("True ExchangeError: rank 1 failed before its first exchange with FileNotFoundError")
