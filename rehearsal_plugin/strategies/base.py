@@ -59,8 +59,11 @@ class Part:
     criterion: Criterion
 
     def loss(self) -> Tensor:
-        """The task's loss, a mean over the rows of this part; 0 where replayed rows displaced all new ones."""
-        return self.criterion(self.outputs, *self.targets) if self.size else torch.zeros((), device="cpu")
+        """The task's loss, a mean over the rows of this part; 0 without rows, with a history for a backward pass."""
+        if self.size:
+            return self.criterion(self.outputs, *self.targets)
+        of_none = (tensor.float().sum() for tensor in tensors_of(self.outputs).values() if not len(tensor))
+        return sum(of_none, torch.zeros((), device="cpu"))
 
     def select(self, places: Tensor) -> Part:
         """The rows at `places` `[n]` int64, without their state."""

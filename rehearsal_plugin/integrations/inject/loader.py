@@ -89,7 +89,7 @@ class RehearsalLoader:
             flat = flatten(batch) if padding is None else padding.widen(batch)
             if layout is None:
                 layout = RowLayout.infer(flat, self._rehearsal.config.fields)
-                size = layout.size(flat)
+            size = size or layout.size(flat)  # of the first batch that has rows
             rest = flat if rest is None else layout.concatenate(rest, flat)
             carried = layout.size(rest)
             while carried >= (room := self._room_for_new(size)) and carried:

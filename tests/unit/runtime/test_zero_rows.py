@@ -84,6 +84,7 @@ def run(name: str, phases: tuple[tuple[int, ...], ...], amount: dict[str, Any]) 
                 if "padding" not in section:
                     loss = rehearsal.loss(torch.nn.functional.cross_entropy, model(seen["x"]), seen["y"])
                     assert loss.ndim == 0
+                    assert loss.requires_grad
             rehearsal.step()
         rehearsal.drain()
         return rehearsal.metrics()
