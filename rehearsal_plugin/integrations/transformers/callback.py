@@ -25,6 +25,8 @@ from rehearsal_plugin.core.optional_import import missing_dependency
 from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.integrations.handle import Handle
 from rehearsal_plugin.integrations.inject.forward import needs_outputs
+from rehearsal_plugin.integrations.transformers.collation import watch_collator
+from rehearsal_plugin.integrations.transformers.generating import refuse_generating
 from rehearsal_plugin.integrations.transformers.pairs import with_pairs
 from rehearsal_plugin.integrations.transformers.trainer import (
     VisibleLoader,
@@ -82,6 +84,7 @@ class RehearsalCallback(TrainerCallback):
         self._folder: str | None = None  # of checkpoints; each trial of a search has another one
         self._hooks: list[Any] = []
         self._scale = 1.0
+        self._counted = False  # examples of a first batch, by its collator
         patch_methods(Trainer, _callback_of)
 
     @property
@@ -111,6 +114,8 @@ class RehearsalCallback(TrainerCallback):
     def begin_training(self, trainer: Any, resume_from_checkpoint: Any) -> None:
         """See `TrainerListener`."""
         self._trainer = weakref.ref(trainer)
+        if self._section_for(trainer) is not None:
+            refuse_generating(trainer)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(trainer.args.output_dir)  # type: ignore[no-untyped-call]
         self._resumes_from = resume_from_checkpoint or None
@@ -126,7 +131,7 @@ class RehearsalCallback(TrainerCallback):
         if rehearsal is None:
             return batches
         rehearsal.give_up_step()  # micro-batches without a loss are of a step that was interrupted
-        return (augment_batch(trainer, rehearsal, batch) for batch in batches)
+        return (augment_batch(trainer, rehearsal, batch, self._counted) for batch in batches)
 
     def note_scale(self, trainer: Any, batches: list[Any], items: Any) -> None:
         """See `TrainerListener`."""
@@ -151,6 +156,8 @@ class RehearsalCallback(TrainerCallback):
         """See `TrainerCallback`; comes again where the trainer starts anew, as with another batch size."""
         self._remove_hooks()  # from a job that was interrupted
         trainer = self._trainer()
+        if trainer is None:
+            raise ConfigError("train() of the trainer does not call Trainer.train, so no row can join its batches")
         section = self._section_for(trainer)
         if self.rehearsal is None and section is not None:
             self._handle = start_rehearsal(trainer, with_pairs(section, trainer.data_collator))
@@ -164,6 +171,7 @@ class RehearsalCallback(TrainerCallback):
                 "with label_smoothing_factor the Trainer computes the loss, and the rehearsal needs that of the rows "
                 "apart; give Trainer compute_loss_func=callback.loss(criterion) with a criterion that smooths labels"
             )
+        self._counted = watch_collator(kwargs.get("train_dataloader"), rehearsal.config)
         self._hooks = hook_outputs(rehearsal, trainer.model, lambda: self._scale)
         if rehearsal.hidden_states is not None:
             rehearsal.hidden_states.watch(trainer.model)
@@ -248,6 +256,8 @@ def patch(fallback: RehearsalConfig | None = None) -> None:
     def add_callback(trainer: Any) -> None:
         section = deepspeed_section(trainer) or fallback
         if section is not None and _callback_of(trainer) is None:
+            if section.enabled:
+                refuse_generating(trainer)
             trainer.add_callback(RehearsalCallback(section))
 
     patch_constructor(Trainer, add_callback)

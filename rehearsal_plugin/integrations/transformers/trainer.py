@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig, find_block
 from rehearsal_plugin.core.tree import without
 from rehearsal_plugin.distributed.transport import LocalTransport
@@ -17,6 +16,7 @@ from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.integrations.deepspeed.engine import connect
 from rehearsal_plugin.integrations.handle import Handle
 from rehearsal_plugin.integrations.inject.forward import add_strategy_term, needs_outputs
+from rehearsal_plugin.integrations.transformers.collation import check_rows
 from rehearsal_plugin.rehearsal import Rehearsal
 
 __all__ = [
@@ -156,11 +156,18 @@ def logits_of(outputs: Any) -> Tensor:
     return logits
 
 
-def augment_batch(trainer: Any, rehearsal: Rehearsal, batch: Any) -> Any:
+def augment_batch(trainer: Any, rehearsal: Rehearsal, batch: Any, counted: bool) -> Any:
     """A micro-batch with replayed rows, before the trainer counts its tokens.
 
+    Args:
+        trainer: Its arguments say which columns a batch keeps.
+        rehearsal: Adds the rows.
+        batch: The micro-batch.
+        counted: The rows of the first one are held to its examples already; otherwise they are to the batch size.
+
     Raises:
-        BatchError: The partition key is missing, or the batch gives the beginnings of its documents.
+        BatchError: The partition key is missing, the batch gives the beginnings of its documents, or the first one has
+            more rows than the trainer gives examples to a batch.
     """
     if rehearsal.closed:
         return rehearsal.visible(batch)
@@ -178,23 +185,7 @@ def augment_batch(trainer: Any, rehearsal: Rehearsal, batch: Any) -> Any:
         )
     if not rehearsal.fed:
         rehearsal.report.joined_at = "as the Trainer reads its micro-batches"
-        _check_rows(trainer, rehearsal, batch)
+        if not counted:
+            examples = getattr(trainer, "_train_batch_size", None) or trainer.args.train_batch_size
+            check_rows(batch, examples, rehearsal.config)
     return rehearsal.augment(batch, ahead=True)
-
-
-def _check_rows(trainer: Any, rehearsal: Rehearsal, batch: Any) -> None:
-    """Refuse batches of several rows an example, as of preference pairs, unless the section says how they go together.
-
-    Raises:
-        BatchError: The first batch has more rows than the trainer gives examples to a batch.
-    """
-    config = rehearsal.config
-    examples = getattr(trainer, "_train_batch_size", None) or trainer.args.train_batch_size  # a search makes it smaller
-    rows = RowLayout.infer(batch, config.fields).size(batch)
-    if "rows_per_sample" not in config.model_fields_set and rows > examples:
-        together = -(-rows // examples)  # of a batch that may have fewer examples
-        raise BatchError(
-            f"the batch has {rows} rows of {examples} examples (per_device_train_batch_size), so {together} "
-            "rows may belong together, as the pairs of preference training do; set rehearsal.rows_per_sample to "
-            f"{together} (with rehearsal.sample_layout), or to 1 if every row stands alone"
-        )
