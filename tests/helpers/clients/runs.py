@@ -1,0 +1,122 @@
+"""A command of a real trainer, run with and without the plugin, and what its ranks trained on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.helpers.clients.tiny_llm import LONGEST, PAD
+from tests.helpers.paths import ROOT
+
+__all__ = ["LEAD", "REPLAYED", "Run", "run_client", "section_file"]
+
+LEAD = 3
+"""Steps before the first replayed row."""
+
+REPLAYED = 2
+"""Replayed rows of a micro-batch."""
+
+ABORT = "terminate called without an active exception"
+WITNESS = Path(__file__).parent / "witness"
+VALUES = {"input_ids": PAD, "attention_mask": 0, "labels": -100}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a command did.
+
+    Attributes:
+        ranks: What the witness noted on each rank; see `witness/sitecustomize.py`.
+        status: Exit status.
+        printed: Both streams.
+    """
+
+    ranks: list[dict[str, Any]]
+    status: int
+    printed: str
+
+    def rows(self, rank: int, part: str = "train") -> list[list[tuple[int, ...]]]:
+        """The tokens of each row of each micro-batch, without padding."""
+        return [
+            [row_of(batch, number) for number in range(len(batch["input_ids"]))] for batch in self.ranks[rank][part]
+        ]
+
+
+def row_of(batch: Mapping[str, Tensor], number: int) -> tuple[int, ...]:
+    """The tokens of a row, and what its labels or completion mask say of them, without padding."""
+    mask = batch["attention_mask"][number].bool()
+    others = [batch[name][number][mask] for name in ("labels", "completion_mask") if name in batch]
+    return tuple(torch.cat([batch["input_ids"][number][mask], *others]).tolist())
+
+
+def section_file(folder: Path, *, padding: Mapping[str, int] | None = None, **keys: Any) -> Path:
+    """A file with a section of two replayed rows a micro-batch; `padding` names further fields and their values."""
+    section: dict[str, Any] = {"buffer": {"capacity": 200}, "representatives": REPLAYED, **keys}
+    if padding is not None:
+        section["padding"] = {"length": LONGEST, "values": dict(padding)}
+    path = folder / "rehearsal.json"
+    path.write_text(json.dumps(section))
+    return path
+
+
+def run_client(
+    command: Sequence[object],
+    folder: Path,
+    *,
+    section: Path | None = None,
+    ranks: int = 2,
+    environment: Mapping[str, str] | None = None,
+    may_abort: bool = False,
+    timeout_s: float = 240,
+) -> Run:
+    """Run `python <command>`, through `rehearsal_plugin.run --strict` where a section is given.
+
+    Args:
+        command: Arguments of Python: a script or `-m module`, and its arguments.
+        folder: What the witness notes goes here; made anew.
+        section: File of the rehearsal section; None runs the command alone.
+        ranks: Ranks that are to train; 0 for a command that is to fail.
+        environment: Added to that of the process.
+        may_abort: Ranks may abort when all is done, as DeepSpeed's do now and then, without the plugin too.
+        timeout_s: Time after which the processes are killed and the test fails.
+    """
+    folder.mkdir(parents=True)
+    run = [] if section is None else ["-m", "rehearsal_plugin.run", "--strict", "--rehearsal-config", str(section)]
+    given = {
+        "PYTHONPATH": os.pathsep.join([str(WITNESS), str(ROOT)]),
+        "CLIENT_WITNESS": str(folder),
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hf"),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        **(environment or {}),
+    }
+    with subprocess.Popen(
+        [sys.executable, *run, *map(str, command)],
+        cwd=folder,
+        env=os.environ | given,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            printed, _ = process.communicate(timeout=timeout_s)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    aborted_at_exit = ABORT in printed and all((folder / f"rank{rank}.pt").exists() for rank in range(ranks))
+    assert process.returncode == 0 or not ranks or (may_abort and aborted_at_exit), printed
+    notes = [torch.load(folder / f"rank{rank}.pt") for rank in range(ranks)]
+    return Run(notes, process.returncode, printed)
