@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.helpers.clients.tiny_llm import LONGEST, PAD
 
-__all__ = ["ONE_TOKEN_KINDS", "command", "deepspeed_ranks", "plain_ranks"]
+__all__ = ["ONE_TOKEN_KINDS", "TRL", "command", "deepspeed_ranks", "plain_ranks"]
 
 TRL = Path(sys.executable).parent / "trl"
 ONE_TOKEN_KINDS = {"input_ids": PAD, "attention_mask": 0, "labels": -100}

@@ -14,13 +14,25 @@ pytest.importorskip("trl", minversion="1.0")
 
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.tpo import TPOConfig, TPOTrainer
+from trl.experimental.utils import DPODataCollatorWithPadding
 
 from rehearsal_plugin import RehearsalCallback
-from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.errors import BatchError, ConfigError
 from tests.helpers.clients.tiny_llm import LONGEST, PAD
 
 pytestmark = pytest.mark.clients
@@ -42,6 +54,7 @@ def train(
     data: str = "pairs",
     replay: dict[str, Any] | None = None,
     watch: Callable[[Any, Any, Batch], None] | None = None,
+    collator: Any = None,
     **keys: Any,
 ) -> tuple[list[Batch], list[float]]:
     """The micro-batches and losses of ten steps of 4 examples, which `watch(trainer, model, batch)` sees before."""
@@ -61,6 +74,7 @@ def train(
         model=model_class.from_pretrained(tiny / "model", **labels),
         args=config,
         train_dataset=rows,
+        data_collator=collator,
         processing_class=AutoTokenizer.from_pretrained(tiny / "model"),
         callbacks=[] if replay is None else [RehearsalCallback(section)],
     )
@@ -97,13 +111,27 @@ def samples(batch: Batch, fields: dict[str, int], rows: int) -> list[tuple[Any, 
     return list(zip(*parts, strict=True))
 
 
+class FixedWidth:
+    """The collator of ORPO and CPO without its texts, and with all fields at one length."""
+
+    def __init__(self) -> None:
+        self._collator = DPODataCollatorWithPadding(pad_token_id=PAD)
+
+    def __call__(self, examples: list[Batch]) -> Batch:
+        batch = self._collator(examples)
+        return {
+            name: torch.nn.functional.pad(batch[name], (0, LONGEST - batch[name].shape[1]), value=fill)
+            for name, fill in ANSWERS.items()
+        }
+
+
 PREFERENCES = [
     pytest.param((DPOTrainer, DPOConfig), "pairs", BOTH, 2, id="DPO"),
     pytest.param((RewardTrainer, RewardConfig), "pairs", {"input_ids": PAD, "attention_mask": 0}, 2, id="reward"),
     pytest.param((TPOTrainer, TPOConfig), "pairs", BOTH, 3, id="TPO, triples"),
-    pytest.param((KTOTrainer, KTOConfig), "unpaired", KTO, 1, id="KTO, unpaired"),
-    pytest.param((ORPOTrainer, ORPOConfig), "pairs", ANSWERS, 1, id="ORPO"),
-    pytest.param((CPOTrainer, CPOConfig), "pairs", ANSWERS, 1, id="CPO"),
+    pytest.param((KTOTrainer, KTOConfig), "unpaired", KTO, 1, id="KTO, at one length"),
+    pytest.param((ORPOTrainer, ORPOConfig), "pairs", ANSWERS, 1, id="ORPO, at one length"),
+    pytest.param((CPOTrainer, CPOConfig), "pairs", ANSWERS, 1, id="CPO, at one length"),
 ]
 
 
@@ -111,9 +139,10 @@ PREFERENCES = [
 def test_samples_are_replayed_whole(
     tiny: Path, tmp_path: Path, kinds: tuple[Any, Any], data: str, fields: dict[str, int], rows: int
 ) -> None:
-    named = {"fields": list(fields)} if fields is ANSWERS else {}
-    plain, _ = train(tiny, tmp_path / "plain", kinds, data)
-    replayed, _ = train(tiny, tmp_path / "replayed", kinds, data, padded(fields, **named))
+    keys: dict[str, Any] = {"collator": FixedWidth(), "remove_unused_columns": False} if fields is ANSWERS else {}
+    keys |= {"pad_to_multiple_of": LONGEST} if fields is KTO else {}
+    plain, _ = train(tiny, tmp_path / "plain", kinds, data, **keys)
+    replayed, _ = train(tiny, tmp_path / "replayed", kinds, data, padded(fields), **keys)
     offered = {sample for batch in plain for sample in samples(batch, fields, rows)}
     for step, (without, batch) in enumerate(zip(plain, replayed, strict=True)):
         new, joined = samples(without, fields, rows), samples(batch, fields, rows)
@@ -158,7 +187,49 @@ def test_reference_log_probabilities_go_with_their_pair(tiny: Path, tmp_path: Pa
     assert [len(batch["ref_chosen_logps"]) for batch in batches[3:]] == [6] * 7
 
 
-@pytest.mark.parametrize("kinds", [(ORPOTrainer, ORPOConfig), (CPOTrainer, CPOConfig)], ids=["ORPO", "CPO"])
-def test_texts_beside_their_tokens_are_refused_with_the_cure(tiny: Path, tmp_path: Path, kinds: Any) -> None:
+@pytest.mark.parametrize(
+    ("kinds", "data", "fields"),
+    [
+        pytest.param((KTOTrainer, KTOConfig), "unpaired", KTO, id="KTO"),
+        pytest.param((ORPOTrainer, ORPOConfig), "pairs", ANSWERS, id="ORPO"),
+        pytest.param((CPOTrainer, CPOConfig), "pairs", ANSWERS, id="CPO"),
+    ],
+)
+def test_fields_of_two_lengths_are_refused(
+    tiny: Path, tmp_path: Path, kinds: Any, data: str, fields: dict[str, int]
+) -> None:
+    with pytest.raises(BatchError, match="padded fields of a batch have one length"):
+        train(tiny, tmp_path, kinds, data, padded(fields))
+
+
+def test_texts_beside_their_tokens_are_refused_with_the_cure(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(BatchError, match=r"list of str with one entry a row.*rehearsal\.fields"):
-        train(tiny, tmp_path, kinds, replay=padded(ANSWERS))
+        train(tiny, tmp_path, (ORPOTrainer, ORPOConfig), replay={})
+
+
+def test_a_trainer_that_generates_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:
+    job = GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny / "model"),
+        reward_funcs=lambda completions, **_: [float(len(text)) for text in completions],
+        args=GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to=[], max_completion_length=8),
+        train_dataset=Dataset.from_json(str(tiny / "completion" / "train.jsonl"), cache_dir=str(tmp_path / "cache")),
+        processing_class=AutoTokenizer.from_pretrained(tiny / "model"),
+        callbacks=[RehearsalCallback({"buffer": {"capacity": 200}, "representatives": 2})],
+    )
+    with pytest.raises(ConfigError, match="GRPOTrainer trains on text that it generates"):
+        job.train()
+
+
+def test_padding_free_packing_is_refused_at_the_first_batch(tiny: Path, tmp_path: Path) -> None:
+    seen: list[Batch] = []
+    with pytest.raises(BatchError, match="cu_seq_lens_k"):
+        train(
+            tiny,
+            tmp_path,
+            (SFTTrainer, SFTConfig),
+            "text",
+            padded(BOTH),
+            watch=lambda job, model, batch: seen.append(batch),
+            packing=True,
+        )
+    assert not seen

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -113,6 +114,9 @@ def run_client(
     ) as process:
         try:
             printed, _ = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"not over in {timeout_s} s:\n{process.communicate()[0]}")
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -36,14 +36,9 @@ def make_tiny_llm(folder: Path) -> None:
         _write(folder / kind / "test.jsonl", rows[ROWS:])
     _tokenizer().save_pretrained(folder / "model")
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "max_position_embeddings": 256,
-    }
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 512}
     heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256}
-    tokens: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": PAD, "vocab_size": 512}
+    tokens: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": PAD}
     LlamaForCausalLM(LlamaConfig(**sizes, **heads, **tokens)).save_pretrained(folder / "model")
 
 

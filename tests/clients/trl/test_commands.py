@@ -8,12 +8,16 @@ import pytest
 
 pytest.importorskip("trl")
 
-from tests.clients.trl.commands import ONE_TOKEN_KINDS, command, deepspeed_ranks, plain_ranks
+import trl
+
+from tests.clients.trl.commands import ONE_TOKEN_KINDS, TRL, command, deepspeed_ranks, plain_ranks
 from tests.helpers.clients.claims import assert_replay, assert_same_from
 from tests.helpers.clients.runs import run_client, section_file
+from tests.helpers.clients.tiny_llm import PAD
 
 pytestmark = pytest.mark.clients
 
+REWARD = ["--reward_funcs", "get_soft_overlong_punishment"]
 LORA = ["--use_peft", "--lora_r", "4", "--lora_target_modules", "all-linear"]
 
 
@@ -48,6 +52,34 @@ def test_rows_are_replayed_under_deepspeed(tiny: Path, tmp_path: Path, stage: in
         for name, with_it in (("plain", None), ("replayed", section))
     )
     assert_replay(plain, replayed)
+
+
+def test_pairs_are_replayed_whole_in_the_workers(tiny: Path, tmp_path: Path) -> None:
+    given = command("dpo", tiny / "pairs", tiny / "model", plain_ranks())
+    section = section_file(tmp_path, padding={"input_ids": PAD, "attention_mask": 0, "completion_mask": 0})
+    plain = run_client([*given, "--output_dir", tmp_path / "a"], tmp_path / "plain")
+    replayed = run_client([*given, "--output_dir", tmp_path / "b"], tmp_path / "replayed", section=section)
+    assert_replay(plain, replayed, parts=2)
+
+
+def test_accelerate_launch_reaches_its_ranks(tiny: Path, tmp_path: Path) -> None:
+    _, *given = command("sft", tiny / "text", tiny / "model", ["--output_dir", tmp_path / "out"])
+    script = Path(trl.__file__).parent / "scripts" / "sft.py"
+    launch = ["-m", "accelerate.commands.launch", *plain_ranks(), script, *given[1:]]
+    plain = run_client(launch, tmp_path / "plain")
+    section = section_file(tmp_path, padding=ONE_TOKEN_KINDS)
+    assert_replay(plain, run_client(launch, tmp_path / "replayed", section=section))
+
+
+def test_a_trainer_that_generates_ends_the_job(tiny: Path, tmp_path: Path) -> None:
+    options = [*plain_ranks(), "--output_dir", tmp_path / "out", "--num_generations", "2", *REWARD]
+    _, *given = command("grpo", tiny / "completion", tiny / "model", options)
+    place = given.index("--max_length")
+    run = run_client(
+        [TRL, *given[:place], *given[place + 2 :]], tmp_path / "run", section=section_file(tmp_path), ranks=0
+    )
+    assert run.status != 0
+    assert "GRPOTrainer trains on text that it generates" in run.printed
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(tiny: Path, tmp_path: Path) -> None:

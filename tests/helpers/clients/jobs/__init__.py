@@ -1,0 +1,3 @@
+"""Scripts of tests: training loops that call the plugin themselves."""
+
+from __future__ import annotations
