@@ -19,7 +19,7 @@ from rehearsal_plugin.buffer.row_records import RowRecords
 from rehearsal_plugin.buffer.rows.fields import pick_rows
 from rehearsal_plugin.buffer.rows.layout import Packed, RowLayout
 from rehearsal_plugin.buffer.slot_index import SlotIndex, kept_places
-from rehearsal_plugin.buffer.storage import open_storage
+from rehearsal_plugin.buffer.trimmed_storage import TrimmedStorage, open_rows, slots_for
 from rehearsal_plugin.buffer.undo_log import UndoLog
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.core.arrays import IntArray, RankArray
@@ -55,9 +55,10 @@ class RehearsalBuffer:
     Attributes:
         capacity: Rows.
         layout: As given.
+        budget: Tells when rows of different length have used up a capacity in bytes; None for any other.
 
     Raises:
-        ConfigError: The capacity cannot hold one row.
+        ConfigError: The capacity holds no row.
         StorageError: The memory or the file cannot be had.
         BatchError: `partition_by` names no field that can be a key, or `score_by` none that can be a score.
     """
@@ -66,11 +67,12 @@ class RehearsalBuffer:
         self, config: BufferConfig, layout: RowLayout, *, rank: int = 0, ranks: int = 1, seed: int = 0
     ) -> None:
         self.layout = layout
-        self.capacity = config.rows(layout.row_bytes)
+        self.capacity = slots_for(config, layout)
         self._keys_and_scores = KeysAndScores(layout, config)
         policy, numbers = POLICIES[config.policy], RandomStream(seed, Purpose.ADMISSION)
         self._rule = AdmissionRule(policy, self._keys_and_scores, numbers, rank, newest=policy.newest)
-        self._storage = TrackedStorage(open_storage(config, self.capacity, layout.row_bytes, rank), self.capacity)
+        self._storage = TrackedStorage(storage := open_rows(config, layout, rank), self.capacity)
+        self.budget = storage.budget if isinstance(storage, TrimmedStorage) else None
         self._rank, self._ranks = rank, ranks
         self._content_bytes = layout.row_bytes - layout.state_bytes if config.deduplicate else None
         self._records = self._empty_records()
@@ -110,11 +112,7 @@ class RehearsalBuffer:
         return 0 if scores is None else scores.tickets(len(self)).total
 
     def holders(self, tickets: IntArray) -> IntArray:
-        """The slots `[n]` that hold `tickets` `[n]` int64, numbered from 0 to `tickets - 1`.
-
-        A row holds tickets in proportion to its score, so that a uniform draw of tickets is a draw of rows by
-        score. New scores count from the next `admit` on.
-        """
+        """The slots `[n]` that hold `tickets` `[n]` int64 from 0 to `tickets - 1`; a row holds as many as its score."""
         scores = self.slot_index.scores
         assert scores is not None  # the config asks for a score
         return scores.tickets(len(self)).find(tickets)
@@ -132,18 +130,19 @@ class RehearsalBuffer:
             `[n]` int64 slots, -1 for a row that is not kept, and `DUPLICATE` with `deduplicate` for one that is stored
             already and was not offered. `write` must follow before the next `read`.
         """
-        self._records.settle_scores()
+        self._before_admission()
         return self._rule.admit_rows(self._records, rows, step, self._rows_at, offered)
 
     def write(self, slots: IntArray, rows: Tensor) -> None:
         """Copy the rows `[n, row_bytes]` that `admit` kept to their `slots` `[n]`."""
         places = kept_places(slots)
         kept = slots if places is None else slots[places]
-        if len(kept):
-            self._save_old_rows(kept)
-            if rows.device != self.device:  # only what is kept has to travel
-                rows, places = pick_rows(rows, places).to(self.device), None
-            self._storage.write(kept, rows, places)
+        if not len(kept):
+            return
+        self._save_old_rows(kept)
+        if rows.device != self.device:  # only what is kept has to travel
+            rows, places = pick_rows(rows, places).to(self.device), None
+        self._storage.write(kept, rows, places)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """Copy the rows at `slots` `[n]` into `out` `[n, row_bytes]` uint8 on `device`, contiguous."""
@@ -166,7 +165,7 @@ class RehearsalBuffer:
 
         Args:
             slots: `[n]` int64; where a slot stands twice, the last one counts.
-            fields: Values `[n, ...]` by field name, of the batch or of the state.
+            fields: Values `[n, ...]` by field name.
 
         Raises:
             BatchError: See `updated_rows`.
@@ -236,12 +235,11 @@ class RehearsalBuffer:
             BatchError: The batch does not fit the layout, as where rows have state beside it.
         """
         columns = self.layout.columns(batch)
-        size = columns[0].shape[0]
         if self.layout.state:
-            columns += self.layout.state_columns({}, size)
+            columns += self.layout.state_columns({}, len(columns[0]))
         if self._records.contents is None:
             return self._offer_columns(columns)
-        rows = self._zero_rows(size)
+        rows = self._zero_rows(len(columns[0]))
         self.layout.pack(columns, rows)
         slots = self.admit(rows, self._next_call())
         self.write(slots, rows)
@@ -252,13 +250,12 @@ class RehearsalBuffer:
 
         Args:
             count: Rows.
-            out: Where to put them, as `room` returned it for as many: the batch returned is the one in there,
-                overwritten by the next call. Large batches come several times faster than into fresh memory.
+            out: Where to put them, as `room` returned it: the batch in there is returned, and overwritten by the next
+                call. Large batches come several times faster than into fresh memory.
         """
         count = min(count, len(self))
         slots = choose_from(len(self), count, self._draw_numbers.at(self._next_call(), self._rank))
-        if out is None or len(out.rows) != count:
-            out = self.room(count)
+        out = self.room(count) if out is None or len(out.rows) != count else out
         self.read(slots, out.rows)
         return out.batch
 
@@ -266,12 +263,18 @@ class RehearsalBuffer:
         """Memory for `count` rows, and the batch that lies in it; see `sample`."""
         return self.layout.packed(self._zero_rows(count))
 
+    def _before_admission(self) -> None:
+        """Let new scores count, and take the buffer for full once its rows have taken their bytes."""
+        self._records.settle_scores()
+        if self.budget is not None and self.budget.used_up:
+            self.slot_index.close_free_slots()
+
     def _empty_records(self) -> RowRecords:
         return RowRecords.empty(self.capacity, self._rank, self._keys_and_scores, self._content_bytes, self._ranks)
 
     def _offer_columns(self, columns: list[Tensor]) -> int:
         """Offer samples that are copied once, from `columns` to their slots: only key and score are looked at."""
-        self._records.settle_scores()
+        self._before_admission()
         slots, kept = self._rule.admit_columns(self._records, columns, self._next_call())
         if len(kept):
             self._save_old_rows(kept)

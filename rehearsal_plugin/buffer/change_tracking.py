@@ -41,7 +41,7 @@ class TrackedStorage:
     | call | thread |
     |---|---|
     | `write`, `write_fields` | background; training while the buffer is filled or rolled back |
-    | `read`, `first` | either |
+    | `read`, `first`, `copy` | either |
     | `follow`, `unfollow` | training, also while the background writes: it replaces the tuple of readers as a whole |
     | `take_changed`, `Changes.take` | wherever no row is being written, as a write in between would be lost |
 
@@ -53,7 +53,7 @@ class TrackedStorage:
     def __init__(self, storage: RowStorage, capacity: int) -> None:
         self._storage, self._capacity = storage, capacity
         self.device, self.row_bytes = storage.device, storage.row_bytes
-        self.read, self.first = storage.read, storage.first
+        self.read, self.first, self.copy = storage.read, storage.first, storage.copy
         self._own: Changes | None = None  # until the first `take_changed`
         self._followers: tuple[Changes, ...] = ()  # replaced as a whole: another thread may be writing
 

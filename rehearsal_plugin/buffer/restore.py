@@ -10,19 +10,17 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.keys_and_scores import KeysAndScores
 from rehearsal_plugin.buffer.row_records import RowRecords
+from rehearsal_plugin.buffer.storage import StoredRows, parts_of
 from rehearsal_plugin.core.arrays import IntArray, RankArray
 
 __all__ = ["adopt_rows", "load_rows", "rows_state"]
-
-CHUNK_BYTES = 4 << 20
-"""Bytes of rows that are copied at a time."""
 
 WriteRows: TypeAlias = Callable[[IntArray, Tensor], None]
 """`write(slots [n], rows [n, row_bytes])` stores rows, such as `RehearsalBuffer.write`."""
 
 
-def rows_state(records: RowRecords, rows: Tensor, calls: int) -> dict[str, Any]:
-    """The state of a buffer, as tensors, arrays and numbers; views where possible.
+def rows_state(records: RowRecords, rows: StoredRows, calls: int) -> dict[str, Any]:
+    """The state of a buffer, as rows, tensors, arrays and numbers; views where possible.
 
     Args:
         records: Of the rows stored.
@@ -55,7 +53,7 @@ def load_rows(records: RowRecords, state: Mapping[str, Any], row_bytes: int, wri
     rows, count = state["rows"], records.slot_index.count
     if rows.shape != (count, row_bytes):
         raise ValueError(f"rows of shape {tuple(rows.shape)} for {count} of {row_bytes} bytes")
-    for slots, part in _with_slots(rows.split(max(1, CHUNK_BYTES // row_bytes))):
+    for slots, part in _with_slots(rows[part] for part in parts_of(rows)):
         _store_rows(records, slots, part, write)
     _note_admissions(records, state["written"], state["origin"])
 

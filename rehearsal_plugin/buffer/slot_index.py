@@ -26,7 +26,7 @@ class SlotIndex:
             different places keep different partitions. None for a rank alone, which keeps the first ones.
 
     Attributes:
-        capacity: Slots.
+        capacity: Slots; fewer than at first once `close_free_slots` was called.
         place: As given.
         crowded: Whether there were more partitions than slots, which is warned of once.
         count: Rows stored.
@@ -38,7 +38,7 @@ class SlotIndex:
     def __init__(
         self, capacity: int, partitioned: bool, width: int = 0, *, means: bool = True, place: float | None = None
     ) -> None:
-        self.capacity, self.place, self.crowded = capacity, place, False
+        self.capacity, self._slots, self.place, self.crowded = capacity, capacity, place, False
         self.count = 0
         self.offered = 0
         self.partitions = Partitions(capacity) if partitioned else None
@@ -89,6 +89,10 @@ class SlotIndex:
             self.count += int(np.count_nonzero(slots >= self.count))
         return kept
 
+    def close_free_slots(self) -> None:
+        """Have no more slots than there are rows: a new row can only replace another."""
+        self.capacity = min(self.capacity, max(1, self.count))
+
     def count_thinned(self, owners: IntArray) -> None:
         """Count rows of `owners` `[n]` that were offered and are not held by anybody any more."""
         self.offered += len(owners)
@@ -97,7 +101,9 @@ class SlotIndex:
 
     def state_dict(self) -> dict[str, Any]:
         """The whole index, as arrays and numbers; views of it where it is large."""
+        closed = {} if self.capacity == self._slots else {"capacity": self.capacity}
         return {
+            **closed,
             "count": self.count,
             "seen": self.offered,
             "partitions": None if self.partitions is None else self.partitions.state_dict(),
@@ -111,6 +117,7 @@ class SlotIndex:
             ValueError: The state contradicts itself.
         """
         self.count, self.offered = int(state["count"]), int(state["seen"])
+        self.capacity = min(self.capacity, int(state.get("capacity", self.capacity)))
         if not 0 <= self.count <= min(self.capacity, self.offered):
             raise ValueError(f"{self.count} rows stored of {self.offered} offered, with room for {self.capacity}")
         if self.partitions is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -21,12 +21,36 @@ from torch import Tensor
 from rehearsal_plugin.buffer.rows._copies import gather, scatter
 from rehearsal_plugin.buffer.rows.allocator import zeros
 from rehearsal_plugin.buffer.rows.fields import Field, as_array, bytes_of, pick_rows, put
+from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.config.registries import STORAGES
 from rehearsal_plugin.core.arrays import ByteArray, IntArray
 from rehearsal_plugin.errors import StorageError
 
-__all__ = ["DeviceStorage", "FileStorage", "HostStorage", "RowStorage", "open_storage", "register"]
+__all__ = [
+    "DeviceStorage",
+    "FileStorage",
+    "HostStorage",
+    "RowStorage",
+    "StoredRows",
+    "open_storage",
+    "parts_of",
+    "register",
+]
+
+
+StoredRows: TypeAlias = Tensor | TrimmedRows
+"""Rows `[n, row_bytes]` uint8 as they lie in memory; `rows[index]` are padded ones."""
+
+
+PART_BYTES = 4 << 20
+"""Bytes of padded rows that are copied at a time."""
+
+
+def parts_of(rows: StoredRows) -> Iterator[slice]:
+    """The places of the rows, a few megabytes of padded ones at a time."""
+    step = max(1, PART_BYTES // rows.shape[1])
+    return (slice(start, start + step) for start in range(0, len(rows), step))
 
 
 class RowStorage(Protocol):
@@ -54,8 +78,11 @@ class RowStorage(Protocol):
     def read(self, slots: IntArray, out: Tensor) -> None:
         """Copy the rows at `slots` `[n]` int64 into `out` `[n, row_bytes]` uint8, contiguous."""
 
-    def first(self, count: int) -> Tensor:
+    def first(self, count: int) -> StoredRows:
         """The rows at slots 0 to `count - 1`, `[count, row_bytes]` uint8 in host memory; a view if they live there."""
+
+    def copy(self, slots: IntArray) -> StoredRows:
+        """The rows at `slots` `[n]` int64 in memory of their own, `[n, row_bytes]` uint8 on `device`."""
 
 
 class HostStorage:
@@ -86,6 +113,12 @@ class HostStorage:
     def first(self, count: int) -> Tensor:
         """See `RowStorage.first`."""
         return torch.from_numpy(self._array[:count])
+
+    def copy(self, slots: IntArray) -> Tensor:
+        """See `RowStorage.copy`."""
+        rows = torch.empty((len(slots), self.row_bytes), dtype=torch.uint8, device="cpu")
+        self.read(slots, rows)
+        return rows
 
 
 class FileStorage(HostStorage):
@@ -153,6 +186,10 @@ class DeviceStorage:
     def first(self, count: int) -> Tensor:
         """See `RowStorage.first`."""
         return self._rows[:count].cpu()
+
+    def copy(self, slots: IntArray) -> Tensor:
+        """See `RowStorage.copy`."""
+        return self._rows[torch.from_numpy(slots).to(self.device)]
 
 
 Opener: TypeAlias = Callable[[BufferConfig, tuple[int, int], int], RowStorage]

@@ -6,10 +6,8 @@ import copy
 from typing import Generic, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from rehearsal_plugin.buffer.storage import RowStorage
+from rehearsal_plugin.buffer.storage import RowStorage, StoredRows, parts_of
 from rehearsal_plugin.core.arrays import IntArray
 
 __all__ = ["UndoLog"]
@@ -33,22 +31,21 @@ class UndoLog(Generic[T]):
         self._storage = storage
         self._records = copy.deepcopy(records)
         self._saved = np.zeros(count, dtype=bool)
-        self._entries: list[tuple[IntArray, Tensor]] = []
+        self._entries: list[tuple[IntArray, StoredRows]] = []
 
     def save_rows(self, slots: IntArray) -> None:
         """Save the rows at `slots` `[n]`, about to be overwritten, unless they are saved already or are new."""
         old = slots[slots < len(self._saved)]
         old = old[~self._saved[old]]
         if len(old):
-            rows = torch.empty((len(old), self._storage.row_bytes), dtype=torch.uint8, device=self._storage.device)
-            self._storage.read(old, rows)
             self._saved[old] = True
-            self._entries.append((old, rows))
+            self._entries.append((old, self._storage.copy(old)))
 
     def undo(self) -> T:
         """Write all saved rows back; returns a copy of the records of that time."""
         for slots, rows in self._entries:
-            self._storage.write(slots, rows)
+            for part in parts_of(rows):
+                self._storage.write(slots[part], rows[part])
         self._entries.clear()
         self._saved[:] = False
         return copy.deepcopy(self._records)

@@ -14,7 +14,7 @@ import shutil
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
 from rehearsal_plugin.errors import CheckpointError
 
 __all__ = [
@@ -103,16 +104,24 @@ class Content:
     Attributes:
         meta: JSON object in the header.
         tensors: Tensors on the CPU, by name.
+        rows: Rows of different length by name; in the file each is two tensors, its bytes and its lengths.
         stamp: Who wrote it and when; the rest is alike for jobs that are alike.
     """
 
     meta: dict[str, Any]
     tensors: dict[str, Tensor]
     stamp: Stamp = Stamp()
+    rows: Mapping[str, TrimmedRows] = field(default_factory=dict)
 
     def copied(self) -> Content:
-        """A copy whose tensors share no memory with this one."""
+        """A copy whose tensors share no memory with this one; that of trimmed rows never changes."""
         return replace(self, tensors={name: tensor.clone() for name, tensor in self.tensors.items()})
+
+    def all_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the file."""
+        packed = {name: rows.packed() for name, rows in self.rows.items()}
+        lengths = {f"{name}.lengths": torch.from_numpy(rows.lengths) for name, rows in self.rows.items()}
+        return {**self.tensors, **packed, **lengths}
 
 
 def list_files(folder: Path) -> list[RankFile]:
@@ -162,13 +171,14 @@ def write_file(folder: Path, rank_file: NamedFile, content: Content) -> Path:
 
 def _write_whole(path: Path, partial: Path, content: Content) -> None:
     text, stamp = json.dumps(content.meta, sort_keys=True), json.dumps(asdict(content.stamp))
+    tensors = content.all_tensors()
     _remove_path(partial)
     partial.mkdir(parents=True, mode=0o700)
-    sums = {"header": checksum(text, {}), "checksum": checksum(text, content.tensors)}
+    sums = {"header": checksum(text, {}), "checksum": checksum(text, tensors)}
     if content.stamp != Stamp():
         sums |= {"stamp": stamp, "stamp_checksum": checksum(stamp + text, {})}
     unfinished = partial / path.name
-    save_file(content.tensors, unfinished, {"rehearsal": text, **sums})
+    save_file(tensors, unfinished, {"rehearsal": text, **sums})
     unfinished.chmod(0o600)
     _fsync(unfinished)
     unfinished.replace(path)

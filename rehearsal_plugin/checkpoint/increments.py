@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
+from rehearsal_plugin.buffer.storage import StoredRows
 from rehearsal_plugin.checkpoint.format import (
     VERSION,
     Content,
@@ -37,12 +39,15 @@ from rehearsal_plugin.checkpoint.format import (
     read_header,
     write_file,
 )
+from rehearsal_plugin.checkpoint.layout_json import layout_from_json
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import CheckpointError
 
-__all__ = ["FullSave", "IncrementalSave", "RowsChain", "read_checkpoint", "remove_unused_rows"]
+__all__ = ["ROWS", "FullSave", "IncrementalSave", "RowsChain", "read_checkpoint", "remove_unused_rows"]
 
 ROWS = "buffer.rows"
+"""Name of the rows in a file."""
+
 MOST_PARTS = 64
 """Files in a chain; the next save then writes all rows."""
 
@@ -157,10 +162,10 @@ class IncrementalSave:
             changed: `[n]` int64, the slots that changed since `last`.
             last: Chain of the save before; None starts a new one.
         """
-        rows = content.tensors[ROWS]
+        trimmed = content.rows.get(ROWS)
+        rows = content.tensors[ROWS] if trimmed is None else trimmed
         whole = last is None or not last.can_extend(rank_file, len(rows), len(changed)) or not last.link_into(folder)
         slots = np.arange(len(rows)) if whole else changed
-        index = torch.from_numpy(slots)
         part = RowsFile(rank_file, secrets.token_hex(8), len(slots))
         parts = (part,) if whole or last is None else (*last.parts, part)
         listed = [[each.rank_file.step, each.token, each.rows] for each in parts]
@@ -169,8 +174,12 @@ class IncrementalSave:
             {name: tensor for name, tensor in content.tensors.items() if name != ROWS},
             content.stamp,
         )
-        tensors = {"slots": index, "rows": rows if whole else rows[index]}
-        return cls(folder, rank_file, head, Content({"version": VERSION, "token": part.token}, tensors), parts)
+        written = Content({"version": VERSION, "token": part.token}, {"slots": torch.from_numpy(slots)})
+        if isinstance(rows, Tensor):
+            written.tensors["rows"] = rows if whole else rows[torch.from_numpy(slots)]
+        else:
+            written = replace(written, rows={"rows": rows.select(slots)})
+        return cls(folder, rank_file, head, written, parts)
 
     @property
     def run(self) -> str | None:
@@ -201,9 +210,13 @@ def read_checkpoint(folder: Path, rank_file: RankFile) -> Content:
     """
     content = read_file(folder, rank_file)
     if "parts" not in content.meta:
-        return content
-    rows = _join_rows(folder, _parse_parts(content.meta["parts"], rank_file), content.meta["count"])
-    return Content(content.meta, {**content.tensors, ROWS: rows})
+        rows = _stored_rows(content, ROWS, content.meta["layout"])
+        return content if isinstance(rows, Tensor) or rows is None else replace(content, rows={ROWS: rows})
+    parts = _parse_parts(content.meta["parts"], rank_file)
+    rows = _join_rows(folder, parts, content.meta["count"], content.meta["layout"])
+    if isinstance(rows, Tensor):
+        return replace(content, tensors={**content.tensors, ROWS: rows})
+    return replace(content, rows={ROWS: rows})
 
 
 def remove_unused_rows(folder: Path, rank_file: RankFile) -> None:
@@ -243,26 +256,45 @@ def _parse_parts(listed: Any, rank_file: RankFile) -> list[RowsFile]:
     return parts
 
 
-def _join_rows(folder: Path, parts: Sequence[RowsFile], count: int) -> Tensor:
+def _stored_rows(content: Content, name: str, layout: Any) -> StoredRows | None:
+    """The rows called `name` in a file, `[n, row_bytes]` or trimmed; None where it has none."""
+    rows, lengths = content.tensors.get(name), content.tensors.get(f"{name}.lengths")
+    return rows if rows is None or lengths is None else TrimmedRows.of(layout_from_json(layout), rows, lengths.numpy())
+
+
+def _join_rows(folder: Path, parts: list[RowsFile], count: int, layout: Any) -> StoredRows:
     """Rows `[count, row_bytes]` uint8: each part, oldest first, overwrites its slots or adds them."""
     if type(count) is not int or not 0 <= count <= sum(part.rows for part in parts):
         raise ValueError(f"{count!r} rows in files of {[part.rows for part in parts]}")
-    whole: Tensor | None = None
-    present = np.zeros(0, dtype=bool)
-    for part in parts:
-        content = read_file(folder, part)
-        slots, rows = content.tensors["slots"].numpy(), content.tensors["rows"]
-        if content.meta["token"] != part.token or not len(slots) == len(rows) == part.rows or slots.dtype != np.int64:
-            raise ValueError(f"{part.name} is not what it should be")
-        if whole is None:
-            whole, present = rows.new_zeros((count, rows.shape[1])), np.zeros(count, dtype=bool)
-        if (slots < 0).any():
-            raise ValueError(f"{part.name} has rows at no place")
-        if (slots >= count).any():  # a buffer that was rolled back has fewer than it had
-            present_slots = np.flatnonzero(slots < count)
-            slots, rows = slots[present_slots], rows[torch.from_numpy(present_slots)]
-        whole[torch.from_numpy(slots)] = rows
-        present[slots] = True
-    if whole is None or not present.all():
+    slots, rows = zip(*(_read_part(folder, part, layout) for part in parts), strict=True) if parts else ((), ())
+    origin, first = np.full(count, -1, dtype=np.int64), 0  # the last row of each slot, counted through all parts
+    for part in slots:
+        inside = np.flatnonzero(part < count)  # a buffer that was rolled back has fewer than it had
+        origin[part[inside]] = first + inside
+        first += len(part)
+    if not parts or (origin < 0).any():
         raise ValueError("rows that no file has")
+    trimmed = [part for part in rows if isinstance(part, TrimmedRows)]
+    if trimmed:
+        return TrimmedRows.joined(trimmed).select(origin)
+    return _gather_rows([part for part in rows if isinstance(part, Tensor)], origin)
+
+
+def _read_part(folder: Path, part: RowsFile, layout: Any) -> tuple[IntArray, StoredRows]:
+    content = read_file(folder, part)
+    slots, rows = content.tensors["slots"].numpy(), _stored_rows(content, "rows", layout)
+    if content.meta["token"] != part.token or rows is None or not len(slots) == len(rows) == part.rows:
+        raise ValueError(f"{part.name} is not what it should be")
+    if slots.dtype != np.int64 or (slots < 0).any():
+        raise ValueError(f"{part.name} has rows at no place")
+    return slots, rows
+
+
+def _gather_rows(parts: Sequence[Tensor], origin: IntArray) -> Tensor:
+    """The rows at `origin` `[n]` of all parts together, part by part."""
+    whole, first = parts[0].new_zeros((len(origin), parts[0].shape[1])), 0
+    for rows in parts:
+        slots = np.flatnonzero((origin >= first) & (origin < first + len(rows)))
+        whole[torch.from_numpy(slots)] = rows[torch.from_numpy(origin[slots] - first)]
+        first += len(rows)
     return whole

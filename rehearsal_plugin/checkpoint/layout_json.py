@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ DTYPES = {str(value): value for value in vars(torch).values() if isinstance(valu
 
 def layout_to_json(layout: RowLayout) -> dict[str, Any]:
     """Name, dtype and shape of every field, without the nesting of the batch, which the next batch brings."""
-    return {"fields": _list_fields(layout.fields), "state": _list_fields(layout.state)}
+    pads = {"pads": dict(layout.pads)} if layout.pads else {}
+    return {"fields": _list_fields(layout.fields), "state": _list_fields(layout.state), **pads}
 
 
 def layout_from_json(description: dict[str, Any]) -> RowLayout:
@@ -28,7 +30,7 @@ def layout_from_json(description: dict[str, Any]) -> RowLayout:
         KeyError: A key is missing, or torch has no such dtype.
         BatchError: There are no fields.
     """
-    layout = RowLayout.infer(_empty_batch(description["fields"]))
+    layout = replace(RowLayout.infer(_empty_batch(description["fields"])), pads=description.get("pads", {}))
     return layout.with_state(_empty_batch(description["state"])) if description["state"] else layout
 
 

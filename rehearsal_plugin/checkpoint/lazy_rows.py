@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.dedup import content_hashes, repeated_rows, same_content
+from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
+from rehearsal_plugin.buffer.storage import StoredRows
 from rehearsal_plugin.core.arrays import IntArray
 
 __all__ = ["LazyRows"]
@@ -20,16 +22,16 @@ class LazyRows:
     """A selection of packed rows from several sources, in any order, that are copied only when they are read.
 
     Args:
-        sources: `[m, row_bytes]` uint8 each, such as the mapping of a file.
+        sources: `[m, row_bytes]` uint8 each, such as the mapping of a file, trimmed or not.
         source: `[n]` int64, the source of each row.
         index: `[n]` int64, its index in that source.
     """
 
-    def __init__(self, sources: Sequence[Tensor], source: IntArray, index: IntArray) -> None:
+    def __init__(self, sources: Sequence[StoredRows], source: IntArray, index: IntArray) -> None:
         self._sources, self._source, self._index = tuple(sources), source, index
 
     @classmethod
-    def of(cls, rows: Tensor) -> LazyRows:
+    def of(cls, rows: StoredRows) -> LazyRows:
         """All rows of one source in their order."""
         return cls((rows,), np.zeros(len(rows), dtype=np.int64), np.arange(len(rows)))
 
@@ -50,9 +52,13 @@ class LazyRows:
         """The rows at `index` `[m]` int64."""
         return LazyRows(self._sources, self._source[index], self._index[index])
 
-    def read_all(self) -> Tensor:
-        """All rows `[n, row_bytes]`; the source itself if they are just that."""
+    def read_all(self) -> StoredRows:
+        """All rows `[n, row_bytes]`; the source itself if they are just that, and trimmed if all sources are."""
         (first, *others) = self._sources
+        trimmed = [rows for rows in self._sources if isinstance(rows, TrimmedRows)]
+        if len(trimmed) == len(self._sources):
+            starts = np.cumsum([0, *map(len, trimmed)])
+            return TrimmedRows.joined(trimmed).select(starts[self._source] + self._index)
         if not others and np.array_equal(self._index, np.arange(len(first))):
             return first
         return self._read_rows(np.arange(len(self)))

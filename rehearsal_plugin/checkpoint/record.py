@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
 from rehearsal_plugin.checkpoint.format import VERSION, Content, RankFile, Stamp, read_header
-from rehearsal_plugin.checkpoint.increments import read_checkpoint
+from rehearsal_plugin.checkpoint.increments import ROWS, read_checkpoint
 from rehearsal_plugin.checkpoint.layout_json import layout_from_json, layout_to_json
 from rehearsal_plugin.checkpoint.lazy_rows import LazyRows
 from rehearsal_plugin.checkpoint.reshard import Stretch, deal_rows, keep_rows
@@ -149,12 +150,12 @@ class RowSet:
         Raises:
             CheckpointError: The parts have different fields.
         """
-        layout, fields = parts[0].layout, layout_to_json(parts[0].layout)
-        for part in parts[1:]:
-            if layout_to_json(part.layout) != fields:
+        layout = parts[0].layout
+        fields, *others = (layout_to_json(replace(part.layout, pads={})) for part in parts)
+        for other in others:
+            if other != fields:
                 raise CheckpointError(
-                    f"rows with the fields {layout_to_json(part.layout)} cannot be put together with rows with the "
-                    f"fields {fields}"
+                    f"rows with the fields {other} cannot be put together with rows with the fields {fields}"
                 )
         if len(parts) == 1 and (np.diff(parts[0].written) >= 0).all():
             return parts[0]
@@ -189,11 +190,14 @@ class RowSet:
 
 def pack_record(record: Record) -> Content:
     """The content of a file for a record."""
-    plain, tensors = flatten_state({"buffer": record.buffer, "progress": record.progress})
+    buffer, rows = record.buffer, {}
+    if buffer is not None and isinstance(buffer["rows"], TrimmedRows):
+        buffer, rows = {**buffer, "rows": None}, {ROWS: buffer["rows"]}
+    plain, tensors = flatten_state({"buffer": buffer, "progress": record.progress})
     layout = None if record.layout is None else layout_to_json(record.layout)
     count = 0 if record.buffer is None else len(record.buffer["rows"])
     meta = {"version": VERSION, "job": dict(record.job), "layout": layout, "device": record.device}
-    return Content({**meta, "digest": record.digest, "count": count, "state": plain}, tensors, Stamp(record.run))
+    return Content({**meta, "digest": record.digest, "count": count, "state": plain}, tensors, Stamp(record.run), rows)
 
 
 def unpack_record(folder: Path, rank_file: RankFile) -> Record:
@@ -205,6 +209,8 @@ def unpack_record(folder: Path, rank_file: RankFile) -> Record:
     with report_contradictions(folder / rank_file.name):
         content = read_checkpoint(folder, rank_file)
         state, layout = unflatten_state(content.meta["state"], content.tensors), content.meta["layout"]
+        if content.rows:
+            state["buffer"]["rows"] = content.rows[ROWS]
         record = Record(
             content.meta["job"],
             None if layout is None else layout_from_json(layout),

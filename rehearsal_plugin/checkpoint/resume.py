@@ -97,8 +97,7 @@ def resume(
         Whether a checkpoint was loaded.
 
     Raises:
-        CheckpointError: There is no checkpoint, a rank cannot load it, ranks see different ones, or its rows carry the
-            state of another strategy.
+        CheckpointError: There is none, a rank cannot load it, ranks see different ones, or its rows have other state.
         ExchangeError: A rank does not answer.
     """
     files, way = _find_checkpoint(folder, step, run, coordinator, job_settings(config, strategy), rows_only=False)
@@ -123,8 +122,7 @@ def preload(
         device: Device of the batches.
 
     Raises:
-        CheckpointError: There are no rows, a rank cannot load them, ranks see different ones, or the rows carry the
-            state of another strategy.
+        CheckpointError: There are no rows, a rank cannot load them, ranks see different ones, or they have other state.
         ExchangeError: A rank does not answer.
     """
     files, way = _find_checkpoint(folder, None, None, coordinator, job_settings(config, strategy), rows_only=True)
@@ -192,7 +190,7 @@ def _common_way(answers: list[list[int]], folder: Path) -> int:
     """The way that is open to all ranks, out of the answers of `_inspect_checkpoint` by rank.
 
     Raises:
-        CheckpointError: A rank failed, the ranks see different checkpoints, or files of different saves are mixed.
+        CheckpointError: A rank failed, ranks see different checkpoints, or files of different saves are mixed.
     """
     ways = [answer[0] for answer in answers]
     if FAILED in ways:
@@ -275,10 +273,12 @@ def _load_share(
     rng = generator(config.seed, Purpose.RESHARD, step, coordinator.lifecycle.rank)
     if config.buffer.deduplicate:
         rows = rows.without_duplicates()
+    fitting = buffer.capacity if buffer.budget is None else buffer.budget.rows_that_fit(rows.rows.read_parts())
+    capacity = min(buffer.capacity, fitting)
     if policy == "fifo":  # rows are in the order of their age
-        rows = rows.select(np.arange(max(0, len(rows.rows) - buffer.capacity), len(rows.rows)))
+        rows = rows.select(np.arange(max(0, len(rows.rows) - capacity), len(rows.rows)))
     equal = policy == "balanced" or config.buffer.by_features
-    rows = rows.with_keys(_partition_keys(buffer, rows)).cut_to(buffer.capacity, equal=equal, rng=rng)
+    rows = rows.with_keys(_partition_keys(buffer, rows)).cut_to(capacity, equal=equal, rng=rng)
     # Under fifo the number of offered rows gives the next slot, so it has to be that of the rows.
     offered: Mapping[int, int] = {} if policy == "fifo" else rows.offered
     written = np.zeros_like(rows.written) if new else rows.written

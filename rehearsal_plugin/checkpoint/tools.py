@@ -152,7 +152,7 @@ def newest_files(folder: Path) -> list[SavedFile]:
 
 def _named_columns(rows: RowSet) -> dict[str, Tensor]:
     """The fields by name; recorded state with the name of a batch field is called `recorded.<name>`."""
-    layout, packed = rows.layout, rows.rows.read_all()
+    layout, packed = rows.layout, rows.rows.read_all()[:]
     columns = {field.name: field.view(packed) for field in layout.fields}
     columns |= {f"recorded.{f.name}" if f.name in columns else f.name: f.view(packed) for f in layout.state}
     columns |= {"rehearsal.step": torch.from_numpy(rows.written), "rehearsal.rank": torch.from_numpy(rows.origin)}

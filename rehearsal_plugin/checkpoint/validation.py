@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
 from rehearsal_plugin.config import SamplingConfig
 from rehearsal_plugin.distributed.header import NOTES
 
@@ -23,8 +24,7 @@ __all__ = ["LAST_STEP", "ExpectedState", "check_buffer", "check_progress"]
 LAST_STEP = 1 << 40
 """Random numbers are keyed by steps of at most 43 bits."""
 
-MOST = 1 << 50
-"""Number of offered rows: sums over many files still fit an int64."""
+MOST = 1 << 50  # rows offered: sums over many files still fit an int64
 
 MOST_PAIRS = 1 << 24
 """Partitions in a header."""
@@ -65,6 +65,7 @@ def check_buffer(buffer: Mapping[str, Any], row_bytes: int) -> int:
     _check_int(buffer["calls"])
     _check_int(index["count"], count, count)
     _check_int(index["seen"], count)
+    _check_int(index.get("capacity", 1), 1)
     if index["partitions"] is not None:
         _check_partitions(index["partitions"], count)
     if index["values"] is not None:
@@ -205,6 +206,8 @@ def _check_values(values: Mapping[str, Any], count: int) -> None:
 
 def _check_rows(rows: Any, width: int, count: int | None = None) -> int:
     """Check packed rows `[count, width]` uint8; returns their number."""
+    if isinstance(rows, TrimmedRows) and rows.shape[1] == width:  # checked when they were read
+        return len(rows)
     valid = isinstance(rows, Tensor) and rows.dtype == torch.uint8 and rows.ndim == 2 and rows.shape[1] == width
     if not valid or (count is not None and len(rows) != count):
         raise ValueError(f"no rows of {width} bytes")

@@ -23,7 +23,8 @@ class BufferConfig(Section):
 
     capacity: Size = Field(
         default="1GiB",
-        description="What each rank keeps: a number of rows, or bytes as in '4GiB', '512 MiB', '1.5GB', '64B'.",
+        description="What each rank keeps: a number of rows, or bytes as in '4GiB', '512 MiB', '1.5GB', '64B'. Rows "
+        "that differ in length count with the bytes that they have.",
     )
     storage: Annotated[str, registered_in(STORAGES), listing(STORAGES)] = Field(
         default="memory",
@@ -72,13 +73,18 @@ class BufferConfig(Section):
         """
         if isinstance(self.capacity, int):
             return self.capacity
-        rows = (parse_size(self.capacity) or 0) // row_bytes
+        rows = (self.capacity_bytes or 0) // row_bytes
         if not rows:
             raise ConfigError(
                 f"{self.KEY_PATH}.capacity '{self.capacity}' cannot hold one row of {row_bytes} bytes; "
                 f"give at least '{row_bytes}B' or a number of rows"
             )
         return rows
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """The capacity in bytes; None where it is a number of rows."""
+        return None if isinstance(self.capacity, int) else parse_size(self.capacity)
 
     @property
     def by_loss(self) -> bool:

@@ -52,10 +52,12 @@ class JobReport:
             return
         passing = [f"{name} ({why})" for name, why in layout.passing.items()]
         LOG.info(
-            "rehearsal: a row is %s; %d bytes a row, %d rows fit into the buffer of a rank; passing through "
+            "rehearsal: a row is %s; %d bytes a row%s, %s%d rows fit into the buffer of a rank; passing through "
             "unreplayed: %s; replayed rows join %s",
             _listed([_described(field) for field in layout.fields]),
             layout.row_bytes,
+            "" if self._config.padding is None else " at most",
+            "" if self._config.padding is None or self._config.buffer.capacity_bytes is None else "at least ",
             self._config.buffer.rows(layout.row_bytes),
             _listed(passing) if passing else "nothing",
             self.joined_at,

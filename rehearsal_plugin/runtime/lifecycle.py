@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -109,6 +110,8 @@ class Lifecycle:
 
     def begin(self, layout: RowLayout, device: torch.device) -> Prefetcher:
         """Make an empty buffer for rows of a layout, and its prefetcher; batches live on `device`."""
+        padding = self._config.padding
+        layout = replace(layout, pads={} if padding is None else padding.values)
         buffer = RehearsalBuffer(self._config.buffer, layout, rank=self.rank, ranks=self.size, seed=self._config.seed)
         self.prefetcher = self._prefetcher_of(buffer, device)
         return self.prefetcher

@@ -57,7 +57,7 @@ def rows_in(folder: Path) -> Batch:
     """All rows of a checkpoint."""
     taken = rows_for_rank(tools.newest_files(folder), 0, 1)
     assert taken is not None
-    batch: Batch = taken.layout.unpack(taken.rows.read_all())
+    batch: Batch = taken.layout.unpack(taken.rows.read_all()[:])
     return batch
 
 

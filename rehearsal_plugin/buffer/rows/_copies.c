@@ -279,7 +279,183 @@ close_rows:
     return result;
 }
 
+/* Runs of bytes, each in one of several arrays. */
+typedef struct {
+    Py_buffer *arrays;
+    Py_ssize_t count;
+    Py_buffer which, starts; /* of each run */
+} Runs;
+
+static void close_arrays(Py_buffer *arrays, Py_ssize_t count)
+{
+    while (count--)
+        PyBuffer_Release(&arrays[count]);
+    PyMem_Free(arrays);
+}
+
+/* Open contiguous arrays of bytes. */
+static int open_arrays(PyObject *given, int flags, Runs *runs)
+{
+    if (!PyList_Check(given)) {
+        PyErr_SetString(PyExc_ValueError, "arrays must be a list");
+        return -1;
+    }
+    runs->count = PyList_GET_SIZE(given);
+    if (!(runs->arrays = PyMem_New(Py_buffer, runs->count ? runs->count : 1))) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < runs->count; i++)
+        if (PyObject_GetBuffer(PyList_GET_ITEM(given, i), &runs->arrays[i], PyBUF_SIMPLE | flags) < 0) {
+            close_arrays(runs->arrays, i);
+            return -1;
+        }
+    return 0;
+}
+
+static int open_runs(PyObject *given, PyObject *which, PyObject *starts, int flags, Runs *runs)
+{
+    if (open_arrays(given, flags, runs) < 0)
+        return -1;
+    if (open_index(which, "arrays", runs->count, &runs->which) < 0)
+        goto close_arrays;
+    if (open_index(starts, "starts", PY_SSIZE_T_MAX, &runs->starts) == 0)
+        return 0;
+    PyBuffer_Release(&runs->which);
+close_arrays:
+    close_arrays(runs->arrays, runs->count);
+    return -1;
+}
+
+static void close_runs(Runs *runs)
+{
+    PyBuffer_Release(&runs->starts);
+    PyBuffer_Release(&runs->which);
+    close_arrays(runs->arrays, runs->count);
+}
+
+/* Whether all runs lie in their arrays; returns their bytes together, -1 after an error. */
+static Py_ssize_t check_runs(const Runs *runs, const Py_buffer *sizes)
+{
+    Py_ssize_t total = 0, count = sizes->shape[0];
+    if (runs->which.shape[0] != count || runs->starts.shape[0] != count) {
+        PyErr_SetString(PyExc_ValueError, "there must be one array, one start and one size of each run");
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Py_ssize_t room = runs->arrays[at(&runs->which, i)].len, start = at(&runs->starts, i), size = at(sizes, i);
+        if (start > room || size > room - start) {
+            PyErr_Format(PyExc_IndexError, "a run of %zd bytes from %zd on in an array of %zd", size, start, room);
+            return -1;
+        }
+        total += size;
+    }
+    return total;
+}
+
+static inline char *run_at(const Runs *runs, Py_ssize_t i)
+{
+    return (char *)runs->arrays[at(&runs->which, i)].buf + at(&runs->starts, i);
+}
+
+static void copy_all_runs(const Runs *to, const Runs *from, const Py_buffer *sizes)
+{
+    for (Py_ssize_t i = 0; i < sizes->shape[0]; i++) {
+        if (i + ABREAST < sizes->shape[0])
+            __builtin_prefetch(run_at(from, i + ABREAST));
+        memcpy(run_at(to, i), run_at(from, i), at(sizes, i));
+    }
+}
+
+static PyObject *copy_runs(PyObject *module, PyObject *arguments)
+{
+    PyObject *given[7], *result = NULL;
+    Py_buffer sizes;
+    Runs to, from;
+    if (!PyArg_ParseTuple(arguments, "OOOOOOO", &given[0], &given[1], &given[2], &given[3], &given[4], &given[5],
+                          &given[6]) ||
+        open_index(given[6], "sizes", PY_SSIZE_T_MAX, &sizes) < 0)
+        return NULL;
+    if (open_runs(given[0], given[1], given[2], PyBUF_WRITABLE, &to) < 0)
+        goto close_sizes;
+    if (open_runs(given[3], given[4], given[5], 0, &from) < 0)
+        goto close_to;
+    Py_ssize_t total = check_runs(&to, &sizes);
+    if (total < 0 || check_runs(&from, &sizes) < 0)
+        goto close_from;
+    PyThreadState *others = total > HELD ? PyEval_SaveThread() : NULL;
+    copy_all_runs(&to, &from, &sizes);
+    if (others)
+        PyEval_RestoreThread(others);
+    result = Py_NewRef(Py_None);
+close_from:
+    close_runs(&from);
+close_to:
+    close_runs(&to);
+close_sizes:
+    PyBuffer_Release(&sizes);
+    return result;
+}
+
+#define BLOCK 512 /* bytes that are compared at once */
+
+/* Positions of `step` bytes up to the last that differs from the blank, of `count`. */
+static int64_t length_of(const char *cells, const char *blank, Py_ssize_t step, Py_ssize_t count)
+{
+    Py_ssize_t block = BLOCK / step ? BLOCK / step : 1;
+    while (count >= block && !memcmp(cells + (count - block) * step, blank + (count - block) * step, block * step))
+        count -= block;
+    while (count && !memcmp(cells + (count - 1) * step, blank + (count - 1) * step, step))
+        count--;
+    return count;
+}
+
+static PyObject *find_lengths(PyObject *module, PyObject *arguments)
+{
+    PyObject *from, *which, *like, *to, *result = NULL;
+    Py_buffer rows, places, blank, lengths;
+    Py_ssize_t offset, step, count;
+    if (!PyArg_ParseTuple(arguments, "OOOnnnO", &from, &which, &like, &offset, &step, &count, &to) ||
+        open_bytes(from, "rows", PyBUF_SIMPLE, &rows) < 0)
+        return NULL;
+    if (open_index(which, "places", rows.shape[0], &places) < 0)
+        goto close_rows;
+    if (PyObject_GetBuffer(like, &blank, PyBUF_SIMPLE) < 0)
+        goto close_places;
+    if (PyObject_GetBuffer(to, &lengths, PyBUF_WRITABLE) < 0)
+        goto close_blank;
+    if (offset < 0 || step < 1 || count < 0 || offset > rows.shape[1] || count > (rows.shape[1] - offset) / step ||
+        blank.len != rows.shape[1] || lengths.len != places.shape[0] * (Py_ssize_t)sizeof(int64_t)) {
+        PyErr_SetString(PyExc_ValueError, "the field does not fit the rows, or the lengths their number");
+        goto close_lengths;
+    }
+    PyThreadState *others = places.shape[0] * count * step > HELD ? PyEval_SaveThread() : NULL;
+    for (Py_ssize_t i = 0; i < places.shape[0]; i++) {
+        int64_t *length = (int64_t *)lengths.buf + i;
+        const char *cells = (const char *)rows.buf + at(&places, i) * rows.shape[1] + offset;
+        int64_t found = length_of(cells, (const char *)blank.buf + offset, step, count);
+        if (found > *length)
+            *length = found;
+    }
+    if (others)
+        PyEval_RestoreThread(others);
+    result = Py_NewRef(Py_None);
+close_lengths:
+    PyBuffer_Release(&lengths);
+close_blank:
+    PyBuffer_Release(&blank);
+close_places:
+    PyBuffer_Release(&places);
+close_rows:
+    PyBuffer_Release(&rows);
+    return result;
+}
+
 static PyMethodDef functions[] = {
+    {"find_lengths", find_lengths, METH_VARARGS,
+     "find_lengths(rows, places, blank, offset, step, count, lengths)\n--\n\nFind where padding begins."},
+    {"copy_runs", copy_runs, METH_VARARGS,
+     "copy_runs(to, to_array, to_start, source, from_array, from_start, sizes)\n--\n\nCopy runs of bytes."},
     {"scatter", scatter, METH_VARARGS, "scatter(rows, slots, offsets, columns, places)\n--\n\nStore samples as rows."},
     {"gather", gather, METH_VARARGS, "gather(rows, slots, out)\n--\n\nRead rows."},
     {NULL, NULL, 0, NULL},

@@ -35,3 +35,53 @@ def gather(rows: NDArray[np.uint8], slots: IntArray, out: NDArray[np.uint8]) -> 
         IndexError: There is no such slot; nothing was read.
         ValueError: Shapes do not match, or what must be contiguous is not; nothing was read.
     """
+
+def copy_runs(
+    to: list[NDArray[np.uint8]],
+    to_array: IntArray,
+    to_start: IntArray,
+    source: list[NDArray[np.uint8]],
+    from_array: IntArray,
+    from_start: IntArray,
+    sizes: IntArray,
+) -> None:
+    """Copy n runs of bytes that do not overlap.
+
+    Args:
+        to: Arrays that are written, contiguous.
+        to_array: `[n]` int64, the array that each run is copied to, by its place in `to`.
+        to_start: `[n]` int64, the byte at which it begins there.
+        source: Arrays that are read, contiguous.
+        from_array: `[n]` int64, the array that each run comes from.
+        from_start: `[n]` int64, the byte at which it begins there.
+        sizes: `[n]` int64, bytes of each.
+
+    Raises:
+        IndexError: There is no such array or byte; nothing was written.
+        ValueError: Lengths do not match, or what must be contiguous is not; nothing was written.
+    """
+
+def find_lengths(
+    rows: NDArray[np.uint8],
+    places: IntArray,
+    blank: NDArray[np.uint8],
+    offset: int,
+    step: int,
+    count: int,
+    lengths: IntArray,
+) -> None:
+    """Raise `lengths` `[n]` int64 to the positions of a field up to its last that differs from the blank row.
+
+    Args:
+        rows: `[m, row_bytes]`, contiguous.
+        places: `[n]` int64, which of them.
+        blank: `[row_bytes]`, a row of padding.
+        offset: First byte of the field.
+        step: Bytes of a position.
+        count: Positions.
+        lengths: Changed in place.
+
+    Raises:
+        IndexError: There is no such row; nothing was written.
+        ValueError: The field or the lengths do not fit; nothing was written.
+    """

@@ -8,6 +8,7 @@ step then costs one gather, one exchange and one scatter, and reading a row back
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -58,6 +59,7 @@ class RowLayout:
         selected: Whether the fields were named, so that any other leaf may come and go.
         rows_per_sample: Batch rows of a row of the buffer.
         state: Fields that are not part of the batch: what a strategy stores beside it.
+        pads: What rows that are shorter than the longest are padded with, by field; empty where all have one length.
     """
 
     fields: tuple[Field, ...]
@@ -68,6 +70,7 @@ class RowLayout:
     selected: bool = False
     rows_per_sample: int = 1
     state: tuple[Field, ...] = ()
+    pads: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def infer(cls, batch: Any, only: Collection[str] | None = None, rows_per_sample: int = 1) -> RowLayout:

@@ -87,4 +87,4 @@ def test_reads_are_those_of_the_storage_behind(storage: TrackedStorage) -> None:
     out = torch.zeros(1, LAYOUT.row_bytes, dtype=torch.uint8)
     storage.read(np.array([6]), out)
     assert out.eq(1).all()
-    assert storage.first(2)[1].eq(1).all()
+    assert storage.first(2)[:][1].eq(1).all()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer import restore
+from rehearsal_plugin.buffer import storage
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import BufferConfig
@@ -46,7 +46,7 @@ def adopting(offered: dict[int, int], **keys: Any) -> RehearsalBuffer:
 
 @pytest.mark.parametrize("chunk", [1, 3 * LAYOUT.row_bytes, 4 << 20], ids=["row by row", "in parts", "at once"])
 def test_a_loaded_buffer_goes_on_as_the_saved_one(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "CHUNK_BYTES", chunk)
+    monkeypatch.setattr(storage, "PART_BYTES", chunk)
     saved, loaded = make(partition_by="task"), make(partition_by="task")
     saved.offer(batch_of(list(range(12))))
     loaded.load_state_dict(saved.state_dict())

@@ -32,7 +32,7 @@ def overwrite(storage: RowStorage, log: UndoLog[list[int]], slots: list[int], nu
 
 
 def stored(storage: RowStorage, count: int = 4) -> list[int]:
-    numbers: list[int] = storage.first(count)[:, -1].tolist()
+    numbers: list[int] = storage.first(count)[:][:, -1].tolist()
     return numbers
 
 

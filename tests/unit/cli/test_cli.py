@@ -58,7 +58,7 @@ def rows(folder: Path) -> Batch:
     """All rows of a checkpoint, by their ids."""
     taken = rows_for_rank(tools.newest_files(folder), 0, 1)
     assert taken is not None
-    batch: Batch = taken.layout.unpack(taken.rows.read_all())
+    batch: Batch = taken.layout.unpack(taken.rows.read_all()[:])
     return sorted_by_id(batch)
 
 
@@ -223,7 +223,7 @@ def columns(folder: Path) -> dict[str, Tensor]:
     """What an export has to hold, by ids."""
     taken = rows_for_rank(tools.newest_files(folder), 0, 1)
     assert taken is not None
-    packed = taken.rows.read_all()
+    packed = taken.rows.read_all()[:]
     order = taken.layout.unpack(packed)["id"].argsort()
     fields = {field.name: field.view(packed) for field in (*taken.layout.fields, *taken.layout.state)}
     extra = {"rehearsal.step": torch.from_numpy(taken.written), "rehearsal.rank": torch.from_numpy(taken.origin)}

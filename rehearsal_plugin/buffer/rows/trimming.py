@@ -1,0 +1,193 @@
+"""Rows without their padding: what is stored of rows that differ in length.
+
+A row of four positions of which two are padding, and what is kept of it::
+
+    row       id | tokens 5 7 0 0 | labels 5 7 -100 -100
+    trimmed   id | tokens 5 7     | labels 5 7               length 2
+
+A position is cut off if it and all behind it hold, byte for byte, the padding of every padded field. So a row that is
+padded again is the row that was trimmed, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.buffer.rows._copies import find_lengths
+from rehearsal_plugin.buffer.rows.fields import Field
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.runs import Runs
+from rehearsal_plugin.core.arrays import ByteArray, IntArray
+
+__all__ = ["RowTrimmer", "TrimmedRows"]
+
+
+class Piece(NamedTuple):
+    """Bytes of a row that follow each other: `fixed` ones, or `step` ones a position."""
+
+    offset: int
+    fixed: int
+    step: int
+
+
+class RowTrimmer:
+    """Trims and pads the rows of one layout.
+
+    Args:
+        layout: Its `pads` name the padded fields.
+
+    Attributes:
+        row_bytes: Bytes of a padded row.
+        longest: Positions of a padded row.
+    """
+
+    def __init__(self, layout: RowLayout) -> None:
+        self._fields = [field for field in layout.fields if field.name in layout.pads]
+        self.row_bytes, self.longest = layout.row_bytes, self._fields[0].shape[0]
+        self._pieces = list(_pieces(self._fields, self.row_bytes))
+        self._offsets, self._fixed, self._steps = (np.array(column) for column in zip(*self._pieces, strict=True))
+        self._padded = np.flatnonzero(self._steps)
+        self._blank = np.zeros(self.row_bytes, dtype=np.uint8)
+        for field in self._fields:
+            pattern = _pattern(field, layout.pads[field.name])
+            self._blank[field.offset : field.offset + field.nbytes] = np.tile(pattern, self.longest)
+
+    def lengths(self, rows: ByteArray, places: IntArray) -> IntArray:
+        """Positions `[n]` up to the last that is no padding, of the rows at `places` `[n]` of `[m, row_bytes]`."""
+        lengths = np.zeros(len(places), dtype=np.int64)
+        for field in self._fields:
+            find_lengths(rows, places, self._blank, field.offset, field.nbytes // self.longest, self.longest, lengths)
+        return lengths
+
+    def sizes(self, lengths: IntArray) -> IntArray:
+        """Bytes `[n]` of trimmed rows of `lengths` `[n]`."""
+        return int(self._fixed.sum()) + lengths * int(self._steps.sum())
+
+    def trim(self, rows: Runs, lengths: IntArray, to: Runs) -> None:
+        """Copy padded rows of `lengths` `[n]` without their padding."""
+        sizes, starts = self._cut(lengths)
+        rows.pieces(np.broadcast_to(self._offsets, starts.shape)).copy_to(to.pieces(starts), sizes.reshape(-1))
+
+    def pad(self, trimmed: Runs, lengths: IntArray, out: ByteArray) -> None:
+        """Copy trimmed rows of `lengths` `[n]` to `out` `[n, row_bytes]`, contiguous, and pad them."""
+        sizes, starts = self._cut(lengths)
+        rows = self.runs_of(out, np.arange(len(out)))
+        trimmed.pieces(starts).copy_to(rows.pieces(np.broadcast_to(self._offsets, starts.shape)), sizes.reshape(-1))
+        steps = self._steps[self._padded]
+        behind = self._offsets[self._padded] + lengths[:, None] * steps
+        blank = Runs.within(self._blank, behind.reshape(-1))
+        blank.copy_to(rows.pieces(behind), ((self.longest - lengths)[:, None] * steps).reshape(-1))
+
+    def runs_of(self, rows: ByteArray, places: IntArray) -> Runs:
+        """The rows at `places` `[n]` of padded rows `[m, row_bytes]`, contiguous."""
+        return Runs.within(rows.reshape(-1), places * self.row_bytes)
+
+    def _cut(self, lengths: IntArray) -> tuple[IntArray, IntArray]:
+        """Bytes and first byte of every piece of trimmed rows of `lengths` `[n]`, `[n, pieces]` each."""
+        sizes = self._fixed + lengths[:, None] * self._steps
+        return sizes, sizes.cumsum(1) - sizes
+
+
+class TrimmedRows:
+    """Rows of one layout that lie trimmed in memory, and are padded when they are read.
+
+    It reads as a tensor `[n, row_bytes]` of padded rows does, and takes no more memory than the trimmed ones.
+
+    Args:
+        trimmer: Of their layout.
+        runs: Where they lie; nobody changes these bytes.
+        lengths: `[n]` int64, positions of each.
+    """
+
+    def __init__(self, trimmer: RowTrimmer, runs: Runs, lengths: IntArray) -> None:
+        self._trimmer, self._runs, self.lengths = trimmer, runs, lengths
+
+    @classmethod
+    def of(cls, layout: RowLayout, packed: Tensor, lengths: IntArray) -> TrimmedRows:
+        """The rows of a file: `packed` `[bytes]` uint8 holds them without gaps.
+
+        Raises:
+            ValueError: The lengths are not those of rows that `packed` can hold.
+        """
+        if lengths.ndim != 1 or lengths.dtype != np.int64 or packed.dtype != torch.uint8 or packed.ndim != 1:
+            raise ValueError("trimmed rows are bytes, and their lengths whole numbers")
+        trimmer = RowTrimmer(layout)
+        if len(lengths) and not 0 <= lengths.min() <= lengths.max() <= trimmer.longest:
+            raise ValueError(f"rows of up to {lengths.max()} positions, where {trimmer.longest} are the most")
+        sizes = trimmer.sizes(lengths)
+        if int(sizes.sum()) != len(packed):
+            raise ValueError(f"{len(packed)} bytes for rows of {int(sizes.sum())}")
+        return cls(trimmer, Runs.packed(packed.numpy(), sizes), lengths)
+
+    @classmethod
+    def joined(cls, parts: Sequence[TrimmedRows]) -> TrimmedRows:
+        """The rows of all parts of one layout, one after the other; no byte is copied."""
+        first = np.cumsum([0, *(len(part._runs.arrays) for part in parts)]).tolist()
+        runs = Runs(
+            [array for part in parts for array in part._runs.arrays],
+            np.concatenate([part._runs.which + start for part, start in zip(parts, first, strict=False)]),
+            np.concatenate([part._runs.starts for part in parts]),
+        )
+        return cls(parts[0]._trimmer, runs, np.concatenate([part.lengths for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows, and bytes of a padded one."""
+        return len(self), self._trimmer.row_bytes
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        """The padded rows at `index`, `[m, row_bytes]` uint8."""
+        places = np.arange(len(self))[index] if isinstance(index, slice) else index.numpy()
+        out = torch.empty((len(places), self._trimmer.row_bytes), dtype=torch.uint8, device="cpu")
+        self.select(places).pad_into(out)
+        return out
+
+    def select(self, index: IntArray) -> TrimmedRows:
+        """The rows at `index` `[m]`; no byte is copied."""
+        return TrimmedRows(self._trimmer, self._runs.select(index), self.lengths[index])
+
+    def packed(self) -> Tensor:
+        """The bytes of all rows without gaps, `[bytes]` uint8: a copy."""
+        sizes = self._trimmer.sizes(self.lengths)
+        out = np.empty(int(sizes.sum()), dtype=np.uint8)
+        self.copy_to(Runs.packed(out, sizes))
+        return torch.from_numpy(out)
+
+    def copied(self) -> TrimmedRows:
+        """The same rows in memory of their own, without gaps."""
+        packed, sizes = self.packed().numpy(), self._trimmer.sizes(self.lengths)
+        return TrimmedRows(self._trimmer, Runs.packed(packed, sizes), self.lengths)
+
+    def copy_to(self, to: Runs) -> None:
+        """Copy the trimmed rows."""
+        self._runs.copy_to(to, self._trimmer.sizes(self.lengths))
+
+    def pad_into(self, out: Tensor) -> None:
+        """Write the padded rows to `out` `[n, row_bytes]` uint8 in host memory, contiguous."""
+        self._trimmer.pad(self._runs, self.lengths, out.numpy())
+
+
+def _pieces(padded: Sequence[Field], row_bytes: int) -> Iterator[Piece]:
+    """A row from its first to its last byte: what lies between padded fields, and these."""
+    ends = [(0, 0), *((field.offset, field.offset + field.nbytes) for field in padded), (row_bytes, row_bytes)]
+    for field, ((_, end), (begin, _)) in zip([*padded, None], pairwise(ends), strict=True):
+        if begin > end:
+            yield Piece(end, begin - end, 0)
+        if field is not None:
+            yield Piece(field.offset, 0, field.nbytes // field.shape[0])
+
+
+def _pattern(field: Field, value: float) -> ByteArray:
+    """The bytes of one position of padding."""
+    filling = value if field.dtype.is_floating_point else int(value)
+    position = torch.full((1, *field.shape[1:]), filling, dtype=field.dtype, device="cpu")
+    return position.reshape(-1).view(torch.uint8).numpy()

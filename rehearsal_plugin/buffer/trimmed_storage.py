@@ -1,0 +1,206 @@
+"""Rows of different length at slots, each with as many bytes as it has.
+
+A capacity in bytes is then no number of rows: slots are made for many, and the buffer counts as full once its rows have
+taken the bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rehearsal_plugin.buffer.chunks import CHUNK_OPENERS, DEAD_SHARE, Chunks, NewChunk, runs_in
+from rehearsal_plugin.buffer.rows.fields import Field, put
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.trimming import RowTrimmer, TrimmedRows
+from rehearsal_plugin.buffer.storage import RowStorage, open_storage
+from rehearsal_plugin.config import BufferConfig
+from rehearsal_plugin.core.arrays import IntArray
+
+__all__ = ["TrimmedStorage", "open_rows", "slots_for"]
+
+CHUNK = 1 << 18
+"""Bytes of a chunk, unless the rows are very long or the capacity is very small."""
+
+ROWS_A_CHUNK = 16  # of the longest
+LONGEST_LOG = 256  # entries
+SHORTER = 16
+"""How many rows of the mean length, at most, take the place of one of the longest."""
+
+LEAST = 512
+"""Bytes of a row from which on a slot is made for it, so that the table stays small beside the rows."""
+
+
+def is_trimmed(config: BufferConfig, layout: RowLayout) -> bool:
+    """Whether rows of a layout are stored without their padding."""
+    return bool(layout.pads) and config.storage in CHUNK_OPENERS
+
+
+def slots_for(config: BufferConfig, layout: RowLayout) -> int:
+    """Slots of a buffer.
+
+    Raises:
+        ConfigError: The capacity cannot hold one row.
+    """
+    rows, budget = config.rows(layout.row_bytes), config.capacity_bytes
+    if budget is None or not is_trimmed(config, layout):
+        return rows
+    return max(rows, min(SHORTER * rows, budget // LEAST))
+
+
+def open_rows(config: BufferConfig, layout: RowLayout, rank: int) -> RowStorage:
+    """Make the storage that the config asks for, for rows of one length or of different ones.
+
+    Raises:
+        ConfigError: The capacity cannot hold one row.
+        StorageError: The memory, the device or the disk space cannot be had.
+    """
+    capacity = slots_for(config, layout)
+    if not is_trimmed(config, layout):
+        return open_storage(config, capacity, layout.row_bytes, rank)
+    return TrimmedStorage(layout, capacity, CHUNK_OPENERS[config.storage](config, rank), config.capacity_bytes)
+
+
+class TrimmedStorage:
+    """A `RowStorage` whose rows are trimmed on their way in, and padded on their way out.
+
+    One thread writes. Another may read rows that are not being written: a version number tells it whether the table
+    that it looked at was being changed, as in a sequence lock, and the bytes themselves never change.
+
+    Args:
+        layout: Of the rows; its `pads` name the padded fields.
+        capacity: Slots.
+        new_chunk: Makes the memory.
+        most_bytes: Of the rows and of all that is held for them; None where only the slots are limited.
+
+    Attributes:
+        budget: Tells when the bytes are used up; None where only the slots are limited.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, layout: RowLayout, capacity: int, new_chunk: NewChunk, most_bytes: int | None = None) -> None:
+        self._trimmer, self.row_bytes = RowTrimmer(layout), layout.row_bytes
+        chunk = max(CHUNK, ROWS_A_CHUNK * self.row_bytes)
+        self._chunks = Chunks(
+            new_chunk, chunk if most_bytes is None else max(self.row_bytes, min(chunk, most_bytes // 16))
+        )
+        self._which = np.full(capacity, -1, dtype=np.int32)  # the chunk of each slot; -1 without a row
+        self._starts = np.zeros(capacity, dtype=np.int64)
+        self._lengths = np.zeros(capacity, dtype=np.int32)
+        self._slots: dict[int, list[IntArray]] = {}  # that were ever written to each chunk
+        self._version = 0  # odd while the table is changed
+        self.budget = (
+            None if most_bytes is None else Budget(self._trimmer, self._chunks, most_bytes - self._table_bytes)
+        )
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of the rows stored."""
+        return self._chunks.live
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that are held for them: with those of rows that were replaced, and of the table."""
+        return self._chunks.held + self._table_bytes
+
+    @property
+    def _table_bytes(self) -> int:
+        return self._which.nbytes + self._starts.nbytes + self._lengths.nbytes
+
+    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
+        """See `RowStorage.write`."""
+        array = np.ascontiguousarray(rows.numpy())
+        if array.shape[1] != self.row_bytes:
+            raise ValueError(f"rows of {array.shape[1]} bytes instead of {self.row_bytes}")
+        places = np.arange(len(array)) if places is None else places
+        lengths = self._trimmer.lengths(array, places)
+        which, starts = self._chunks.append(self._trimmer.sizes(lengths))
+        self._trimmer.trim(self._trimmer.runs_of(array, places), lengths, self._chunks.runs(which, starts))
+        self._enter(slots, which, starts, lengths)
+        self._clean()
+
+    def write_fields(
+        self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None
+    ) -> None:
+        """See `RowStorage.write_fields`."""
+        rows = np.zeros((len(slots), self.row_bytes), dtype=np.uint8)
+        put(rows, np.arange(len(slots)), fields, columns, places)
+        self.write(slots, torch.from_numpy(rows))
+
+    def read(self, slots: IntArray, out: Tensor) -> None:
+        """See `RowStorage.read`."""
+        self._rows_at(slots).pad_into(out)
+
+    def first(self, count: int) -> TrimmedRows:
+        """The rows at slots 0 to `count - 1` as they are now, whatever is written later; no byte is copied."""
+        return self._rows_at(np.arange(count))
+
+    def copy(self, slots: IntArray) -> TrimmedRows:
+        """See `RowStorage.copy`."""
+        return self._rows_at(slots).copied()
+
+    def _rows_at(self, slots: IntArray) -> TrimmedRows:
+        while True:
+            version = self._version
+            arrays, which = self._chunks.arrays, self._which[slots].astype(np.int64)
+            starts, lengths = self._starts[slots], self._lengths[slots].astype(np.int64)
+            if version == self._version and not version % 2:
+                return TrimmedRows(self._trimmer, runs_in(arrays, which, starts), lengths)
+            time.sleep(0)  # let the writer go on
+
+    def _enter(self, slots: IntArray, which: IntArray, starts: IntArray, lengths: IntArray) -> None:
+        """Note where the rows at `slots` `[n]` lie from now on."""
+        replaced = slots[self._which[slots] >= 0]
+        lost = self._trimmer.sizes(self._lengths[replaced].astype(np.int64))
+        self._chunks.release(self._which[replaced].astype(np.int64), lost)
+        self._version += 1
+        self._which[slots], self._starts[slots], self._lengths[slots] = which, starts, lengths
+        self._version += 1
+        for chunk in np.unique(which).tolist():
+            log = self._slots.setdefault(chunk, [])
+            log.append(slots[which == chunk])
+            if len(log) == LONGEST_LOG:
+                log[:] = [np.concatenate(log)]
+
+    def _clean(self) -> None:
+        """Move the rows out of chunks with many dead bytes, and give these chunks back."""
+        while (chunk := self._chunks.to_clean()) is not None:
+            slots = np.unique(np.concatenate(self._slots.pop(chunk)))
+            slots = slots[self._which[slots] == chunk]
+            rows = self._rows_at(slots)
+            which, starts = self._chunks.append(self._trimmer.sizes(rows.lengths))
+            rows.copy_to(self._chunks.runs(which, starts))
+            self._enter(slots, which, starts, rows.lengths)
+            self._chunks.give_back(chunk)
+
+
+class Budget:
+    """The bytes that rows of different length may take.
+
+    Args:
+        trimmer: Of their layout.
+        chunks: Where they lie.
+        nbytes: Bytes of all chunks together.
+    """
+
+    def __init__(self, trimmer: RowTrimmer, chunks: Chunks, nbytes: int) -> None:
+        self._trimmer, self._chunks = trimmer, chunks
+        self._most = (nbytes - chunks.nbytes) / (1 + DEAD_SHARE)  # of the rows stored
+
+    @property
+    def used_up(self) -> bool:
+        """Whether another row would need more."""
+        return self._chunks.live >= self._most
+
+    def rows_that_fit(self, parts: Iterable[Tensor]) -> int:
+        """How many rows of the mean length of these, `[n, row_bytes]` uint8 each, use it up."""
+        count, total = 0, 1
+        for part in parts:
+            lengths = self._trimmer.lengths(part.numpy(), np.arange(len(part)))
+            count, total = count + len(part), total + int(self._trimmer.sizes(lengths).sum())
+        return int(self._most * count / total)
