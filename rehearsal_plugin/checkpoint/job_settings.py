@@ -17,7 +17,7 @@ def job_settings(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
     """The settings that the state depends on."""
     buffer, sampling, retrieval = config.buffer, config.sampling, config.retrieval
     embedded = {} if retrieval is None or retrieval.module is None else {"embedding": retrieval.embedding}
-    padded = {} if config.padding is None else {"padding": config.padding.model_dump(mode="json")}
+    padded = {} if config.padding is None else {"padding": config.padding.model_dump(mode="json", exclude_none=True)}
     return {
         **embedded,
         **padded,
@@ -47,11 +47,11 @@ def check_padding(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -
     before, after = then.get("padding"), now.get("padding")
     if before is None or before == after:
         return
-    now_padded = after or dict.fromkeys(before)
+    now_padded = after or {}
     changed = ", ".join(
-        f"rehearsal.padding.{key} {before[key]!r} (this job has {now_padded[key]!r})"
-        for key in before
-        if before[key] != now_padded[key]
+        f"rehearsal.padding.{key} {before.get(key)!r} (this job has {now_padded.get(key)!r})"
+        for key in sorted({*before, *now_padded})
+        if before.get(key) != now_padded.get(key)
     )
     raise CheckpointError(
         f"{path} holds rows that were padded with {changed}; keep rehearsal.padding, or start with an empty buffer"

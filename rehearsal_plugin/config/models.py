@@ -80,6 +80,11 @@ class RehearsalConfig(Section):
     padding: PaddingConfig | None = Field(
         default=None, description="How rows of different length are stored; when left out, all have the same."
     )
+    packing: Literal["documents", "rows"] = Field(
+        default="documents",
+        description="What a sample is where a batch is one flat row of documents, told apart by 'position_ids' or "
+        "'cu_seq_lens_*': each document, or the row as it is.",
+    )
     rows_per_sample: int = Field(
         default=1,
         ge=1,
@@ -235,8 +240,6 @@ class RehearsalConfig(Section):
             yield "rehearsal.ratio_schedule changes a ratio, and rehearsal.representatives is given; give 'ratio'"
         if self.ratio is None and self.ratio_in == "tokens":
             yield "rehearsal.ratio_in is 'tokens', and rehearsal.representatives counts rows; give 'ratio'"
-        if self.ratio_in == "tokens" and self.padding is None:
-            yield "rehearsal.padding is missing: rehearsal.ratio_in 'tokens' counts what is no padding"
         if self.guard is not None and not self.losses_every:
             yield "rehearsal.guard watches the loss on replayed rows; set rehearsal.losses_every to measure it"
         if self.guard is not None and self.guard.action == "raise_ratio" and self.ratio is None:
@@ -245,26 +248,27 @@ class RehearsalConfig(Section):
         if self.rows_per_sample > 1:
             yield from self._broken_samples()
 
-    def _broken_samples(self) -> Iterator[str]:
-        """What goes by single rows, where samples have several."""
+    def settings_by_row(self) -> list[str]:
+        """The settings that need one output of the model for each sample."""
         settings = {
             f"rehearsal.strategy.name '{self.strategy.name}'": self.strategy.name != "er",
             "rehearsal.strategy.loss_weight": self.strategy.loss_weight != 1.0,
             "rehearsal.strategy.partition_weights": self.strategy.partition_weights is not None,
             "rehearsal.losses_every": bool(self.losses_every),
-            "rehearsal.buffer.partition_by": self.buffer.partition_by is not None,
             "rehearsal.buffer.score_by": self.buffer.score_by is not None,
             "rehearsal.retrieval": self.retrieval is not None,
-            "rehearsal.ratio_in 'tokens'": self.ratio_in == "tokens",
             "rehearsal.inject 'loader' with rehearsal.mode 'replace'": (self.inject, self.mode)
             == ("loader", "replace"),
         }
-        for setting, is_used in settings.items():
-            if is_used:
-                yield (
-                    f"{setting} goes by single rows, and rehearsal.rows_per_sample is {self.rows_per_sample}; leave "
-                    "one of them out"
-                )
+        return [setting for setting, is_used in settings.items() if is_used]
+
+    def _broken_samples(self) -> Iterator[str]:
+        """What goes by single rows, where samples have several."""
+        partitions = ["rehearsal.buffer.partition_by"] if self.buffer.partition_by is not None else []
+        tokens = ["rehearsal.ratio_in 'tokens'"] if self.ratio_in == "tokens" else []
+        for setting in (*self.settings_by_row(), *partitions, *tokens):
+            samples = f"rehearsal.rows_per_sample is {self.rows_per_sample}"
+            yield f"{setting} goes by single rows, and {samples}; leave one of them out"
 
     def _broken_guard(self) -> Iterator[str]:
         """What keeps the guard from seeing or doing anything."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
@@ -115,10 +115,32 @@ class PaddingConfig(Section):
 
     KEY_PATH: ClassVar[str] = "rehearsal.padding"
 
-    length: int = Field(ge=1, lt=1 << 31, description="The longest row, in positions of dimension 1 of the batch.")
-    values: Annotated[dict[Name, float], Field(min_length=1)] = Field(
-        description="Dotted names of the batch fields that have the length of the row, and what each is padded with."
+    length: int | None = Field(
+        default=None,
+        ge=1,
+        lt=1 << 31,
+        description="The longest row, in positions of dimension 1 of the batch, or the longest document of a flat row. "
+        "When left out, four times what the first batch has, and at least 4096.",
     )
+    values: Annotated[dict[Name, float], Field(min_length=1)] | None = Field(
+        default=None,
+        description="Dotted names of the batch fields that have the length of the row, and what each is padded with. "
+        "When left out, those that tokenizers of Hugging Face give: 'input_ids', 'attention_mask', 'labels' and so on.",
+    )
+    token_id: int | None = Field(
+        default=None,
+        ge=-INT64,
+        lt=INT64,
+        description="What 'input_ids' are padded with where 'values' is left out; 0 with an attention mask.",
+    )
+
+    def broken_rules(self) -> Iterator[str]:
+        """Either all values or the one that names do not tell."""
+        if self.values is not None and self.token_id is not None:
+            yield (
+                f"{self.KEY_PATH}.token_id has no use beside {self.KEY_PATH}.values, which say what each field is "
+                "padded with; leave one of them out"
+            )
 
 
 class RatioSchedule(Section):

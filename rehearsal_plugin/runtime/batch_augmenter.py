@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
+from rehearsal_plugin.buffer.rows.batch_form import BatchForm, GroupForm, RowForm
+from rehearsal_plugin.buffer.rows.documents import DocumentForm, boundaries_of, has_documents, longest_document
 from rehearsal_plugin.buffer.rows.layout import RowLayout
-from rehearsal_plugin.buffer.rows.padding import Padding
+from rehearsal_plugin.buffer.rows.padding import Padding, longest_for
 from rehearsal_plugin.buffer.rows.sample_groups import SampleGroups
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
@@ -27,7 +29,7 @@ from rehearsal_plugin.runtime.micro_batch import MicroBatch
 from rehearsal_plugin.runtime.pending_losses import PendingLosses
 from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.representatives import Share
-from rehearsal_plugin.runtime.token_losses import token_counts
+from rehearsal_plugin.runtime.token_losses import counted_tokens
 from rehearsal_plugin.strategies import Strategy
 
 __all__ = ["BatchAugmenter", "Transform", "check_room"]
@@ -67,8 +69,7 @@ class BatchAugmenter:
         self._config, self._strategy, self._coordinator, self._pending = config, strategy, coordinator, pending
         self._report, self._transform, self._fill = report, transform, fill
         self.padding = None if config.padding is None else Padding(config.padding)
-        grouped = config.rows_per_sample > 1
-        self._groups = SampleGroups(config.rows_per_sample, config.sample_layout) if grouped else None
+        self._form: BatchForm = RowForm(None)  # until the first batch
         self._layout: RowLayout | None = None
         self._memory = RecycledMemory()
 
@@ -93,11 +94,8 @@ class BatchAugmenter:
     def _augment(self, batch: Any, turn: Turn, *, displace: bool) -> Any:
         """See `augment`; `turn` notes what is to be undone."""
         flat = flatten(batch)
-        stored = flat if self.padding is None else self.padding.widen(flat)
-        layout = self._layout = self._layout or self._first_layout(stored)
-        if self._groups is not None:
-            stored = self._groups.grouped(stored, layout.names)
-        columns = layout.columns(stored)
+        layout = self._layout = self._layout or self._first_layout(flat)
+        columns = layout.columns(self._form.samples(flat, layout))
         if not self._strategy.records:
             self._coordinator.stage_candidates(columns, layout, {}, turn)  # first: rows it refuses must leave no trace
         size = turn.rows = columns[0].shape[0]
@@ -121,6 +119,7 @@ class BatchAugmenter:
             labels if isinstance(labels, Tensor) else None,
             turn,
             displaced,
+            self._form.by_row,
         )
         visible = self.visible(batch if joined is flat and not isinstance(batch, FlatBatch) else joined)
         self._count(joined, new, displaced, share, keys)
@@ -134,11 +133,10 @@ class BatchAugmenter:
 
     def _first_layout(self, batch: FlatBatch) -> RowLayout:
         """The layout of the first batch; that of rows from a checkpoint gets its nesting."""
-        only = self._config.fields
-        if self._groups is None:
-            layout = RowLayout.infer(batch, only)
-        else:
-            layout, batch = self._groups.infer(batch, only)
+        if self.padding is not None:
+            self.padding.length = self.padding.length or self._loaded_length()
+        self._form = self._form_of(batch)
+        layout, batch = self._form.infer(batch, self._config.fields)
         self._check_hidden(batch)
         self._report.log_first_batch(layout, self._coordinator.lifecycle.rank)
         first = layout.columns(batch)[0]
@@ -160,6 +158,45 @@ class BatchAugmenter:
         buffer.layout = replace(layout, state=buffer.layout.state, row_bytes=buffer.layout.row_bytes)
         return layout
 
+    def _form_of(self, batch: FlatBatch) -> BatchForm:
+        """How samples lie in the batches of a job, by the first one.
+
+        Raises:
+            ConfigError: The section needs another form.
+        """
+        config, padding = self._config, self.padding
+        if config.rows_per_sample > 1:
+            return GroupForm(SampleGroups(config.rows_per_sample, config.sample_layout), padding)
+        if config.packing == "documents" and has_documents(batch):
+            by_row = config.settings_by_row()
+            if by_row:
+                raise ConfigError(
+                    f"{by_row[0]} needs outputs of the model for each sample, and this batch is one flat row of "
+                    "documents; leave it out, set rehearsal.packing to 'rows', or give rows that are padded"
+                )
+            return DocumentForm(self._longest_document(batch))
+        boundaries = boundaries_of(batch)
+        if boundaries:
+            raise BatchError(
+                f"the batch tells by {boundaries} where its documents begin, which replayed rows would make wrong; "
+                "leave rehearsal.packing at 'documents', or leave these fields out of the batch"
+            )
+        if config.ratio_in == "tokens" and padding is None:
+            raise ConfigError("rehearsal.padding is missing: rehearsal.ratio_in 'tokens' counts what is no padding")
+        return RowForm(padding)
+
+    def _longest_document(self, batch: FlatBatch) -> int:
+        """Tokens of the longest document that is stored."""
+        if self._config.padding is not None and self._config.padding.length is not None:
+            return self._config.padding.length
+        return self._loaded_length() or longest_for(longest_document(batch))
+
+    def _loaded_length(self) -> int | None:
+        """The longest row, in positions, of the checkpoint that was loaded; None without one."""
+        prefetcher = self._coordinator.prefetcher
+        padded = [] if prefetcher is None else prefetcher.buffer.layout.padded
+        return padded[0].shape[0 if self._config.rows_per_sample == 1 else 1] if padded else None
+
     def _check_hidden(self, batch: FlatBatch) -> None:
         """Refuse a name in `hidden` that the batch does not have: the model would get the field after all."""
         for name in self._config.hidden or ():
@@ -178,25 +215,11 @@ class BatchAugmenter:
 
     def _joined(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
         """The batch with replayed rows behind it, these transformed if the strategy says so."""
-        groups = self._groups
-        if self.padding is not None:
-            rows = replayed if groups is None else groups.rows_of(replayed)
-            batch, rows = self.padding.alike(batch, rows)
-            replayed = rows if groups is None else groups.samples_of(rows)
+        batch, replayed = self._form.fit(batch, replayed)
         if self._transform is not None and self._config.strategy.transform == "replayed":
-            replayed = self._transformed(layout, replayed)
-        if groups is None:
-            return layout.join(batch, replayed, self._memory, displaced)
-        joined = layout.join(groups.grouped(batch, layout.names), replayed, self._memory, displaced)
-        return groups.ungrouped(joined, layout.names)
-
-    def _transformed(self, layout: RowLayout, replayed: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        assert self._transform is not None
-        groups = self._groups
-        rows = replayed if groups is None else groups.rows_of(replayed)
-        flat = flatten(self._transform(layout.nesting.with_leaves(rows).rebuild()))
-        rows = {name: flat[name] for name in replayed}
-        return rows if groups is None else groups.samples_of(rows)
+            changed = flatten(self._transform(self._form.as_batch(layout, replayed).rebuild()))
+            replayed = self._form.as_samples(changed, replayed)
+        return self._form.join(layout, batch, replayed, self._memory, displaced)
 
     def _count_towards_ratio(
         self, batch: FlatBatch, replayed: Mapping[str, Tensor], new: int, share: Share | None, turn: Turn
@@ -204,9 +227,8 @@ class BatchAugmenter:
         """Count how much the model sees: `new` rows of the batch, and the replayed ones."""
         queue, rows = self._coordinator.queue, [new, 0 if share is None else share.count]
         amounts = rows
-        if self._config.ratio_in == "tokens" and self.padding is not None:
-            of_new = int(self.padding.lengths(batch)[:new].sum())
-            amounts = [of_new, int(self.padding.lengths(replayed).sum()) if replayed else 0]
+        if self._config.ratio_in == "tokens":
+            amounts = [self._form.tokens(batch, new), self._form.replayed_tokens(replayed)]
             for count, amount, is_replayed in zip(rows, amounts, (False, True), strict=True):
                 queue.ratio.learn_tokens(count, amount, replayed=is_replayed)
         replacing = self._config.mode == "replace"
@@ -228,7 +250,8 @@ class BatchAugmenter:
     def _count(self, joined: FlatBatch, new: int, displaced: int, share: Share | None, keys: IntArray | None) -> None:
         metrics = self._coordinator.metrics
         self._report.rows_new += new
-        tokens = token_counts(joined) if self._groups is None else None  # its rows are not in the order of samples
+        counted = counted_tokens(joined)
+        tokens = None if counted is None else self._form.sums(joined, counted)
         if tokens is not None:
             metrics.count_tokens(tokens, new, keys)
         if share is None:

@@ -111,7 +111,8 @@ class Lifecycle:
     def begin(self, layout: RowLayout, device: torch.device) -> Prefetcher:
         """Make an empty buffer for rows of a layout, and its prefetcher; batches live on `device`."""
         padding = self._config.padding
-        layout = replace(layout, pads={} if padding is None else padding.values)
+        if padding is not None and padding.values and not layout.pads:  # rows of earlier checkpoints do not tell
+            layout = replace(layout, pads=padding.values)
         buffer = RehearsalBuffer(self._config.buffer, layout, rank=self.rank, ranks=self.size, seed=self._config.seed)
         self.prefetcher = self._prefetcher_of(buffer, device)
         return self.prefetcher

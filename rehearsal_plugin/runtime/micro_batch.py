@@ -37,6 +37,7 @@ class MicroBatch:
         labels: Those of all rows, where the batch has some by that name.
         turn: What it took, to be undone; None where nothing can be.
         displaced: Rows of the batch that made room.
+        by_row: Whether the model's outputs have one entry a sample.
     """
 
     columns: list[Tensor]
@@ -47,6 +48,7 @@ class MicroBatch:
     labels: Tensor | None = None
     turn: Turn | None = None
     displaced: int = 0
+    by_row: bool = True
 
     def parts(
         self, strategy: Strategy, layout: RowLayout, outputs: Any, targets: tuple[Any, ...], criterion: Criterion

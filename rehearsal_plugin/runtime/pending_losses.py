@@ -68,8 +68,7 @@ class PendingLosses:
 
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """See `Rehearsal.loss`."""
-        if self._config.rows_per_sample > 1:  # rows of a sample stand apart: there are no parts, and nobody needs them
-            self._current()
+        if not self._current()[0].by_row:  # rows of a sample stand apart: there are no parts, and nobody needs them
             self._end_turn()
             return criterion(outputs, *targets)
         new, *replayed = self._parts(outputs, targets, criterion)
@@ -87,8 +86,7 @@ class PendingLosses:
 
     def complete(self, outputs: Any, scale: float) -> Any:
         """See `Rehearsal.complete`."""
-        if self._config.rows_per_sample > 1:
-            self._current()
+        if not self._current()[0].by_row:
             self._end_turn()
             return outputs
         new, *replayed = self._parts(outputs, (), no_criterion)

@@ -14,7 +14,7 @@ from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["IGNORED", "groups", "predicts_next", "token_counts", "token_losses"]
+__all__ = ["IGNORED", "counted_tokens", "groups", "predicts_next", "token_losses"]
 
 IGNORED = -100
 """The label of a token that does not count, as in torch and in models of Hugging Face."""
@@ -26,16 +26,16 @@ IN_PLACE = ("MaskedLM", "Seq2Seq", "TokenClassifier")
 """How Hugging Face calls the outputs of models that answer each position with its own label."""
 
 
-def token_counts(batch: FlatBatch) -> Tensor | None:
-    """Tokens of each row that count, `[rows]` int64: those with a label, else those of the mask; None without either.
+def counted_tokens(batch: FlatBatch) -> Tensor | None:
+    """Which tokens count, `[rows, length]`: those with a label, else those of the mask; None without either.
 
     Args:
         batch: With a leaf `labels` `[rows, length]`, or `attention_mask` of that shape.
     """
     labels, mask = batch.get("labels"), batch.get("attention_mask")
     if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
-        return (labels != IGNORED).sum(1)
-    return mask.sum(1) if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        return labels != IGNORED
+    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def predicts_next(outputs: Any) -> bool:

@@ -104,6 +104,11 @@ class RowLayout:
         return tuple(field.name for field in self.fields)
 
     @property
+    def padded(self) -> tuple[Field, ...]:
+        """The fields that are padded, `[length, ...]` each."""
+        return tuple(field for field in self.fields if field.name in self.pads)
+
+    @property
     def fingerprint(self) -> int:
         """A 63-bit digest of the fields; ranks compare it before they exchange rows."""
         text = repr([(f.name, str(f.dtype), f.shape) for f in (*self.fields, *self.state)])

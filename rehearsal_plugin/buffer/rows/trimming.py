@@ -48,7 +48,7 @@ class RowTrimmer:
     """
 
     def __init__(self, layout: RowLayout) -> None:
-        self._fields = [field for field in layout.fields if field.name in layout.pads]
+        self._fields = layout.padded
         self.row_bytes, self.longest = layout.row_bytes, self._fields[0].shape[0]
         self._pieces = list(_pieces(self._fields, self.row_bytes))
         self._offsets, self._fixed, self._steps = (np.array(column) for column in zip(*self._pieces, strict=True))

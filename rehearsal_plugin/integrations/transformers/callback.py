@@ -28,6 +28,7 @@ from rehearsal_plugin.integrations.inject.forward import needs_outputs
 from rehearsal_plugin.integrations.transformers.collation import watch_collator
 from rehearsal_plugin.integrations.transformers.generating import refuse_generating
 from rehearsal_plugin.integrations.transformers.pairs import with_pairs
+from rehearsal_plugin.integrations.transformers.row_lengths import with_padding
 from rehearsal_plugin.integrations.transformers.trainer import (
     VisibleLoader,
     augment_batch,
@@ -160,7 +161,8 @@ class RehearsalCallback(TrainerCallback):
             raise ConfigError("train() of the trainer does not call Trainer.train, so no row can join its batches")
         section = self._section_for(trainer)
         if self.rehearsal is None and section is not None:
-            self._handle = start_rehearsal(trainer, with_pairs(section, trainer.data_collator))
+            section = with_padding(with_pairs(section, trainer.data_collator), trainer)
+            self._handle = start_rehearsal(trainer, section)
             if self._handle.rehearsal is not None:
                 self._handle.rehearsal.report.joined_at = "in the batches that the Trainer reads"
         rehearsal = self.rehearsal

@@ -177,12 +177,6 @@ def augment_batch(trainer: Any, rehearsal: Rehearsal, batch: Any, counted: bool)
             f"rehearsal.buffer.partition_by names '{key}', which the batch has not: the Trainer drops columns that "
             "the model does not take; set remove_unused_columns=False, and name it in rehearsal.hidden"
         )
-    spans = sorted(name for name in batch if str(name).startswith(("cu_seq_lens", "max_length")))
-    if spans:
-        raise BatchError(
-            f"the batch tells by {spans} where its documents begin, which replayed rows would make wrong; leave them "
-            "out (DataCollatorWithFlattening without return_flash_attn_kwargs), or pack rows of one length"
-        )
     if not rehearsal.fed:
         rehearsal.report.joined_at = "as the Trainer reads its micro-batches"
         if not counted:
