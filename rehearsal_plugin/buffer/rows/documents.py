@@ -186,7 +186,7 @@ def _lengths(batch: FlatBatch) -> Tensor:
     """
     ends = [_ends(batch, name) for name in BOUNDARIES]
     told = [end for end in (*ends, _ends_by_position(batch)) if end is not None]
-    if not told or any(not torch.equal(end, told[0]) for end in told[1:]):
+    if not told or not len(told[0]) or any(not torch.equal(end, told[0]) for end in told[1:]):
         raise BatchError(
             f"the batch is a flat row, and {[name for name in (*BOUNDARIES, POSITIONS) if _name(batch, name)]} do "
             "not tell alike where its documents begin; give position_ids that count from 0 in each document, or "
@@ -245,15 +245,16 @@ def _ends(batch: FlatBatch, name: str) -> Tensor | None:
 
 def _ends_by_position(batch: FlatBatch) -> Tensor | None:
     """The ends of the documents, by positions that count from 0 in each; an empty tensor where they do not."""
-    positions = _leaf(batch, POSITIONS)
+    positions: Tensor | None = _leaf(batch, POSITIONS)
     if positions is None:
         return None
     flat = positions.reshape(-1).long().cpu()
     starts = (flat == 0).nonzero().reshape(-1)
+    if positions.shape[0] != 1 or not len(starts) or starts[0]:
+        return starts.new_empty(0)
     ends = torch.cat((starts[1:], starts.new_tensor([len(flat)])))
-    counted = torch.arange(len(flat)) - torch.repeat_interleave(starts, ends - starts) if len(starts) else flat
-    regular = positions.shape[0] == 1 and len(counted) == len(flat) and torch.equal(counted, flat)
-    return ends if regular else starts.new_empty(0)
+    counted = torch.arange(len(flat)) - torch.repeat_interleave(starts, ends - starts)
+    return ends if torch.equal(counted, flat) else starts.new_empty(0)
 
 
 def _padding_of(name: str, leaf: Tensor) -> float:

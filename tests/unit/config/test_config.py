@@ -54,7 +54,8 @@ EVERY_KEY: dict[str, Any] = {
     "inject": "loader",
     "fields": ["inputs", "labels", "doubts"],
     "hidden": ["doubts"],
-    "padding": {"length": 128, "values": {"inputs": 0}},
+    "padding": {"length": 128, "values": {"inputs": 0}, "token_id": None},
+    "packing": "rows",
     "rows_per_sample": 1,
     "sample_layout": "interleaved",
     "sampling": {
@@ -136,6 +137,7 @@ def test_an_empty_section_takes_the_documented_defaults() -> None:
         "fields": None,
         "hidden": None,
         "padding": None,
+        "packing": "documents",
         "rows_per_sample": 1,
         "sample_layout": "halves",
         "sampling": {

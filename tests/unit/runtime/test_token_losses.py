@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from rehearsal_plugin.core.tree import flatten
 from rehearsal_plugin.errors import BatchError
-from rehearsal_plugin.runtime.token_losses import predicts_next, token_counts, token_losses
+from rehearsal_plugin.runtime.token_losses import counted_tokens, predicts_next, token_losses
 from tests.helpers.samples import language
 
 # --- losses of rows --------------------------------------------------------------------------------------------------
@@ -114,10 +114,10 @@ def test_tokens_are_counted_by_labels_else_by_the_mask() -> None:
     _, labels = language(0)
     mask = torch.ones(6, 7, dtype=torch.int64)
     mask[1, 5:] = 0
-    counted = token_counts(flatten({"labels": labels, "attention_mask": mask}))
+    counted = counted_tokens(flatten({"labels": labels, "attention_mask": mask}))
     assert counted is not None
-    assert counted.tolist() == [3, 7, 0, 7, 7, 7]
-    masked = token_counts(flatten({"attention_mask": mask}))
+    assert counted.sum(1).tolist() == [3, 7, 0, 7, 7, 7]
+    masked = counted_tokens(flatten({"attention_mask": mask}))
     assert masked is not None
-    assert masked.tolist() == [7, 5, 7, 7, 7, 7]
-    assert token_counts(flatten({"labels": torch.zeros(4)})) is None
+    assert masked.sum(1).tolist() == [7, 5, 7, 7, 7, 7]
+    assert counted_tokens(flatten({"labels": torch.zeros(4)})) is None

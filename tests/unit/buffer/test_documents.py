@@ -1,0 +1,206 @@
+"""Flat rows of several documents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rehearsal_plugin import LocalTransport, Rehearsal
+from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
+from rehearsal_plugin.buffer.rows.documents import DocumentForm, has_documents, longest_document
+from rehearsal_plugin.core.tree import flatten
+from rehearsal_plugin.errors import BatchError, ConfigError
+
+LONGEST = 32
+
+
+def flat_row(lengths: list[int], seed: int = 0, **extra: Any) -> dict[str, Any]:
+    """A flat row with all leaves that collators give, and the domain of each document."""
+    total, rng = sum(lengths), np.random.default_rng(seed)
+    ends = torch.tensor(lengths).cumsum(0)
+    boundaries = torch.cat((torch.zeros(1, dtype=torch.int64), ends)).int()
+    return {
+        "input_ids": torch.from_numpy(rng.integers(0, 99, (1, total))),
+        "labels": torch.from_numpy(rng.integers(0, 99, (1, total))),
+        "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+        "seq_idx": torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).int()[None],
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries.clone(),
+        "max_length_q": max(lengths),
+        "max_length_k": torch.tensor(max(lengths)),
+        "domain": torch.arange(len(lengths)) % 3,
+        **extra,
+    }
+
+
+def documents(batch: dict[str, Any]) -> list[tuple[int, ...]]:
+    """Domain, tokens and labels of each document."""
+    ends = batch["cu_seq_lens_q"].tolist()
+    tokens, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+    return [
+        (domain, *tokens[start:end], *labels[start:end])
+        for domain, start, end in zip(batch["domain"].tolist(), ends[:-1], ends[1:], strict=True)
+    ]
+
+
+def joined(first: dict[str, Any], second: dict[str, Any], displaced: int = 0) -> dict[str, Any]:
+    """The first flat row with the documents of the second behind it."""
+    form = DocumentForm(LONGEST)
+    layout, samples = form.infer(flatten(second), None)
+    replayed = {name: samples[name] for name in layout.names}
+    result: dict[str, Any] = form.join(layout, flatten(first), replayed, RecycledMemory(), displaced).rebuild()
+    return result
+
+
+@pytest.mark.parametrize("displaced", [0, 1, 3])
+def test_documents_are_appended_and_every_leaf_tells_where_they_lie(displaced: int) -> None:
+    first, second = flat_row([3, 1, 4]), flat_row([5, 2], seed=1)
+    result = joined(first, second, displaced)
+    assert documents(result) == documents(first)[: 3 - displaced] + documents(second)
+    lengths = [*[3, 1, 4][: 3 - displaced], 5, 2]
+    assert torch.equal(result["position_ids"], torch.cat([torch.arange(length) for length in lengths])[None])
+    assert result["seq_idx"].tolist() == [[i for i, length in enumerate(lengths) for _ in range(length)]]
+    assert result["cu_seq_lens_k"].tolist() == [0, *np.cumsum(lengths)]
+    assert (result["max_length_q"], result["max_length_k"].item()) == (max(lengths), max(lengths))
+    for name, leaf in first.items():
+        assert type(result[name]) is type(leaf)
+        assert not isinstance(leaf, Tensor) or leaf.dtype == result[name].dtype
+
+
+def test_a_document_of_any_tokens_comes_back_whole() -> None:
+    """Also where it ends with what padding looks like elsewhere: zeros and labels of -100."""
+    first, second = flat_row([2]), flat_row([4, 3], seed=1)
+    second["input_ids"][0, 2:] = 0
+    second["labels"][0, 1:] = -100
+    assert documents(joined(first, second)) == documents(first) + documents(second)
+
+
+@pytest.mark.parametrize("left_out", [("position_ids",), ("cu_seq_lens_q", "cu_seq_lens_k"), ("seq_idx", "domain")])
+def test_either_positions_or_boundaries_are_enough(left_out: tuple[str, ...]) -> None:
+    rows = [flat_row([3, 1]), flat_row([2, 5], seed=1)]
+    less = [{name: leaf for name, leaf in row.items() if name not in left_out} for row in rows]
+    assert has_documents(flatten(less[0]))
+    whole, result = joined(rows[0], rows[1]), joined(less[0], less[1])
+    for name, leaf in result.items():
+        assert torch.equal(torch.as_tensor(leaf), torch.as_tensor(whole[name])), name
+
+
+def test_tokens_may_have_several_numbers_each() -> None:
+    first, second = (flat_row([2, 3], seed, scores=torch.randn(1, 5, 2)) for seed in (0, 1))
+    assert torch.equal(joined(first, second)["scores"], torch.cat((first["scores"], second["scores"]), 1))
+
+
+def test_what_tells_no_documents_is_left_to_rows() -> None:
+    row = {name: leaf for name, leaf in flat_row([3, 2]).items() if name in ("input_ids", "labels", "position_ids")}
+    assert has_documents(flatten(row))
+    assert longest_document(flatten(row)) == 3
+    assert not has_documents(flatten({**row, "attention_mask": torch.ones(1, 5)}))  # its tokens see all documents
+    assert not has_documents(flatten({name: leaf.repeat(2, 1) for name, leaf in row.items()}))
+    assert not has_documents(flatten({"input_ids": row["input_ids"]}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"position_ids": torch.tensor([[0, 1, 2, 1, 2]])}, "do not tell alike"),
+        ({"position_ids": torch.tensor([[1, 2, 0, 1, 2]])}, "do not tell alike"),
+        ({"cu_seq_lens_k": torch.tensor([0, 3, 5])}, "do not tell alike"),
+        ({"extra": torch.zeros(4, 2)}, "'extra' has the shape \\(4, 2\\) beside a flat row of 5 tokens"),
+        ({"input_ids": torch.tensor([[4, -1, 2, 3, 4]])}, "'input_ids' has tokens of -1"),
+        ({"input_ids": torch.zeros(1, 5)}, "needs token ids"),
+    ],
+)
+def test_what_cannot_be_split_is_refused_by_name(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(BatchError, match=words):
+        DocumentForm(LONGEST).infer(flatten(flat_row([2, 3], **change)), None)
+
+
+def test_a_document_too_long_is_refused_with_the_cure() -> None:
+    with pytest.raises(BatchError, match=r"33 tokens, and 32 is the most .* raise rehearsal\.padding\.length"):
+        DocumentForm(LONGEST).infer(flatten(flat_row([2, 33])), None)
+
+
+def test_later_batches_need_the_same_fields() -> None:
+    form = DocumentForm(LONGEST)
+    layout, _ = form.infer(flatten(flat_row([2, 3])), None)
+    other = {name: leaf for name, leaf in flat_row([2, 3]).items() if name != "labels"}
+    with pytest.raises(BatchError, match="every batch needs the same fields"):
+        form.samples(flatten(other), layout)
+
+
+def run(section: dict[str, Any], steps: int = 40) -> tuple[Rehearsal, list[dict[str, Any]], set[tuple[int, ...]]]:
+    rng = np.random.default_rng(0)
+    rehearsal = Rehearsal({"buffer": {"capacity": 30}, **section}, LocalTransport())
+    seen: list[dict[str, Any]] = []
+    known: set[tuple[int, ...]] = set()
+    for step in range(steps):
+        batch = flat_row(rng.integers(1, 12, rng.integers(1, 6)).tolist(), seed=step)
+        known.update(documents(batch))
+        seen.append(rehearsal.update(batch))
+    return rehearsal, seen, known
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+@pytest.mark.parametrize("ratio_in", ["rows", "tokens"])
+def test_a_loop_replays_whole_documents_at_the_ratio(mode: str, ratio_in: str) -> None:
+    rehearsal, seen, known = run({"ratio": 0.3, "mode": mode, "ratio_in": ratio_in}, steps=300)
+    assert {document for batch in seen for document in documents(batch)} <= known
+    metrics = rehearsal.metrics()
+    rehearsal.close()
+    rows = [sum(len(batch["domain"]) for batch in seen), metrics["rows_replayed"]]
+    tokens = [metrics["tokens_new"], metrics["tokens_replayed"]]
+    assert sum(tokens) == sum(batch["input_ids"].shape[1] for batch in seen)
+    share = rows[1] / rows[0] if ratio_in == "rows" else tokens[1] / sum(tokens)
+    assert abs(share - 0.3) < 0.02
+
+
+def test_documents_have_partitions() -> None:
+    section = {"buffer": {"capacity": 30, "partition_by": "domain", "policy": "balanced"}, "representatives": 2}
+    rehearsal, seen, _ = run({**section, "sampling": {"weights": {"1": 1}}})
+    with rehearsal:
+        assert rehearsal.metrics()["rows_replayed/1"] > 0
+        assert {int(batch["domain"][-1]) for batch in seen[5:]} == {1}
+
+
+def test_a_checkpoint_of_documents_goes_on(tmp_path: Any) -> None:
+    rehearsal, _, _ = run({"ratio": 0.3}, steps=20)
+    with rehearsal:
+        rehearsal.save(tmp_path)
+        expected = [rehearsal.update(flat_row([4, 60], seed=step))["input_ids"] for step in range(5)]
+    with Rehearsal({"buffer": {"capacity": 30}, "ratio": 0.3}, LocalTransport()) as other:
+        other.load(tmp_path)
+        again = [other.update(flat_row([4, 60], seed=step))["input_ids"] for step in range(5)]
+    assert all(torch.equal(one, two) for one, two in zip(again, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"strategy": {"name": "er-ace"}},
+        {"losses_every": 2},
+        {"buffer": {"capacity": 9, "score_by": "loss", "policy": "score"}},
+    ],
+)
+def test_what_needs_outputs_by_document_is_refused_at_the_first_batch(section: dict[str, Any]) -> None:
+    with (
+        Rehearsal(section, LocalTransport()) as rehearsal,
+        pytest.raises(ConfigError, match="one flat row of documents"),
+    ):
+        rehearsal.augment(flat_row([2, 3]))
+
+
+def test_rows_of_documents_stay_rows_where_the_section_says_so() -> None:
+    row = {name: leaf for name, leaf in flat_row([3, 2]).items() if name in ("input_ids", "labels", "position_ids")}
+    with Rehearsal({"packing": "rows", "representatives": 1}, LocalTransport()) as rehearsal:
+        for _ in range(6):
+            batch = rehearsal.update(row)
+        assert torch.equal(batch["input_ids"], row["input_ids"].repeat(2, 1))
+    with (
+        Rehearsal({"packing": "rows"}, LocalTransport()) as rehearsal,
+        pytest.raises(BatchError, match="cu_seq_lens_k"),
+    ):
+        rehearsal.update(flat_row([3, 2]))
