@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -27,10 +27,12 @@ from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.core.arrays import ByteArray, IntArray
 from rehearsal_plugin.errors import StorageError
 
-__all__ = ["CHUNK_OPENERS", "Chunks", "NewChunk", "runs_in"]
+__all__ = ["CHUNK_OPENERS", "Chunks", "NewChunk"]
 
 DEAD_SHARE = 1 / 16
 """Dead bytes, as a part of the others, from which on a chunk is emptied."""
+
+NO_BYTES: ByteArray = np.zeros(0, dtype=np.uint8)
 
 NewChunk: TypeAlias = Callable[[int], ByteArray]
 """`new_chunk(nbytes) -> [nbytes]`; what is taken with it is given back when nothing refers to it any more."""
@@ -45,14 +47,14 @@ class Chunks:
 
     Attributes:
         nbytes: As given.
-        arrays: `[nbytes]` uint8 each, None for one that was given back; replaced as a whole when one comes or goes.
+        arrays: `[nbytes]` uint8 each, none for one that was given back; replaced as a whole when one comes or goes.
         live: Bytes that were appended and not released.
         held: Bytes of all chunks, up to the last that was appended in each.
     """
 
     def __init__(self, new_chunk: NewChunk, nbytes: int) -> None:
         self._new_chunk, self.nbytes = new_chunk, nbytes
-        self.arrays: list[ByteArray | None] = []
+        self.arrays: list[ByteArray] = []
         self._filled = np.zeros(0, dtype=np.int64)
         self._live = np.zeros(0, dtype=np.int64)
         self._free: list[int] = []
@@ -80,8 +82,8 @@ class Chunks:
         return which, starts
 
     def runs(self, which: IntArray, starts: IntArray) -> Runs:
-        """The runs that begin at `starts` `[n]` of the chunks `which` `[n]`."""
-        return runs_in(self.arrays, which, starts)
+        """The runs that begin at `starts` `[n]` of the chunks `which` `[n]`, whatever comes and goes later."""
+        return Runs(self.arrays, which, starts)
 
     def release(self, which: IntArray, sizes: IntArray) -> None:
         """Count runs of `sizes` `[n]` in chunks `which` `[n]` as dead."""
@@ -99,7 +101,7 @@ class Chunks:
     def give_back(self, chunk: int) -> None:
         """Give back a chunk whose runs have all been moved or released."""
         arrays = self.arrays.copy()
-        arrays[chunk] = None
+        arrays[chunk] = NO_BYTES
         self.held -= int(self._filled[chunk])
         self._filled[chunk] = 0
         self._free.append(chunk)
@@ -124,13 +126,6 @@ class Chunks:
             arrays.append(array)
             self._filled, self._live = np.append(self._filled, 0), np.append(self._live, 0)
         self.arrays = arrays
-
-
-def runs_in(arrays: Sequence[ByteArray | None], which: IntArray, starts: IntArray) -> Runs:
-    """The runs that begin at `starts` `[n]` of the chunks `which` `[n]`, all in use, of a list of chunks."""
-    used, places = np.unique(which, return_inverse=True)
-    present = [array for array in map(arrays.__getitem__, used.tolist()) if array is not None]
-    return Runs(present, places, starts)
 
 
 def _in_memory(config: BufferConfig, rank: int) -> NewChunk:

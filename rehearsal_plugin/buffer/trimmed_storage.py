@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.chunks import CHUNK_OPENERS, DEAD_SHARE, Chunks, NewChunk, runs_in
+from rehearsal_plugin.buffer.chunks import CHUNK_OPENERS, DEAD_SHARE, Chunks, NewChunk
 from rehearsal_plugin.buffer.rows.fields import Field, put
 from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.runs import Runs
 from rehearsal_plugin.buffer.rows.trimming import RowTrimmer, TrimmedRows
 from rehearsal_plugin.buffer.storage import RowStorage, open_storage
 from rehearsal_plugin.config import BufferConfig
@@ -150,7 +151,7 @@ class TrimmedStorage:
             arrays, which = self._chunks.arrays, self._which[slots].astype(np.int64)
             starts, lengths = self._starts[slots], self._lengths[slots].astype(np.int64)
             if version == self._version and not version % 2:
-                return TrimmedRows(self._trimmer, runs_in(arrays, which, starts), lengths)
+                return TrimmedRows(self._trimmer, Runs(arrays, which, starts), lengths)
             time.sleep(0)  # let the writer go on
 
     def _enter(self, slots: IntArray, which: IntArray, starts: IntArray, lengths: IntArray) -> None:
@@ -161,7 +162,8 @@ class TrimmedStorage:
         self._version += 1
         self._which[slots], self._starts[slots], self._lengths[slots] = which, starts, lengths
         self._version += 1
-        for chunk in np.unique(which).tolist():
+        first = which[0] if len(which) else 0
+        for chunk in [int(first)] if (which == first).all() else np.unique(which).tolist():
             log = self._slots.setdefault(chunk, [])
             log.append(slots[which == chunk])
             if len(log) == LONGEST_LOG:

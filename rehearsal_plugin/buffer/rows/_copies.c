@@ -281,90 +281,87 @@ close_rows:
 
 /* Runs of bytes, each in one of several arrays. */
 typedef struct {
-    Py_buffer *arrays;
-    Py_ssize_t count;
-    Py_buffer which, starts; /* of each run */
+    Py_buffer *arrays; /* those that are held, one or more for each array */
+    Py_ssize_t held;
+    char **runs; /* where each run begins */
 } Runs;
 
-static void close_arrays(Py_buffer *arrays, Py_ssize_t count)
+static void close_runs(Runs *runs)
 {
-    while (count--)
-        PyBuffer_Release(&arrays[count]);
-    PyMem_Free(arrays);
+    while (runs->held--)
+        PyBuffer_Release(&runs->arrays[runs->held]);
+    PyMem_Free(runs->arrays);
+    PyMem_Free(runs->runs);
 }
 
-/* Open contiguous arrays of bytes. */
-static int open_arrays(PyObject *given, int flags, Runs *runs)
+/* Find run `i`; runs of one array mostly follow each other, and then it is held once. */
+static int find_run(PyObject *given, const Py_buffer *which, Py_ssize_t i, Py_ssize_t start, Py_ssize_t size, int flags,
+                    Runs *runs)
 {
+    if (!i || at(which, i) != at(which, i - 1)) {
+        if (PyObject_GetBuffer(PyList_GET_ITEM(given, at(which, i)), &runs->arrays[runs->held], flags) < 0)
+            return -1;
+        runs->held++;
+    }
+    Py_buffer *array = &runs->arrays[runs->held - 1];
+    if (start > array->len || size > array->len - start) {
+        PyErr_Format(PyExc_IndexError, "a run of %zd bytes from %zd on in an array of %zd", size, start, array->len);
+        return -1;
+    }
+    runs->runs[i] = (char *)array->buf + start;
+    return 0;
+}
+
+/* Find runs of `sizes` bytes that begin at `starts` of the arrays `which` in a list. */
+static int open_runs(PyObject *given, PyObject *of, PyObject *from, const Py_buffer *sizes, int flags, Runs *runs)
+{
+    Py_buffer which, starts;
+    Py_ssize_t count = sizes->shape[0];
+    int result = -1;
     if (!PyList_Check(given)) {
         PyErr_SetString(PyExc_ValueError, "arrays must be a list");
         return -1;
     }
-    runs->count = PyList_GET_SIZE(given);
-    if (!(runs->arrays = PyMem_New(Py_buffer, runs->count ? runs->count : 1))) {
-        PyErr_NoMemory();
+    if (open_index(of, "arrays", PyList_GET_SIZE(given), &which) < 0)
         return -1;
-    }
-    for (Py_ssize_t i = 0; i < runs->count; i++)
-        if (PyObject_GetBuffer(PyList_GET_ITEM(given, i), &runs->arrays[i], PyBUF_SIMPLE | flags) < 0) {
-            close_arrays(runs->arrays, i);
-            return -1;
-        }
-    return 0;
-}
-
-static int open_runs(PyObject *given, PyObject *which, PyObject *starts, int flags, Runs *runs)
-{
-    if (open_arrays(given, flags, runs) < 0)
-        return -1;
-    if (open_index(which, "arrays", runs->count, &runs->which) < 0)
-        goto close_arrays;
-    if (open_index(starts, "starts", PY_SSIZE_T_MAX, &runs->starts) == 0)
-        return 0;
-    PyBuffer_Release(&runs->which);
-close_arrays:
-    close_arrays(runs->arrays, runs->count);
-    return -1;
-}
-
-static void close_runs(Runs *runs)
-{
-    PyBuffer_Release(&runs->starts);
-    PyBuffer_Release(&runs->which);
-    close_arrays(runs->arrays, runs->count);
-}
-
-/* Whether all runs lie in their arrays; returns their bytes together, -1 after an error. */
-static Py_ssize_t check_runs(const Runs *runs, const Py_buffer *sizes)
-{
-    Py_ssize_t total = 0, count = sizes->shape[0];
-    if (runs->which.shape[0] != count || runs->starts.shape[0] != count) {
+    if (open_index(from, "starts", PY_SSIZE_T_MAX, &starts) < 0)
+        goto close_which;
+    if (which.shape[0] != count || starts.shape[0] != count) {
         PyErr_SetString(PyExc_ValueError, "there must be one array, one start and one size of each run");
-        return -1;
+        goto close_starts;
     }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        Py_ssize_t room = runs->arrays[at(&runs->which, i)].len, start = at(&runs->starts, i), size = at(sizes, i);
-        if (start > room || size > room - start) {
-            PyErr_Format(PyExc_IndexError, "a run of %zd bytes from %zd on in an array of %zd", size, start, room);
-            return -1;
-        }
-        total += size;
-    }
-    return total;
-}
-
-static inline char *run_at(const Runs *runs, Py_ssize_t i)
-{
-    return (char *)runs->arrays[at(&runs->which, i)].buf + at(&runs->starts, i);
+    runs->held = 0;
+    runs->arrays = PyMem_New(Py_buffer, count + 1);
+    runs->runs = PyMem_New(char *, count + 1);
+    result = runs->arrays && runs->runs ? 0 : -1;
+    if (result < 0)
+        PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < count && result == 0; i++)
+        result = find_run(given, &which, i, at(&starts, i), at(sizes, i), flags, runs);
+    if (result < 0)
+        close_runs(runs);
+close_starts:
+    PyBuffer_Release(&starts);
+close_which:
+    PyBuffer_Release(&which);
+    return result;
 }
 
 static void copy_all_runs(const Runs *to, const Runs *from, const Py_buffer *sizes)
 {
     for (Py_ssize_t i = 0; i < sizes->shape[0]; i++) {
         if (i + ABREAST < sizes->shape[0])
-            __builtin_prefetch(run_at(from, i + ABREAST));
-        memcpy(run_at(to, i), run_at(from, i), at(sizes, i));
+            __builtin_prefetch(from->runs[i + ABREAST]);
+        memcpy(to->runs[i], from->runs[i], at(sizes, i));
     }
+}
+
+static Py_ssize_t sum_of(const Py_buffer *sizes)
+{
+    Py_ssize_t total = 0;
+    for (Py_ssize_t i = 0; i < sizes->shape[0]; i++)
+        total += at(sizes, i);
+    return total;
 }
 
 static PyObject *copy_runs(PyObject *module, PyObject *arguments)
@@ -376,19 +373,15 @@ static PyObject *copy_runs(PyObject *module, PyObject *arguments)
                           &given[6]) ||
         open_index(given[6], "sizes", PY_SSIZE_T_MAX, &sizes) < 0)
         return NULL;
-    if (open_runs(given[0], given[1], given[2], PyBUF_WRITABLE, &to) < 0)
+    if (open_runs(given[0], given[1], given[2], &sizes, PyBUF_WRITABLE, &to) < 0)
         goto close_sizes;
-    if (open_runs(given[3], given[4], given[5], 0, &from) < 0)
+    if (open_runs(given[3], given[4], given[5], &sizes, PyBUF_SIMPLE, &from) < 0)
         goto close_to;
-    Py_ssize_t total = check_runs(&to, &sizes);
-    if (total < 0 || check_runs(&from, &sizes) < 0)
-        goto close_from;
-    PyThreadState *others = total > HELD ? PyEval_SaveThread() : NULL;
+    PyThreadState *others = sum_of(&sizes) > HELD ? PyEval_SaveThread() : NULL;
     copy_all_runs(&to, &from, &sizes);
     if (others)
         PyEval_RestoreThread(others);
     result = Py_NewRef(Py_None);
-close_from:
     close_runs(&from);
 close_to:
     close_runs(&to);

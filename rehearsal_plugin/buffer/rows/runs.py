@@ -40,9 +40,8 @@ class Runs:
         return cls.within(array, sizes.cumsum() - sizes)
 
     def select(self, index: IntArray) -> Runs:
-        """The runs at `index` `[m]`, and the arrays that these lie in."""
-        used, which = np.unique(self.which[index], return_inverse=True)
-        return Runs([self.arrays[array] for array in used.tolist()], which, self.starts[index])
+        """The runs at `index` `[m]`."""
+        return Runs(self.arrays, self.which[index], self.starts[index])
 
     def pieces(self, starts: IntArray) -> Runs:
         """Several pieces of each run, piece by piece: `starts` `[n, pieces]` are their first bytes within the run."""
