@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from rehearsal_plugin.config.names import Name, PathName
+from rehearsal_plugin.config.names import PARTITION, Name, PathName
 from rehearsal_plugin.config.registries import POLICIES, STORAGES, RegisteredPolicy, listing, registered_in
 from rehearsal_plugin.config.section import Section
-from rehearsal_plugin.config.size import Size, parse_size
+from rehearsal_plugin.config.size import INT64, Size, parse_size
 from rehearsal_plugin.errors import ConfigError
 
 __all__ = ["BufferConfig"]
@@ -45,6 +45,13 @@ class BufferConfig(Section):
         default=None,
         description="Dotted name of the integer batch field that tells the partition of a row, such as its "
         "class label or domain id.",
+    )
+    partition: int | None = Field(
+        default=None,
+        ge=-INT64,
+        lt=INT64,
+        description="The partition of all rows that this job offers, in place of 'partition_by', for jobs that each "
+        "train on one domain and hand the buffer on.",
     )
     score_by: Name | None = Field(
         default=None,
@@ -81,6 +88,13 @@ class BufferConfig(Section):
             )
         return rows
 
+    @model_validator(mode="before")
+    @classmethod
+    def _partition_of_the_job(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("partition") is not None and values.get("partition_by") is None:
+            return {**values, "partition_by": PARTITION}
+        return values
+
     @property
     def capacity_bytes(self) -> int | None:
         """The capacity in bytes; None where it is a number of rows."""
@@ -108,6 +122,11 @@ class BufferConfig(Section):
 
     def broken_rules(self) -> Iterator[str]:
         """Storage and path, policy and partitions, policy and score."""
+        if (self.partition is not None) != (self.partition_by == PARTITION):
+            yield (
+                f"{self.KEY_PATH}.partition and {self.KEY_PATH}.partition_by both tell the partition of a row; keep "
+                "one of them"
+            )
         if self.storage == "mmap" and self.path is None:
             yield f"{self.KEY_PATH}.path is missing: storage 'mmap' keeps rows in files, so name their folder"
         if self.storage != "mmap" and self.path is not None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 from pydantic import Field, model_validator
 
 from rehearsal_plugin.config.buffer import BufferConfig
-from rehearsal_plugin.config.names import Name, SampleLayout
+from rehearsal_plugin.config.names import PARTITION, Name, SampleLayout
 from rehearsal_plugin.config.registries import POLICIES, STORAGES, STRATEGIES, TRANSPORTS
 from rehearsal_plugin.config.replay import GuardConfig, PaddingConfig, RatioSchedule, SamplingConfig, StrategyConfig
 from rehearsal_plugin.config.retrieval import RetrievalConfig
@@ -231,7 +231,7 @@ class RehearsalConfig(Section):
             yield f"rehearsal.fields lacks '{wanted}', which rehearsal.retrieval.embedding names; add it to the list"
         score = None if self.buffer.by_loss else self.buffer.score_by
         for name, option in ((key, "partition_by"), (score, "score_by")):
-            if name is not None and self.fields is not None and name not in self.fields:
+            if name not in (None, PARTITION) and self.fields is not None and name not in self.fields:
                 yield f"rehearsal.fields lacks '{name}', which rehearsal.buffer.{option} names; add it to the list"
 
     def _broken_amounts(self) -> Iterator[str]:

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 __all__ = [
     "LONGEST_WAIT_S",
+    "PARTITION",
     "ROW_LOSS",
     "Metric",
     "Name",
@@ -26,6 +27,9 @@ LONGEST_WAIT_S = 1e9  # stays an int64 when it is turned into nanoseconds
 
 ROW_LOSS = "rehearsal.loss"
 """The state that holds the task's loss of a row alone."""
+
+PARTITION = "rehearsal.partition"
+"""The field of a row that holds the partition of its job, where all rows of a job have the same."""
 
 KEY = re.compile(r"-?\d{1,19}")
 VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")

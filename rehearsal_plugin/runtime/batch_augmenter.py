@@ -20,6 +20,7 @@ from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.padding import Padding, longest_for
 from rehearsal_plugin.buffer.rows.sample_groups import SampleGroups
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.config.names import PARTITION
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.tree import FlatBatch, flatten, without
 from rehearsal_plugin.errors import BatchError, CheckpointError, ConfigError
@@ -137,6 +138,8 @@ class BatchAugmenter:
             self.padding.length = self.padding.length or self._loaded_length()
         self._form = self._form_of(batch)
         layout, batch = self._form.infer(batch, self._config.fields)
+        if self._config.buffer.partition is not None:
+            layout = layout.with_constant(PARTITION, self._config.buffer.partition)
         self._check_hidden(batch)
         self._report.log_first_batch(layout, self._coordinator.lifecycle.rank)
         first = layout.columns(batch)[0]
@@ -215,7 +218,7 @@ class BatchAugmenter:
 
     def _joined(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
         """The batch with replayed rows behind it, these transformed if the strategy says so."""
-        batch, replayed = self._form.fit(batch, replayed)
+        batch, replayed = self._form.fit(batch, {name: replayed[name] for name in layout.names})
         if self._transform is not None and self._config.strategy.transform == "replayed":
             changed = flatten(self._transform(self._form.as_batch(layout, replayed).rebuild()))
             replayed = self._form.as_samples(changed, replayed)

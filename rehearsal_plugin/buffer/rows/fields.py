@@ -22,12 +22,16 @@ __all__ = [
     "Field",
     "as_array",
     "bytes_of",
+    "copy_rows",
     "lay_out",
     "named_fields",
     "pick_rows",
     "put",
     "unsupported_kind",
 ]
+
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+"""Dtypes of the same size as those that torch does not gather."""
 
 ALIGNMENT = 16  # bytes: the widest torch dtype (complex128)
 
@@ -162,6 +166,18 @@ def put(
 def pick_rows(rows: Tensor, places: IntArray | None) -> Tensor:
     """The rows at `places` `[n]`, or all of them."""
     return rows if places is None else rows[torch.from_numpy(places).to(rows.device)]
+
+
+def copy_rows(source: Tensor, out: Tensor, index: Tensor | None) -> None:
+    """Copy rows of `source` `[m, ...]`, those at `index` `[n]` or all, to `out` `[n, ...]`; in one go on one device."""
+    if index is None:
+        out.copy_(source)
+    elif source.device == out.device:
+        dtype = SIGNED.get(source.dtype, source.dtype)
+        numbers = source.resolve_conj().resolve_neg().view(dtype)
+        torch.index_select(numbers, 0, index.to(source.device), out=out.view(dtype))
+    else:
+        out.copy_(source[index.to(source.device)])
 
 
 def bytes_of(column: Tensor) -> Tensor:

@@ -21,16 +21,13 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.batch_size import entries_of, size_of
-from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out, put
+from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, copy_rows, lay_out, put
 from rehearsal_plugin.buffer.rows.leaves import as_column, classify, like
 from rehearsal_plugin.buffer.rows.rows_in_lists import refuse_rows_of_lists
 from rehearsal_plugin.core.tree import FlatBatch, flatten
 from rehearsal_plugin.errors import BatchError
 
 __all__ = ["Packed", "RowLayout"]
-
-SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
-"""Dtypes of the same size as those that torch does not gather."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ class RowLayout:
         rows_per_sample: Batch rows of a row of the buffer.
         state: Fields that are not part of the batch: what a strategy stores beside it.
         pads: What rows that are shorter than the longest are padded with, by field; empty where all have one length.
+        constants: Fields that no batch has, and what new rows hold in them.
     """
 
     fields: tuple[Field, ...]
@@ -71,6 +69,7 @@ class RowLayout:
     rows_per_sample: int = 1
     state: tuple[Field, ...] = ()
     pads: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    constants: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def infer(cls, batch: Any, only: Collection[str] | None = None, rows_per_sample: int = 1) -> RowLayout:
@@ -98,10 +97,19 @@ class RowLayout:
         fields, row_bytes = lay_out(state, self.row_bytes)
         return replace(self, state=fields, row_bytes=row_bytes)
 
+    def with_constant(self, name: str, value: int) -> RowLayout:
+        """This layout with an int64 field in which all new rows hold `value`."""
+        added, row_bytes = lay_out({name: torch.empty(0, dtype=torch.int64, device="cpu")}, self.row_bytes)
+        return replace(self, fields=(*self.fields, *added), row_bytes=row_bytes, constants={name: value})
+
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the fields."""
-        return tuple(field.name for field in self.fields)
+        """Names of the fields of a batch."""
+        return tuple(field.name for field in self._of_batch)
+
+    @cached_property
+    def _of_batch(self) -> tuple[Field, ...]:
+        return tuple(field for field in self.fields if field.name not in self.constants)
 
     @property
     def padded(self) -> tuple[Field, ...]:
@@ -134,10 +142,11 @@ class RowLayout:
         flat = flatten(batch)
         places = self._places_in(flat)
         size = 0 if places[0] is None else entries_of(flat.leaves[places[0]]) or 0
+        constants = {name: torch.full((size,), value, device="cpu") for name, value in self.constants.items()}
         if not self.selected and (self.lengths or flat.structure is not self.nesting.structure):
             self._refuse_new(flat, size * self.rows_per_sample)
         return [
-            field.check(None if place is None else _tensor(flat.leaves[place], field), size)
+            field.check(constants.get(field.name) if place is None else _tensor(flat.leaves[place], field), size)
             for field, place in zip(self.fields, places, strict=True)
         ]
 
@@ -197,7 +206,7 @@ class RowLayout:
         with torch.no_grad():
             for field, column in zip(fields, columns, strict=True):
                 if field.nbytes:
-                    _copy(column, field.view(out), index)
+                    copy_rows(column, field.view(out), index)
 
     def state_columns(self, state: Mapping[str, Tensor], size: int) -> list[Tensor]:
         """The state of `size` rows in the order of `self.state`, checked as a batch is.
@@ -227,7 +236,7 @@ class RowLayout:
 
     def unpack(self, rows: Tensor) -> Any:
         """Rows `[n, row_bytes]` as a batch of views; leaves that are not fields come back as None."""
-        return self.nesting.with_leaves(self.views(rows)).rebuild()
+        return self.nesting.with_leaves({field.name: field.view(rows) for field in self._of_batch}).rebuild()
 
     def packed(self, rows: Tensor) -> Packed:
         """Rows `[n, row_bytes]` with the batch that lies in them."""
@@ -249,7 +258,8 @@ class RowLayout:
         """
         leaves = list(batch.leaves)
         for field, place in zip(self.fields, self._places_in(batch), strict=True):
-            assert place is not None  # `columns` was asked before
+            if place is None:  # a constant, as `columns` was asked before
+                continue
             leaf = leaves[place]
             new = _tensor(leaf, field)
             kept = new[: len(new) - displaced] if displaced else new
@@ -259,31 +269,20 @@ class RowLayout:
 
     def cut(self, batch: FlatBatch, start: int, stop: int | None) -> FlatBatch:
         """The batch's samples from `start` to `stop`, as views; what is not a field passes through."""
-        return batch.with_leaves({field.name: batch[field.name][start:stop] for field in self.fields})
+        return batch.with_leaves({name: batch[name][start:stop] for name in self.names})
 
     def concatenate(self, first: FlatBatch, second: FlatBatch) -> FlatBatch:
         """The samples of two batches as one; what is not a field comes from the second."""
         columns = {
             field.name: like(torch.cat((column, _tensor(second[field.name], field))), second[field.name])
             for field, column in zip(self.fields, self.columns(first), strict=True)
+            if field.name not in self.constants
         }
         return second.with_leaves(columns)
 
     @cached_property
     def _names(self) -> frozenset[str]:
         return frozenset(self.passing).union(field.name for field in self.fields)
-
-
-def _copy(source: Tensor, out: Tensor, index: Tensor | None) -> None:
-    """Copy rows of `source`, those at `index` or all; in one go where they are on one device."""
-    if index is None:
-        out.copy_(source)
-    elif source.device == out.device:
-        dtype = SIGNED.get(source.dtype, source.dtype)
-        numbers = source.resolve_conj().resolve_neg().view(dtype)
-        torch.index_select(numbers, 0, index.to(source.device), out=out.view(dtype))
-    else:
-        out.copy_(source[index.to(source.device)])
 
 
 def _tensor(leaf: Any, field: Field) -> Any:

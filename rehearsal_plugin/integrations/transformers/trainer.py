@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rehearsal_plugin.config import RehearsalConfig, find_block
+from rehearsal_plugin.config.names import PARTITION
 from rehearsal_plugin.core.tree import without
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, ConfigError
@@ -172,7 +173,7 @@ def augment_batch(trainer: Any, rehearsal: Rehearsal, batch: Any, counted: bool)
     if rehearsal.closed:
         return rehearsal.visible(batch)
     key = rehearsal.config.buffer.partition_by
-    if key is not None and trainer.args.remove_unused_columns and key not in batch:
+    if key not in (None, PARTITION) and trainer.args.remove_unused_columns and key not in batch:
         raise BatchError(
             f"rehearsal.buffer.partition_by names '{key}', which the batch has not: the Trainer drops columns that "
             "the model does not take; set remove_unused_columns=False, and name it in rehearsal.hidden"
