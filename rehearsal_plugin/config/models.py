@@ -211,10 +211,8 @@ class RehearsalConfig(Section):
                 "to 'score', or leave it out"
             )
         yield from self._broken_amounts()
-        weighted = {
-            "sampling.weights": self.sampling.mixture,
-            "strategy.partition_weights": self.strategy.partition_weights,
-        }
+        weights_of_strategy = self.strategy.partition_weights
+        weighted = {"sampling.weights": self.sampling.mixture, "strategy.partition_weights": weights_of_strategy}
         for option, weights in weighted.items():
             if weights is not None and key is None:
                 yield (
@@ -267,8 +265,10 @@ class RehearsalConfig(Section):
         partitions = ["rehearsal.buffer.partition_by"] if self.buffer.partition_by is not None else []
         tokens = ["rehearsal.ratio_in 'tokens'"] if self.ratio_in == "tokens" else []
         for setting in (*self.settings_by_row(), *partitions, *tokens):
-            samples = f"rehearsal.rows_per_sample is {self.rows_per_sample}"
-            yield f"{setting} goes by single rows, and {samples}; leave one of them out"
+            yield (
+                f"{setting} goes by single rows, and rehearsal.rows_per_sample is {self.rows_per_sample}; leave one of "
+                "them out"
+            )
 
     def _broken_guard(self) -> Iterator[str]:
         """What keeps the guard from seeing or doing anything."""
