@@ -26,6 +26,7 @@ from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.integrations.handle import Handle
 from rehearsal_plugin.integrations.inject.forward import needs_outputs
 from rehearsal_plugin.integrations.transformers.collation import watch_collator
+from rehearsal_plugin.integrations.transformers.dataset_column import carry_partition, collator_of, without_column
 from rehearsal_plugin.integrations.transformers.generating import refuse_generating
 from rehearsal_plugin.integrations.transformers.pairs import with_pairs
 from rehearsal_plugin.integrations.transformers.row_lengths import with_padding
@@ -115,8 +116,10 @@ class RehearsalCallback(TrainerCallback):
     def begin_training(self, trainer: Any, resume_from_checkpoint: Any) -> None:
         """See `TrainerListener`."""
         self._trainer = weakref.ref(trainer)
-        if self._section_for(trainer) is not None:
+        section = self._section_for(trainer)
+        if section is not None:
             refuse_generating(trainer)
+            carry_partition(trainer, section)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = get_last_checkpoint(trainer.args.output_dir)  # type: ignore[no-untyped-call]
         self._resumes_from = resume_from_checkpoint or None
@@ -161,7 +164,7 @@ class RehearsalCallback(TrainerCallback):
             raise ConfigError("train() of the trainer does not call Trainer.train, so no row can join its batches")
         section = self._section_for(trainer)
         if self.rehearsal is None and section is not None:
-            section = with_padding(with_pairs(section, trainer.data_collator), trainer)
+            section = with_padding(with_pairs(section, collator_of(trainer)), trainer)
             self._handle = start_rehearsal(trainer, section)
             if self._handle.rehearsal is not None:
                 self._handle.rehearsal.report.joined_at = "in the batches that the Trainer reads"
@@ -240,7 +243,7 @@ class RehearsalCallback(TrainerCallback):
 
     def _section_for(self, trainer: Any) -> RehearsalConfig | None:
         section = self._config or deepspeed_section(trainer)
-        return section if section is not None and section.enabled else None
+        return without_column(section, trainer) if section is not None and section.enabled else None
 
     def _remove_hooks(self) -> None:
         for hook in self._hooks:

@@ -6,6 +6,7 @@ from typing import Any
 
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.config.replay import PaddingConfig
+from rehearsal_plugin.integrations.transformers.dataset_column import collator_of
 
 __all__ = ["with_padding"]
 
@@ -34,7 +35,7 @@ def with_padding(config: RehearsalConfig, trainer: Any) -> RehearsalConfig:
     """
     if config.padding is not None or not _pads(trainer):
         return config
-    collator, arguments = trainer.data_collator, trainer.args
+    collator, arguments = collator_of(trainer), trainer.args
     tokenizer = getattr(collator, "tokenizer", None) or getattr(trainer, "processing_class", None)
     token_id = getattr(collator, "pad_token_id", getattr(tokenizer, "pad_token_id", None))
     longest = getattr(arguments, "max_length", None) or getattr(tokenizer, "model_max_length", None)
@@ -50,5 +51,5 @@ def _pads(trainer: Any) -> bool:
     tokenizer = getattr(trainer.data_collator, "tokenizer", None)
     if getattr(tokenizer, "padding_side", "right") != "right":
         return False
-    kinds = type(trainer.data_collator).__mro__
+    kinds = type(collator_of(trainer)).__mro__
     return any(f"{kind.__module__}.{kind.__qualname__}" in COLLATORS for kind in kinds)

@@ -173,10 +173,12 @@ def augment_batch(trainer: Any, rehearsal: Rehearsal, batch: Any, counted: bool)
     if rehearsal.closed:
         return rehearsal.visible(batch)
     key = rehearsal.config.buffer.partition_by
-    if key not in (None, PARTITION) and trainer.args.remove_unused_columns and key not in batch:
+    if key not in (None, PARTITION) and key not in batch:
+        columns = getattr(trainer.train_dataset, "column_names", None)
         raise BatchError(
-            f"rehearsal.buffer.partition_by names '{key}', which the batch has not: the Trainer drops columns that "
-            "the model does not take; set remove_unused_columns=False, and name it in rehearsal.hidden"
+            f"rehearsal.buffer.partition_by names '{key}', which neither the batch nor the trainer's dataset has"
+            + (f"; the dataset has {columns}, and packing drops all others" if columns else "")
+            + "; give the dataset such a column, or set rehearsal.buffer.partition for the whole job"
         )
     if not rehearsal.fed:
         rehearsal.report.joined_at = "as the Trainer reads its micro-batches"
