@@ -232,6 +232,7 @@ def _check_guard(guard: Mapping[str, Any]) -> None:
         raise ValueError("losses that are no numbers")
     if guard["good"] is not None and not isinstance(guard["good"], str):
         raise ValueError(f"{guard['good']!r} is no folder")
+    _check_int(guard.get("not_finite", 0))
     for step, folder in guard["pending"]:
         _check_int(step)
         if not isinstance(folder, str):

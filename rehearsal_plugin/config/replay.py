@@ -164,7 +164,7 @@ class GuardConfig(Section):
     action: Literal["warn", "raise_ratio", "stop"] = Field(
         default="warn",
         description="A warning; a higher ratio, step by step up to 'most'; or the end of the job with an error that "
-        "names the last good checkpoint.",
+        "names the last good checkpoint, also when the loss was NaN or infinite for a whole window.",
     )
     partitions: Annotated[list[int], Field(min_length=1)] | None = Field(
         default=None, description="Keys of the partitions whose replayed rows are watched; all when left out."

@@ -33,7 +33,7 @@ class ForgettingGuard:
         self._window: deque[float] = deque(maxlen=config.window)
         self._best: float | None = None
         self._exceeded = False
-        self._not_finite = 1  # measurements in a row that were NaN or infinite; the first one is not told
+        self._not_finite = 0  # measurements in a row that were NaN or infinite
         self._good = good
         self._pending: list[tuple[int, str]] = []  # checkpoints that no measurement has confirmed yet
 
@@ -53,7 +53,7 @@ class ForgettingGuard:
         Raises:
             ForgettingError: The loss is past the bound, and the job is to end.
         """
-        self._not_finite = 1
+        self._not_finite = 0
         self._window.append(loss)
         if len(self._window) < self._config.window:
             return
@@ -71,13 +71,13 @@ class ForgettingGuard:
             self._pending = self._pending[len(confirmed) :]
 
     def hear_nothing_finite(self, step: int) -> None:
-        """Take in a measurement that was NaN or infinite wherever rows were replayed, and not the first in a row.
+        """Take in a measurement that was NaN or infinite wherever rows were replayed.
 
         Raises:
-            ForgettingError: So were all of a whole window, and the job is to end.
+            ForgettingError: So was each of the last `window` ones, and the job is to end.
         """
         self._not_finite += 1
-        if self._not_finite != max(2, self._config.window):
+        if self._not_finite < self._config.window:
             return
         message = (
             f"the loss on replayed rows was NaN or infinite in each of the last {self._not_finite} measurements, up to "
@@ -85,7 +85,7 @@ class ForgettingGuard:
         )
         if self._config.action == "stop":
             raise self._end(message)
-        if self._rank == 0:
+        if self._rank == 0 and self._not_finite == self._config.window:
             LOG.warning("%s; look for the first loss that is not finite", message)
 
     def saved(self, folder: str, step: int) -> None:
@@ -97,13 +97,15 @@ class ForgettingGuard:
         """What it remembers."""
         window, pending = list(self._window), [list(one) for one in self._pending]
         level = {"window": window, "best": self._best, "exceeded": self._exceeded, "good": self._good}
-        return {**level, "pending": pending}
+        broken = {"not_finite": self._not_finite} if self._not_finite else {}
+        return {**level, "pending": pending, **broken}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self._window = deque(state["window"], maxlen=self._config.window)
         self._best, self._exceeded, self._good = state["best"], state["exceeded"], state["good"]
         self._pending = [(int(step), str(name)) for step, name in state["pending"]]
+        self._not_finite = int(state.get("not_finite", 0))
 
     def _end(self, message: str) -> ForgettingError:
         good = "none was saved" if self._good is None else self._good

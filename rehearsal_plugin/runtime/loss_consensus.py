@@ -23,7 +23,7 @@ LARGEST_LOSS = 1e12
 """Of a sum of losses that is told; others count as not measured."""
 
 NOT_FINITE = -1
-"""Weight that tells of the second and later ones of measurements in a row that were NaN, infinite or too large."""
+"""Weight that tells of a measurement that was NaN, infinite or too large."""
 
 
 class LossConsensus:
@@ -43,7 +43,6 @@ class LossConsensus:
     def __init__(self, config: RehearsalConfig, rank: int, good: str | None = None) -> None:
         self.guard = None if config.guard is None else ForgettingGuard(config.guard, rank, good)
         self._sum = self._weight = self._measured = 0
-        self._not_finite = 0  # measurements in a row
         self._heard = 0  # measurements that the guard knows of
 
     @property
@@ -54,10 +53,8 @@ class LossConsensus:
     def report(self, total: float, weight: float) -> None:
         """Tell the others, with the next header, the sum of losses on replayed rows, and what it is divided by."""
         sound = math.isfinite(total) and abs(total) < LARGEST_LOSS
-        self._not_finite = 0 if sound else self._not_finite + 1
-        self._sum, self._weight = (round(total * FIXED_POINT), round(weight * FIXED_POINT)) if sound else (0, 0)
-        if self._not_finite > 1:  # a single one may be an overflow, which a loss scaler answers
-            self._weight = NOT_FINITE
+        scaled = (round(total * FIXED_POINT), round(weight * FIXED_POINT)) if sound else (0, NOT_FINITE)
+        self._sum, self._weight = scaled
         self._measured += 1
 
     def hear(self, notes: IntArray, step: int, ratio: ReplayRatio) -> None:

@@ -23,6 +23,7 @@ from tests.helpers.ranks import run_ranks
 from tests.helpers.samples import new_batch
 
 SIZE = 8
+HEARD_LATER = 1  # steps: losses travel with the next header
 RISING = 20  # from which step on the loss rises in `train`
 
 
@@ -108,6 +109,22 @@ def one_rank_without_numbers() -> dict[str, Any]:
         stopped = train(rehearsal, 0, 20, rank, lambda _: float("nan") if rank else 1.0)
         assert rehearsal._coordinator.losses.guard is not None
         return {"stopped": stopped, "mean": rehearsal._coordinator.losses.guard.state_dict()["best"]}
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_job_whose_loss_stays_nan_ends_with_the_window(window: int) -> None:
+    measured = 0
+
+    def loss(step: int) -> float:
+        nonlocal measured
+        measured += step >= RISING
+        return float("nan") if step >= RISING else 1.0
+
+    with Rehearsal(section(window=window), LocalTransport()) as rehearsal:
+        stopped = train(rehearsal, 0, 60, loss=loss)
+    assert stopped is not None
+    assert f"NaN or infinite in each of the last {window} measurements" in stopped
+    assert measured == window + HEARD_LATER
 
 
 # --- what it says and does -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from rehearsal_plugin import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.header import Headers, Notes, compose
 from rehearsal_plugin.errors import ForgettingError
-from rehearsal_plugin.runtime.loss_consensus import FIXED_POINT, LossConsensus
+from rehearsal_plugin.runtime.loss_consensus import FIXED_POINT, NOT_FINITE, LossConsensus
 from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 
 SECTION: dict[str, Any] = {"losses_every": 1, "guard": {"window": 1, "bound": 1.5, "action": "stop"}}
@@ -62,11 +62,12 @@ def test_a_measurement_is_heard_once() -> None:
 
 @pytest.mark.parametrize("total", [float("nan"), float("inf"), 1e13])
 def test_a_loss_that_cannot_be_told_weighs_nothing(total: float) -> None:
-    rank = consensus()
-    rank.report(total, 4.0)
-    assert rank.notes == Notes(losses_measured=1)
-    rank.hear(notes_of(rank), 1, RATIO)
-    assert best(rank) is None
+    first, second = consensus(), consensus()
+    first.report(total, 4.0)
+    second.report(6.0, 2.0)
+    assert first.notes == Notes(loss_weight=NOT_FINITE, losses_measured=1)
+    second.hear(notes_of(first, second), 1, RATIO)
+    assert best(second) == pytest.approx(3.0)
 
 
 def test_losses_travel_in_fixed_point() -> None:
@@ -92,7 +93,7 @@ def test_without_a_guard_nobody_listens() -> None:
     assert rank.state_dict() == {"words": [FIXED_POINT, FIXED_POINT, 1], "heard": 0, "guard": None}
 
 
-@pytest.mark.parametrize("window", [2, 3, 5])
+@pytest.mark.parametrize("window", [1, 2, 3, 5])
 def test_a_job_whose_losses_stay_nan_for_a_whole_window_ends(window: int) -> None:
     section = {"losses_every": 1, "guard": {"window": window, "action": "stop"}}
     first, second = (LossConsensus(RehearsalConfig.load(section), rank) for rank in range(2))
@@ -107,8 +108,40 @@ def test_a_job_whose_losses_stay_nan_for_a_whole_window_ends(window: int) -> Non
     measure(1.0, window)  # it was a passing one
     for step in range(window - 1):
         measure(float("inf"), window + step)
-    with pytest.raises(ForgettingError, match=rf"NaN or infinite in each of the last {window} measurements, up to"):
-        measure(float("nan"), 3 * window)
+    for late in range(2):  # a loop that goes on after the error is told again
+        with pytest.raises(ForgettingError, match=r"NaN or infinite in each of the last \d+ measurements, up to"):
+            measure(float("nan"), 3 * window + late)
+
+
+def test_steps_without_replayed_rows_between_them_do_not_hide_nans() -> None:
+    section = {"losses_every": 1, "guard": {"window": 3, "action": "stop"}}
+    rank = LossConsensus(RehearsalConfig.load(section), 0)
+    for step, loss in enumerate((float("nan"), None, float("inf"), None)):
+        rank.report(0.0 if loss is None else loss, 0.0 if loss is None else 1.0)
+        rank.hear(notes_of(rank), step, RATIO)
+    rank.report(float("nan"), 1.0)
+    with pytest.raises(ForgettingError, match="last 3 measurements"):
+        rank.hear(notes_of(rank), 4, RATIO)
+
+
+def test_nans_are_counted_on_from_a_checkpoint() -> None:
+    section = {"losses_every": 1, "guard": {"window": 3, "action": "stop"}}
+    first, second = (LossConsensus(RehearsalConfig.load(section), 0) for _ in range(2))
+    for step in range(2):
+        first.report(float("nan"), 1.0)
+        first.hear(notes_of(first), step, RATIO)
+    second.load_state_dict(first.state_dict())
+    second.report(float("nan"), 1.0)
+    with pytest.raises(ForgettingError, match="last 3 measurements"):
+        second.hear(notes_of(second), 2, RATIO)
+
+
+def test_other_actions_warn_once_of_a_loss_that_stays_nan(caplog: pytest.LogCaptureFixture) -> None:
+    rank = LossConsensus(RehearsalConfig.load({"losses_every": 1, "guard": {"window": 3}}), 0)
+    for step in range(12):
+        rank.report(float("nan"), 1.0)
+        rank.hear(notes_of(rank), step, RATIO)
+    assert [("last 3 measurements" in line) for line in caplog.messages] == [True]
 
 
 def test_steps_without_replayed_rows_are_no_nan() -> None:
