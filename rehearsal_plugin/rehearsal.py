@@ -79,8 +79,8 @@ class Rehearsal(Checkpointed):
         if transport.rank == 0:
             warn_of_unread_keys(self.config, vars(type(strategy)).get("reads"))
         self._coordinator = ReplayCoordinator(self.config, transport, self.strategy.draws, self.strategy.refreshes)
-        self.pending = PendingLosses(self.config, self.strategy, self._coordinator)
         self.report = JobReport(self.config)
+        self.pending = PendingLosses(self.config, self.strategy, self._coordinator, self.report)
         parts = self._coordinator, self.pending, self.report
         self._augmenter = BatchAugmenter(self.config, self.strategy, *parts, transform=transform, fill=self._preload)
         self._saver = Saver(self.config.checkpoint.write_timeout_s)

@@ -99,7 +99,7 @@ class Metrics:
     pinned: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        self._pending: list[tuple[Tensor, int, IntArray | None]] = []  # tokens that are still on the device
+        self._pending: list[tuple[Tensor, int, IntArray | None, int]] = []  # tokens that are still on the device
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -119,12 +119,12 @@ class Metrics:
         if len(self.replayed_by_partition) > 2 * MOST_PARTITIONS_COUNTED:
             self.replayed_by_partition = _largest(self.replayed_by_partition, self.pinned)
 
-    def count_tokens(self, tokens: Tensor, new: int, keys: IntArray | None) -> None:
+    def count_tokens(self, tokens: Tensor, new: int, keys: IntArray | None, times: int = 1) -> None:
         """Count the tokens `[rows]` of a micro-batch, of which the first `new` rows are new ones, with their keys.
 
-        They are read from the device once for many micro-batches, so that none waits for it.
+        They are read from the device once for many micro-batches, so that none waits for it; -1 times takes them back.
         """
-        self._pending.append((tokens, new, keys))
+        self._pending.append((tokens, new, keys, times))
         if len(self._pending) == MOST_PENDING:
             self._count_pending_tokens()
 
@@ -166,9 +166,10 @@ class Metrics:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        everything = torch.cat([tokens for tokens, _, _ in pending]).cpu().numpy()
-        ends = np.cumsum([len(tokens) for tokens, _, _ in pending])
-        for counts, (_, new, keys) in zip(np.split(everything, ends[:-1]), pending, strict=True):
+        everything = torch.cat([tokens for tokens, *_ in pending]).cpu().numpy()
+        ends = np.cumsum([len(tokens) for tokens, *_ in pending])
+        for counts, (_, new, keys, times) in zip(np.split(everything, ends[:-1]), pending, strict=True):
+            counts = times * counts
             self._add_tokens("tokens_new", counts[:new], None if keys is None else keys[:new])
             self._add_tokens("tokens_replayed", counts[new:], None if keys is None else keys[new:])
 

@@ -121,9 +121,10 @@ class BatchAugmenter:
             turn,
             displaced,
             self._form.by_row,
+            self._tokens(joined),
         )
         visible = self.visible(batch if joined is flat and not isinstance(batch, FlatBatch) else joined)
-        self._count(joined, new, displaced, share, keys)
+        self._report.count_micro_batch(micro_batch, self._coordinator.metrics)
         self._pending.expect(micro_batch, layout)  # last: nothing can go wrong any more
         return visible
 
@@ -250,20 +251,10 @@ class BatchAugmenter:
         keys: IntArray = torch.cat([part.reshape(-1).to(torch.int64) for part in parts]).cpu().numpy()
         return keys
 
-    def _count(self, joined: FlatBatch, new: int, displaced: int, share: Share | None, keys: IntArray | None) -> None:
-        metrics = self._coordinator.metrics
-        self._report.rows_new += new
-        counted = counted_tokens(joined)
-        tokens = None if counted is None else self._form.sums(joined, counted)
-        if tokens is not None:
-            metrics.count_tokens(tokens, new, keys)
-        if share is None:
-            return
-        metrics.rows_replayed += share.count
-        self._report.rows_replayed += share.count
-        metrics.rows_displaced += displaced
-        if keys is not None:
-            metrics.count_replayed(keys[new:])
+    def _tokens(self, batch: FlatBatch) -> Tensor | None:
+        """Tokens of each sample that count, `[samples]` int64; None where they are not counted."""
+        counted = counted_tokens(batch)
+        return None if counted is None else self._form.sums(batch, counted)
 
 
 def check_room(representatives: int | None, draws: int, size: int) -> None:

@@ -10,6 +10,7 @@ from rehearsal_plugin.buffer.rows.fields import Field
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.metrics import Metrics
+from rehearsal_plugin.runtime.micro_batch import MicroBatch
 
 __all__ = ["JobReport"]
 
@@ -36,6 +37,20 @@ class JobReport:
         self._offered_before = self._steps_before = 0  # in jobs that wrote the checkpoints loaded here
         self.joined_at = "in update() or augment(), as the training loop calls them"
         self.rows_new = self.rows_replayed = 0
+
+    def count_micro_batch(self, micro_batch: MicroBatch, metrics: Metrics, times: int = 1) -> None:
+        """Count what the model sees of a micro-batch, here and in the totals; -1 times takes it back."""
+        new, share, keys = micro_batch.new, micro_batch.share, micro_batch.keys
+        self.rows_new += times * new
+        if micro_batch.tokens is not None:
+            metrics.count_tokens(micro_batch.tokens, new, keys, times)
+        if share is None:
+            return
+        metrics.rows_replayed += times * share.count
+        self.rows_replayed += times * share.count
+        metrics.rows_displaced += times * micro_batch.displaced
+        if keys is not None:
+            metrics.count_replayed(keys[new:], times)
 
     @contextmanager
     def loading(self, metrics: Metrics) -> Iterator[None]:

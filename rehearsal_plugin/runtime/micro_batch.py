@@ -38,6 +38,7 @@ class MicroBatch:
         turn: What it took, to be undone; None where nothing can be.
         displaced: Rows of the batch that made room.
         by_row: Whether the model's outputs have one entry a sample.
+        tokens: `[rows]` int64, the tokens of each row that count; None where they are not counted.
     """
 
     columns: list[Tensor]
@@ -49,6 +50,7 @@ class MicroBatch:
     turn: Turn | None = None
     displaced: int = 0
     by_row: bool = True
+    tokens: Tensor | None = None
 
     def parts(
         self, strategy: Strategy, layout: RowLayout, outputs: Any, targets: tuple[Any, ...], criterion: Criterion

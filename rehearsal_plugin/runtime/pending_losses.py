@@ -15,6 +15,7 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.tree import map_leaves
 from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
+from rehearsal_plugin.runtime.job_report import JobReport
 from rehearsal_plugin.runtime.loss_monitor import LossMonitor, PartitionImportance
 from rehearsal_plugin.runtime.micro_batch import MicroBatch, no_criterion
 from rehearsal_plugin.runtime.replay_account import Turn
@@ -32,14 +33,18 @@ class PendingLosses:
         config: The `rehearsal` section.
         strategy: What replayed rows are used for.
         coordinator: Where rows with their state, and new state of replayed rows, go.
+        report: Counts what the model sees.
 
     Attributes:
         expected: Micro-batches so far, those with an answer among them.
         step_checks: Called before the end of this step; each may refuse it.
     """
 
-    def __init__(self, config: RehearsalConfig, strategy: Strategy, coordinator: ReplayCoordinator) -> None:
+    def __init__(
+        self, config: RehearsalConfig, strategy: Strategy, coordinator: ReplayCoordinator, report: JobReport
+    ) -> None:
         self._config, self._strategy, self._coordinator = config, strategy, coordinator
+        self._report = report
         self._waiting: deque[tuple[MicroBatch, RowLayout]] = deque()
         self._answered: MicroBatch | None = None  # the last one, as its backward pass may fail
         self.expected = self._settled = 0  # micro-batches; those of earlier steps are settled
@@ -113,12 +118,7 @@ class PendingLosses:
         dropped, self._answered = self._answered, None
         if dropped is None or dropped.turn is None or not self._coordinator.undo(dropped.turn):
             return
-        metrics, share = self._coordinator.metrics, dropped.share
-        if share is not None:
-            metrics.rows_replayed -= share.count
-            metrics.rows_displaced -= dropped.displaced
-            if dropped.keys is not None:
-                metrics.count_replayed(dropped.keys[dropped.new :], times=-1)
+        self._report.count_micro_batch(dropped, self._coordinator.metrics, times=-1)
 
     def clear(self) -> None:
         """Forget all micro-batches, and what was measured of them."""

@@ -124,6 +124,38 @@ def test_any_micro_batch_of_a_step_can_be_dropped() -> None:
         )
 
 
+def tokens(number: int) -> dict[str, Tensor]:
+    """Four rows, the i-th with i + 1 tokens, of the domains 0 and 1."""
+    return {**batch(number, 4), "labels": torch.ones(4, 4).tril().long() * 101 - 100, "domain": torch.arange(4) % 2}
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+@pytest.mark.parametrize("partition", [None, "domain"])
+@pytest.mark.parametrize("after_loss", [False, True], ids=["forward", "backward"])
+def test_totals_count_a_batch_that_is_given_again_once(
+    mode: str, partition: str | None, after_loss: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    section = {"buffer": {"capacity": 50, "partition_by": partition}, "ratio": RATIO, "mode": mode}
+    caplog.set_level("INFO", logger="rehearsal_plugin")
+    totals, lines = [], []
+    for fails in (False, True):
+        with Rehearsal(section) as rehearsal:
+            for step in range(30):
+                if fails and step % 2:
+                    seen = rehearsal.augment(tokens(step))
+                    if after_loss:
+                        train(rehearsal, seen)
+                    rehearsal.drop()
+                train(rehearsal, rehearsal.augment(tokens(step)))
+                rehearsal.step()
+        totals.append({name: value for name, value in rehearsal.metrics().items() if not name.endswith("_ms")})
+        lines.append(caplog.messages[-1])
+    assert totals[0] == totals[1]
+    assert totals[0]["tokens_new"] + 4 * totals[0]["rows_displaced"] == 30 * 10, "the last row makes room"
+    assert lines[0] == lines[1]
+    assert "rows offered" in lines[0]
+
+
 def test_a_batch_of_an_earlier_step_is_not_taken_back() -> None:
     with job("er") as rehearsal:
         for step in range(5):

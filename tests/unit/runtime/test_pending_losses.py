@@ -11,6 +11,7 @@ from torch.nn.functional import mse_loss
 from rehearsal_plugin import LocalTransport, RehearsalConfig, RowLayout
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
+from rehearsal_plugin.runtime.job_report import JobReport
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
 from rehearsal_plugin.runtime.pending_losses import PendingLosses
 from rehearsal_plugin.strategies import make_strategy
@@ -22,7 +23,7 @@ def pending(name: str = "er", **keys: Any) -> PendingLosses:
     config = RehearsalConfig.load({"buffer": {"capacity": 9}, "strategy": {"name": name}, **keys})
     strategy = make_strategy(config.strategy)
     coordinator = ReplayCoordinator(config, LocalTransport(), strategy.draws, strategy.refreshes)
-    return PendingLosses(config, strategy, coordinator)
+    return PendingLosses(config, strategy, coordinator, JobReport(config))
 
 
 def expect(losses: PendingLosses, rows: int, draws: int = 1) -> None:
