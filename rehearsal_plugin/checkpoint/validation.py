@@ -16,6 +16,14 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
+from rehearsal_plugin.checkpoint.account_checks import (
+    LARGEST,
+    MOST,
+    check_account,
+    check_int,
+    check_ints,
+    check_schedule,
+)
 from rehearsal_plugin.config import SamplingConfig
 from rehearsal_plugin.distributed.header import NOTES
 
@@ -24,16 +32,11 @@ __all__ = ["LAST_STEP", "ExpectedState", "check_buffer", "check_progress"]
 LAST_STEP = 1 << 40
 """Random numbers are keyed by steps of at most 43 bits."""
 
-MOST = 1 << 50  # rows offered: sums over many files still fit an int64
-
 MOST_PAIRS = 1 << 24
 """Partitions in a header."""
 
 MOST_DRAWS = 64
 """Draws of a strategy."""
-
-LARGEST = (1 << 63) - 1
-LARGEST_TERM = 1 << 128  # of a fraction: a ratio of 17 digits carries fractions with terms of twice as many
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +65,10 @@ def check_buffer(buffer: Mapping[str, Any], row_bytes: int) -> int:
     index, count = buffer["index"], _check_rows(buffer["rows"], row_bytes)
     _check_array(buffer["written"], np.int64, (count,), 0, LAST_STEP)
     _check_array(buffer["origin"], np.int32, (count,), 0, LARGEST)
-    _check_int(buffer["calls"])
-    _check_int(index["count"], count, count)
-    _check_int(index["seen"], count)
-    _check_int(index.get("capacity", 1), 1)
+    check_int(buffer["calls"])
+    check_int(index["count"], count, count)
+    check_int(index["seen"], count)
+    check_int(index.get("capacity", 1), 1)
     if index["partitions"] is not None:
         _check_partitions(index["partitions"], count)
     if index["values"] is not None:
@@ -79,29 +82,29 @@ def check_progress(
     """Check all other state of a rank; without rows, `expected` and `buffer` are None."""
     coordinator = progress["supply"]
     prefetcher = coordinator["pipeline"]
-    _check_int(coordinator["first_step"], 0, step)
-    _check_schedule(coordinator["schedule"])
-    _check_ints(coordinator["amounts"], MOST)
+    check_int(coordinator["first_step"], 0, step)
+    check_schedule(coordinator["schedule"])
+    check_ints(coordinator["amounts"], MOST)
     if not isinstance(coordinator["words"], list) or len(coordinator["words"]) != NOTES - 1:
         raise ValueError("other notes than there is room for")
     for word in (*coordinator["words"], coordinator["heard"]):
-        _check_int(word, -LARGEST, LARGEST)
+        check_int(word, -LARGEST, LARGEST)
     if coordinator["guard"] is not None:
         _check_guard(coordinator["guard"])
     in_flight = prefetcher is not None and prefetcher["in_flight"]
     if not isinstance(in_flight, bool) or len(coordinator["asked"]) != 1 + in_flight:
         raise ValueError("another number of requests than there are exchanges on their way")
     for shares in coordinator["asked"]:
-        _check_ints(shares, LARGEST)
+        check_ints(shares, LARGEST)
     if coordinator.get("account") is not None:  # earlier releases kept none
-        _check_account(coordinator["account"], len(coordinator["amounts"]), len(coordinator["asked"]))
+        check_account(coordinator["account"], len(coordinator["amounts"]), len(coordinator["asked"]))
     if (prefetcher is None) != (expected is None) or (buffer is None) != (expected is None):
         raise ValueError("rows without progress, or progress without rows")
     if expected is None or buffer is None:
         if coordinator["ready"] is not None or coordinator["spent"] is not None:
             raise ValueError("replayed rows before there were any")
         return
-    _check_int(expected.draws, 1, MOST_DRAWS)
+    check_int(expected.draws, 1, MOST_DRAWS)
     stored = len(buffer["rows"])
     values = buffer["index"]["values"]
     if values is not None and values["stored"].shape[1] != expected.width:
@@ -113,8 +116,8 @@ def check_progress(
 
 
 def _check_prefetcher(prefetcher: Mapping[str, Any], expected: ExpectedState, stored: int, step: int) -> None:
-    _check_int(prefetcher["step"], step, step)
-    _check_int(prefetcher["micro_batch"])
+    check_int(prefetcher["step"], step, step)
+    check_int(prefetcher["micro_batch"])
     _check_rows(prefetcher["staged"], expected.row_bytes)
     global_counts, outgoing, arrival = prefetcher["census"], prefetcher["outgoing"], prefetcher["arrival"]
     columns = _check_array(global_counts["keys"], np.int64, (None,))
@@ -127,7 +130,7 @@ def _check_prefetcher(prefetcher: Mapping[str, Any], expected: ExpectedState, st
     if neighbours is not None:
         _check_neighbours(neighbours, expected, stored)
     for name in ("pairs", "least"):
-        pairs = _check_int(global_counts[name], 1, MOST_PAIRS)
+        pairs = check_int(global_counts[name], 1, MOST_PAIRS)
         if pairs & (pairs - 1):
             raise ValueError("headers of no possible length")
     if outgoing is not None:
@@ -140,7 +143,7 @@ def _check_prefetcher(prefetcher: Mapping[str, Any], expected: ExpectedState, st
 
 
 def _check_neighbours(neighbours: Mapping[str, Any], expected: ExpectedState, stored: int) -> None:
-    _check_int(neighbours["largest"])
+    check_int(neighbours["largest"])
     counts, answers = neighbours["wanted"], 0
     if counts is not None:
         _check_array(counts, np.int64, (expected.ranks,), 0, MOST)
@@ -155,7 +158,7 @@ def _check_ready(ready: Mapping[str, Any], expected: ExpectedState, stored: int)
         raise ValueError("another number of draws")
     for order in ready["orders"].values():
         _check_array(order, np.int64, (None,), 0, received - 1)
-    _check_ints(ready["shares"], LARGEST)
+    check_ints(ready["shares"], LARGEST)
     if ready["state"] is not None:
         _check_rows(ready["state"], expected.state_bytes, received)
 
@@ -173,11 +176,11 @@ def _check_outgoing(outgoing: Mapping[str, Any], expected: ExpectedState, stored
     _check_array(plan["index"], np.int64, (sent,))
     _check_array(plan["turns"], np.int64, (received,), 0, expected.draws - 1)
     for name, rows in (("send_counts", sent), ("recv_counts", received)):
-        if _check_ints(plan[name], rows) != rows or len(plan[name]) != expected.ranks:
+        if check_ints(plan[name], rows) != rows or len(plan[name]) != expected.ranks:
             raise ValueError("a plan for other rows or ranks")
     if plan["send_counts"][expected.rank] != plan["recv_counts"][expected.rank]:
         raise ValueError("a rank that does not get what it gives itself")
-    _check_int(plan["moved"], max(sent, received))
+    check_int(plan["moved"], max(sent, received))
     _check_array(outgoing["slots"], np.int64, (sent,), 0, stored - 1)
     _check_array(outgoing["written"], np.int64, (sent if expected.state_bytes else 0,), 0, LAST_STEP)
     return sent, received
@@ -232,9 +235,9 @@ def _check_guard(guard: Mapping[str, Any]) -> None:
         raise ValueError("losses that are no numbers")
     if guard["good"] is not None and not isinstance(guard["good"], str):
         raise ValueError(f"{guard['good']!r} is no folder")
-    _check_int(guard.get("not_finite", 0))
+    check_int(guard.get("not_finite", 0))
     for step, folder in guard["pending"]:
-        _check_int(step)
+        check_int(step)
         if not isinstance(folder, str):
             raise ValueError(f"{folder!r} is no folder")
 
@@ -245,55 +248,6 @@ def _check_weights(weights: Any) -> None:
     if not isinstance(weights, dict) or not all(isinstance(key, str) for key in weights):
         raise ValueError(f"{weights!r} are no weights by partition")
     SamplingConfig.model_validate({"weights": weights})
-
-
-def _check_schedule(schedule: Mapping[str, Any]) -> None:
-    _check_int(schedule["numerator"], -LARGEST_TERM, LARGEST_TERM)
-    _check_int(schedule["denominator"], 0, LARGEST_TERM)
-    for name in ("rows", "tokens"):
-        _check_int(schedule[name])
-    if not isinstance(schedule["known"], bool):
-        raise ValueError("rows that are neither known nor unknown")
-    for name, least, most in (("boost", 1.0, 1e6), ("most", 0.0, 1.0)):
-        if type(schedule[name]) is not float or not least <= schedule[name] <= most:
-            raise ValueError(f"{schedule[name]!r} is no number from {least} to {most}")
-
-
-def _check_account(account: Mapping[str, Any], micro_batches: int, requests: int) -> None:
-    for pair in (account["owed"], account["catch_up"]):
-        if pair is not None:
-            _check_fraction(pair)
-    if account["catch_up"] is None or len(account["rows"]) != micro_batches or len(account["requested"]) != requests:
-        raise ValueError("an account of other micro-batches or requests")
-    _check_ints([rows + 1 for rows in account["rows"]], LARGEST)  # -1 where they were not noted
-    for plan in (*account["requested"], account["ready"]):
-        _check_int(plan["owed"], 0, LARGEST)
-        if plan["rate"] is not None:
-            _check_fraction(plan["rate"])
-        for rows, share in plan["shares"]:
-            _check_int(rows, -1, LARGEST)
-            _check_int(share, 0, LARGEST)
-        if not isinstance(plan["untouched"], bool):
-            raise ValueError("a plan that is neither touched nor untouched")
-
-
-def _check_fraction(pair: Any) -> None:
-    numerator, denominator = pair
-    _check_int(numerator, -LARGEST_TERM, LARGEST_TERM)
-    _check_int(denominator, 1, LARGEST_TERM)
-
-
-def _check_int(value: Any, least: int = 0, most: int = MOST) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{value!r} is no whole number from {least} to {most}")
-    return value
-
-
-def _check_ints(values: Any, most: int) -> int:
-    """Check a list of whole numbers; returns their sum."""
-    if not isinstance(values, list):
-        raise ValueError(f"{values!r} is no list")
-    return sum(_check_int(value, 0, most) for value in values)
 
 
 def _check_distinct(keys: Any) -> None:

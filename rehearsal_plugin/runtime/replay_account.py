@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
 
+from rehearsal_plugin.core.exact_sum import ExactSum, Ratio
+from rehearsal_plugin.runtime.owed_by_size import FORGOTTEN_AFTER, OwedBySize
 from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 from rehearsal_plugin.runtime.representatives import Representatives
 
 __all__ = ["ANY_ROWS", "ReplayAccount", "StepPlan", "Turn"]
 
-CATCH_UP = Fraction(1, 2)
-"""Of its own rows, how many more a micro-batch gets while arrears are paid, so that its memory hardly grows."""
+CATCH_UP = 2
+"""A micro-batch gets its own rows over this many more while arrears are paid, so that its memory hardly grows."""
+
+PATIENCE = 32
+"""Steps after which rows that are still owed are asked for otherwise."""
 
 ANY_ROWS = -1
 """Rows of a micro-batch that were not noted, as in checkpoints of earlier releases."""
@@ -45,7 +48,7 @@ class Turn:
     index: Tensor | None = None
     sizes: Sequence[int] = ()
     amount: int | None = None
-    change: Fraction = Fraction(0)
+    change: Ratio = (0, 1)
 
 
 @dataclass
@@ -67,7 +70,7 @@ class StepPlan:
     """
 
     shares: deque[tuple[int, int]] = field(default_factory=deque)
-    rate: Fraction | None = None
+    rate: Ratio | None = None
     owed: int = 0
     untouched: bool = True
 
@@ -79,17 +82,20 @@ class StepPlan:
         """Rows of all shares, and those beyond."""
         return self.planned + self.owed
 
-    def next_share(self, rows: int | None, own: Fraction) -> int:
+    def next_share(self, rows: int | None, ratio: ReplayRatio) -> int:
         """The share of the next micro-batch, 0 if it is not as planned.
 
         Args:
             rows: Its rows; None for as many as planned.
-            own: Rows of each draw that are due for it. A share that differs by less than a row is a matter of rounding.
+            ratio: Rows due for it. A share that differs by less than a row is a matter of rounding.
         """
         if not self.shares:
             return 0
         planned_rows, share = self.shares[0]
-        return share if rows is None or planned_rows in (rows, ANY_ROWS) or abs(share - own) < 1 else 0
+        if rows is None or planned_rows in (rows, ANY_ROWS):
+            return share
+        own, unit = ratio.due(rows, self.rate)
+        return share if abs(share * unit - own) < unit else 0
 
     @property
     def for_later(self) -> int:
@@ -113,14 +119,14 @@ class StepPlan:
 
     def state_dict(self) -> dict[str, Any]:
         """The plan as numbers."""
-        rate = None if self.rate is None else _pair(self.rate)
+        rate = None if self.rate is None else list(self.rate)
         shares = [list(planned) for planned in self.shares]
         return {"shares": shares, "rate": rate, "owed": self.owed, "untouched": self.untouched}
 
     @classmethod
     def load(cls, state: Mapping[str, Any]) -> StepPlan:
         """What `state_dict` gave."""
-        rate = None if state["rate"] is None else Fraction(*state["rate"])
+        rate = None if state["rate"] is None else (state["rate"][0], state["rate"][1])
         return cls(deque((rows, share) for rows, share in state["shares"]), rate, state["owed"], state["untouched"])
 
     @classmethod
@@ -132,7 +138,8 @@ class StepPlan:
 class ReplayAccount:
     """Rows or tokens of each draw that the model is owed: due by what it saw, less what it got.
 
-    It is opened when the first rows may be handed out: steps before that are owed nothing. The arithmetic is rational.
+    It is opened when the first rows may be handed out: steps before that are owed nothing. The arithmetic is exact, and
+    micro-batches of different size have accounts of their own, see `OwedBySize`.
 
     Args:
         ratio: How much is due.
@@ -142,54 +149,81 @@ class ReplayAccount:
 
     def __init__(self, ratio: ReplayRatio, draws: int, lead: int) -> None:
         self._ratio, self._draws, self._lead = ratio, draws, lead
-        self._owed: Fraction | None = None
-        self._catch_up = Fraction(0)  # part of a row that may be handed out beyond a micro-batch's own
+        self._owed: OwedBySize | None = None
+        self._catch_up = ExactSum()  # part of a row that may be handed out beyond a micro-batch's own
+        self._largest_step = self._since_largest = 0
+        self._steps_in_debt, self._since_debt = 0, FORGOTTEN_AFTER
 
     def open(self) -> None:
         """Begin to count, if that has not happened."""
         if self._owed is None:
-            self._owed = Fraction(0)
+            self._owed = OwedBySize()
 
-    def rows_for(self, rows: int, rate: Fraction | None) -> int:
-        """Rows of each draw for a micro-batch that nobody planned: what is owed with it, in bounds.
+    @property
+    def unequal(self) -> bool:
+        """Whether micro-batches differ in size."""
+        return self._owed is not None and self._owed.several
+
+    def rows_for(self, rows: int, rate: Ratio | None, planned: int) -> int:
+        """Rows of each draw for a micro-batch: those planned, or what is owed with it, in bounds.
+
+        Where micro-batches differ in size, the plan was made for others: no more than what is owed.
 
         Args:
             rows: See `Turn`.
             rate: See `StepPlan`.
+            planned: Its share of the plan.
         """
         if self._owed is None:
-            return 0
-        own = self._ratio.due(rows, rate)  # a row of tokens counts for the mean one
-        owed = self._owed / self._ratio.row_cost
-        part = owed - math.floor(owed)  # of a row: a micro-batch of one row gets none most of the time
-        most = math.floor(part + own) + math.floor(self._catch_up + CATCH_UP * own)
-        return max(0, min(math.floor(owed + own), most))
+            return planned
+        owed, (due, unit) = self._owed.to(self._ratio.size_of(rows)), self._ratio.due(rows, rate)
+        row = owed.denominator * unit * self._ratio.row_cost  # a row of tokens counts for the mean one
+        had, own = owed.numerator * unit, due * owed.denominator * self._ratio.row_cost
+        # Of a row: a micro-batch of one row gets none most of the time.
+        most = (had % row + own) // row + self._beyond(due, unit).floor()
+        all_owed = max(0, (had + own) // row)
+        return min(max(planned, most), all_owed) if self._owed.several else max(planned, min(all_owed, most))
 
-    def end_turn(self, rows: int, rate: Fraction | None) -> None:
+    def end_turn(self, rows: int, rate: Ratio | None) -> None:
         """Keep the part of a row that a micro-batch of so many `rows` might have got while arrears are paid."""
         if self._owed is not None:
-            self._catch_up = (self._catch_up + CATCH_UP * self._ratio.due(rows, rate)) % 1
+            self._owed.note_micro_batch(self._ratio.size_of(rows))
+            self._catch_up = self._beyond(*self._ratio.due(rows, rate))
+            self._catch_up.numerator %= self._catch_up.denominator
 
-    def settle(self, due: Fraction, replayed: int) -> Fraction:
-        """Count a micro-batch: what was due for it, and rows or tokens of all draws that it got. Returns the change."""
-        change = due - Fraction(replayed, self._draws)
-        self.undo(-change)
-        return change
-
-    def undo(self, change: Fraction) -> None:
-        """Take back a change that `settle` returned."""
+    def settle(self, turn: Turn, due: Ratio, replayed: int) -> None:
+        """Count a micro-batch: what was due for it, and rows or tokens of all draws that it got."""
+        change = ExactSum(due)
+        change.add((-replayed, self._draws))
+        turn.change = change.ratio
         if self._owed is not None:
-            self._owed -= change
+            self._owed.to(self._ratio.size_of(turn.rows)).add(turn.change)
 
-    def write_off(self, rows: int) -> None:
+    def undo(self, turn: Turn) -> None:
+        """Take back what `settle` counted."""
+        if self._owed is not None:
+            self._owed.to(self._ratio.size_of(turn.rows)).add(turn.change, times=-1)
+
+    def lacks_room(self, rows: int, count: int) -> bool:
+        """Rows of each draw that a micro-batch of `rows` has no room for; False where none has: it is lost."""
+        return self._owed is None or self._owed.pass_on(self._ratio.size_of(rows), count * self._ratio.row_cost)
+
+    def write_off(self, plan: StepPlan, arrived: int) -> None:
         """Rows of each draw that no buffer had are not owed any more."""
-        self.undo(Fraction(rows * self._ratio.row_cost))
+        if self._owed is None or arrived >= plan.requested:
+            return
+        missing = plan.requested - arrived
+        if self._in_trouble:  # what is owed was asked for more than once
+            missing = max(0, plan.planned - arrived)
+            missing += max(0, self._rows_owed() - missing - max(0, arrived - plan.planned))
+        self._owed.write_off(missing * self._ratio.row_cost)
 
     def arrears(self, on_the_way: int, amount: int) -> int:
         """Rows of each draw to ask for beyond the shares of a step.
 
         Tokens are known when rows are there, so for them less than the rows of one `lead` may only be a matter of
-        time.
+        time. Rows that were asked for after a large step may come to small ones, again and again. So where some are
+        owed for long, every step asks for all of them, and for as many as the largest of the last steps needs.
 
         Args:
             on_the_way: Such rows asked for before.
@@ -197,20 +231,62 @@ class ReplayAccount:
         """
         if self._owed is None:
             return 0
-        slack = (
-            self._lead * self._ratio.due(amount) if self._ratio.in_tokens else 1
-        )  # a row may be a matter of rounding
-        return max(0, math.floor((self._owed - slack) / self._ratio.row_cost) - on_the_way)
+        self._note_step(amount)
+        due, unit = self._ratio.due(amount)
+        slack = (-self._lead * due, unit) if self._ratio.in_tokens else (-1, 1)  # a row may be a matter of rounding
+        owed = max(0, self._rows_owed(slack))
+        self._note_debt(bool(owed))
+        if not self._in_trouble:
+            return max(0, owed - on_the_way)
+        largest, _ = self._ratio.due(self._largest_step)
+        return owed + (largest - due) // (unit * self._ratio.row_cost)
+
+    @property
+    def _in_trouble(self) -> bool:
+        """Whether rows were owed for long lately: they come to steps that cannot take them."""
+        return self._since_debt < FORGOTTEN_AFTER
+
+    def _note_step(self, amount: int) -> None:
+        """Remember the amount of the largest of the last steps."""
+        self._since_largest += 1
+        if amount >= self._largest_step or self._since_largest > FORGOTTEN_AFTER:
+            self._largest_step, self._since_largest = amount, 0
+
+    def _note_debt(self, is_owed: bool) -> None:
+        """Count the steps for which rows were owed, and those since that took too long."""
+        self._steps_in_debt = self._steps_in_debt + 1 if is_owed else 0
+        self._since_debt = 0 if self._steps_in_debt >= PATIENCE else self._since_debt + 1
 
     def state_dict(self) -> dict[str, Any]:
         """What is owed, as fractions."""
-        return {"owed": None if self._owed is None else _pair(self._owed), "catch_up": _pair(self._catch_up)}
+        if self._owed is None:
+            return {"owed": None, "catch_up": self._catch_up.reduced}
+        return {
+            "owed": self._owed.total().reduced,
+            "catch_up": self._catch_up.reduced,
+            "sizes": self._owed.state(),
+            "steps": [self._largest_step, self._since_largest, self._steps_in_debt, self._since_debt],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self._owed = None if state["owed"] is None else Fraction(*state["owed"])
-        self._catch_up = Fraction(*state["catch_up"])
+        self._owed = None
+        if state["owed"] is not None:
+            sizes = state.get("sizes")
+            self._owed = OwedBySize.of_earlier_release(state["owed"]) if sizes is None else OwedBySize.load(sizes)
+        self._catch_up = ExactSum((state["catch_up"][0], state["catch_up"][1]))
+        steps = state.get("steps", (0, 0, 0, FORGOTTEN_AFTER))
+        self._largest_step, self._since_largest, self._steps_in_debt, self._since_debt = steps
 
+    def _beyond(self, due: int, unit: int) -> ExactSum:
+        """Rows that a micro-batch may get beyond its own, of which whole ones are handed out."""
+        beyond = ExactSum(self._catch_up.ratio)
+        beyond.add((due, unit * CATCH_UP))
+        return beyond
 
-def _pair(number: Fraction) -> list[int]:
-    return [number.numerator, number.denominator]
+    def _rows_owed(self, slack: Ratio = (0, 1)) -> int:
+        """Whole rows of each draw that are owed to all sizes together, with so much more or less."""
+        assert self._owed is not None
+        owed = self._owed.total()
+        owed.add(slack)
+        return owed.floor(self._ratio.row_cost)

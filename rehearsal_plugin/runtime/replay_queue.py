@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 from rehearsal_plugin.runtime.representatives import Representatives, Share
 
 __all__ = ["LEAD", "ReplayQueue"]
+
+LOG = logging.getLogger(__name__)
 
 LEAD = 3
 """Steps from asking for rows to seeing them, at most::
@@ -62,6 +64,7 @@ class ReplayQueue:
         self._expected: int | None = None  # rows of the micro-batch that `due` was asked for
         self._ready: Representatives | None = None
         self._spent: Representatives | None = None
+        self._warned_of_room = False
 
     def due(self, step: int, rows: int | None = None) -> int:
         """Rows that the next micro-batch gets if it has room.
@@ -93,7 +96,10 @@ class ReplayQueue:
         turn.planned = self._plan.pop()
         if self._ready is None:
             return None
-        share = self._ready.take(count if most is None else min(count, most // self._draws))
+        room = count if most is None else min(count, most // self._draws)
+        if count and not room:
+            self._pass_on(turn.rows, count)
+        share = self._ready.take(room)
         if share.count:
             turn.source, turn.index, turn.sizes = self._ready, share.index, share.sizes
         return share
@@ -110,15 +116,15 @@ class ReplayQueue:
         turn.rows, turn.amount = rows, amount
         due = self.ratio.due(amount, self._plan.rate)
         if turn.planned is not None and self._plan.rate is None:
-            due = Fraction(turn.planned[1] * self.ratio.row_cost)
-        turn.change = self.account.settle(due, replayed)
+            due = turn.planned[1] * self.ratio.row_cost, 1
+        self.account.settle(turn, due, replayed)
 
     def undo(self, turn: Turn) -> bool:
         """Put back what a micro-batch of this step took, as it is not seen after all; False where that is too late."""
         if turn not in self._turns:
             return False
         self._turns.remove(turn)
-        self.account.undo(turn.change)
+        self.account.undo(turn)
         if turn.source is None or turn.source is self._ready:
             self._plan.put_back(turn.planned)
         if turn.source is not None and turn.source is self._ready and turn.index is not None:
@@ -155,15 +161,28 @@ class ReplayQueue:
             rng = self._orders.at(step, self._rank)
             self._ready = Representatives.shuffled(arrival, layout, self._draws, rng)
         arrived = 0 if self._ready is None else self._ready.left
-        self.account.write_off(max(0, self._plan.requested - arrived))
+        self.account.write_off(self._plan, arrived)
 
     def _share_for(self, rows: int | None) -> int:
         """Rows of each draw for the next micro-batch: as planned, or its own by the account if others leave it some."""
-        planned = self._plan.next_share(rows, self.ratio.due(rows or 0, self._plan.rate))
+        planned = self._plan.next_share(rows, self.ratio)
         if self._ready is None or rows is None:
             return planned
-        free = self._ready.left - self._plan.for_later
-        return max(planned, min(self.account.rows_for(rows, self._plan.rate), free))
+        free = max(planned, self._ready.left - self._plan.for_later)
+        if free == planned and not self.account.unequal:
+            return planned
+        return min(self.account.rows_for(rows, self._plan.rate, planned), free)
+
+    def _pass_on(self, rows: int, count: int) -> None:
+        """Rows of each draw that a micro-batch has no room for are owed to larger ones."""
+        if not self.account.lacks_room(rows, count) and not self._warned_of_room:
+            self._warned_of_room = True
+            LOG.warning(
+                "a micro-batch of %d rows has no room for a row of each of %d draws under rehearsal.mode 'replace', "
+                "and none is larger, so rehearsal.ratio is not met; give larger batches, or take mode 'append'",
+                rows,
+                self._draws,
+            )
 
     def update_state(self, index: Tensor, state: Mapping[str, Tensor]) -> None:
         """Give replayed rows new state, wherever they live; it is stored there after the step.

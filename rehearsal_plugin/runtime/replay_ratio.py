@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.exact_sum import ExactSum, Ratio
 
 __all__ = ["ReplayRatio"]
 
@@ -23,7 +24,7 @@ class ReplayRatio:
 
     `ratio` is the share of replayed rows in what the model sees: with b new rows and `mode: append` that is
     r / (b + r), with `mode: replace` it is r / b. The fraction that a batch cannot take is carried to the
-    next. The arithmetic is rational: nothing drifts, and all ranks agree.
+    next. The arithmetic is exact: nothing drifts, and all ranks agree.
 
     With `ratio_in: tokens` amounts are tokens. How many a row has is known when it is there, so rows are asked for
     by the mean of those that came, and what they had too many or too few is carried on as well.
@@ -35,12 +36,13 @@ class ReplayRatio:
 
     def __init__(self, config: RehearsalConfig, draws: int = 1) -> None:
         self._config, self._draws = config, draws
+        self._representatives = config.representatives
         self._in_tokens = config.ratio_in == "tokens"
         self._boost = 1.0
         self._most = 0.0
         self._rows = self._tokens = 0  # what a row has: of new rows until the first one is replayed
         self._known = False
-        self._carry = Fraction(0)
+        self._carry = ExactSum()
         self._ratio = math.nan
         self.go_by(0)
 
@@ -50,7 +52,7 @@ class ReplayRatio:
         return self._ratio
 
     @property
-    def rate(self) -> Fraction:
+    def rate(self) -> Ratio:
         """Rows or tokens that each draw owes for each row or token that the model sees."""
         return self._per_unit
 
@@ -64,11 +66,16 @@ class ReplayRatio:
         """The tokens of a row in the mean of those that came; 1 where rows are counted."""
         return max(1, round(self._tokens / self._rows)) if self._rows else 1
 
-    def due(self, amount: int, rate: Fraction | None = None) -> Fraction:
+    def due(self, amount: int, rate: Ratio | None = None) -> Ratio:
         """Rows or tokens due from each draw for a batch of `amount` of them, at a `rate`, or the present one."""
-        if self._config.representatives is not None:
-            return Fraction(self._config.representatives)
-        return (self._per_unit if rate is None else rate) * amount
+        if self._representatives is not None:
+            return self._representatives, 1
+        numerator, denominator = self._per_unit if rate is None else rate
+        return numerator * amount, denominator
+
+    def size_of(self, rows: int) -> int:
+        """By which number of rows a micro-batch of `rows` is owed its part: the same where all get as many."""
+        return rows if self._representatives is None else 1
 
     def go_by(self, step: int) -> None:
         """Take the ratio of an optimizer step."""
@@ -79,7 +86,8 @@ class ReplayRatio:
         unchanged = self._ratio == self._config.ratio
         share = Fraction(str(self._ratio)) if unchanged else Fraction(round(self._ratio * UNIT), UNIT)
         per_unit = share if self._config.mode == "replace" else share / (1 - share)
-        self._per_unit = (per_unit if unchanged else Fraction(round(per_unit * UNIT), UNIT)) / self._draws
+        rate = (per_unit if unchanged else Fraction(round(per_unit * UNIT), UNIT)) / self._draws
+        self._per_unit = rate.numerator, rate.denominator
 
     def boost(self, factor: float, most: float) -> None:
         """From the next step on ask for `factor` times as much, but for no higher ratio than `most`."""
@@ -87,11 +95,11 @@ class ReplayRatio:
 
     def rows_for(self, amount: int) -> int:
         """Rows to replay from each draw for another batch of `amount` rows or tokens."""
-        if self._config.representatives is not None:
-            return self._config.representatives
-        due = self._carry + self.due(amount)
-        rows = max(0, int(due // self.row_cost))
-        self._carry = due - rows * self.row_cost
+        if self._representatives is not None:
+            return self._representatives
+        self._carry.add(self.due(amount))
+        rows = max(0, self._carry.floor(self.row_cost))
+        self._carry.add((-rows * self.row_cost, 1))
         return rows
 
     def learn_tokens(self, rows: int, tokens: int, *, replayed: bool) -> None:
@@ -99,7 +107,7 @@ class ReplayRatio:
         if not self._in_tokens or not rows or (self._known and not replayed):
             return
         if replayed:
-            self._carry -= Fraction(tokens - rows * self.row_cost, self._draws)
+            self._carry.add((rows * self.row_cost - tokens, self._draws))
             if not self._known:
                 self._known, self._rows, self._tokens = True, 0, 0
         self._rows += rows
@@ -109,7 +117,8 @@ class ReplayRatio:
         """The fraction that is carried to the next batch, and what was learnt."""
         learnt = {"rows": self._rows, "tokens": self._tokens, "known": self._known}
         boost = {"boost": self._boost, "most": self._most}
-        return {"numerator": self._carry.numerator, "denominator": self._carry.denominator, **learnt, **boost}
+        numerator, denominator = self._carry.reduced
+        return {"numerator": numerator, "denominator": denominator, **learnt, **boost}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave.
@@ -117,10 +126,10 @@ class ReplayRatio:
         Raises:
             ValueError: No fraction from 0 to below 1, where rows are counted.
         """
-        carry = Fraction(state["numerator"], max(1, state["denominator"]))
-        if not (abs(carry) < FURTHEST if self._in_tokens else 0 <= carry < 1):
-            raise ValueError(f"{carry} is carried to the next batch")
-        self._carry = carry
+        numerator, denominator = state["numerator"], max(1, state["denominator"])
+        if not (abs(numerator) < FURTHEST * denominator if self._in_tokens else 0 <= numerator < denominator):
+            raise ValueError(f"{numerator} / {denominator} are carried to the next batch")
+        self._carry = ExactSum((numerator, denominator))
         self._rows, self._tokens, self._known = state["rows"], state["tokens"], state["known"]
         self._boost, self._most = state["boost"], state["most"]
 

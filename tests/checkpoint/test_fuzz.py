@@ -311,6 +311,8 @@ def test_a_forgery_is_refused_before_a_job_believes_it() -> None:
         (*coordinator, "asked"): [],
         (*coordinator, "ready", "shares"): [-1],
         (*coordinator, "account", "owed"): [1, 0],
+        (*coordinator, "account", "sizes"): [[8, 1, 0, 0]],
+        (*coordinator, "account", "steps"): [1, 2, 3],
         (*coordinator, "account", "requested"): [],
         (*coordinator, "account", "ready", "shares"): [[8, -1]],
         ("count",): 3,
