@@ -123,6 +123,8 @@ def _check_prefetcher(prefetcher: Mapping[str, Any], expected: ExpectedState, st
     columns = _check_array(global_counts["keys"], np.int64, (None,))
     _check_distinct(global_counts["keys"])
     _check_array(global_counts["counts"], np.int64, (expected.ranks, columns), 0, MOST)
+    if "offers" in global_counts:
+        _check_array(global_counts["offers"], np.int64, (expected.ranks, columns), 0, MOST)
     _check_array(global_counts["notes"], np.int64, (expected.ranks, NOTES))
     for weights in (prefetcher["mixture"]["weights"], prefetcher["mixture"]["proposed"]):
         _check_weights(weights)

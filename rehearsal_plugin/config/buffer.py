@@ -8,7 +8,14 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from rehearsal_plugin.config.names import PARTITION, Name, PathName
-from rehearsal_plugin.config.registries import POLICIES, STORAGES, RegisteredPolicy, listing, registered_in
+from rehearsal_plugin.config.registries import (
+    POLICIES,
+    STORAGES,
+    RegisteredPolicy,
+    SampleOf,
+    listing,
+    registered_in,
+)
 from rehearsal_plugin.config.section import Section
 from rehearsal_plugin.config.size import INT64, Size, parse_size
 from rehearsal_plugin.errors import ConfigError
@@ -114,6 +121,11 @@ class BufferConfig(Section):
     def by_score(self) -> bool:
         """Whether the policy judges rows by one number."""
         return self._policy.judges == "score"
+
+    @property
+    def sample_of(self) -> SampleOf | None:
+        """What the rows that the policy keeps are a uniform sample of; None for nothing."""
+        return self._policy.sample_of
 
     @property
     def _policy(self) -> RegisteredPolicy:

@@ -154,10 +154,12 @@ class RehearsalConfig(Section):
         """Refuse a section whose names are still not registered; see `load`.
 
         Raises:
-            ConfigError: One is not.
+            ConfigError: One is not, or it does not go together with other keys.
         """
         POLICIES[self.buffer.policy], STORAGES[self.buffer.storage]
         STRATEGIES[self.strategy.name], TRANSPORTS[self.exchange.backend]
+        if complaints := [*self.buffer.broken_rules(), *self.broken_rules()]:  # of a policy registered since
+            raise ConfigError("; ".join(complaints))
 
     @property
     def drawn_by(self) -> Any:
@@ -183,6 +185,7 @@ class RehearsalConfig(Section):
         key = self.buffer.partition_by
         if self.ratio is not None and self.representatives is not None:
             yield "rehearsal.ratio and rehearsal.representatives both say how much is replayed; keep one of them"
+        yield from self.sampling.unsuited_policy(self.buffer)
         if self.sampling.weights == "balanced" and key is None:
             yield (
                 "rehearsal.buffer.partition_by is missing: rehearsal.sampling.weights 'balanced' draws "

@@ -29,6 +29,7 @@ __all__ = [
     "TRANSPORTS",
     "JudgedBy",
     "RegisteredPolicy",
+    "SampleOf",
     "listing",
     "registered_in",
 ]
@@ -36,6 +37,9 @@ __all__ = [
 
 JudgedBy: TypeAlias = Literal["score", "features"]
 """What a policy looks at in rows: one number, or several."""
+
+SampleOf: TypeAlias = Literal["rank", "partition"]
+"""What the rows that a policy keeps are a uniform sample of: all offered on a rank, or those of each partition."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,14 @@ class RegisteredPolicy:
         partitions: Whether it needs `partition_by`.
         judges: What it needs of `score_by`: one score a row, features, or nothing (None).
         newest: Whether it keeps the newest rows. A step with too many candidates is then thinned to these.
+        sample_of: What its rows are a uniform sample of; None for nothing.
     """
 
     choose: Callable[..., Any]
     partitions: bool = False
     judges: JudgedBy | None = None
     newest: bool = False
+    sample_of: SampleOf | None = None
 
     def __call__(self, slot_index: Any, offer: Any, rng: np.random.Generator) -> IntArray:
         """The slots of the offered rows."""

@@ -7,8 +7,9 @@ from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
+from rehearsal_plugin.config.buffer import BufferConfig
 from rehearsal_plugin.config.names import Name, PartitionWeights, PathName
-from rehearsal_plugin.config.registries import STRATEGIES, registered_in
+from rehearsal_plugin.config.registries import POLICIES, STRATEGIES, registered_in
 from rehearsal_plugin.config.section import Section
 from rehearsal_plugin.config.size import INT64
 
@@ -16,7 +17,7 @@ __all__ = ["GuardConfig", "PaddingConfig", "RatioSchedule", "SamplingConfig", "S
 
 
 Weights: TypeAlias = Annotated[
-    Annotated[Literal["uniform", "balanced", "score", "retrieved"], Tag("<name>")]
+    Annotated[Literal["uniform", "balanced", "score", "retrieved", "stream"], Tag("<name>")]
     | Annotated[PartitionWeights, Tag("<mixture>")],
     Discriminator(lambda weights: "<mixture>" if isinstance(weights, Mapping) else "<name>"),
 ]
@@ -34,7 +35,9 @@ class SamplingConfig(Section):
         default="uniform",
         description="The same chance for every stored row, for every partition, or in proportion to the row's "
         "buffer.score_by; a row can then come several times in one draw. 'retrieved' draws the rows whose embeddings "
-        "(rehearsal.retrieval) are nearest to those of the new rows, mixed with uniform ones. Or the share of each "
+        "(rehearsal.retrieval) are nearest to those of the new rows, mixed with uniform ones. 'stream' gives every row "
+        "that was ever offered to any rank the same chance, also where ranks offer at different rates: a stored row "
+        "counts for all that it stands for (buffer.policy 'reservoir' or 'balanced'). Or the share of each "
         'partition in what is replayed, as {"0": 3, "1": 1}; partitions that are not named get none.',
     )
     retrieved_share: float = Field(
@@ -60,7 +63,16 @@ class SamplingConfig(Section):
     @property
     def by_partition(self) -> bool:
         """Whether rows are drawn partition by partition."""
-        return self.weights not in ("uniform", "score", "retrieved")
+        return self.weights not in ("uniform", "score", "retrieved", "stream")
+
+    def unsuited_policy(self, buffer: BufferConfig) -> Iterator[str]:
+        """A policy whose rows stand for no known part of the stream."""
+        if self.weights == "stream" and buffer.policy in POLICIES and buffer.sample_of is None:
+            yield (
+                f"{self.KEY_PATH}.weights 'stream' needs rows that are a uniform sample of what was offered, and "
+                f"rehearsal.buffer.policy '{buffer.policy}' keeps others; set the policy to 'reservoir' or 'balanced', "
+                "or the weights to 'uniform'"
+            )
 
     @property
     def mixture(self) -> dict[int, float] | None:

@@ -23,7 +23,7 @@ from rehearsal_plugin.core.apportionment import fair_level, weighted_shares
 from rehearsal_plugin.core.arrays import Float64Array, IntArray
 from rehearsal_plugin.distributed.without_replacement import choose
 
-__all__ = ["Draws", "Plan", "draw", "joined", "plan"]
+__all__ = ["Draws", "Plan", "draw", "draw_from_stream", "joined", "plan"]
 
 KEYS_ON_DISK = {"draw_numbers": "turns"}  # where checkpoints have another name
 
@@ -130,15 +130,52 @@ def draw(
     totals = counts.sum(axis=0)
     if weights is not None:
         totals = np.where(weights > 0, totals, 0)
-    wanted = np.broadcast_to(requests.reshape(len(counts), -1), (len(counts), draws)).ravel().clip(max=totals.sum())
+    return Draws(*_draw_from(totals, requests, rng, draws, weights), counts)
+
+
+def draw_from_stream(
+    counts: IntArray, offers: IntArray, requests: IntArray, rng: np.random.Generator, draws: int = 1
+) -> Draws:
+    """Draw rows so that every row that was ever offered to any rank has the same chance.
+
+    Where the rows of a rank are a uniform sample of those it was offered, each stands for offered / stored of them. So
+    a rank, or a partition of a rank, has a share in the draw in proportion to the rows that it was offered, and its
+    rows share that equally. For example, two ranks that store 10 rows each, of 100 and 300 offered: of 4 rows wanted,
+    the first gives 1 and the second 3 in the mean. What a rank has too few rows for goes to the others.
+
+    Args:
+        counts: `[ranks, partitions]` int64, rows stored, each cell a uniform sample of `offers`.
+        offers: `[ranks, partitions]` int64, rows offered so far.
+        requests: See `draw`.
+        rng: See `draw`.
+        draws: See `draw`.
+    """
+    cells = counts.ravel()
+    weights = np.maximum(offers.ravel(), cells).astype(np.float64)
+    reader, number, cell, item = _draw_from(cells, requests, rng, draws, weights)
+    owner, partition = np.divmod(cell, counts.shape[1])
+    before = np.cumsum(counts, axis=0) - counts
+    return Draws(reader, number, partition, before[owner, partition] + item, counts)
+
+
+def _draw_from(
+    totals: IntArray, requests: IntArray, rng: np.random.Generator, draws: int, weights: Float64Array | None
+) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Draw rows out of strata `[strata]` of so many rows and such weights; other arguments as of `draw`.
+
+    Returns:
+        Reader, number of the draw, stratum, and which row of that: four arrays `[rows]` int64.
+    """
+    readers = len(requests)
+    wanted = np.broadcast_to(requests.reshape(readers, -1), (readers, draws)).ravel().clip(max=totals.sum())
     parts = [_quotas(totals, weights, int(n), np.flatnonzero(wanted == n), rng) for n in np.unique(wanted) if n]
     if not parts:
         none = np.empty(0, dtype=np.int64)
-        return Draws(none, none, none, none, counts)
-    drawer, partition, quota = (np.concatenate(column) for column in zip(*parts, strict=True))
-    segment, item = choose(totals[partition], quota, rng)
+        return none, none, none, none
+    drawer, stratum, quota = (np.concatenate(column) for column in zip(*parts, strict=True))
+    segment, item = choose(totals[stratum], quota, rng)
     reader, number = (drawer, np.zeros_like(drawer)) if draws == 1 else np.divmod(drawer, draws)
-    return Draws(reader[segment], number[segment], partition[segment], item, counts)
+    return reader[segment], number[segment], stratum[segment], item
 
 
 def joined(first: Draws, second: Draws) -> Draws:

@@ -25,8 +25,8 @@ from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.metrics import Metrics
 from rehearsal_plugin.core.rng import Purpose, RandomStream
 from rehearsal_plugin.distributed.absent_partitions import ABSENT_AFTER, warn_of_absent_partitions
-from rehearsal_plugin.distributed.draw import Draws, Plan, draw, joined, plan
-from rehearsal_plugin.distributed.global_counts import LEAST_PAIRS, GlobalCounts
+from rehearsal_plugin.distributed.draw import Draws, Plan, draw, draw_from_stream, joined, plan
+from rehearsal_plugin.distributed.global_counts import GlobalCounts, counts_partitions, least_pairs
 from rehearsal_plugin.distributed.header import NOTES, Headers, Notes, Word, compose
 from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing, Posted, Refresh
 from rehearsal_plugin.distributed.mixture import Mixture, Weights
@@ -52,9 +52,9 @@ class Exchange:
         buffer: This rank's rows.
         transport: The ranks.
         config: The `rehearsal` section. By its `sampling.weights`, rows are drawn with the same chance for every row
-            (`uniform`) or partition (`balanced`); in proportion to a row's score (`score`), so that a row can come
-            several times in one draw; in part because they are near to new rows (`retrieved`); or with a weight by
-            partition.
+            (`uniform`) or partition (`balanced`), or for every row that any rank was ever offered (`stream`); in
+            proportion to a row's score (`score`), so that a row can come several times in one draw; in part because
+            they are near to new rows (`retrieved`); or with a weight by partition.
         draws: Independent draws of a step.
         stream: Keys the draws; ranks that draw from themselves alone use different ones.
         metrics: Where bytes and times are counted.
@@ -86,7 +86,8 @@ class Exchange:
         self._memory = RecycledMemory()
         self._draws, self._stream, self._numbers = draws, stream, RandomStream(config.seed, Purpose.DRAW)
         sampling = config.sampling
-        self._by_score, self._by_partition = sampling.weights == "score", sampling.by_partition
+        self._by_score, self._by_partition = sampling.weights == "score", counts_partitions(config)
+        self._by_stream = sampling.weights == "stream"
         self.mixture = Mixture(sampling)
         self.nearest_draw: NearestDraw | None = None
         if sampling.weights == "retrieved":
@@ -100,8 +101,9 @@ class Exchange:
         self._exchanges, self._warned = 0, False  # exchanges since absent partitions were looked for
         self._opening: Opening | None = Opening(config, run)
         self.run: int | None = None
-        pairs = LEAST_PAIRS if self._by_partition else 1
-        self.global_counts = GlobalCounts(transport.rank, transport.size, pairs)
+        self.global_counts = GlobalCounts(
+            transport.rank, transport.size, least_pairs(config), with_offers=self._by_stream
+        )
         self.notes = np.zeros((transport.size, NOTES), dtype=np.int64)
         self._sending = RowPool(buffer.layout.row_bytes, buffer.device)
 
@@ -128,7 +130,7 @@ class Exchange:
         """
         rows = self._send_rows(outgoing) if outgoing and outgoing.plan.moved else None
         back = None if refresh is None else self._send_state_back(refresh)
-        changes, pairs = self.global_counts.changes(*self._count_rows())
+        changes, pairs = self.global_counts.changes(*self._count_rows(), self._count_offers())
         nearest = None if self.nearest_draw is None else self.nearest_draw.ask(staged, request, step)
         notes = replace(notes, mixture=Mixture.digest(proposed))
         room = self.global_counts.room
@@ -204,6 +206,8 @@ class Exchange:
             self._warn_of_absent_partitions()
         counts, requests = self.global_counts.counts, headers.of(Word.REQUEST)
         rng = self._numbers.at(posted.step, self._stream)
+        if self._by_stream:
+            return draw_from_stream(counts, self.global_counts.offers, requests, rng, self._draws)
         if self.nearest_draw is None:
             return draw(counts, requests, rng, self._draws, self.mixture.weights(self.global_counts.keys))
         nearest, missing = self.nearest_draw.draw(headers.nearest, counts, requests, posted.step, rng)
@@ -216,6 +220,15 @@ class Exchange:
             return self._buffer.counts()
         count = self._buffer.tickets if self._by_score else len(self._buffer)
         return np.zeros(1, dtype=np.int64), np.array([count])
+
+    def _count_offers(self) -> IntArray | None:
+        """Rows offered so far of each partition in the order of `_count_rows`; None where nobody asks for them."""
+        if not self._by_stream:
+            return None
+        index = self._buffer.slot_index
+        if self._by_partition and index.partitions is not None:
+            return index.partitions.offered
+        return np.array([index.offered])
 
     def _warn_of_absent_partitions(self) -> None:
         keys, holder = self.global_counts.keys, "no rank has held a row"

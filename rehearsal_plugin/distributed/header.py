@@ -12,13 +12,14 @@ In each step every rank gathers one header of all ranks, int64 words in this ord
 | 1 | `LOSS_SUM` | `LossConsensus`: sum of losses on replayed rows, fixed point | `LossConsensus` |
 | 1 | `LOSS_WEIGHT` | `LossConsensus`: what that sum is divided by, fixed point | `LossConsensus` |
 | 1 | `LOSSES_MEASURED` | `LossConsensus`: how often it has measured | `LossConsensus` |
-| 2 x room | pairs of partition key and rows stored | `GlobalCounts` | `GlobalCounts` |
+| 2 x room | pairs of partition key and rows stored, see `global_counts` | `GlobalCounts` | `GlobalCounts` |
 | any | nearest draw, see below | `NearestDraw` | `NearestDraw` |
 | any | opening, see below | `Opening` | `Opening` |
 
 All ranks' headers are equally wide. `room` is 64 pairs in the first header, so that a rank with another config can say
-so, then 1, or 8 where rows are drawn by partition. A rank with more changes than that sends no pairs, is left out of
-one draw, and writes in `CHANGES` how many it takes; the next header has room for them, on all ranks.
+so, then 1, or 8 where rows are drawn by partition, and twice as many for the weights `stream`. A rank with more changes
+than that sends no pairs, is left out of one draw, and writes in `CHANGES` how many it takes; the next header has room
+for them, on all ranks.
 
 The words of the nearest draw (`sampling.weights: retrieved`) follow from the second step on:
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.distributed.global_counts import LEAST_PAIRS
+from rehearsal_plugin.distributed.global_counts import least_pairs
 from rehearsal_plugin.distributed.header import FIXED, WORD_BYTES
 from rehearsal_plugin.strategies import make_strategy
 
@@ -143,8 +143,7 @@ def load_of(config: RehearsalConfig, row_bytes: int, batch: int, accumulation: i
         replayed = batch * (ratio if config.mode == "replace" else ratio / (1 - ratio))
     offered = min(batch, config.candidates or batch)
     collectives = 0 if config.sampling.scope == "local" else 3 if strategy.refreshes else 2
-    pairs = LEAST_PAIRS if config.sampling.by_partition else 1
-    header_bytes = WORD_BYTES * (FIXED + 2 * pairs)
+    header_bytes = WORD_BYTES * (FIXED + 2 * least_pairs(config))
     return Load(offered * accumulation, replayed * accumulation, row_bytes, header_bytes, collectives)
 
 

@@ -37,7 +37,7 @@ CIRCLE = 1 << 64
 """Length of the circle on which partitions lie: distances wrap around as unsigned integers do."""
 
 
-@register("balanced", partitions=True)
+@register("balanced", partitions=True, sample_of="partition")
 def balanced(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Equal shares per partition, rebalanced as partitions appear."""
     partitions, owners = slot_index.partitions, offer.owners

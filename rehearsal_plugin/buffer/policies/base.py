@@ -9,7 +9,7 @@ from typing import TypeAlias
 import numpy as np
 
 from rehearsal_plugin.buffer.slot_index import SlotIndex
-from rehearsal_plugin.config.registries import POLICIES, JudgedBy, RegisteredPolicy
+from rehearsal_plugin.config.registries import POLICIES, JudgedBy, RegisteredPolicy, SampleOf
 from rehearsal_plugin.core.arrays import Float32Array, IntArray
 
 __all__ = ["POLICIES", "Offer", "Policy", "last_writers", "register", "vacant"]
@@ -43,7 +43,12 @@ FEW = 64
 
 
 def register(
-    name: str, *, partitions: bool = False, judges: JudgedBy | None = None, newest: bool = False
+    name: str,
+    *,
+    partitions: bool = False,
+    judges: JudgedBy | None = None,
+    newest: bool = False,
+    sample_of: SampleOf | None = None,
 ) -> Callable[[Policy], Policy]:
     """Make a policy available as `rehearsal.buffer.policy`.
 
@@ -52,8 +57,10 @@ def register(
         partitions: Whether it needs `partition_by`.
         judges: What it needs of `score_by`: one score a row, features, or nothing.
         newest: Whether it keeps the newest rows, whatever the random numbers.
+        sample_of: What its rows are a uniform sample of, which `sampling.weights: stream` asks for: all rows offered on
+            a rank ("rank"), those of each partition ("partition"), or nothing.
     """
-    return POLICIES.register(name, lambda policy: RegisteredPolicy(policy, partitions, judges, newest))
+    return POLICIES.register(name, lambda policy: RegisteredPolicy(policy, partitions, judges, newest, sample_of))
 
 
 def last_writers(slots: IntArray) -> IntArray:

@@ -77,7 +77,7 @@ def thinned_places(offered_before: int, stored: int, offered: int, capacity: int
     return last_writers(slots)
 
 
-@register("reservoir")
+@register("reservoir", sample_of="rank")
 def reservoir(slot_index: SlotIndex, offer: Offer, rng: np.random.Generator) -> IntArray:
     """Every row offered so far has the same chance to be stored."""
     return thinned_places(slot_index.offered, slot_index.count, len(offer), slot_index.capacity, rng)

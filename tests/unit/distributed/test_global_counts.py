@@ -196,6 +196,27 @@ def test_narrow_headers_never_lead_to_a_wrong_count(history: list[list[Stored]],
     assert ranks.tables() == [without_zeros(history[-1])] * len(history[-1])
 
 
+@PROPERTY
+@given(histories(), st.integers(1, 3))
+def test_offers_are_known_wherever_rows_are(history: list[list[Stored]], room: int) -> None:
+    """Ranks were offered 10 rows a step beyond those stored of each partition; rooms are powers of two."""
+    ranks = len(history[0])
+    tables = [GlobalCounts(rank, ranks, 2**room, 2**room, with_offers=True) for rank in range(ranks)]
+    for step, stored in enumerate([*history, history[-1], history[-1]]):
+        words = []
+        for table, rows in zip(tables, stored, strict=True):
+            keys, sizes = arrays(rows)
+            changes, pairs = table.changes(keys, sizes, sizes + 10 * step)
+            words.append(compose(FINGERPRINT, step, 0, changes, Notes(), pairs, table.room))
+        for table in tables:
+            table.absorb(Headers(np.stack(words), table.room))
+            for rank, rows in enumerate(stored):
+                for key, size, offered in zip(table.keys.tolist(), table.counts[rank], table.offers[rank], strict=True):
+                    assert not size or (size, offered) == (rows[key], rows[key] + 10 * step)
+    held = without_zeros(history[-1])
+    assert [{k: n for k, n in zip(tables[0].keys.tolist(), row, strict=True) if n} for row in tables[0].counts] == held
+
+
 # Ranks at odds
 
 
