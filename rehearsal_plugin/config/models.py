@@ -19,7 +19,7 @@ from rehearsal_plugin.config.size import INT64
 from rehearsal_plugin.config.source import find_block
 from rehearsal_plugin.errors import ConfigError
 
-__all__ = ["ConfigSource", "RehearsalConfig", "json_schema"]
+__all__ = ["ConfigSource", "RehearsalConfig"]
 
 DEFAULT_RATIO = 0.05
 
@@ -258,16 +258,16 @@ class RehearsalConfig(Section):
             "rehearsal.losses_every": bool(self.losses_every),
             "rehearsal.buffer.score_by": self.buffer.score_by is not None,
             "rehearsal.retrieval": self.retrieval is not None,
-            "rehearsal.inject 'loader' with rehearsal.mode 'replace'": (self.inject, self.mode)
-            == ("loader", "replace"),
+            "rehearsal.inject 'loader' with mode 'replace'": (self.inject, self.mode) == ("loader", "replace"),
         }
         return [setting for setting, is_used in settings.items() if is_used]
 
     def _broken_samples(self) -> Iterator[str]:
         """What goes by single rows, where samples have several."""
-        partitions = ["rehearsal.buffer.partition_by"] if self.buffer.partition_by is not None else []
-        tokens = ["rehearsal.ratio_in 'tokens'"] if self.ratio_in == "tokens" else []
-        for setting in (*self.settings_by_row(), *partitions, *tokens):
+        settings = self.settings_by_row()
+        settings += ["rehearsal.buffer.partition_by"] * (self.buffer.partition_by is not None)
+        settings += ["rehearsal.ratio_in 'tokens'"] * (self.ratio_in == "tokens")
+        for setting in settings:
             yield (
                 f"{setting} goes by single rows, and rehearsal.rows_per_sample is {self.rows_per_sample}; leave one of "
                 "them out"
@@ -295,8 +295,3 @@ class RehearsalConfig(Section):
 
 
 ConfigSource: TypeAlias = Union["RehearsalConfig", Mapping[str, Any], str, "os.PathLike[str]"]
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of the section; rules between keys are not part of it."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RehearsalConfig.model_json_schema()}
