@@ -22,6 +22,7 @@ from rehearsal_plugin.errors import CheckpointError, ConfigError
 from rehearsal_plugin.integrations.peers import check_sequence_parallelism
 from tests.helpers.ranks import run_ranks
 from tests.helpers.samples import Batch, ids_of, intact, new_batch, same, samples
+from tests.helpers.seat import Seat
 
 OLD = 900_000_000
 """Ids of rows from another job begin here."""
@@ -92,10 +93,8 @@ def test_they_are_replayed_from_the_third_step_on(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_any_job_will_do(tmp_path: Path) -> None:
     for rank in range(3):
-        seat = LocalTransport()
-        seat.rank, seat.size = rank, 3
         section = {"buffer": {"capacity": 30}, "representatives": 4, "sampling": {"scope": "local"}}
-        with Rehearsal(section, seat) as rehearsal:
+        with Rehearsal(section, Seat(rank, 3)) as rehearsal:
             run(rehearsal, range(100, 120), rank)
             rehearsal.save(tmp_path)
     with job(tmp_path, {"policy": "balanced", "partition_by": "label"}) as rehearsal:

@@ -32,24 +32,16 @@ from rehearsal_plugin.checkpoint.lazy_rows import LazyRows
 from rehearsal_plugin.checkpoint.record import Record, RowSet, pack_record, rows_for_rank
 from rehearsal_plugin.checkpoint.reshard import deal_rows, keep_rows
 from rehearsal_plugin.checkpoint.timeline import find_newest
-from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, CheckpointError
 from tests.helpers.chance import SIGNIFICANCE, equally_included
 from tests.helpers.ranks import run_ranks
 from tests.helpers.samples import Batch, ids_of, intact, new_batch, rank_of, samples, step_of
+from tests.helpers.seat import Seat
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=80)
 WORLDS = (1, 2, 3, 4, 8)
 STEPS = 6
 ROOMY = {"capacity": 500}
-
-
-class Seat(LocalTransport):
-    """A rank among others that never talks to them: the scope is local."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        super().__init__()
-        self.rank, self.size = rank, size
 
 
 def job(rank: int = 0, size: int = 1, **keys: Any) -> Rehearsal:

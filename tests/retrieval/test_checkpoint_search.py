@@ -20,6 +20,7 @@ from rehearsal_plugin.errors import DataError
 from rehearsal_plugin.retrieval import Retriever, Where, pack_texts, unpack_texts
 from tests.helpers.ranks import run_ranks
 from tests.helpers.retrieval_rows import batch_of, brute_force, random
+from tests.helpers.seat import Seat
 
 pytest.importorskip("faiss")
 
@@ -32,14 +33,6 @@ TEXTS = [
     "A triangle has three sides.",
     "The president is elected for four years.",
 ]
-
-
-class Seat(LocalTransport):
-    """A rank among others that never talks to them: the scope is local."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        super().__init__()
-        self.rank, self.size = rank, size
 
 
 def made(folder: Path, ranks: int, batches: Any, **buffer: Any) -> Path:

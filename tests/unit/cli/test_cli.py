@@ -26,17 +26,10 @@ from rehearsal_plugin.checkpoint.record import rows_for_rank
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import CheckpointError, MissingDependencyError
 from tests.helpers.samples import Batch, new_batch, same
+from tests.helpers.seat import Seat
 
 SIZE, STEPS = 6, 8
 COMMAND = Path(sys.executable).with_name("rehearsal")
-
-
-class Seat(LocalTransport):
-    """A rank among others that never talks to them: the scope is local."""
-
-    def __init__(self, rank: int, size: int) -> None:
-        super().__init__()
-        self.rank, self.size = rank, size
 
 
 def made(folder: Path, ranks: int = 1, steps: int = STEPS, fields: Any = dict, **keys: Any) -> Path:
