@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import get_args
+from typing import get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -94,7 +94,9 @@ def _key_paths(model: type[BaseModel], path: str) -> Iterator[str]:
 def section_type(field: FieldInfo) -> type[BaseModel] | None:
     """The section that a key holds, if it does; some may be left out."""
     kinds = (field.annotation, *get_args(field.annotation))
-    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    # On Python 3.10 `list[int]` is an instance of `type`, and no class.
+    classes = (kind for kind in kinds if isinstance(kind, type) and get_origin(kind) is None)
+    return next((kind for kind in classes if issubclass(kind, BaseModel)), None)
 
 
 def _is_tag(part: int | str) -> bool:

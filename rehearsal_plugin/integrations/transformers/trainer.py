@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import transformers
 from torch import Tensor, nn
+from torch.torch_version import TorchVersion
 
 from rehearsal_plugin.config import RehearsalConfig, find_block
 from rehearsal_plugin.config.names import PARTITION
@@ -28,6 +30,7 @@ __all__ = [
     "hook_outputs",
     "logits_of",
     "loss_scale",
+    "parallel_size",
     "ranks_factor",
     "start_rehearsal",
 ]
@@ -73,7 +76,7 @@ def start_rehearsal(trainer: Any, config: RehearsalConfig) -> Handle:
         return Handle(Rehearsal(config, LocalTransport()))
     if trainer.is_deepspeed_enabled:
         return connect(trainer.model_wrapped, config)
-    peers = trainer.get_tp_size() * trainer.get_cp_size() * trainer.get_sp_size()
+    peers = parallel_size(trainer, "tp") * parallel_size(trainer, "cp") * parallel_size(trainer, "sp")
     if peers > 1:
         raise ConfigError(
             f"{peers} ranks of this trainer see the same data, and which is known only under DeepSpeed; use DeepSpeed, "
@@ -82,11 +85,25 @@ def start_rehearsal(trainer: Any, config: RehearsalConfig) -> Handle:
     return Handle(Rehearsal(config))
 
 
+def parallel_size(trainer: Any, kind: str) -> int:
+    """Ranks that see the same data by tensor (`tp`), context (`cp`) or sequence (`sp`) parallelism; 1 without it.
+
+    Releases of transformers differ in what they have: a method, or the config of Accelerate.
+    """
+    method = getattr(trainer, f"get_{kind}_size", None)
+    if method is not None:
+        return int(method())
+    config = getattr(trainer.accelerator, "parallelism_config", None)
+    return int(getattr(config, f"{kind}_size", 1) or 1)
+
+
 def ranks_factor(trainer: Any, items: Any) -> int:
     """The factor on a loss that the trainer divides by the `items` tokens of all ranks; 1 where `items` is None."""
     if items is None or not trainer.args.average_tokens_across_devices:
         return 1
-    ranks = trainer.accelerator.num_processes // trainer.get_tp_size()
+    ranks = trainer.accelerator.num_processes
+    if TorchVersion(transformers.__version__) >= "5.10":  # earlier ones count ranks that see the same tokens
+        ranks //= parallel_size(trainer, "tp")
     return int(ranks if trainer.args.n_gpu <= 1 else trainer.args.n_gpu)
 
 
