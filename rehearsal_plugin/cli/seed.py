@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,8 +19,11 @@ from rehearsal_plugin.checkpoint.convert import (
     Sample,
     Sampling,
     columns,
+    load_chat_encoder,
     load_tokenizer,
+    read_packed_chats,
     read_packed_texts,
+    read_packed_tokens,
     synthesize_rows,
 )
 from rehearsal_plugin.cli.tables import print_summary
@@ -34,8 +39,8 @@ def seed(
     data: Annotated[
         list[Path] | None,
         Option(
-            help="Files, or folders of them: columns (.safetensors, .npz, .arrow, .parquet), or with --tokenizer texts "
-            "(.txt, .jsonl, .parquet, .arrow)."
+            help="Files, or folders of them: .jsonl, .json (and .gz, .zst), .parquet, .arrow, .npz, .safetensors, "
+            ".txt, WebDataset .tar, Megatron .idx, MDS shards, and what save_to_disk wrote."
         ),
     ] = None,
     from_model: Annotated[Path | None, Option(help="Folder of a causal language model that makes up the rows.")] = None,
@@ -43,7 +48,9 @@ def seed(
     length: Annotated[int | None, Option(min=1, help="Tokens of a row.")] = None,
     tokenizer: Annotated[Path | None, Option(help="Folder, or file such as tokenizer.json.")] = None,
     eos: Annotated[str | None, Option(help="Token that ends a document; else the tokenizer's own.")] = None,
-    text_key: Annotated[str, Option(help="Key or column that holds the text.")] = "text",
+    text_key: Annotated[str | None, Option(help="Key or column of the text; else text, or messages.")] = None,
+    chat: Annotated[bool, Option("--chat", help="Rows are chats, for the template of --tokenizer.")] = False,
+    split: Annotated[str | None, Option(help="Split of a data set that has several, such as train.")] = None,
     fields: Annotated[str | None, Option(help="Fields of a row, with commas between; all when left out.")] = None,
     cast: Annotated[list[str] | None, Option(help="FIELD=DTYPE, such as input_ids=int64.")] = None,
     partition: Annotated[list[str] | None, Option(help="FIELD=INTEGER that all rows get, such as domain=0.")] = None,
@@ -68,29 +75,61 @@ def seed(
             raise typer.BadParameter("--temperature is above 0, and --top-p above 0 and at most 1")
         sampling = Sampling(temperature, top_k, top_p, batch_size, random_seed, device)
         batches = synthesize_rows(from_model, rows, length, sampling, prompts)
-    elif tokenizer is not None:
-        if length is None:
-            raise typer.BadParameter("--tokenizer needs --length")
-        batches = read_packed_texts(files, load_tokenizer(tokenizer, eos), length, text_key)
-    elif any(path.suffix in (".txt", ".jsonl") for path in files):
-        raise typer.BadParameter("texts need --tokenizer and --length")
     else:
-        batches = columns(files, chosen, _parse_casts(cast or []))
+        needs = Content(tokenizer, eos, length, text_key, chat, split)
+        batches = _read_data(files, needs, chosen, _parse_casts(cast or []))
     sample = Sample(rows, fields=chosen, constants=_parse_partitions(partition or []), seed=random_seed)
     _offer_rows(sample, batches, rows if from_model is not None else None)
     sample.save(out, ranks, seen, source="data" if from_model is None else "a model")
     print_summary(tools.inspect(out))
 
 
+@dataclass(frozen=True)
+class Content:
+    """What the options say of the content of the data."""
+
+    tokenizer: Path | None
+    eos: str | None
+    length: int | None
+    text_key: str | None
+    chat: bool
+    split: str | None
+
+
+def _read_data(
+    files: list[Path], content: Content, fields: list[str] | None, casts: dict[str, torch.dtype]
+) -> Iterator[dict[str, Tensor]]:
+    """Chats, texts, lists of tokens or columns, as the options say."""
+    tokenizer, length, split = content.tokenizer, content.length, content.split
+    if tokenizer is None:
+        if content.chat or any(".txt" in path.suffixes for path in files):
+            raise typer.BadParameter("texts and chats need --tokenizer and --length")
+        if length is None:
+            return columns(files, fields, casts, split)
+        return read_packed_tokens(files, length, fields, casts, split)
+    if length is None:
+        raise typer.BadParameter("--tokenizer needs --length")
+    if content.chat:
+        return read_packed_chats(files, load_chat_encoder(tokenizer), length, content.text_key or "messages", split)
+    return read_packed_texts(files, load_tokenizer(tokenizer, content.eos), length, content.text_key or "text", split)
+
+
 def _offer_rows(sample: Sample, batches: Iterator[dict[str, Tensor]], total: int | None) -> None:
     """Offer all rows, with a progress bar on a terminal."""
     console = Console(stderr=True)
-    bar = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    bar = (
+        TextColumn("rows"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*bar, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("rows", total=total)
+        task, start = progress.add_task("rows", total=total, speed=""), time.monotonic()
         for batch in batches:
             sample.offer(batch)
-            progress.update(task, completed=sample.offered)
+            speed = sample.offered / max(1e-9, time.monotonic() - start)
+            progress.update(task, completed=sample.offered, speed=f"{speed:,.0f} rows/s")
 
 
 def _split_pairs(pairs: list[str], option: str) -> Iterator[tuple[str, str]]:

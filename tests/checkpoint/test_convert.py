@@ -27,10 +27,10 @@ from rehearsal_plugin.checkpoint import tools
 from rehearsal_plugin.checkpoint.convert import (
     Sample,
     Sampling,
+    arrow_files,
     columns,
     load_tokenizer,
     read_packed_texts,
-    sources,
     synthesize_rows,
     text,
 )
@@ -137,7 +137,7 @@ def test_columns_become_fields_bit_for_bit(form: str, tmp_path: Path) -> None:
 
 @every_form
 def test_data_is_read_piece_by_piece(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "ROWS_AT_ONCE", 5)
+    monkeypatch.setattr(arrow_files, "ROWS_AT_ONCE", 5)
     monkeypatch.setattr(sys.modules["rehearsal_plugin.checkpoint.convert.columns"], "BYTES_AT_ONCE", 5 * 8 * 9)
     found = list(columns([written(tmp_path, form)]))
     assert max(len(batch["id"]) for batch in found) <= 5
@@ -457,7 +457,7 @@ def failing(folder: Path) -> dict[str, list[Any]]:
     made = folder / "made"
     call("--data", data, "--out", made)
     return {
-        "no file that ends in .arrow, .npz": ["--data", folder / "rows.csv", *out],
+        "no file that ends in .arrow, .idx, .json, .jsonl, .npz": ["--data", folder / "rows.csv", *out],
         "and no folder of such files": ["--data", folder / "empty", *out],
         "missing.npz cannot be read": ["--data", folder / "missing.npz", *out],
         "has no columns ['z']; it has ['id', 'image', 'odd', 'score']": ["--data", data, "--fields", "z", *out],
@@ -508,7 +508,7 @@ def test_problems_are_told_in_a_line(
         ("either --data or --from-model", ["--data", "a.npz", "--from-model", "model"]),
         ("--rows and --length", ["--from-model", "model", "--rows", "5"]),
         ("needs --length", ["--data", "a.jsonl", "--tokenizer", "model"]),
-        ("texts need --tokenizer and --length", ["--data", "a.jsonl"]),
+        ("texts and chats need --tokenizer and --length", ["--data", "a.txt"]),
         ("FIELD=INTEGER", ["--data", "a.npz", "--partition", "domain=x"]),
         ("FIELD=VALUE", ["--data", "a.npz", "--partition", "domain"]),
         ("no dtype of torch", ["--data", "a.npz", "--cast", "x=int65"]),

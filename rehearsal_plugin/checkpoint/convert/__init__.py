@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from rehearsal_plugin.checkpoint.convert.chat import load_chat_encoder, read_packed_chats
 from rehearsal_plugin.checkpoint.convert.columns import columns
 from rehearsal_plugin.checkpoint.convert.model import Sampling, synthesize_rows
 from rehearsal_plugin.checkpoint.convert.sample import Sample
 from rehearsal_plugin.checkpoint.convert.text import read_packed_texts
+from rehearsal_plugin.checkpoint.convert.token_columns import read_packed_tokens
 from rehearsal_plugin.checkpoint.convert.tokens import load_tokenizer
 
-__all__ = ["Sample", "Sampling", "columns", "load_tokenizer", "read_packed_texts", "synthesize_rows"]
+__all__ = [
+    "Sample",
+    "Sampling",
+    "columns",
+    "load_chat_encoder",
+    "load_tokenizer",
+    "read_packed_chats",
+    "read_packed_texts",
+    "read_packed_tokens",
+    "synthesize_rows",
+]

@@ -1,35 +1,74 @@
-"""Data files: their search by ending, errors that name them, and record batches of Arrow."""
+"""Data sets at paths: files by their ending, folders by the file that lists their parts."""
 
 from __future__ import annotations
 
+import tarfile
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
-from rehearsal_plugin.core.optional_import import optional_import
+from rehearsal_plugin.checkpoint.convert.splits import chosen_entries, is_mds_folder, listed_parts
 from rehearsal_plugin.errors import DataError
 
-__all__ = ["find_files", "name_unreadable", "read_arrow_batches"]
+__all__ = ["Source", "find_sources", "name_unreadable"]
 
-ROWS_AT_ONCE = 1024
+FORMS = {
+    ".safetensors": "safetensors",
+    ".npz": "npz",
+    ".arrow": "arrow",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".jsonl": "lines",
+    ".json": "json",
+    ".tar": "tar",
+    ".tgz": "tar",
+    ".idx": "megatron",
+}
+COMPRESSIBLE = {"text", "lines", "json", "tar"}
 
 
-def find_files(paths: Sequence[Path], endings: Collection[str]) -> list[Path]:
-    """The files at `paths`, and in folders all files with one of the endings, sorted by name.
+@dataclass(frozen=True)
+class Source:
+    """A data set, or a part of one.
+
+    Attributes:
+        path: A file; the folder of the shards for `mds`, and the index for `megatron`.
+        form: A value of `FORMS`, or `mds`.
+    """
+
+    path: Path
+    form: str
+
+
+def find_sources(
+    paths: Sequence[Path], forms: Collection[str], split: str | None = None, asides: Collection[str] = ()
+) -> list[Source]:
+    """The data sets at `paths`; those in folders in the order of their names.
+
+    Args:
+        paths: Files, or folders of them.
+        forms: Forms that can be read.
+        split: Name of the split to take from data sets that have several.
+        asides: Forms that a folder's files have only where it has none of another one: `.json` is mostly a description.
 
     Raises:
-        DataError: A folder has no such file, or a file has another ending.
+        DataError: A path is no such data set, or has several splits and none was chosen.
     """
-    files: list[Path] = []
+    sources: list[Source] = []
+    chosen: list[str] = []  # filled by the folders that have splits
     for path in paths:
-        inside = sorted(file for file in path.rglob("*") if file.suffix in endings) if path.is_dir() else [path]
-        if not inside or (inside == [path] and path.suffix not in endings):
-            raise DataError(f"{path} is no file that ends in {', '.join(sorted(endings))}, and no folder of such files")
-        files += inside
-    return files
+        inside = list(_walk(path, split, chosen)) if path.is_dir() else [_source_of(path)]
+        known = [source for source in inside if source is not None and source.form in forms]
+        sources += [source for source in known if source.form not in asides or not path.is_dir()] or known
+        if not known:
+            endings = ", ".join(sorted(ending for ending, form in FORMS.items() if form in forms))
+            raise DataError(f"{path} is no file that ends in {endings}, and no folder of such files")
+    if split is not None and not chosen:
+        raise DataError(f"there is no split '{split}': the data has none; leave out --split")
+    return list(dict.fromkeys(sources))  # a shell's `*` gives both files of a Megatron corpus
 
 
 @contextmanager
@@ -39,44 +78,45 @@ def name_unreadable(path: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        EOFError,
+        RuntimeError,
+        BadZipFile,
+        zlib.error,
+        tarfile.TarError,
+    ) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 
 
-def read_arrow_batches(path: Path, names: Collection[str] | None) -> Iterator[Any]:
-    """The record batches of an Arrow or Parquet file, with the columns in `names` or all.
-
-    Raises:
-        MissingDependencyError: pyarrow is not installed.
-        DataError: A column is missing.
-    """
-    pa = optional_import("pyarrow", extra="arrow", needed_by=str(path))
-    if path.suffix == ".parquet":
-        file = optional_import("pyarrow.parquet", extra="arrow", needed_by=str(path)).ParquetFile(path)
-        chosen_names = _chosen_names(path, file.schema_arrow.names, names)
-        yield from file.iter_batches(ROWS_AT_ONCE, columns=chosen_names)
-        return
-    with pa.memory_map(str(path)) as source:
-        for batch in _read_ipc(pa, source):
-            chosen = batch.select(_chosen_names(path, batch.schema.names, names))
-            for start in range(0, len(chosen), ROWS_AT_ONCE):
-                yield chosen.slice(start, ROWS_AT_ONCE)
+def _walk(folder: Path, split: str | None, chosen: list[str]) -> Iterator[Source]:
+    """The data sets in a folder and in those below it."""
+    with name_unreadable(folder):
+        parts = listed_parts(folder, split, chosen)
+    if parts is not None:
+        yield from (Source(part, "arrow") for part in parts)
+    elif is_mds_folder(folder):
+        yield Source(folder, "mds")
+    else:
+        entries, below = chosen_entries(folder, split, chosen)
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(entry, below, chosen)
+            elif (source := _source_of(entry)) is not None and entry.suffix != ".bin":
+                yield source
 
 
-def _read_ipc(pa: Any, source: Any) -> Iterator[Any]:
-    """Record batches of an Arrow file in either form; data sets of Hugging Face are streams."""
-    try:
-        file = pa.ipc.open_file(source)
-    except pa.ArrowInvalid:
-        source.seek(0)
-        yield from pa.ipc.open_stream(source)
-        return
-    for number in range(file.num_record_batches):
-        yield file.get_batch(number)
-
-
-def _chosen_names(path: Path, available: Sequence[str], names: Collection[str] | None) -> list[str]:
-    missing = sorted(set(names or ()) - set(available))
-    if missing:
-        raise DataError(f"{path} has no columns {missing}; it has {sorted(available)}")
-    return [name for name in available if names is None or name in names]
+def _source_of(path: Path) -> Source | None:
+    """A file by its ending; either file of a Megatron corpus, or the name that they share, stands for both."""
+    ending = Path(path.stem).suffix if path.suffix in (".gz", ".zst") else path.suffix
+    form = FORMS.get(ending)
+    if ending == path.suffix or form in COMPRESSIBLE:
+        if form is not None:
+            return Source(path, form)
+        index = path.with_suffix(".idx") if path.suffix == ".bin" else Path(f"{path}.idx")
+        if path.suffix == ".bin" or index.is_file():
+            return Source(index, "megatron")
+    return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.errors import DataError
 
-__all__ = ["Tokenizer", "load_tokenizer", "token_rows"]
+__all__ = ["IGNORED", "Tokenizer", "load_pretrained_tokenizer", "load_tokenizer", "token_rows"]
 
 IGNORED = -100
 """Label of a position without loss."""
@@ -66,9 +67,14 @@ def token_rows(ids: IntArray, pad: int | None) -> dict[str, Tensor]:
     return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": labels}
 
 
-def _load_folder(path: Path, eos: str | None) -> Tokenizer:
+def load_pretrained_tokenizer(path: Path) -> Any:
+    """The tokenizer of transformers in a folder."""
     transformers = optional_import("transformers", extra="transformers")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    return transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+
+
+def _load_folder(path: Path, eos: str | None) -> Tokenizer:
+    tokenizer = load_pretrained_tokenizer(path)
     end = tokenizer.eos_token_id if eos is None else _checked_token(tokenizer.get_vocab().get(eos), eos, path)
 
     def encode(texts: list[str]) -> list[list[int]]:
