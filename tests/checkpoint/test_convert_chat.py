@@ -132,6 +132,7 @@ def test_another_key_and_a_single_turn_of_a_template_that_forgets(tmp_path: Path
         ("row 2 of .* has a message without a role", [chat(0), [{"from": "human", "value": "cats"}]]),
         ("row 1 of .* has no list of messages", ["cats"]),
         ("row 1 of .* has no list of messages", [[]]),
+        ("row 1 of .* has a message whose content is no text", [[{"role": "user", "content": ["cats"]}]]),
         ("cannot be rendered by the tokenizer's chat template: no system here", [chat(1)]),
     ],
 )
@@ -139,6 +140,13 @@ def test_chats_that_cannot_be_followed_are_named(message: str, chats: list[Any],
     tokenizer_with(tmp_path, FORGETS)
     path = lines_of(tmp_path / "chats.jsonl", chats)
     with pytest.raises(DataError, match=message):
+        list(read_packed_chats([path], load_chat_encoder(tmp_path), LENGTH))
+
+
+def test_marks_that_mark_nothing_are_named(tmp_path: Path) -> None:
+    tokenizer_with(tmp_path, MARKED.replace("m.role == 'assistant'", "m.role == 'model'"))
+    path = lines_of(tmp_path / "chats.jsonl", CHATS)
+    with pytest.raises(DataError, match=r"row 1 of .* has an answer, and the chat template marks no token of it"):
         list(read_packed_chats([path], load_chat_encoder(tmp_path), LENGTH))
 
 

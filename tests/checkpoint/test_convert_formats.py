@@ -181,6 +181,29 @@ def test_rows_of_arrays_may_be_cut_to_another_length(tmp_path: Path) -> None:
     assert batch["input_ids"].tolist() == ids.ravel()[:56].reshape(7, 8).tolist()
 
 
+@pytest.mark.parametrize("fields", [None, ["input_ids", "labels"]])
+def test_padding_is_left_out_before_lists_are_joined(fields: list[str] | None, tmp_path: Path) -> None:
+    padded = [one + [0] * (8 - len(one)) for one in LISTS]
+    masks = [[1] * len(one) + [0] * (8 - len(one)) for one in LISTS]
+    parquet.write_table(pa.table({"input_ids": padded, "attention_mask": masks}), tmp_path / "a.parquet")
+    batch = joined(list(read_packed_tokens([tmp_path / "a.parquet"], LENGTH, fields)))
+    assert torch.equal(batch["input_ids"], packed(LISTS))
+    assert torch.equal(batch["labels"], packed(LISTS))
+    assert bool(batch["attention_mask"].all())
+
+
+def test_columns_that_are_not_asked_for_may_hold_anything(tmp_path: Path) -> None:
+    odd = pa.array([[1, None]] * 60, pa.list_(pa.int64()))
+    parquet.write_table(pa.table({"input_ids": LISTS, "odd": odd}), tmp_path / "a.parquet")
+    batch = joined(list(read_packed_tokens([tmp_path / "a.parquet"], LENGTH, ["input_ids"])))
+    assert torch.equal(batch["input_ids"], packed(LISTS))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + as_lines(LISTS, "input_ids"))
+    assert torch.equal(joined(list(read_packed_tokens([tmp_path / "a.jsonl"], LENGTH)))["input_ids"], packed(LISTS))
+
+
 # --- folders and splits ----------------------------------------------------------------------------------------------
 
 
@@ -193,6 +216,23 @@ def test_a_saved_data_set_is_the_files_that_it_lists(tmp_path: Path) -> None:
     save_to_disk(tmp_path / "d", {"id": list(range(20))}, files=3)
     assert ids_of(tmp_path / "d") == list(range(20)), "the cache is not read"
     assert ids_of(tmp_path) == list(range(20)), "nor from the folder above"
+
+
+def test_a_cache_is_refused_and_other_files_of_such_a_name_are_not(tmp_path: Path) -> None:
+    save_to_disk(tmp_path / "d", {"id": list(range(20))})
+    with pytest.raises(DataError, match=r"is a cache of map\(\) or filter\(\)"):
+        ids_of(next((tmp_path / "d").glob("cache-*.arrow")))
+    (tmp_path / "cache-sizes").mkdir()
+    np.savez(tmp_path / "cache-sizes" / "cache-2024.npz", id=np.arange(3))
+    assert ids_of(tmp_path / "cache-sizes") == [0, 1, 2]
+
+
+def test_a_selection_of_rows_is_refused(tmp_path: Path) -> None:
+    save_to_disk(tmp_path / "d", {"id": list(range(20))})
+    state = json.loads((tmp_path / "d" / "state.json").read_text())
+    (tmp_path / "d" / "state.json").write_text(json.dumps(state | {"_indices_files": [{"filename": "indices.arrow"}]}))
+    with pytest.raises(DataError, match="holds a selection of rows"):
+        ids_of(tmp_path / "d")
 
 
 def saved_splits(folder: Path) -> None:
@@ -223,6 +263,16 @@ def mds_splits(folder: Path) -> None:
         write_mds(folder / name, [{"id": str(value).encode()} for value in values], {"id": "str_int"})
 
 
+def tar_splits(folder: Path) -> None:
+    folder.mkdir()
+    for name, values in {
+        "train-000000": range(10),
+        "train-000001": range(10, 20),
+        "test-000000": range(20, 25),
+    }.items():
+        write_tar(folder / f"{name}.tar", {f"{value}.id": str(value).encode() for value in values})
+
+
 def line_splits(folder: Path) -> None:
     folder.mkdir()
     for name, values in {"train": range(20), "test": range(20, 25)}.items():
@@ -230,7 +280,7 @@ def line_splits(folder: Path) -> None:
         (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
 
 
-@pytest.mark.parametrize("write", [saved_splits, hub_splits, cached_splits, mds_splits, line_splits])
+@pytest.mark.parametrize("write", [saved_splits, hub_splits, cached_splits, mds_splits, tar_splits, line_splits])
 def test_a_split_is_asked_for(write: Callable[[Path], None], tmp_path: Path) -> None:
     write(tmp_path / "d")
     for path in (tmp_path / "d", tmp_path):

@@ -104,13 +104,20 @@ def _encode_chat(place: str, messages: object, encode: ChatEncoder) -> tuple[Seq
     for message in messages:
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise DataError(f"{place} has a message without a role; give each message a 'role' and a 'content'")
+        if not isinstance(message.get("content") or "", str):
+            raise DataError(
+                f"{place} has a message whose content is no text; give text, as there are no pictures in rows"
+            )
     try:
         # Arrow gives each message all keys that one of them has.
-        return encode([{key: value for key, value in one.items() if value is not None} for one in messages])
+        ids, mask = encode([{key: value for key, value in one.items() if value is not None} for one in messages])
     except DataError as error:
-        raise DataError(f"{place}: {error}") from error
+        raise DataError(f"{place} cannot be given labels: {error}") from error
     except Exception as error:  # templates raise anything
         raise DataError(f"{place} cannot be rendered by the tokenizer's chat template: {error}") from error
+    if not any(mask) and any(one["role"] == "assistant" and one.get("content") for one in messages):
+        raise DataError(f"{place} has an answer, and the chat template marks no token of it; mend its generation marks")
+    return ids, mask
 
 
 def _encode_marked(tokenizer: Any, messages: Messages) -> tuple[Sequence[int], Sequence[int]]:

@@ -36,9 +36,9 @@ def open_binary(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[str]]:
-    """Open a file to read its text, as `open_binary`; ends of lines stay as they are."""
+    """Open a file to read its text, as `open_binary`; ends of lines stay, a byte order mark goes."""
     with open_binary(path) as file:
-        yield io.TextIOWrapper(file, encoding="utf-8", newline="")
+        yield io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
 
 
 class _ZstdFile(io.RawIOBase):

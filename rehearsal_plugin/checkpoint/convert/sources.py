@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
-from rehearsal_plugin.checkpoint.convert.splits import chosen_entries, is_mds_folder, listed_parts
+from rehearsal_plugin.checkpoint.convert.splits import chosen_entries, is_cache, is_mds_folder, listed_parts
 from rehearsal_plugin.errors import DataError
 
 __all__ = ["Source", "find_sources", "name_unreadable"]
@@ -60,6 +60,8 @@ def find_sources(
     sources: list[Source] = []
     chosen: list[str] = []  # filled by the folders that have splits
     for path in paths:
+        if is_cache(path):
+            raise DataError(f"{path} is a cache of map() or filter(), and no part of the data set; give its folder")
         inside = list(_walk(path, split, chosen)) if path.is_dir() else [_source_of(path)]
         known = [source for source in inside if source is not None and source.form in forms]
         sources += [source for source in known if source.form not in asides or not path.is_dir()] or known
@@ -68,7 +70,8 @@ def find_sources(
             raise DataError(f"{path} is no file that ends in {endings}, and no folder of such files")
     if split is not None and not chosen:
         raise DataError(f"there is no split '{split}': the data has none; leave out --split")
-    return list(dict.fromkeys(sources))  # a shell's `*` gives both files of a Megatron corpus
+    # A shell's `*` gives both files of a Megatron corpus.
+    return [source for at, source in enumerate(sources) if source.form != "megatron" or source not in sources[:at]]
 
 
 @contextmanager

@@ -14,11 +14,12 @@ from typing import Any
 
 from rehearsal_plugin.errors import DataError
 
-__all__ = ["chosen_entries", "is_mds_folder", "listed_parts"]
+__all__ = ["chosen_entries", "is_cache", "is_mds_folder", "listed_parts"]
 
 SPLIT = re.compile(r"(?:.*-)?((?:train|training|test|testing|val|valid|validation|dev|eval)(?:_\w+)?)")
 """Name without endings: `train`, `train_sft`, `wiki-train`."""
-SHARD = re.compile(r"[.-]\d+-of-\d+$")
+SHARD = re.compile(r"[.-]\d+(-of-\d+)?$")
+CACHE = re.compile(r"cache-[0-9a-z]+(_\d+_of_\d+)?\.arrow")
 
 
 def listed_parts(folder: Path, split: str | None, chosen: list[str]) -> list[Path] | None:
@@ -57,6 +58,12 @@ def is_mds_folder(folder: Path) -> bool:
     return (folder / "index.json").is_file() and "shards" in _read_object(folder / "index.json")
 
 
+def is_cache(path: Path) -> bool:
+    """Whether a file is the result of an earlier `map` or `filter`, beside the data set of Hugging Face."""
+    beside = ("state.json", "dataset_info.json")
+    return CACHE.fullmatch(path.name) is not None and any((path.parent / name).is_file() for name in beside)
+
+
 def chosen_entries(folder: Path, split: str | None, chosen: list[str]) -> tuple[list[Path], str | None]:
     """Entries of a plain folder, sorted, and the split to look for below them.
 
@@ -69,7 +76,7 @@ def chosen_entries(folder: Path, split: str | None, chosen: list[str]) -> tuple[
     entries = [
         entry
         for entry in sorted(folder.iterdir())
-        if not entry.name.startswith((".", "cache-")) and not (entry.is_symlink() and entry.is_dir())
+        if not (entry.name.startswith(".") or CACHE.fullmatch(entry.name) or (entry.is_symlink() and entry.is_dir()))
     ]
     by_split: dict[str, list[Path]] = {}
     for entry in entries:

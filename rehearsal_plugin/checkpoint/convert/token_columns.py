@@ -1,12 +1,12 @@
 """Rows from columns of token ids: lists of any length are joined, all columns alike, and cut into rows of one length.
 
-As `group_texts` of Hugging Face's `run_clm.py` does. Nothing is put between the lists: whoever tokenised the documents
-has put the token there that ends one.
+Padding, where an `attention_mask` is 0, is left out first. As in `group_texts` of Hugging Face's `run_clm.py`, nothing
+is put between the lists: whoever tokenised the documents has put the token there that ends one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -80,66 +80,69 @@ def _joined_lists(path: Path, batch: Mapping[str, Lists], names: Sequence[str]) 
         raise DataError(
             f"{path} has no lists of integers in {missing}, as the rows before it have; choose with --fields"
         )
-    for name in names:
+    mask = batch.get("attention_mask")
+    for name in (*names, *(["attention_mask"] if mask else [])):
         if not np.array_equal(batch[name][0], batch[names[0]][0]):
             raise DataError(
                 f"'{name}' of {path} has rows of another length than '{names[0]}'; choose columns with --fields"
             )
-    return {name: batch[name][1] for name in names}
+    if mask is None or mask[1].all():
+        return {name: batch[name][1] for name in names}
+    return {name: batch[name][1][mask[1] != 0] for name in names}
 
 
 def _read_lists(source: Source, fields: Collection[str] | None) -> Iterator[dict[str, Lists]]:
-    wanted = None if fields is None else set(fields)
-    if wanted is not None and wanted & MADE:
-        wanted |= {"input_ids"}
-    for columns in _read_integers(source):
-        chosen = {name: lists for name, lists in columns.items() if wanted is None or name in wanted}
-        missing = sorted((wanted or set()) - set(chosen) - (MADE if "input_ids" in chosen else set()))
-        if missing or not chosen:
+    """The columns in `fields`, and `input_ids` and `attention_mask` where these are needed."""
+    wanted = set(fields or ()) | {"attention_mask"} | ({"input_ids"} if MADE & set(fields or ()) else set())
+    for columns in _read_integers(source, lambda name: fields is None or name in wanted):
+        missing = sorted(set(fields or ()) - set(columns) - (MADE if "input_ids" in columns else set()))
+        if missing or not columns:
             raise DataError(
                 f"{source.path} has no lists of integers{f' in {missing}' if missing else ''}; it has them in "
                 f"{sorted(columns)}; texts need --tokenizer"
             )
-        yield chosen
+        yield columns
 
 
-def _read_integers(source: Source) -> Iterator[dict[str, Lists]]:
-    """All columns of lists of integers, some megabytes at a time."""
+def _read_integers(source: Source, is_wanted: Callable[[str], bool]) -> Iterator[dict[str, Lists]]:
+    """Columns of lists of integers, some megabytes at a time."""
     if source.form == "megatron":
         for tokens in read_megatron_tokens(source.path):
             yield {"input_ids": (np.array([len(tokens)]), tokens)}
     elif source.form in ("arrow", "parquet"):
         for batch in read_arrow_batches(source.path, None):
-            lists = {name: _arrow_lists(source.path, name, batch.column(name)) for name in batch.schema.names}
-            yield {name: found for name, found in lists.items() if found is not None}
+            names = [name for name in filter(is_wanted, batch.schema.names) if _holds_integers(batch.column(name).type)]
+            yield {name: _arrow_lists(source.path, name, batch.column(name)) for name in names}
     elif source.form in RECORD_FORMS:
         records = read_records(source)
         while group := list(islice(records, ROWS_AT_ONCE)):
-            yield {name: _record_lists(source.path, name, group) for name in group[0] if _is_list(group[0][name])}
+            names = [name for name in filter(is_wanted, group[0]) if _is_list(group[0][name])]
+            yield {name: _record_lists(source.path, name, group) for name in names}
     else:
         for tensors in read_columns(source, None):
             yield {
                 name: (np.full(len(rows), rows.shape[1]), rows.numpy().astype(np.int64).ravel())
                 for name, rows in tensors.items()
-                if rows.ndim == 2 and not rows.is_floating_point() and rows.dtype != torch.bool
+                if is_wanted(name) and rows.ndim == 2 and not rows.is_floating_point() and rows.dtype != torch.bool
             }
 
 
-def _arrow_lists(path: Path, name: str, array: Any) -> Lists | None:
+def _holds_integers(kind: Any) -> bool:
+    """Whether a type of Arrow is one of lists of integers."""
     import pyarrow as pa
+
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and pa.types.is_integer(kind.value_type))
+
+
+def _arrow_lists(path: Path, name: str, array: Any) -> Lists:
     import pyarrow.compute as pc
 
-    kind = array.type
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        return None
-    if not pa.types.is_integer(kind.value_type):
-        return None
     values = array.flatten()
     if array.null_count or values.null_count:
         raise DataError(f"column '{name}' of {path} has nulls in it; fill or drop them")
-    return pc.list_value_length(array).to_numpy(zero_copy_only=False), values.to_numpy(zero_copy_only=False).astype(
-        np.int64
-    )
+    lengths = pc.list_value_length(array).to_numpy(zero_copy_only=False)
+    return lengths, values.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _is_list(value: object) -> bool:
@@ -153,5 +156,7 @@ def _record_lists(path: Path, name: str, group: Sequence[Mapping[str, Any]]) -> 
     values = [record.get(name) for record in group]
     if not all(map(_is_list, values)):
         odd = next(value for value in values if not _is_list(value))
-        raise DataError(f"'{name}' of {path} holds a {type(odd).__name__} where a list of integers should be")
+        raise DataError(
+            f"'{name}' of {path} holds a {type(odd).__name__} where a list of integers should be; choose with --fields"
+        )
     return np.array([len(value) for value in values]), joined_arrays(values)  # type: ignore[arg-type]

@@ -71,5 +71,5 @@ def _decode_member(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo
     try:
         value = decode(data.read() if data is not None else b"")
     except ValueError as error:
-        raise DataError(f"member {member.name} of {path} is no {ending}: {error}") from error
+        raise DataError(f"member {member.name} of {path} cannot be read as {ending}: {error}") from error
     return value if isinstance(value, dict) else {ending: value}
