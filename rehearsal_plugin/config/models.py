@@ -47,7 +47,7 @@ class RehearsalConfig(Section):
     ratio_in: Literal["rows", "tokens"] = Field(
         default="rows",
         description="What the ratio is a share of: rows, or positions that are no padding, where rows differ in "
-        "length.",
+        "length. Of fields that differ in length, the longest of each row counts.",
     )
     ratio_schedule: RatioSchedule | None = Field(
         default=None, description="A ratio that rises or falls while the job runs; constant when left out."

@@ -136,8 +136,9 @@ class PaddingConfig(Section):
     )
     values: Annotated[dict[Name, float], Field(min_length=1)] | None = Field(
         default=None,
-        description="Dotted names of the batch fields that have the length of the row, and what each is padded with. "
-        "When left out, those that tokenizers of Hugging Face give: 'input_ids', 'attention_mask', 'labels' and so on.",
+        description="Dotted names of the batch fields that have a length, and what each is padded with. "
+        "When left out, those that tokenizers of Hugging Face give: 'input_ids', 'attention_mask', 'labels' and so on, "
+        "also behind 'decoder_', 'chosen_', 'rejected_' and 'KL_'. Fields may differ in length in a batch.",
     )
     token_id: int | None = Field(
         default=None,

@@ -45,7 +45,7 @@ class BatchForm(Protocol):
         """
 
     def fit(self, batch: FlatBatch, replayed: Mapping[str, Tensor]) -> tuple[FlatBatch, Mapping[str, Tensor]]:
-        """A batch and replayed samples, `[r, *shape]` a field, with rows of one length."""
+        """A batch and replayed samples, `[r, *shape]` a field, of which each field has one length in both."""
 
     def join(
         self,

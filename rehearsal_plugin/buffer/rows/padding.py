@@ -1,4 +1,4 @@
-"""Rows of different length: stored at one length, replayed at that of the longest row of the batch.
+"""Rows of different length: stored at one length, replayed as long as the longest row of the batch.
 
 A position is padding if it and all behind it hold the padding of every padded field. So a row may end with a token
 that is also used as padding, as long as its label or its place in the mask says that it counts. With 0 as padding of
@@ -7,11 +7,18 @@ both fields, these rows have the lengths 3, 2 and 0::
     tokens  5 7 0 0     mask  1 1 1 0     length 3   (the 0 counts: its mask is 1)
             5 7 0 0           1 1 0 0            2
             0 0 0 0           0 0 0 0            0
+
+Fields may have widths of their own, such as the chosen and the rejected answer of a preference pair, or the inputs and
+the labels of an encoder-decoder model. All are stored at one length. In a batch, fields of one width keep one width,
+so tokens and their mask never part::
+
+    batch     chosen [4, 9]   chosen_mask [4, 9]   rejected [4, 6]      replayed row: 11 chosen, 5 rejected
+    joined    chosen [5, 11]  chosen_mask [5, 11]  rejected [5, 6]
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -37,6 +44,9 @@ USUAL: Mapping[str, float] = {
 }
 """What tokenizers and collators of Hugging Face pad with, but for `input_ids` themselves."""
 
+PREFIXES = ("", "decoder_", "chosen_", "rejected_", "KL_")
+"""Before the names of other sequences of a row: of an encoder-decoder model, and of TRL's preference trainers."""
+
 
 LEAST_LONGEST = 4096
 """Positions that rows can have at least where nothing says it."""
@@ -49,7 +59,7 @@ class Fields(Protocol):
 
 
 class Padding:
-    """Pads and cuts the fields that have the length of the row, in dimension 1.
+    """Pads and cuts the fields that have a length, in dimension 1.
 
     Args:
         config: The section `rehearsal.padding`.
@@ -67,76 +77,90 @@ class Padding:
         """The batch at the length at which rows are stored.
 
         Raises:
-            BatchError: A padded field is missing, has no length, has another than the others, or is too long.
+            BatchError: A padded field is missing, has no length, or is too long.
         """
         flat = flatten(batch)
         self.values = self.values or self._usual_values(flat)
-        width = self._check_width(flat)
-        self.length = self.length or longest_for(width)
-        return flat.with_leaves(self._fitted(flat, self.length))
+        longest = max(self._names_by_width(flat))
+        self.length = self.length or longest_for(longest)
+        return flat.with_leaves(self._fitted(flat, self.values, self.length))
 
     def narrow(self, batch: FlatBatch) -> FlatBatch:
-        """The batch at the length of its longest row."""
-        return batch.with_leaves(self._fitted(batch, self._longest(batch)))
+        """A batch of the stored length at that of its longest row, in all fields."""
+        return batch.with_leaves(self._fitted(batch, self.values, self._longest(batch, self.values)))
 
     def alike(self, batch: FlatBatch, replayed: Mapping[str, Tensor]) -> tuple[FlatBatch, Mapping[str, Tensor]]:
-        """A batch and the fields of replayed rows of the stored length, both at the length that holds all of them.
+        """A batch and the fields of replayed rows of the stored length, both at lengths that hold all of them.
 
-        The batch keeps its own where that is longer.
+        Fields of one width in the batch have one in both; it is that of the batch where that is longer.
         """
-        width = max(self._check_width(batch), self._longest(replayed))
-        return batch.with_leaves(self._fitted(batch, width)), {**replayed, **self._fitted(replayed, width)}
+        leaves, columns = dict[str, Tensor](), dict(replayed)
+        for width, names in self._names_by_width(batch).items():
+            common = max(width, self._longest(replayed, names))
+            leaves |= self._fitted(batch, names, common)
+            columns |= self._fitted(replayed, names, common)
+        return batch.with_leaves(leaves), columns
 
     def lengths(self, fields: Fields) -> Tensor:
-        """Positions of each row up to its last that is no padding, `[n]` int64."""
-        first = fields[self._first]
-        counts = torch.zeros(first.shape[:2], dtype=torch.bool, device=first.device)
-        for name, value in self.values.items():
-            field = fields[name]
-            counts = counts.to(field.device)
-            counts |= field != value if field.ndim == 2 else (field != value).flatten(2).any(2)
-        places = torch.arange(1, counts.shape[1] + 1, device=counts.device)
-        return (counts * places).amax(1) if counts.numel() else counts.new_zeros(len(counts), dtype=torch.int64)
+        """Positions of each row up to its last that is no padding in any field, `[n]` int64."""
+        return self._lengths(fields, self.values)
+
+    def _lengths(self, fields: Fields, names: Iterable[str]) -> Tensor:
+        counted: dict[int, Tensor] = {}  # by width, `[n, width]`
+        for name in names:
+            field, value = fields[name], self.values[name]
+            counts = field != value if field.ndim == 2 else (field != value).flatten(2).any(2)
+            before = counted.get(field.shape[1])
+            counted[field.shape[1]] = counts if before is None else before.to(counts.device) | counts
+        first, *others = (_last_counted(counts) for counts in counted.values())
+        for lengths in others:
+            first = torch.maximum(first.to(lengths.device), lengths)
+        return first
 
     def _usual_values(self, batch: FlatBatch) -> Mapping[str, float]:
-        """The padding of the fields that have a well-known name, and the length of `input_ids`.
+        """The padding of the fields that have a well-known name, and the length of their tokens.
 
         Raises:
             BatchError: There are no `input_ids` `[rows, length]`, or nothing tells their padding.
         """
-        tokens = batch.get("input_ids")
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2:
+        tokens = {prefix: batch.get(f"{prefix}input_ids") for prefix in PREFIXES}
+        shapes = {prefix: ids.shape for prefix, ids in tokens.items() if isinstance(ids, Tensor) and ids.ndim == 2}
+        if not shapes:
             raise BatchError(
                 "rehearsal.padding.values is left out, and the batch has no 'input_ids' [rows, length]; name the "
                 f"fields that are padded, out of {sorted(batch.names)}"
             )
-        if self._token_id is None and "attention_mask" not in batch.structure.places:
+        unmasked = [prefix for prefix in shapes if f"{prefix}attention_mask" not in batch.structure.places]
+        if self._token_id is None and unmasked:
+            prefix = unmasked[0]
             raise BatchError(
-                "the batch has no 'attention_mask', so the padding of 'input_ids' counts; give rehearsal.padding."
-                "token_id, such as tokenizer.pad_token_id, or rehearsal.padding.values"
+                f"the batch has no '{prefix}attention_mask', so the padding of '{prefix}input_ids' counts; give "
+                "rehearsal.padding.token_id, such as tokenizer.pad_token_id, or rehearsal.padding.values"
             )
         values = {**USUAL, "input_ids": self._token_id or 0}
-        return {name: values[name] for name in values if _has_length(batch.get(name), tokens.shape)}
+        return {
+            f"{prefix}{name}": value
+            for prefix, shape in shapes.items()
+            for name, value in values.items()
+            if _is_sequence(name, batch.get(f"{prefix}{name}"), shape)
+        }
 
-    @property
-    def _first(self) -> str:
-        return next(iter(self.values))
+    def _longest(self, fields: Fields, names: Iterable[str]) -> int:
+        lengths = self._lengths(fields, names)
+        return int(lengths.max()) if len(lengths) else 0
 
-    def _longest(self, fields: Fields) -> int:
-        return int(self.lengths(fields).max()) if len(fields[self._first]) else 0
-
-    def _check_width(self, batch: FlatBatch) -> int:
-        """The common length of the padded fields, checked."""
-        widths = {name: self._width_of(batch, name) for name in self.values}
-        if len(set(widths.values())) > 1:
-            raise BatchError(f"the padded fields of a batch have one length, and not {widths}")
-        width = next(iter(widths.values()))
-        if self.length is not None and width > self.length:
+    def _names_by_width(self, batch: FlatBatch) -> Mapping[int, list[str]]:
+        """The padded fields that have each width, checked."""
+        names: dict[int, list[str]] = {}
+        for name in self.values:
+            names.setdefault(self._width_of(batch, name), []).append(name)
+        longest = max(names)
+        if self.length is not None and longest > self.length:
             raise BatchError(
-                f"the rows of this batch have {width} positions, and rehearsal.padding.length is {self.length}; "
+                f"the rows of this batch have {longest} positions, and rehearsal.padding.length is {self.length}; "
                 "raise it, or cut the rows"
             )
-        return width
+        return names
 
     def _width_of(self, batch: FlatBatch, name: str) -> int:
         field = batch.get(name)
@@ -148,9 +172,9 @@ class Padding:
             )
         return field.shape[1]
 
-    def _fitted(self, fields: Fields, width: int) -> dict[str, Tensor]:
-        """The padded fields at another length, by name."""
-        return {name: _at_width(fields[name], width, value) for name, value in self.values.items()}
+    def _fitted(self, fields: Fields, names: Iterable[str], width: int) -> dict[str, Tensor]:
+        """The fields `names` at another length, by name."""
+        return {name: _at_width(fields[name], width, self.values[name]) for name in names}
 
 
 def longest_for(width: int) -> int:
@@ -158,9 +182,17 @@ def longest_for(width: int) -> int:
     return max(LEAST_LONGEST, 4 << (width - 1).bit_length())
 
 
-def _has_length(leaf: Any, shape: Any) -> bool:
-    """Whether a leaf has the rows and positions of `shape`."""
-    return isinstance(leaf, Tensor) and leaf.shape[:2] == shape
+def _last_counted(counts: Tensor) -> Tensor:
+    """One more than the last true place of each row of `counts` `[n, width]`, `[n]` int64."""
+    places = torch.arange(1, counts.shape[1] + 1, device=counts.device)
+    return (counts * places).amax(1) if counts.numel() else counts.new_zeros(len(counts), dtype=torch.int64)
+
+
+def _is_sequence(name: str, leaf: Any, shape: Any) -> bool:
+    """Whether a leaf has the rows and positions of `shape`, or is the labels of another sequence."""
+    if not isinstance(leaf, Tensor) or leaf.shape[:1] != shape[:1]:
+        return False
+    return leaf.shape[:2] == shape or (name == "labels" and leaf.ndim == 2 and leaf.dtype in (torch.int32, torch.int64))
 
 
 def _at_width(field: Tensor, width: int, padding: float) -> Tensor:

@@ -19,8 +19,11 @@ COLLATORS = (
     "trl.trainer.sft_trainer.DataCollatorForLanguageModeling",
     "trl.trainer.dpo_trainer.DataCollatorForPreference",
     "trl.trainer.reward_trainer.DataCollatorForPreference",
+    "trl.trainer.kto_trainer.DataCollatorForUnpairedPreference",
+    "trl.experimental.tpo.tpo_trainer.DataCollatorForTriplePreference",
+    "trl.experimental.utils.DPODataCollatorWithPadding",
 )
-"""Collators that pad the rows of a batch to the longest of them, behind."""
+"""Collators that pad the sequences of a batch to the longest of them, behind."""
 
 LONGEST = 4096
 """Positions up to which the limit of a tokenizer is taken for the length of the rows; many name that of the model."""
@@ -45,9 +48,7 @@ def with_padding(config: RehearsalConfig, trainer: Any) -> RehearsalConfig:
 
 
 def _pads(trainer: Any) -> bool:
-    """Whether the trainer's collator is known to pad rows behind, to one length for all fields."""
-    if getattr(getattr(trainer.model, "config", None), "is_encoder_decoder", False):
-        return False  # inputs and labels have lengths of their own
+    """Whether the trainer's collator is known to pad rows behind."""
     tokenizer = getattr(trainer.data_collator, "tokenizer", None)
     if getattr(tokenizer, "padding_side", "right") != "right":
         return False

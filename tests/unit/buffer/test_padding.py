@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.buffer.rows.padding import Padding
@@ -14,48 +13,14 @@ from rehearsal_plugin.config import PaddingConfig
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.integrations.inject.loader import RehearsalLoader
+from tests.helpers.padded_rows import EOS, IGNORED, LONGEST, VALUES, Batch, collate, new_batch, number_of, numbers, row
 from tests.helpers.ranks import run_ranks
 
-EOS, IGNORED, LONGEST = 7, -100, 24
-VALUES = {"input_ids": EOS, "attention_mask": 0, "labels": IGNORED}
 SECTION: dict[str, Any] = {
     "buffer": {"capacity": 200},
     "padding": {"length": LONGEST, "values": VALUES},
     "representatives": 4,
 }
-
-Batch = dict[str, Tensor]
-
-
-def row(number: int) -> Batch:
-    """A text that ends with EOS, of a length of its own; its prompt has no labels."""
-    length = 3 + (number * 7) % 18
-    ids = torch.arange(length) + 10 + number * 100
-    ids[-1] = EOS
-    labels = ids.clone()
-    labels[: length // 3] = IGNORED
-    return {"input_ids": ids, "attention_mask": torch.ones(length, dtype=torch.int64), "labels": labels}
-
-
-def collate(rows: list[Batch]) -> Batch:
-    """As collators do: padded behind, to the longest row."""
-    return {
-        name: torch.nn.utils.rnn.pad_sequence([one[name] for one in rows], batch_first=True, padding_value=value)
-        for name, value in VALUES.items()
-    }
-
-
-def new_batch(step: int, size: int = 6, rank: int = 0) -> Batch:
-    return collate([row(number) for number in numbers(step, size, rank)])
-
-
-def numbers(step: int, size: int = 6, rank: int = 0) -> range:
-    first = 1000 * rank + step * size
-    return range(first, first + size)
-
-
-def number_of(ids: Tensor) -> int:
-    return int((ids[0] - 10) // 100)
 
 
 def whole(batch: Batch) -> list[int]:
@@ -222,9 +187,3 @@ def test_a_field_that_is_not_there_is_refused() -> None:
 def test_a_field_without_a_length_is_refused() -> None:
     with pytest.raises(BatchError, match=r"names 'labels', which has no length: the batch has shape \(6,\)"):
         padding().widen({**new_batch(0), "labels": torch.zeros(6)})
-
-
-def test_fields_of_two_lengths_are_refused() -> None:
-    batch = new_batch(0)
-    with pytest.raises(BatchError, match="one length, and not"):
-        padding().widen({**batch, "labels": batch["labels"][:, :-1]})
