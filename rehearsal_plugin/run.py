@@ -3,6 +3,7 @@
     deepspeed --num_gpus 8 --module rehearsal_plugin.run train.py --deepspeed_config ds_config.json
     torchrun --nproc_per_node 8 -m rehearsal_plugin.run train.py
     horovodrun -np 8 --gloo python -m rehearsal_plugin.run --rehearsal-config rehearsal.yaml train.py
+    python -m rehearsal_plugin.run --rehearsal-config rehearsal.yaml trl sft --model_name_or_path ...
 
 These calls of the script then attach a buffer:
 
@@ -49,10 +50,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Arguments of the command line, without the program; None takes those of this process.
 
     Raises:
+        SystemExit: The options or the script cannot be used.
         MissingDependencyError: None of the frameworks is installed, or a job without a file lacks DeepSpeed.
         ConfigError: The file of `--rehearsal-config` cannot be used.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if not options.module:
+        options.script = _script_or_program(options.script, parser)
     source = options.rehearsal_config
     withdraw()
     _patch_frameworks(None if source is None else RehearsalConfig.load(source, open_names=True))
@@ -104,6 +109,17 @@ def _run_script(options: argparse.Namespace) -> None:
         runpy.run_path(options.script, run_name="__main__")
 
 
+def _script_or_program(name: str, parser: argparse.ArgumentParser) -> str:
+    """The script `name`, or else the program of that name in `PATH`; first the one beside this interpreter."""
+    if Path(name).is_file() or Path(name, "__main__.py").is_file():
+        return name
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    program = None if os.sep in name else shutil.which(name, path=os.pathsep.join(folders))
+    if program is None:
+        parser.error(f"there is no script '{name}', and no program of that name in PATH")
+    return program
+
+
 def _patch_frameworks(config: RehearsalConfig | None) -> None:
     """Patch the frameworks that are installed."""
     frameworks = ("deepspeed", "horovod", "transformers")
@@ -152,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"exit with status {NOTHING_ATTACHED} where the script ends without a buffer in any of its processes",
     )
     parser.add_argument("-m", "--module", action="store_true", help="the script is the name of a module")
-    parser.add_argument("script", help="the training script")
+    parser.add_argument("script", help="the training script, or a Python program in PATH such as trl")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="arguments of the script")
     return parser
 

@@ -150,3 +150,41 @@ def test_no_script_is_a_usage_error() -> None:
     done = start("-m", "rehearsal_plugin.run")
     assert done.returncode == 2
     assert "the following arguments are required: script" in done.stderr
+
+
+PROGRAM = """#!{python}
+import sys
+print("program:", sys.argv[0], *sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in a folder of `PATH`."""
+    path = tmp_path / "bin" / "trainer-of-models"
+    path.parent.mkdir()
+    path.write_text(PROGRAM.format(python=sys.executable))
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{path.parent}{os.pathsep}{os.environ['PATH']}")
+    return path
+
+
+def test_a_program_is_found_in_the_path(tmp_path: Path, program: Path) -> None:
+    (tmp_path / program.name).mkdir()  # such as a checkout: no script
+    done = start("-m", "rehearsal_plugin.run", program.name, "sft", "--lr", "1", folder=tmp_path)
+    succeed(done)
+    assert f"program: {program} sft --lr 1" in done.stdout
+
+
+def test_a_script_goes_before_a_program_of_its_name(tmp_path: Path, program: Path) -> None:
+    (tmp_path / program.name).write_text("print('script')")
+    done = start("-m", "rehearsal_plugin.run", program.name, folder=tmp_path)
+    succeed(done)
+    assert "script" in done.stdout.split()
+
+
+@pytest.mark.parametrize("name", ["no-such-trainer", "./trainer-of-models"])
+def test_what_is_no_script_and_no_program_is_named(tmp_path: Path, program: Path, name: str) -> None:
+    done = start("-m", "rehearsal_plugin.run", name, folder=tmp_path)
+    assert done.returncode == 2
+    assert f"there is no script '{name}', and no program of that name in PATH" in done.stderr
