@@ -15,7 +15,7 @@ import yaml
 
 from tests.helpers.clients.claims import assert_replay, assert_same_from
 from tests.helpers.clients.runs import Run, run_client, section_file
-from tests.helpers.clients.tiny_llm import LONGEST, PAD
+from tests.helpers.clients.tiny_llm import LONGEST
 from tests.helpers.ranks import free_port
 
 pytestmark = pytest.mark.clients
@@ -26,7 +26,6 @@ DATASETS: dict[str, Any] = {
     "alpaca": {},
     "ranking": {"ranking": True, "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}},
 }
-VALUES = {"input_ids": PAD, "attention_mask": 0, "labels": -100}
 SETTINGS: dict[str, Any] = {
     "do_train": True,
     "finetuning_type": "full",
@@ -68,6 +67,8 @@ def train(tiny: Path, folder: Path, stage: str, data: str, *, section: Path | No
     [
         pytest.param("pt", "text", 1, {}, id="pt, packed"),
         pytest.param("sft", "alpaca", 1, {}, id="sft"),
+        pytest.param("sft", "alpaca", 1, {"packing": True}, id="sft, packed"),
+        pytest.param("sft", "alpaca", 1, {"neat_packing": True}, id="sft, neat_packing"),
         pytest.param("dpo", "ranking", 2, {}, id="dpo"),
         pytest.param("rm", "ranking", 2, {}, id="rm"),
     ],
@@ -75,14 +76,14 @@ def train(tiny: Path, folder: Path, stage: str, data: str, *, section: Path | No
 def test_rows_are_replayed_in_the_workers(
     tiny: Path, tmp_path: Path, stage: str, data: str, parts: int, keys: dict[str, Any]
 ) -> None:
-    section = section_file(tmp_path, padding=VALUES)
+    section = section_file(tmp_path)
     plain = train(tiny, tmp_path / "plain", stage, data, **keys)
     assert_replay(plain, train(tiny, tmp_path / "replayed", stage, data, section=section, **keys), parts)
 
 
 def test_a_resumed_run_goes_on_bit_for_bit(tiny: Path, tmp_path: Path) -> None:
     # Under DeepSpeed: without it, resuming on CPU fails in the transformers release that LLaMA-Factory pins.
-    section = section_file(tmp_path, padding=VALUES)
+    section = section_file(tmp_path)
     engine = tmp_path / "zero2.json"
     keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping")
     engine.write_text(json.dumps({**dict.fromkeys(keys, "auto"), "zero_optimization": {"stage": 2}}))

@@ -13,7 +13,6 @@ import trl
 from tests.clients.trl.commands import ONE_TOKEN_KINDS, TRL, command, deepspeed_ranks, plain_ranks
 from tests.helpers.clients.claims import assert_replay, assert_same_from
 from tests.helpers.clients.runs import run_client, section_file
-from tests.helpers.clients.tiny_llm import PAD
 
 pytestmark = pytest.mark.clients
 
@@ -36,7 +35,7 @@ def test_rows_are_replayed_in_the_workers(
     tiny: Path, tmp_path: Path, data: str, options: list[str], passes: int
 ) -> None:
     given = command("sft", tiny / data, tiny / "model", [*plain_ranks(), *options])
-    section = section_file(tmp_path, padding=ONE_TOKEN_KINDS)
+    section = section_file(tmp_path)
     plain = run_client([*given, "--output_dir", tmp_path / "a"], tmp_path / "plain")
     replayed = run_client([*given, "--output_dir", tmp_path / "b"], tmp_path / "replayed", section=section)
     assert_replay(plain, replayed, passes=passes)
@@ -46,7 +45,7 @@ def test_rows_are_replayed_in_the_workers(
 @pytest.mark.parametrize("stage", [2, 3])
 def test_rows_are_replayed_under_deepspeed(tiny: Path, tmp_path: Path, stage: int) -> None:
     given = command("sft", tiny / "text", tiny / "model", deepspeed_ranks(tmp_path, stage))
-    section = section_file(tmp_path, padding=ONE_TOKEN_KINDS)
+    section = section_file(tmp_path)
     plain, replayed = (
         run_client([*given, "--output_dir", tmp_path / name], tmp_path / f"{name}_run", section=with_it, may_abort=True)
         for name, with_it in (("plain", None), ("replayed", section))
@@ -55,10 +54,11 @@ def test_rows_are_replayed_under_deepspeed(tiny: Path, tmp_path: Path, stage: in
 
 
 def test_pairs_are_replayed_whole_in_the_workers(tiny: Path, tmp_path: Path) -> None:
-    given = command("dpo", tiny / "pairs", tiny / "model", plain_ranks())
-    section = section_file(tmp_path, padding={"input_ids": PAD, "attention_mask": 0, "completion_mask": 0})
-    plain = run_client([*given, "--output_dir", tmp_path / "a"], tmp_path / "plain")
-    replayed = run_client([*given, "--output_dir", tmp_path / "b"], tmp_path / "replayed", section=section)
+    program, *given = command("dpo", tiny / "pairs", tiny / "model", plain_ranks())
+    section = section_file(tmp_path)
+    plain = run_client([program, *given, "--output_dir", tmp_path / "a"], tmp_path / "plain")
+    by_name = ["trl", *given, "--output_dir", tmp_path / "b"]
+    replayed = run_client(by_name, tmp_path / "replayed", section=section)
     assert_replay(plain, replayed, parts=2)
 
 
@@ -86,7 +86,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(tiny: Path, tmp_path: Path) -> None:
     given = command(
         "sft", tiny / "text", tiny / "model", [*plain_ranks(), "--save_strategy", "steps", "--save_steps", "5"]
     )
-    section = section_file(tmp_path, padding=ONE_TOKEN_KINDS)
+    section = section_file(tmp_path)
     whole = run_client([*given, "--output_dir", tmp_path / "out"], tmp_path / "whole", section=section)
     checkpoint = tmp_path / "out" / "checkpoint-5"
     again = [*given, "--output_dir", tmp_path / "again", "--resume_from_checkpoint", checkpoint]
@@ -95,7 +95,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(tiny: Path, tmp_path: Path) -> None:
 
 def test_rows_take_the_places_of_new_ones(tiny: Path, tmp_path: Path) -> None:
     given = command("sft", tiny / "text", tiny / "model", plain_ranks())
-    section = section_file(tmp_path, padding=ONE_TOKEN_KINDS, mode="replace")
+    section = section_file(tmp_path, mode="replace")
     plain = run_client([*given, "--output_dir", tmp_path / "a"], tmp_path / "plain")
     replayed = run_client([*given, "--output_dir", tmp_path / "b"], tmp_path / "replayed", section=section)
     assert_replay(plain, replayed, displaces=True)

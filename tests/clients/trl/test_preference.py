@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,10 @@ from trl import (
     KTOTrainer,
     RewardConfig,
     RewardTrainer,
-    SFTConfig,
-    SFTTrainer,
 )
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.tpo import TPOConfig, TPOTrainer
-from trl.experimental.utils import DPODataCollatorWithPadding
 
 from rehearsal_plugin import RehearsalCallback
 from rehearsal_plugin.errors import BatchError, ConfigError
@@ -54,7 +52,6 @@ def train(
     data: str = "pairs",
     replay: dict[str, Any] | None = None,
     watch: Callable[[Any, Any, Batch], None] | None = None,
-    collator: Any = None,
     **keys: Any,
 ) -> tuple[list[Batch], list[float]]:
     """The micro-batches and losses of ten steps of 4 examples, which `watch(trainer, model, batch)` sees before."""
@@ -74,7 +71,6 @@ def train(
         model=model_class.from_pretrained(tiny / "model", **labels),
         args=config,
         train_dataset=rows,
-        data_collator=collator,
         processing_class=AutoTokenizer.from_pretrained(tiny / "model"),
         callbacks=[] if replay is None else [RehearsalCallback(section)],
     )
@@ -93,14 +89,15 @@ def train(
     return batches, losses
 
 
-def padded(values: dict[str, int], **keys: Any) -> dict[str, Any]:
-    return {"padding": {"length": LONGEST, "values": values}, **keys}
-
-
 def rows_of(batch: Batch, name: str, fill: int) -> list[tuple[int, ...]]:
     """The rows of a field without the padding behind them."""
     rows = [row.tolist() for row in batch[name]]
     return [tuple(row[: max((i + 1 for i, token in enumerate(row) if token != fill), default=0)]) for row in rows]
+
+
+def mask_of(name: str) -> str:
+    """The attention mask of the sequence that a field belongs to."""
+    return re.sub("(input_ids|labels|completion_mask)$", "attention_mask", name)
 
 
 def samples(batch: Batch, fields: dict[str, int], rows: int) -> list[tuple[Any, ...]]:
@@ -111,27 +108,13 @@ def samples(batch: Batch, fields: dict[str, int], rows: int) -> list[tuple[Any, 
     return list(zip(*parts, strict=True))
 
 
-class FixedWidth:
-    """The collator of ORPO and CPO without its texts, and with all fields at one length."""
-
-    def __init__(self) -> None:
-        self._collator = DPODataCollatorWithPadding(pad_token_id=PAD)
-
-    def __call__(self, examples: list[Batch]) -> Batch:
-        batch = self._collator(examples)
-        return {
-            name: torch.nn.functional.pad(batch[name], (0, LONGEST - batch[name].shape[1]), value=fill)
-            for name, fill in ANSWERS.items()
-        }
-
-
 PREFERENCES = [
     pytest.param((DPOTrainer, DPOConfig), "pairs", BOTH, 2, id="DPO"),
     pytest.param((RewardTrainer, RewardConfig), "pairs", {"input_ids": PAD, "attention_mask": 0}, 2, id="reward"),
     pytest.param((TPOTrainer, TPOConfig), "pairs", BOTH, 3, id="TPO, triples"),
-    pytest.param((KTOTrainer, KTOConfig), "unpaired", KTO, 1, id="KTO, at one length"),
-    pytest.param((ORPOTrainer, ORPOConfig), "pairs", ANSWERS, 1, id="ORPO, at one length"),
-    pytest.param((CPOTrainer, CPOConfig), "pairs", ANSWERS, 1, id="CPO, at one length"),
+    pytest.param((KTOTrainer, KTOConfig), "unpaired", KTO, 1, id="KTO"),
+    pytest.param((ORPOTrainer, ORPOConfig), "pairs", ANSWERS, 1, id="ORPO"),
+    pytest.param((CPOTrainer, CPOConfig), "pairs", ANSWERS, 1, id="CPO"),
 ]
 
 
@@ -139,16 +122,18 @@ PREFERENCES = [
 def test_samples_are_replayed_whole(
     tiny: Path, tmp_path: Path, kinds: tuple[Any, Any], data: str, fields: dict[str, int], rows: int
 ) -> None:
-    keys: dict[str, Any] = {"collator": FixedWidth(), "remove_unused_columns": False} if fields is ANSWERS else {}
-    keys |= {"pad_to_multiple_of": LONGEST} if fields is KTO else {}
-    plain, _ = train(tiny, tmp_path / "plain", kinds, data, **keys)
-    replayed, _ = train(tiny, tmp_path / "replayed", kinds, data, padded(fields), **keys)
+    section: dict[str, Any] = {"fields": list(ANSWERS)} if fields is ANSWERS else {}  # the batches hold texts, too
+    plain, _ = train(tiny, tmp_path / "plain", kinds, data)
+    replayed, _ = train(tiny, tmp_path / "replayed", kinds, data, section)
     offered = {sample for batch in plain for sample in samples(batch, fields, rows)}
     for step, (without, batch) in enumerate(zip(plain, replayed, strict=True)):
         new, joined = samples(without, fields, rows), samples(batch, fields, rows)
         assert joined[: len(new)] == new
         assert len(joined) == len(new) + (2 if step >= 3 else 0)
         assert offered.issuperset(joined)
+        assert all(batch[name].shape == batch[mask_of(name)].shape for name in fields)
+    masks = {mask_of(name) for name in fields}
+    assert len(masks) == 1 or any(len({batch[name].shape[1] for name in masks}) == 2 for batch in replayed[3:])
 
 
 @pytest.mark.parametrize(
@@ -169,7 +154,7 @@ def test_the_loss_is_the_mean_over_its_pairs_alone(
             pairs = [{name: value[place::count] for name, value in batch.items()} for place in range(count)]
             alone.append(float(sum(job.compute_loss(model, pair) for pair in pairs)) / count)
 
-    _, losses = train(tiny, tmp_path, kinds, replay=padded(fields), watch=watch)
+    _, losses = train(tiny, tmp_path, kinds, replay={}, watch=watch)
     assert losses == pytest.approx(alone, rel=1e-5)
 
 
@@ -181,25 +166,8 @@ def test_reference_log_probabilities_go_with_their_pair(tiny: Path, tmp_path: Pa
         for pair, logps in zip(samples(batch, BOTH, 2), told, strict=True):
             assert by_pair.setdefault(pair, logps) == logps
 
-    batches, _ = train(
-        tiny, tmp_path, (DPOTrainer, DPOConfig), replay=padded(BOTH), watch=watch, precompute_ref_log_probs=True
-    )
+    batches, _ = train(tiny, tmp_path, (DPOTrainer, DPOConfig), replay={}, watch=watch, precompute_ref_log_probs=True)
     assert [len(batch["ref_chosen_logps"]) for batch in batches[3:]] == [6] * 7
-
-
-@pytest.mark.parametrize(
-    ("kinds", "data", "fields"),
-    [
-        pytest.param((KTOTrainer, KTOConfig), "unpaired", KTO, id="KTO"),
-        pytest.param((ORPOTrainer, ORPOConfig), "pairs", ANSWERS, id="ORPO"),
-        pytest.param((CPOTrainer, CPOConfig), "pairs", ANSWERS, id="CPO"),
-    ],
-)
-def test_fields_of_two_lengths_are_refused(
-    tiny: Path, tmp_path: Path, kinds: Any, data: str, fields: dict[str, int]
-) -> None:
-    with pytest.raises(BatchError, match="padded fields of a batch have one length"):
-        train(tiny, tmp_path, kinds, data, padded(fields))
 
 
 def test_texts_beside_their_tokens_are_refused_with_the_cure(tiny: Path, tmp_path: Path) -> None:
@@ -218,18 +186,3 @@ def test_a_trainer_that_generates_is_refused_by_name(tiny: Path, tmp_path: Path)
     )
     with pytest.raises(ConfigError, match="GRPOTrainer trains on text that it generates"):
         job.train()
-
-
-def test_padding_free_packing_is_refused_at_the_first_batch(tiny: Path, tmp_path: Path) -> None:
-    seen: list[Batch] = []
-    with pytest.raises(BatchError, match="cu_seq_lens_k"):
-        train(
-            tiny,
-            tmp_path,
-            (SFTTrainer, SFTConfig),
-            "text",
-            padded(BOTH),
-            watch=lambda job, model, batch: seen.append(batch),
-            packing=True,
-        )
-    assert not seen

@@ -47,16 +47,35 @@ class Run:
     printed: str
 
     def rows(self, rank: int, part: str = "train") -> list[list[tuple[int, ...]]]:
-        """The tokens of each row of each micro-batch, without padding."""
+        """The tokens of each row, or document of a flat row, of each micro-batch, without padding."""
         return [
-            [row_of(batch, number) for number in range(len(batch["input_ids"]))] for batch in self.ranks[rank][part]
+            [row_of(batch, number) for number in range(len(batch["input_ids"]))]
+            if "attention_mask" in batch
+            else documents_of(batch)
+            for batch in self.ranks[rank][part]
         ]
 
 
+def documents_of(batch: Mapping[str, Tensor]) -> list[tuple[int, ...]]:
+    """The tokens of each document of a flat row, and its labels; all that tells boundaries is held to be right."""
+    starts = (batch["position_ids"][0] == 0).nonzero().flatten()
+    ends = torch.cat([starts[1:], torch.tensor([batch["input_ids"].shape[1]])])
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        assert batch[name].tolist() == [0, *ends.tolist()]
+    positions = torch.cat([torch.arange(int(length)) for length in ends - starts])
+    assert torch.equal(batch["position_ids"][0], positions)
+    pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+    return [tuple(torch.cat([batch[n][0, a:b] for n in ("input_ids", "labels")]).tolist()) for a, b in pairs]
+
+
 def row_of(batch: Mapping[str, Tensor], number: int) -> tuple[int, ...]:
-    """The tokens of a row, and what its labels or completion mask say of them, without padding."""
-    mask = batch["attention_mask"][number].bool()
-    others = [batch[name][number][mask] for name in ("labels", "completion_mask") if name in batch]
+    """The tokens of a row, and what its labels or masks say of them, without padding."""
+    mask, others = batch["attention_mask"][number], list[Tensor]()
+    if mask.ndim == 3:  # documents that do not see each other: 0 where a position sees another, [1, length, length]
+        visible = mask[0] == 0
+        mask, others = visible.diagonal(), [visible.sum(1)[visible.diagonal()]]
+    mask = mask.bool()
+    others += [batch[name][number][mask] for name in ("labels", "completion_mask") if name in batch]
     return tuple(torch.cat([batch["input_ids"][number][mask], *others]).tolist())
 
 

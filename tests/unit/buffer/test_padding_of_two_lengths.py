@@ -12,6 +12,7 @@ from rehearsal_plugin.buffer.rows.padding import Padding
 from rehearsal_plugin.config import PaddingConfig
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError
+from rehearsal_plugin.integrations.inject.loader import RehearsalLoader
 from tests.helpers.padded_rows import EOS, LONGEST, VALUES, Batch, new_batch, number_of, numbers, row
 
 SECTION: dict[str, Any] = {"buffer": {"capacity": 200}, "representatives": 4}
@@ -66,6 +67,18 @@ def test_fields_of_two_lengths_come_back_at_lengths_of_their_own(
             replayed += len(whole_pairs(batch)) - 3
     assert own_widths > 10
     assert replayed > 100
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+def test_a_loader_gives_fields_of_two_lengths(mode: str) -> None:
+    section = {**SECTION, "padding": {"token_id": EOS}, "mode": mode, "inject": "loader", "representatives": 2}
+    seen = list[int]()
+    with Rehearsal(section, LocalTransport()) as rehearsal:
+        for batch in RehearsalLoader([collate_pairs(numbers(step)) for step in range(12)], rehearsal):
+            seen += whole_pairs(batch)
+            rehearsal.step()
+    assert set(seen) == {number for step in range(12) for number in numbers(step)}
+    assert len(seen) > 12 * 6
 
 
 def test_a_row_of_two_sequences_counts_as_long_as_the_longer() -> None:
