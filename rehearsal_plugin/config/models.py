@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 from pydantic import Field, model_validator
 
 from rehearsal_plugin.config.buffer import BufferConfig
+from rehearsal_plugin.config.by_row import settings_by_loss, settings_by_output
 from rehearsal_plugin.config.names import PARTITION, Name, SampleLayout
 from rehearsal_plugin.config.registries import POLICIES, STORAGES, STRATEGIES, TRANSPORTS
 from rehearsal_plugin.config.replay import GuardConfig, PaddingConfig, RatioSchedule, SamplingConfig, StrategyConfig
@@ -249,22 +250,9 @@ class RehearsalConfig(Section):
         if self.rows_per_sample > 1:
             yield from self._broken_samples()
 
-    def settings_by_row(self) -> list[str]:
-        """The settings that need one output of the model for each sample."""
-        settings = {
-            f"rehearsal.strategy.name '{self.strategy.name}'": self.strategy.name != "er",
-            "rehearsal.strategy.loss_weight": self.strategy.loss_weight != 1.0,
-            "rehearsal.strategy.partition_weights": self.strategy.partition_weights is not None,
-            "rehearsal.losses_every": bool(self.losses_every),
-            "rehearsal.buffer.score_by": self.buffer.score_by is not None,
-            "rehearsal.retrieval": self.retrieval is not None,
-            "rehearsal.inject 'loader' with mode 'replace'": (self.inject, self.mode) == ("loader", "replace"),
-        }
-        return [setting for setting, is_used in settings.items() if is_used]
-
     def _broken_samples(self) -> Iterator[str]:
         """What goes by single rows, where samples have several."""
-        settings = self.settings_by_row()
+        settings = [*settings_by_output(self), *settings_by_loss(self)]
         settings += ["rehearsal.buffer.partition_by"] * (self.buffer.partition_by is not None)
         settings += ["rehearsal.ratio_in 'tokens'"] * (self.ratio_in == "tokens")
         for setting in settings:

@@ -20,6 +20,7 @@ from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.padding import Padding, longest_for
 from rehearsal_plugin.buffer.rows.sample_groups import SampleGroups
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.config.by_row import settings_by_output
 from rehearsal_plugin.config.names import PARTITION
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.tree import FlatBatch, flatten, without
@@ -122,6 +123,7 @@ class BatchAugmenter:
             displaced,
             self._form.by_row,
             self._tokens(joined),
+            self._form.lengths(joined) if self._pending.must_be_asked else None,
         )
         visible = self.visible(batch if joined is flat and not isinstance(batch, FlatBatch) else joined)
         self._report.count_micro_batch(micro_batch, self._coordinator.metrics)
@@ -172,10 +174,10 @@ class BatchAugmenter:
         if config.rows_per_sample > 1:
             return GroupForm(SampleGroups(config.rows_per_sample, config.sample_layout), padding)
         if config.packing == "documents" and has_documents(batch):
-            by_row = config.settings_by_row()
-            if by_row:
+            by_output = settings_by_output(config)
+            if by_output:
                 raise ConfigError(
-                    f"{by_row[0]} needs outputs of the model for each sample, and this batch is one flat row of "
+                    f"{by_output[0]} needs outputs of the model for each sample, and this batch is one flat row of "
                     "documents; leave it out, set rehearsal.packing to 'rows', or give rows that are padded"
                 )
             return DocumentForm(self._longest_document(batch))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor
 
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import Float64Array, IntArray
-from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
-from rehearsal_plugin.runtime.token_losses import groups, predicts_next, token_losses
+from rehearsal_plugin.runtime.sample_losses import SampleLosses
+from rehearsal_plugin.runtime.token_losses import groups
 from rehearsal_plugin.strategies import Part
 from rehearsal_plugin.strategies.base import Criterion
 
@@ -91,13 +90,10 @@ class LossMonitor:
     Args:
         config: The `rehearsal` section.
         coordinator: Knows the step, and tells the other ranks the measured losses.
-        importance: What partitions count for; None where all rows count alike.
     """
 
-    def __init__(
-        self, config: RehearsalConfig, coordinator: ReplayCoordinator, importance: PartitionImportance | None
-    ) -> None:
-        self._every, self._coordinator, self._importance = config.losses_every, coordinator, importance
+    def __init__(self, config: RehearsalConfig, coordinator: ReplayCoordinator) -> None:
+        self._every, self._coordinator = config.losses_every, coordinator
         self._guarded = None if config.guard is None else config.guard.partitions
         self._meter = LossMeter()
 
@@ -123,38 +119,16 @@ class LossMonitor:
                 if of_key.size:
                     self._meter.add(kind, key, float(of_key.loss()) * of_key.size, of_key.size)
 
-    def measure_outputs(self, micro_batch: MicroBatch, outputs: Any) -> Tensor | None:
-        """Measure by the logits of a model that computes its own loss: a mean over the tokens of each partition.
-
-        Args:
-            micro_batch: Which; the batch has `labels`.
-            outputs: With `loss` and `logits`.
-
-        Returns:
-            What importance adds to the model's loss; None for nothing.
-
-        Raises:
-            BatchError: There are no logits, no labels, or they do not fit together.
-        """
-        logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
-        if micro_batch.labels is None or not isinstance(logits, Tensor):
-            raise BatchError(
-                "the losses of new and replayed rows are to be told apart (rehearsal.losses_every, "
-                "rehearsal.strategy.partition_weights), and the model gave no 'logits', or the batch has no 'labels'; "
-                "compute the loss with rehearsal.loss(criterion, outputs, *targets)"
-            )
-        labels = micro_batch.labels.to(logits.device)
-        sums, counts = self._row_losses(logits, labels, micro_batch.new, shifted=predicts_next(outputs))
-        if self.due:
-            self._add(micro_batch, sums.detach().cpu(), counts.cpu())
-        new, keys = micro_batch.new, micro_batch.keys
-        if self._importance is None or keys is None or len(keys) == new:
-            return None
-        factors = torch.from_numpy(self._importance.factors(keys[new:])).to(sums)
-        # The model's loss is the sum of all, whatever it was divided by.
-        unit = outputs["loss"].detach() / sums.detach().sum().clamp_min(torch.finfo(sums.dtype).tiny)
-        added: Tensor = unit * ((factors - 1) * sums[new:]).sum()
-        return added
+    def measure_samples(self, micro_batch: MicroBatch, losses: SampleLosses) -> None:
+        """Measure by the tokens of a model that computes its own loss: a mean over the tokens of each partition."""
+        if not self.due:
+            return
+        sums, counts = losses.sums.detach().cpu(), losses.counts.cpu()
+        for kind, rows in (("new", slice(micro_batch.new)), ("replayed", slice(micro_batch.new, None))):
+            keys = None if micro_batch.keys is None else micro_batch.keys[rows]
+            for key, places in groups(keys, len(sums[rows])):
+                if len(places):
+                    self._meter.add(kind, key, float(sums[rows][places].sum()), float(counts[rows][places].sum()))
 
     def end_step(self) -> None:
         """Report the losses that were measured in this step."""
@@ -165,18 +139,3 @@ class LossMonitor:
     def clear(self) -> None:
         """Forget what was measured in this step so far."""
         self._meter.close()
-
-    def _row_losses(self, logits: Tensor, labels: Tensor, new: int, *, shifted: bool) -> tuple[Tensor, Tensor]:
-        """See `token_losses`; with gradients for replayed rows only, and where they are weighted."""
-        with torch.no_grad():
-            of_new = token_losses(logits[:new], labels[:new], shifted=shifted)
-        with torch.set_grad_enabled(self._importance is not None and torch.is_grad_enabled()):
-            of_replayed = token_losses(logits[new:], labels[new:], shifted=shifted)
-        return torch.cat((of_new[0], of_replayed[0])), torch.cat((of_new[1], of_replayed[1]))
-
-    def _add(self, micro_batch: MicroBatch, sums: Tensor, counts: Tensor) -> None:
-        for kind, rows in (("new", slice(micro_batch.new)), ("replayed", slice(micro_batch.new, None))):
-            keys = None if micro_batch.keys is None else micro_batch.keys[rows]
-            for key, places in groups(keys, len(sums[rows])):
-                if len(places):
-                    self._meter.add(kind, key, float(sums[rows][places].sum()), float(counts[rows][places].sum()))

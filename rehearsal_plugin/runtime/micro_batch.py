@@ -39,6 +39,8 @@ class MicroBatch:
         displaced: Rows of the batch that made room.
         by_row: Whether the model's outputs have one entry a sample.
         tokens: `[rows]` int64, the tokens of each row that count; None where they are not counted.
+        lengths: `[samples]` int64, the tokens of each sample of a flat row that the model sees, on the CPU; None where
+            samples are rows, and where nobody asks.
     """
 
     columns: list[Tensor]
@@ -51,18 +53,22 @@ class MicroBatch:
     displaced: int = 0
     by_row: bool = True
     tokens: Tensor | None = None
+    lengths: Tensor | None = None
 
     def parts(
         self, strategy: Strategy, layout: RowLayout, outputs: Any, targets: tuple[Any, ...], criterion: Criterion
     ) -> list[Part]:
-        """The new rows, and those of each draw, with what belongs to them.
+        """The new rows, and those of each draw, with what belongs to them; without outputs for documents.
 
         Raises:
             BatchError: The outputs are not those of all rows.
         """
-        tensors = strategy.tensors(outputs)
-        self._check("the model's output", tensors)
-        self._check("target", tensors_of(targets))
+        if self.by_row:
+            tensors = strategy.tensors(outputs)
+            self._check("the model's output", tensors)
+            self._check("target", tensors_of(targets))
+        else:
+            tensors, outputs, targets = tensors_of(outputs), {}, ()
         device = next(iter(tensors.values())).device  # batches of a loader may live elsewhere
         states: list[dict[str, Tensor]] = [{}] * (1 + self.draws)
         if self.share is not None:

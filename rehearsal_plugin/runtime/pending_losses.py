@@ -13,12 +13,14 @@ from torch import Tensor
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.tree import map_leaves
-from rehearsal_plugin.errors import BatchError, ConfigError
+from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.job_report import JobReport
-from rehearsal_plugin.runtime.loss_monitor import LossMonitor, PartitionImportance
+from rehearsal_plugin.runtime.loss_monitor import LossMonitor
 from rehearsal_plugin.runtime.micro_batch import MicroBatch, no_criterion
 from rehearsal_plugin.runtime.replay_account import Turn
+from rehearsal_plugin.runtime.replay_weights import ReplayWeights, add_to_loss
+from rehearsal_plugin.runtime.sample_losses import SampleLosses, sample_losses
 from rehearsal_plugin.runtime.term_gradient import TermGradients
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import Criterion, tensors_of
@@ -52,10 +54,8 @@ class PendingLosses:
         self._dropped: set[int] = set()
         self.step_checks: list[Callable[[], None]] = []
         self._terms = TermGradients()
-        self._importance = (
-            None if config.strategy.partition_weights is None else PartitionImportance(config, coordinator)
-        )
-        self._monitor = LossMonitor(config, coordinator, self._importance)
+        self._weights = ReplayWeights(config, strategy, coordinator)
+        self._monitor = LossMonitor(config, coordinator)
 
     def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
         """Wait for the answer for this micro-batch too, after those for the ones before it."""
@@ -74,16 +74,17 @@ class PendingLosses:
     def loss(self, criterion: Criterion, outputs: Any, *targets: Any) -> Tensor:
         """See `Rehearsal.loss`."""
         if not self._current()[0].by_row:  # rows of a sample stand apart: there are no parts, and nobody needs them
+            self._refuse_documents()
             self._end_turn()
             return criterion(outputs, *targets)
         new, *replayed = self._parts(outputs, targets, criterion)
         self._monitor.measure_parts(self._current()[0], [new, *replayed])
         replayed = [part for part in replayed if part.size]
         # One call also where the criterion weights rows unequally, as a mean over tokens does.
-        if self._strategy.plain and self._importance is None:
+        if self._strategy.plain and self._weights.importance is None:
             loss = criterion(outputs, *targets)
         else:
-            loss = self._strategy.loss(new, self._weighted(replayed))
+            loss = self._strategy.loss(new, self._weights.weigh_parts(self._current()[0], replayed))
             self._terms.watch(loss, tensors_of(outputs).values())
         self._refresh(replayed)
         self._record(new)
@@ -91,20 +92,27 @@ class PendingLosses:
 
     def complete(self, outputs: Any, scale: float) -> Any:
         """See `Rehearsal.complete`."""
-        if not self._current()[0].by_row:
+        micro_batch = self._current()[0]
+        if not micro_batch.by_row and micro_batch.lengths is None:  # as in `loss`
             self._end_turn()
             return outputs
-        new, *replayed = self._parts(outputs, (), no_criterion)
-        added = self._monitor.measure_outputs(self._current()[0], outputs) if self.measures else None
+        factors = self._weights.factors(micro_batch)
+        losses = self._sample_losses(micro_batch, outputs, weighted=factors is not None)
+        new, *replayed = _with_losses(self._parts(outputs, (), no_criterion), losses)
+        replayed = [part for part in replayed if part.size]
+        if self._config.buffer.by_loss:
+            self._refresh(replayed)
         self._record(new)
+        completed = outputs
+        if losses is not None and factors is not None:
+            completed = self._weights.weigh_outputs(micro_batch, outputs, losses, factors, self._terms)
         if not self._strategy.plain or self._strategy.records:
-            term = self._strategy.regularizer([part for part in replayed if part.size])
+            term = self._strategy.regularizer(replayed)
             if term is not None:
-                added = scale * term if added is None else added + scale * term
-        if added is None:
-            return outputs
-        self._terms.watch(added, tensors_of(outputs).values())
-        return map_leaves(outputs, lambda name, value: value + added if name == "loss" else value)
+                added = scale * term
+                self._terms.watch(added, tensors_of(outputs).values())
+                completed = add_to_loss(completed, added)
+        return completed
 
     def record(self, outputs: Any) -> None:
         """See `Rehearsal.record`."""
@@ -151,7 +159,7 @@ class PendingLosses:
             BatchError: An answer is missing, or a strategy's term or the model's loss reached no gradient.
         """
         self.check()
-        self._terms.check(self._subject)
+        self._terms.check(self._weights.subject)
         for check in self.step_checks:
             check()
 
@@ -161,9 +169,14 @@ class PendingLosses:
         return self._strategy.records or not self._strategy.plain or self.measures
 
     @property
+    def uses_sample_losses(self) -> bool:
+        """Whether a model that computes its own loss is asked for that of each sample in this step."""
+        return self.measures or self._config.buffer.by_loss or self._strategy.replayed_weight not in (None, 1)
+
+    @property
     def measures(self) -> bool:
         """Whether losses are told apart in this step, or in every one."""
-        return self._importance is not None or self._monitor.due
+        return self._weights.importance is not None or self._monitor.due
 
     def end_step(self) -> None:
         """Check the step, see `check_step`; note what was measured in it, and expect nothing of it any more."""
@@ -179,37 +192,31 @@ class PendingLosses:
         if self._config.retrieval is not None and self._config.retrieval.module is not None:
             return "rehearsal.retrieval.module stores hidden states beside each row"
         if self._strategy.plain and not self._strategy.records:
-            key = "losses_every" if self._importance is None else "strategy.partition_weights"
+            key = "losses_every" if self._weights.importance is None else "strategy.partition_weights"
             return f"rehearsal.{key} needs the losses of new and replayed rows apart"
         what = "stores the model's outputs" if self._strategy.records else "has a loss of its own"
         return f"strategy '{self._config.strategy.name}' {what}"
-
-    @property
-    def _subject(self) -> str:
-        """Which part of the section makes the loss another one than the model's."""
-        weights = self._strategy.plain and self._importance is not None
-        return "rehearsal.strategy.partition_weights" if weights else f"strategy '{self._config.strategy.name}'"
 
     def _parts(self, outputs: Any, targets: tuple[Any, ...], criterion: Criterion) -> list[Part]:
         micro_batch, layout = self._current()
         stored = layout if self._coordinator.prefetcher is None else self._coordinator.prefetcher.buffer.layout
         return micro_batch.parts(self._strategy, stored, outputs, targets, criterion)
 
-    def _weighted(self, replayed: list[Part]) -> list[Part]:
-        """Replayed parts whose loss counts rows by the importance of their partition."""
-        if self._importance is None:
-            return replayed
-        if not self._strategy.relearns:
-            raise ConfigError(
-                f"rehearsal.strategy.partition_weights weighs the task's loss on replayed rows, and strategy "
-                f"'{self._config.strategy.name}' has none; use another strategy, or leave the weights out"
+    def _refuse_documents(self) -> None:
+        """Refuse a criterion over a flat row of documents where the losses of samples are asked for."""
+        if self.must_be_asked:
+            raise BatchError(
+                f"{self.need}, and a criterion has one loss for a flat row of documents; let the model compute its "
+                "loss from the 'labels' of the batch, or set rehearsal.packing to 'rows'"
             )
-        micro_batch = self._current()[0]
-        keys = [keys for keys, size in zip(micro_batch.keys_by_part()[1:], micro_batch.sizes[1:], strict=True) if size]
-        return [
-            part if of_part is None else replace(part, criterion=self._importance.criterion(part, of_part))
-            for part, of_part in zip(replayed, keys, strict=True)
-        ]
+
+    def _sample_losses(self, micro_batch: MicroBatch, outputs: Any, *, weighted: bool) -> SampleLosses | None:
+        """The losses of samples by their tokens, measured where this step is; None where nobody uses them."""
+        if not self.uses_sample_losses:
+            return None
+        losses = sample_losses(micro_batch, outputs, weighted=weighted)
+        self._monitor.measure_samples(micro_batch, losses)
+        return losses
 
     def _record(self, new: Part) -> None:
         """Store new rows together with their state, unless they are stored already."""
@@ -253,3 +260,11 @@ class PendingLosses:
 
 def _detached(_: str, leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
+
+
+def _with_losses(parts: list[Part], losses: SampleLosses | None) -> list[Part]:
+    """Parts with the losses of their rows."""
+    if losses is None:
+        return parts
+    by_part = torch.split(losses.means, [part.size for part in parts])
+    return [replace(part, losses=of_part) for part, of_part in zip(parts, by_part, strict=True)]

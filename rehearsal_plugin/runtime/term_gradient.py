@@ -61,9 +61,9 @@ class TermGradients:
         if any(term.lost for term in self._terms):
             raise BatchError(
                 f"the loss that was trained on leaves out the term of {subject}: it reached no gradient, so "
-                "replay had no effect of its kind; train on the 'loss' that the model returns or on that of "
-                "rehearsal.loss(criterion, outputs, *targets) (handle.loss, and for a Trainer "
-                "compute_loss_func=callback.loss(criterion))"
+                "replay had no effect of its kind; train on the 'loss' that the model returns (or on its 'log_probs', "
+                "which are weighted in place of it) or on that of rehearsal.loss(criterion, outputs, *targets) "
+                "(handle.loss, and for a Trainer compute_loss_func=callback.loss(criterion))"
             )
 
     def clear(self) -> None:

@@ -14,7 +14,16 @@ from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["IGNORED", "counted_tokens", "groups", "predicts_next", "token_losses"]
+__all__ = [
+    "IGNORED",
+    "checked_labels",
+    "counted_tokens",
+    "groups",
+    "losses_by_token",
+    "predicts_next",
+    "sums_by_row",
+    "token_losses",
+]
 
 IGNORED = -100
 """The label of a token that does not count, as in torch and in models of Hugging Face."""
@@ -57,23 +66,32 @@ def token_losses(logits: Tensor, labels: Tensor, *, shifted: bool = True) -> tup
     Raises:
         BatchError: The shapes are others, or the labels are no classes.
     """
+    labels = checked_labels(logits, labels, shifted=shifted)
+    return sums_by_row(losses_by_token(logits, labels)), sums_by_row(labels != IGNORED)
+
+
+def checked_labels(logits: Tensor, labels: Tensor, *, shifted: bool) -> Tensor:
+    """The label that each position of the logits predicts, with the shape of `labels`; see `token_losses`."""
     if logits.shape[:-1] != labels.shape or labels.ndim not in (1, 2) or labels.is_floating_point():
         raise BatchError(
             f"the losses of rows cannot be told from logits of shape {tuple(logits.shape)} and labels of shape "
             f"{tuple(labels.shape)} and {labels.dtype}; compute the loss with rehearsal.loss(criterion, outputs, "
             "*targets)"
         )
-    if labels.ndim == 2 and shifted:
-        labels = pad(labels[:, 1:], (0, 1), value=IGNORED)
+    return pad(labels[:, 1:], (0, 1), value=IGNORED) if labels.ndim == 2 and shifted else labels
+
+
+def losses_by_token(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of each position with its own label, float32 in the shape of `labels`; 0 where it is -100."""
     scores, wanted = logits.flatten(0, -2), labels.flatten().long()
     most = max(1, len(scores) if torch.is_grad_enabled() else MOST // max(1, scores.shape[1]))
     parts = zip(torch.split(scores, most), torch.split(wanted, most), strict=True)
     losses = [cross_entropy(part.float(), label, reduction="none", ignore_index=IGNORED) for part, label in parts]
-    return _by_row(torch.cat(losses).reshape(labels.shape)), _by_row(labels != IGNORED)
+    return torch.cat(losses).reshape(labels.shape)
 
 
-def _by_row(values: Tensor) -> Tensor:
-    """Sums over all dimensions but the first."""
+def sums_by_row(values: Tensor) -> Tensor:
+    """Sums `[rows]` over all dimensions but the first."""
     return values.unsqueeze(1).flatten(1).sum(1)
 
 

@@ -50,6 +50,7 @@ class Part:
         state: State recorded when the rows were new, by name, each `[rows, ...]`; empty for new rows.
         size: Number of rows.
         criterion: The task's loss.
+        losses: The task's loss of each row `[rows]` float32, where it is known without the criterion; None otherwise.
     """
 
     outputs: Any
@@ -57,6 +58,7 @@ class Part:
     state: Mapping[str, Tensor]
     size: int
     criterion: Criterion
+    losses: Tensor | None = None
 
     def loss(self) -> Tensor:
         """The task's loss, a mean over the rows of this part; 0 without rows, with a history for a backward pass."""
@@ -102,6 +104,11 @@ class Strategy(ABC):
     def plain(self) -> bool:
         """Whether the strategy's loss is the mean loss over all rows, which a model can compute itself."""
         return False
+
+    @property
+    def replayed_weight(self) -> float | None:
+        """What a replayed row counts for in a mean over all rows, where that is the strategy's loss; None for no."""
+        return 1.0 if self.plain else None
 
     def tensors(self, outputs: Any) -> dict[str, Tensor]:
         """The outputs that the strategy uses, by dotted name; see `flatten`."""

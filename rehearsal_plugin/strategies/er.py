@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.strategies.base import Part, Strategy, register
 
 __all__ = ["ExperienceReplay"]
@@ -27,12 +26,10 @@ class ExperienceReplay(Strategy):
         """See `Strategy.plain`."""
         return self.config.loss_weight == 1
 
-    def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
-        """See `Strategy.regularizer`: the weight needs the losses of new and replayed rows apart."""
-        raise ConfigError(
-            "rehearsal.strategy.loss_weight needs the losses of new and replayed rows apart, and the model computes "
-            "its loss itself; compute it with rehearsal.loss(criterion, outputs, *targets), or leave the weight at 1"
-        )
+    @property
+    def replayed_weight(self) -> float:
+        """See `Strategy.replayed_weight`."""
+        return self.config.loss_weight
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
         """See `Strategy.loss`."""

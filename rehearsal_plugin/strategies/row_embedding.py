@@ -43,6 +43,11 @@ class RowEmbedding(Strategy):
         """See `Strategy.plain`."""
         return self._inner.plain
 
+    @property
+    def replayed_weight(self) -> float | None:
+        """See `Strategy.replayed_weight`."""
+        return self._inner.replayed_weight
+
     def tensors(self, outputs: Any) -> dict[str, Tensor]:
         """See `Strategy.tensors`."""
         tensors = self._inner.tensors(outputs)

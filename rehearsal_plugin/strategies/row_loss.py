@@ -45,6 +45,11 @@ class RowLoss(Strategy):
         """See `Strategy.plain`."""
         return self._inner.plain
 
+    @property
+    def replayed_weight(self) -> float | None:
+        """See `Strategy.replayed_weight`."""
+        return self._inner.replayed_weight
+
     def tensors(self, outputs: Any) -> dict[str, Tensor]:
         """See `Strategy.tensors`."""
         return self._inner.tensors(outputs)
@@ -66,8 +71,8 @@ class RowLoss(Strategy):
         self._inner.load_state_dict(state)
 
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
-        """See `Strategy.regularizer`: the model's loss is one number for all rows."""
-        raise ConfigError(MODEL_LOSS)
+        """See `Strategy.regularizer`."""
+        return self._inner.regularizer([_without_loss(part) for part in replayed])
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
         """See `Strategy.loss`."""
@@ -76,7 +81,7 @@ class RowLoss(Strategy):
 
 @torch.no_grad()
 def row_losses(part: Part) -> Tensor:
-    """The task's loss of each single row, `[rows]` float32: the criterion, mapped over the rows in one call.
+    """The task's loss of each single row, `[rows]` float32: as it is known, or the criterion mapped over the rows.
 
     Raises:
         BatchError: The criterion cannot be mapped.
@@ -84,6 +89,8 @@ def row_losses(part: Part) -> Tensor:
     """
     if not part.size:
         return torch.empty(0, device="cpu")
+    if part.losses is not None:
+        return part.losses
     tree = {"outputs": part.outputs, "targets": tuple(part.targets)}
     columns = {name: tensor for name, tensor in tensors_of(tree).items() if len(tensor) == part.size}
 

@@ -69,6 +69,9 @@ class BatchForm(Protocol):
     def replayed_tokens(self, replayed: Mapping[str, Tensor]) -> int:
         """Tokens in replayed samples; their number where they have no length."""
 
+    def lengths(self, batch: FlatBatch) -> Tensor | None:
+        """Tokens of each sample of a flat row, `[samples]` int64 on the CPU; None where samples are rows."""
+
     def sums(self, batch: FlatBatch, values: Tensor) -> Tensor | None:
         """The sums of one value a token, `[rows, length]`, over each sample, `[samples]`; None where they lie apart."""
 
@@ -126,6 +129,9 @@ class RowForm:
         if self._padding is None or not replayed:
             return max(map(len, replayed.values()), default=0)
         return int(self._padding.lengths(replayed).sum())
+
+    def lengths(self, batch: FlatBatch) -> None:
+        """See `BatchForm.lengths`."""
 
     def sums(self, batch: FlatBatch, values: Tensor) -> Tensor | None:
         """See `BatchForm.sums`."""

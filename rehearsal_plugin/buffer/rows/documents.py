@@ -148,6 +148,10 @@ class DocumentForm:
         """See `BatchForm.replayed_tokens`."""
         return int(self._lengths_of(replayed).sum()) if replayed else 0
 
+    def lengths(self, batch: FlatBatch) -> Tensor:
+        """See `BatchForm.lengths`."""
+        return _lengths(batch)
+
     def sums(self, batch: FlatBatch, values: Tensor) -> Tensor:
         """See `BatchForm.sums`."""
         ends = _lengths(batch).cumsum(0)

@@ -15,6 +15,7 @@ from rehearsal_plugin.integrations.inject.arguments import ForwardArguments
 from rehearsal_plugin.integrations.inject.recomputation import in_backward, in_checkpointed_region, is_called_by_itself
 from rehearsal_plugin.integrations.inject.training_pass import TrainingPass
 from rehearsal_plugin.rehearsal import Rehearsal
+from rehearsal_plugin.runtime.sample_losses import fused_log_probs
 
 __all__ = ["CopiedInjection", "ForwardInjection", "add_strategy_term", "needs_outputs"]
 
@@ -228,7 +229,7 @@ def needs_outputs(rehearsal: Rehearsal) -> bool:
 
 
 def add_strategy_term(rehearsal: Rehearsal, outputs: Any, scale: float = 1.0) -> Any:
-    """The outputs of a training pass, with the strategy's term added to a loss that the model computed itself.
+    """The outputs of a training pass, with the strategy's term in a loss, or in the `log_probs` for one, of the model.
 
     Args:
         rehearsal: Rehearsal that augmented the batch.
@@ -238,5 +239,5 @@ def add_strategy_term(rehearsal: Rehearsal, outputs: Any, scale: float = 1.0) ->
     Raises:
         ConfigError: The strategy needs the losses of new and replayed rows apart.
     """
-    model_loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-    return outputs if model_loss is None else rehearsal.complete(outputs, scale)
+    has_loss = isinstance(outputs, Mapping) and outputs.get("loss") is not None
+    return rehearsal.complete(outputs, scale) if has_loss or fused_log_probs(outputs) is not None else outputs

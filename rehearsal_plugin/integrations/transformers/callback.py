@@ -24,10 +24,10 @@ from rehearsal_plugin.core.metrics import few_partitions
 from rehearsal_plugin.core.optional_import import missing_dependency
 from rehearsal_plugin.errors import BatchError, ConfigError
 from rehearsal_plugin.integrations.handle import Handle
-from rehearsal_plugin.integrations.inject.forward import needs_outputs
 from rehearsal_plugin.integrations.transformers.collation import watch_collator
 from rehearsal_plugin.integrations.transformers.dataset_column import carry_partition, collator_of, without_column
 from rehearsal_plugin.integrations.transformers.generating import refuse_generating
+from rehearsal_plugin.integrations.transformers.own_loss import check_own_loss
 from rehearsal_plugin.integrations.transformers.pairs import with_pairs
 from rehearsal_plugin.integrations.transformers.row_lengths import with_padding
 from rehearsal_plugin.integrations.transformers.trainer import (
@@ -171,11 +171,7 @@ class RehearsalCallback(TrainerCallback):
         rehearsal = self.rehearsal
         if rehearsal is None or rehearsal.closed:
             return
-        if needs_outputs(rehearsal) and trainer.label_smoother is not None and trainer.compute_loss_func is None:
-            raise ConfigError(
-                "with label_smoothing_factor the Trainer computes the loss, and the rehearsal needs that of the rows "
-                "apart; give Trainer compute_loss_func=callback.loss(criterion) with a criterion that smooths labels"
-            )
+        check_own_loss(trainer, rehearsal)
         self._counted = watch_collator(kwargs.get("train_dataloader"), rehearsal.config)
         self._hooks = hook_outputs(rehearsal, trainer.model, lambda: self._scale)
         if rehearsal.hidden_states is not None:

@@ -583,13 +583,13 @@ def test_update_is_refused_where_losses_are_recorded() -> None:
 
 @pytest.mark.parametrize("name", ["er", "der", "topk"])
 @pytest.mark.parametrize("first", [True, False])
-def test_a_models_own_loss_is_refused(name: str, first: bool) -> None:
+def test_a_models_own_loss_is_refused_without_labels(name: str, first: bool) -> None:
     with Rehearsal(by_loss(name, strategy={"k": 2}), LocalTransport()) as rehearsal:
         if not first:
             go_on(rehearsal, 4)
         batch = rehearsal.augment(new_batch(0, 4, SIZE))
         outputs = {"loss": torch.tensor(1.0), "logits": answers(batch, 4)}
-        with pytest.raises(ConfigError, match=r"rehearsal\.buffer\.score_by is 'loss'.*rehearsal\.loss\(criterion"):
+        with pytest.raises(BatchError, match=r"rehearsal\.buffer\.score_by 'loss'.*rehearsal\.loss\(criterion"):
             rehearsal.complete(outputs)
 
 
