@@ -13,7 +13,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.batch_form import BatchForm, GroupForm, RowForm
 from rehearsal_plugin.buffer.rows.documents import DocumentForm, boundaries_of, has_documents, longest_document
 from rehearsal_plugin.buffer.rows.layout import RowLayout
@@ -73,7 +72,6 @@ class BatchAugmenter:
         self.padding = None if config.padding is None else Padding(config.padding)
         self._form: BatchForm = RowForm(None)  # until the first batch
         self._layout: RowLayout | None = None
-        self._memory = RecycledMemory()
 
     @property
     def fed(self) -> bool:
@@ -225,7 +223,7 @@ class BatchAugmenter:
         if self._transform is not None and self._config.strategy.transform == "replayed":
             changed = flatten(self._transform(self._form.as_batch(layout, replayed).rebuild()))
             replayed = self._form.as_samples(changed, replayed)
-        return self._form.join(layout, batch, replayed, self._memory, displaced)
+        return self._form.join(layout, batch, replayed, displaced)
 
     def _count_towards_ratio(
         self, batch: FlatBatch, replayed: Mapping[str, Tensor], new: int, share: Share | None, turn: Turn

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scripts.benchmarks.page_cluster import EXCHANGE, SCALE
-from scripts.benchmarks.page_node import BUFFER, FILE, OVERHEAD
+from scripts.benchmarks.page_node import BUFFER, FILE, OVERHEAD, RAGGED
 from scripts.benchmarks.page_section import Report, Section
 from scripts.common.paths import ROOT
 from scripts.common.report import write_text
@@ -50,7 +50,7 @@ PLANS = (
 )
 
 
-SECTIONS = (BUFFER, FILE, EXCHANGE, SCALE, OVERHEAD)
+SECTIONS = (BUFFER, FILE, RAGGED, EXCHANGE, SCALE, OVERHEAD)
 
 
 def main(argv: Sequence[str]) -> int:

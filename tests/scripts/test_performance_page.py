@@ -66,6 +66,11 @@ FILE = [
 ]  # fmt: skip
 
 
+RAGGED = [
+    {"operation": "W14", "different_us": 90.0, "one_us": 30.0, "ratio": 3.0, "low": 2.5, "high": 3.5},
+]  # fmt: skip
+
+
 def keep(docs: Path, name: str, summary: dict[str, float], rows: list[dict[str, Any]]) -> None:
     folder = docs / "results"
     folder.mkdir(exist_ok=True)
@@ -79,6 +84,7 @@ def test_every_section_is_built_from_its_report(tmp_path: Path) -> None:
     keep(tmp_path, "buffer", {"write_vs_numpy": 0.5}, BUFFER)
     keep(tmp_path, "overhead", {"ratio_busy": 1.02}, OVERHEAD)
     keep(tmp_path, "file", {"major_faults": 0.0}, FILE)
+    keep(tmp_path, "ragged", {"held_vs_stored": 1.08, "padded_vs_stored": 13.0, "w14_vs_one": 3.0}, RAGGED)
     performance_page.main(["--docs", str(tmp_path)])
     page = (tmp_path / "performance.md").read_text()
 
@@ -95,6 +101,8 @@ def test_every_section_is_built_from_its_report(tmp_path: Path) -> None:
     assert "| 8 (light) | no | thread | 0.50 | 1.00 | 2.00 | 3.00 | 4.00 | 5.00 |" in page
     assert "12 rows of 64 KiB of a file of 4,000 MiB, with 400 MiB of page cache:" in page
     assert "| ahead | 2.00 (1.00 to 3.00) | 0.0 |" in page
+    assert "Held are 1.080 bytes for each byte stored; padded rows would take 13.0." in page
+    assert "| W14 | 90.0 | 30.0 | 3.00 (2.50 to 3.50) |" in page
     assert "2 ranks on 2 cores, load 3, torch 2.13, commit 000000000000." in page
     assert (tmp_path / PICTURE).read_bytes().startswith(b"\x89PNG")
 
@@ -118,7 +126,7 @@ def test_the_page_that_is_shipped_names_files_that_exist() -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
-@pytest.mark.parametrize("name", ["buffer", "exchange", "file", "overhead", "scale"])
+@pytest.mark.parametrize("name", ["buffer", "exchange", "file", "overhead", "ragged", "scale"])
 def test_the_results_that_are_shipped_are_those_on_the_page(name: str) -> None:
     report = json.loads((ROOT / f"docs/results/bench_{name}.json").read_text())
     assert report["environment"]["commit"][:12] in (ROOT / "docs/performance.md").read_text()

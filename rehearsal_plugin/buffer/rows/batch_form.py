@@ -47,14 +47,7 @@ class BatchForm(Protocol):
     def fit(self, batch: FlatBatch, replayed: Mapping[str, Tensor]) -> tuple[FlatBatch, Mapping[str, Tensor]]:
         """A batch and replayed samples, `[r, *shape]` a field, of which each field has one length in both."""
 
-    def join(
-        self,
-        layout: RowLayout,
-        batch: FlatBatch,
-        replayed: Mapping[str, Tensor],
-        memory: RecycledMemory,
-        displaced: int,
-    ) -> FlatBatch:
+    def join(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
         """The batch with replayed samples, both from `fit`; see `RowLayout.join`."""
 
     def as_batch(self, layout: RowLayout, replayed: Mapping[str, Tensor]) -> FlatBatch:
@@ -86,7 +79,7 @@ class RowForm:
     by_row = True
 
     def __init__(self, padding: Padding | None) -> None:
-        self._padding = padding
+        self._padding, self._memory = padding, RecycledMemory()
 
     def infer(self, batch: FlatBatch, only: Collection[str] | None) -> tuple[RowLayout, FlatBatch]:
         """See `BatchForm.infer`."""
@@ -101,16 +94,9 @@ class RowForm:
         """See `BatchForm.fit`."""
         return (batch, replayed) if self._padding is None else self._padding.alike(batch, replayed)
 
-    def join(
-        self,
-        layout: RowLayout,
-        batch: FlatBatch,
-        replayed: Mapping[str, Tensor],
-        memory: RecycledMemory,
-        displaced: int,
-    ) -> FlatBatch:
+    def join(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
         """See `BatchForm.join`."""
-        return layout.join(batch, replayed, memory, displaced)
+        return layout.join(batch, replayed, self._memory, displaced)
 
     def as_batch(self, layout: RowLayout, replayed: Mapping[str, Tensor]) -> FlatBatch:
         """See `BatchForm.as_batch`."""
@@ -174,16 +160,9 @@ class GroupForm(RowForm):
         batch, rows = self._padding.alike(batch, self._groups.rows_of(replayed))
         return batch, self._groups.samples_of(rows)
 
-    def join(
-        self,
-        layout: RowLayout,
-        batch: FlatBatch,
-        replayed: Mapping[str, Tensor],
-        memory: RecycledMemory,
-        displaced: int,
-    ) -> FlatBatch:
+    def join(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
         """See `BatchForm.join`."""
-        joined = layout.join(self._groups.grouped(batch, layout.names), replayed, memory, displaced)
+        joined = layout.join(self._groups.grouped(batch, layout.names), replayed, self._memory, displaced)
         return self._groups.ungrouped(joined, layout.names)
 
     def as_batch(self, layout: RowLayout, replayed: Mapping[str, Tensor]) -> FlatBatch:

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
@@ -109,14 +108,7 @@ class DocumentForm:
         """See `BatchForm.fit`."""
         return batch, replayed
 
-    def join(
-        self,
-        layout: RowLayout,
-        batch: FlatBatch,
-        replayed: Mapping[str, Tensor],
-        memory: RecycledMemory,
-        displaced: int,
-    ) -> FlatBatch:
+    def join(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
         """See `BatchForm.join`."""
         lengths = _lengths(batch)
         kept = lengths[: len(lengths) - displaced]

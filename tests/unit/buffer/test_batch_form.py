@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.batch_form import BatchForm, GroupForm, RowForm
 from rehearsal_plugin.buffer.rows.padding import Padding
 from rehearsal_plugin.buffer.rows.sample_groups import SampleGroups
@@ -31,7 +30,7 @@ def test_a_padded_row_is_stored_at_one_length_and_joined_at_that_of_the_longest(
     assert layout.pads == {"input_ids": 0}
     assert samples["input_ids"].shape == (2, 6)
     batch, replayed = form.fit(flatten(texts([7], [8, 9])), {"input_ids": samples["input_ids"][:1]})
-    joined = form.join(layout, batch, replayed, RecycledMemory(), 1)
+    joined = form.join(layout, batch, replayed, 1)
     assert joined["input_ids"].tolist() == [[7, 0, 0, 0], [1, 2, 3, 4]]
     assert (form.tokens(batch, 1), form.replayed_tokens(replayed), form.replayed_tokens({})) == (1, 4, 0)
     assert form.sums(batch, batch["input_ids"]).tolist() == [7, 17]  # type: ignore[union-attr]
@@ -51,7 +50,7 @@ def test_rows_that_belong_together_stay_together(padded: bool) -> None:
     layout, samples = form.infer(batch, None)
     replayed = {"input_ids": form.samples(batch, layout)["input_ids"][1:]}
     fitted = form.fit(flatten(texts([5, 5], [6, 6])), replayed)
-    joined = form.join(layout, *fitted, RecycledMemory(), 0)
+    joined = form.join(layout, *fitted, 0)
     assert joined["input_ids"].tolist() == [[5, 5], [2, 2], [6, 6], [4, 4]]
     assert form.sums(joined, joined["input_ids"]) is None
     assert len(samples["input_ids"]) == 2

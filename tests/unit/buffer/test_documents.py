@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin import LocalTransport, Rehearsal
-from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.documents import DocumentForm, has_documents, longest_document
 from rehearsal_plugin.core.tree import flatten
 from rehearsal_plugin.errors import BatchError, ConfigError
@@ -52,7 +51,7 @@ def joined(first: dict[str, Any], second: dict[str, Any], displaced: int = 0) ->
     form = DocumentForm(LONGEST)
     layout, samples = form.infer(flatten(second), None)
     replayed = {name: samples[name] for name in layout.names}
-    result: dict[str, Any] = form.join(layout, flatten(first), replayed, RecycledMemory(), displaced).rebuild()
+    result: dict[str, Any] = form.join(layout, flatten(first), replayed, displaced).rebuild()
     return result
 
 
@@ -181,8 +180,8 @@ def test_a_checkpoint_of_documents_goes_on(tmp_path: Any) -> None:
     "section",
     [
         {"strategy": {"name": "er-ace"}},
-        {"losses_every": 2},
-        {"buffer": {"capacity": 9, "score_by": "loss", "policy": "score"}},
+        {"strategy": {"name": "der"}},
+        {"buffer": {"capacity": 9, "score_by": "domain", "policy": "score"}},
     ],
 )
 def test_what_needs_outputs_by_document_is_refused_at_the_first_batch(section: dict[str, Any]) -> None:
