@@ -93,7 +93,7 @@ def test_a_deepspeed_config_without_a_block_takes_that_of_the_file(tmp_path: Pat
 def told(code: str) -> str:
     """The last line of the error of `rehearsal_plugin.run` after `code`."""
     script = f"import sys; {code}; from rehearsal_plugin.run import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", script, "--rehearsal-config", "configs/horovod_rehearsal.yaml", "no.py"]
+    command = [sys.executable, "-c", script, "--rehearsal-config", "configs/horovod_rehearsal.yaml", __file__]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     return done.stderr.strip().splitlines()[-1]
@@ -111,6 +111,6 @@ def test_without_a_framework_the_error_says_what_to_install() -> None:
 
 
 def test_an_unusable_file_is_named() -> None:
-    command = [sys.executable, "-m", "rehearsal_plugin.run", "--rehearsal-config", "nowhere.yaml", "no.py"]
+    command = [sys.executable, "-m", "rehearsal_plugin.run", "--rehearsal-config", "nowhere.yaml", __file__]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert "'nowhere.yaml' cannot be read" in done.stderr
