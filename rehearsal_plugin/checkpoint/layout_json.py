@@ -19,7 +19,7 @@ DTYPES = {str(value): value for value in vars(torch).values() if isinstance(valu
 
 def layout_to_json(layout: RowLayout) -> dict[str, Any]:
     """Name, dtype and shape of every field, without the nesting of the batch, which the next batch brings."""
-    pads = {"pads": dict(layout.pads)} if layout.pads else {}
+    pads = {"pads": dict(layout.pads), "rows_per_sample": layout.rows_per_sample} if layout.pads else {}
     return {"fields": _list_fields(layout.fields), "state": _list_fields(layout.state), **pads}
 
 
@@ -30,7 +30,8 @@ def layout_from_json(description: dict[str, Any]) -> RowLayout:
         KeyError: A key is missing, or torch has no such dtype.
         BatchError: There are no fields.
     """
-    layout = replace(RowLayout.infer(_empty_batch(description["fields"])), pads=description.get("pads", {}))
+    pads, rows = description.get("pads", {}), description.get("rows_per_sample", 1)
+    layout = replace(RowLayout.infer(_empty_batch(description["fields"])), pads=pads, rows_per_sample=rows)
     return layout.with_state(_empty_batch(description["state"])) if description["state"] else layout
 
 

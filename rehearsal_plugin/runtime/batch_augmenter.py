@@ -198,8 +198,7 @@ class BatchAugmenter:
     def _loaded_length(self) -> int | None:
         """The longest row, in positions, of the checkpoint that was loaded; None without one."""
         prefetcher = self._coordinator.prefetcher
-        padded = [] if prefetcher is None else prefetcher.buffer.layout.padded
-        return padded[0].shape[0 if self._config.rows_per_sample == 1 else 1] if padded else None
+        return None if prefetcher is None else prefetcher.buffer.layout.longest
 
     def _check_hidden(self, batch: FlatBatch) -> None:
         """Refuse a name in `hidden` that the batch does not have: the model would get the field after all."""

@@ -112,7 +112,7 @@ class Lifecycle:
         """Make an empty buffer for rows of a layout, and its prefetcher; batches live on `device`."""
         padding = self._config.padding
         if padding is not None and padding.values and not layout.pads:  # rows of earlier checkpoints do not tell
-            layout = replace(layout, pads=padding.values)
+            layout = replace(layout, pads=padding.values, rows_per_sample=self._config.rows_per_sample)
         buffer = RehearsalBuffer(self._config.buffer, layout, rank=self.rank, ranks=self.size, seed=self._config.seed)
         self.prefetcher = self._prefetcher_of(buffer, device)
         return self.prefetcher

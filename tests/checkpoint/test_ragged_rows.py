@@ -56,6 +56,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "incremental": {"checkpoint": {"incremental": True}},
     "incremental in the background": {"checkpoint": {"incremental": True, "asynchronous": True}},
     "bytes": {"buffer": {"capacity": "64KiB"}},
+    "pairs": {"rows_per_sample": 2},
     "a file": {"buffer": {"capacity": 60, "storage": "mmap"}},
 }
 

@@ -113,8 +113,14 @@ class RowLayout:
 
     @property
     def padded(self) -> tuple[Field, ...]:
-        """The fields that are padded, `[length, ...]` each."""
+        """The fields that are padded, `[length, ...]` each, or `[rows, length, ...]` in a sample of several rows."""
         return tuple(field for field in self.fields if field.name in self.pads)
+
+    @property
+    def longest(self) -> int | None:
+        """Positions of a padded row; None where no field is padded."""
+        padded = self.padded
+        return padded[0].shape[0 if self.rows_per_sample == 1 else 1] if padded else None
 
     @property
     def fingerprint(self) -> int:

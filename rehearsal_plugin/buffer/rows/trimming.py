@@ -12,7 +12,6 @@ padded again is the row that was trimmed, to the last bit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +27,14 @@ from rehearsal_plugin.core.arrays import ByteArray, IntArray
 __all__ = ["RowTrimmer", "TrimmedRows"]
 
 
+class Strip(NamedTuple):
+    """A padded field of one row of a sample: `step` bytes a position from `offset` on, and those of padding."""
+
+    offset: int
+    step: int
+    padding: ByteArray
+
+
 class Piece(NamedTuple):
     """Bytes of a row that follow each other: `fixed` ones, or `step` ones a position."""
 
@@ -37,7 +44,7 @@ class Piece(NamedTuple):
 
 
 class RowTrimmer:
-    """Trims and pads the rows of one layout.
+    """Trims and pads the rows of one layout; rows of one sample are as long as the longest of them.
 
     Args:
         layout: Its `pads` name the padded fields.
@@ -48,21 +55,20 @@ class RowTrimmer:
     """
 
     def __init__(self, layout: RowLayout) -> None:
-        self._fields = layout.padded
-        self.row_bytes, self.longest = layout.row_bytes, self._fields[0].shape[0]
-        self._pieces = list(_pieces(self._fields, self.row_bytes))
+        self.row_bytes, self.longest = layout.row_bytes, layout.longest or 0
+        self._strips = [strip for field in layout.padded for strip in _strips(field, layout, self.longest)]
+        self._pieces = list(_pieces(self._strips, self.longest, self.row_bytes))
         self._offsets, self._fixed, self._steps = (np.array(column) for column in zip(*self._pieces, strict=True))
         self._padded = np.flatnonzero(self._steps)
         self._blank = np.zeros(self.row_bytes, dtype=np.uint8)
-        for field in self._fields:
-            pattern = _pattern(field, layout.pads[field.name])
-            self._blank[field.offset : field.offset + field.nbytes] = np.tile(pattern, self.longest)
+        for strip in self._strips:
+            self._blank[strip.offset : strip.offset + self.longest * strip.step] = np.tile(strip.padding, self.longest)
 
     def lengths(self, rows: ByteArray, places: IntArray) -> IntArray:
         """Positions `[n]` up to the last that is no padding, of the rows at `places` `[n]` of `[m, row_bytes]`."""
         lengths = np.zeros(len(places), dtype=np.int64)
-        for field in self._fields:
-            find_lengths(rows, places, self._blank, field.offset, field.nbytes // self.longest, self.longest, lengths)
+        for strip in self._strips:
+            find_lengths(rows, places, self._blank, strip.offset, strip.step, self.longest, lengths)
         return lengths
 
     def sizes(self, lengths: IntArray) -> IntArray:
@@ -176,18 +182,23 @@ class TrimmedRows:
         self._trimmer.pad(self._runs, self.lengths, out.numpy())
 
 
-def _pieces(padded: Sequence[Field], row_bytes: int) -> Iterator[Piece]:
-    """A row from its first to its last byte: what lies between padded fields, and these."""
-    ends = [(0, 0), *((field.offset, field.offset + field.nbytes) for field in padded), (row_bytes, row_bytes)]
-    for field, ((_, end), (begin, _)) in zip([*padded, None], pairwise(ends), strict=True):
-        if begin > end:
-            yield Piece(end, begin - end, 0)
-        if field is not None:
-            yield Piece(field.offset, 0, field.nbytes // field.shape[0])
-
-
-def _pattern(field: Field, value: float) -> ByteArray:
-    """The bytes of one position of padding."""
+def _strips(field: Field, layout: RowLayout, longest: int) -> Iterator[Strip]:
+    """The strips of a padded field, one for each row of a sample."""
+    value = layout.pads[field.name]
+    position = field.shape[1 if layout.rows_per_sample == 1 else 2 :]
     filling = value if field.dtype.is_floating_point else int(value)
-    position = torch.full((1, *field.shape[1:]), filling, dtype=field.dtype, device="cpu")
-    return position.reshape(-1).view(torch.uint8).numpy()
+    padding = torch.full((1, *position), filling, dtype=field.dtype, device="cpu").reshape(-1).view(torch.uint8).numpy()
+    for row in range(layout.rows_per_sample):
+        yield Strip(field.offset + row * longest * len(padding), len(padding), padding)
+
+
+def _pieces(strips: Sequence[Strip], longest: int, row_bytes: int) -> Iterator[Piece]:
+    """A row from its first to its last byte: what lies between strips, and these."""
+    end = 0
+    for strip in strips:
+        if strip.offset > end:
+            yield Piece(end, strip.offset - end, 0)
+        yield Piece(strip.offset, 0, strip.step)
+        end = strip.offset + longest * strip.step
+    if row_bytes > end:
+        yield Piece(end, row_bytes - end, 0)

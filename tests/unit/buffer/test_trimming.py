@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.runs import Runs
+from rehearsal_plugin.buffer.rows.sample_groups import SampleGroups
 from rehearsal_plugin.buffer.rows.trimming import RowTrimmer, TrimmedRows
-from tests.helpers.ragged_rows import LAYOUT, LONGEST, packed_rows
+from rehearsal_plugin.checkpoint.layout_json import layout_from_json, layout_to_json
+from rehearsal_plugin.core.tree import flatten
+from tests.helpers.ragged_rows import LAYOUT, LONGEST, PADS, packed_rows, padded_batch
 
 LENGTHS = [3, 0, LONGEST, 1, 17]
 
@@ -103,3 +107,18 @@ def test_rows_of_a_file_are_checked() -> None:
     for bad_bytes, bad_lengths in cases:
         with pytest.raises(ValueError, match="rows"):
             TrimmedRows.of(LAYOUT, bad_bytes, bad_lengths)
+
+
+@pytest.mark.parametrize("layout", ["halves", "interleaved"])
+def test_rows_of_a_sample_are_trimmed_to_the_longest_of_them(layout: Any) -> None:
+    batch = flatten(padded_batch([3, 9, 5, 1, 0, 24]))
+    groups = SampleGroups(2, layout)
+    rows_layout, samples = groups.infer(batch, None)
+    rows_layout = dataclasses.replace(rows_layout, pads=PADS)
+    rows = torch.zeros((3, rows_layout.row_bytes), dtype=torch.uint8)
+    rows_layout.pack(rows_layout.columns(samples), rows)
+    one = trimmed(rows, rows_layout)
+    assert one.lengths.tolist() == ([3, 9, 24] if layout == "halves" else [9, 5, 24])
+    assert torch.equal(one[:], rows)
+    again = layout_from_json(json.loads(json.dumps(layout_to_json(rows_layout))))
+    assert torch.equal(TrimmedRows.of(again, one.packed(), one.lengths)[:], rows)
