@@ -119,8 +119,7 @@ class RowLayout:
     @property
     def longest(self) -> int | None:
         """Positions of a padded row; None where no field is padded."""
-        padded = self.padded
-        return padded[0].shape[0 if self.rows_per_sample == 1 else 1] if padded else None
+        return self.padded[0].shape[0 if self.rows_per_sample == 1 else 1] if self.padded else None
 
     @property
     def fingerprint(self) -> int:

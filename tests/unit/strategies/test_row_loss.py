@@ -152,6 +152,8 @@ def test_x_der_refreshes_its_own_state_beside_the_loss() -> None:
     torch.testing.assert_close(after[ROW_LOSS].double(), torch.tensor(entropies(scores(2, 3), few)).double())
 
 
-def test_rows_scored_by_their_loss_refuse_the_models_own() -> None:
-    with pytest.raises(ConfigError, match=r"score_by is 'loss'.*rehearsal\.loss\(criterion, outputs"):
-        RowLoss(strategy("der")).regularizer([])
+def test_rows_scored_by_their_loss_have_the_term_of_their_strategy() -> None:
+    given = [part(scores(0), labels(0))]
+    assert RowLoss(strategy("er")).regularizer(given) is None
+    with pytest.raises(ConfigError, match=r"rehearsal\.loss\(criterion, outputs"):
+        RowLoss(strategy("er-ace")).regularizer(given)
