@@ -266,7 +266,7 @@ class RehearsalBuffer:
     def _before_admission(self) -> None:
         """Let new scores count, and take the buffer for full once its rows have taken their bytes."""
         self._records.settle_scores()
-        if self.budget is not None and self.budget.used_up:
+        if self.budget is not None and self.budget.is_used_up():
             self.slot_index.close_free_slots()
 
     def _empty_records(self) -> RowRecords:

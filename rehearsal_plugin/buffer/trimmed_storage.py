@@ -6,6 +6,7 @@ taken the bytes.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
 
@@ -24,6 +25,8 @@ from rehearsal_plugin.core.arrays import IntArray
 
 __all__ = ["TrimmedStorage", "open_rows", "slots_for"]
 
+LOG = logging.getLogger(__name__)
+
 CHUNK = 1 << 18
 """Bytes of a chunk, unless the rows are very long or the capacity is very small."""
 
@@ -31,6 +34,9 @@ ROWS_A_CHUNK = 16  # of the longest
 LONGEST_LOG = 256  # entries
 SHORTER = 16
 """How many rows of the mean length, at most, take the place of one of the longest."""
+
+GROWN = 1.1
+"""Times the bytes that they may have from which on rows that became longer are warned of."""
 
 LEAST = 512
 """Bytes of a row from which on a slot is made for it, so that the table stays small beside the rows."""
@@ -193,10 +199,19 @@ class Budget:
     def __init__(self, trimmer: RowTrimmer, chunks: Chunks, nbytes: int) -> None:
         self._trimmer, self._chunks = trimmer, chunks
         self._most = (nbytes - chunks.nbytes) / (1 + DEAD_SHARE)  # of the rows stored
+        self._warned = False
 
-    @property
-    def used_up(self) -> bool:
-        """Whether another row would need more."""
+    def is_used_up(self) -> bool:
+        """Whether another row would need more; warns once where the rows stored have grown beyond it by a tenth."""
+        if self._chunks.live > GROWN * self._most and not self._warned:
+            self._warned = True
+            LOG.warning(
+                "the rehearsal buffer holds %.1f MiB of rows, and its capacity has room for %.1f: rows have become "
+                "longer since it was full, and each took the place of one row; lower rehearsal.buffer.capacity, or "
+                "give it as a number of rows",
+                self._chunks.live / 2**20,
+                self._most / 2**20,
+            )
         return self._chunks.live >= self._most
 
     def rows_that_fit(self, parts: Iterable[Tensor]) -> int:

@@ -165,3 +165,14 @@ def test_rollback_brings_rows_of_other_lengths_back() -> None:
     assert not torch.equal(buffer.state_dict()["rows"][:], rows)
     buffer.rollback()
     assert torch.equal(buffer.state_dict()["rows"][:], rows)
+
+
+def test_rows_that_become_longer_than_the_bytes_are_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    buffer = RehearsalBuffer(BufferConfig.model_validate({"capacity": "64KiB", "policy": "random_replace"}), LAYOUT)
+    for step in range(1, 200):
+        rows = packed_rows([2 if step < 100 else LONGEST] * 9, step)
+        buffer.write(buffer.admit(rows, step), rows)
+        if step == 99:
+            assert not caplog.records
+    (record,) = caplog.records
+    assert "rows have become longer" in record.getMessage()
