@@ -13,18 +13,22 @@ from tests.unit.runtime.test_zero_rows import PHASES, SECTIONS, STATEFUL, STEPS,
 NEEDS_LOSSES_APART = {"er-ace", "der++", "x-der", "policy score"}
 
 
-@pytest.mark.parametrize("mode", ["append", "replace"])
+CASES = [
+    (job, name, mode)
+    for job in JOBS
+    for name in SECTIONS
+    for mode in ("append", "replace")
+    if not (job == "forward" and name in NEEDS_LOSSES_APART)
+    if not (job == "horovod" and mode == "replace")  # as "forward, loss outside"
+]
+
+
 @pytest.mark.parametrize("phases", PHASES)
-@pytest.mark.parametrize("name", SECTIONS)
-@pytest.mark.parametrize("job", JOBS)
-def test_no_rows_are_a_step_like_any_other(job: str, name: str, phases: str, mode: str) -> None:
+@pytest.mark.parametrize(("job", "name", "mode"), CASES)
+def test_no_rows_are_a_step_like_any_other(job: str, name: str, mode: str, phases: str) -> None:
     if "retrieval" in SECTIONS[name] and not find_spec("faiss"):
         pytest.skip("needs faiss")
-    if job == "forward" and name in NEEDS_LOSSES_APART:
-        pytest.skip("its losses are asked for apart")
     amount: dict[str, Any] = {"ratio": 0.3, "mode": mode}
-    if job == "horovod" and mode == "replace":
-        pytest.skip("as 'forward, loss outside'")
     metrics = JOBS[job](name, phases, amount)
     if (job, name, mode) == ("loader", "candidates", "replace"):
         return  # the loader makes batches of its own, and each has its candidates
