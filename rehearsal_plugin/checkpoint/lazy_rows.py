@@ -48,6 +48,15 @@ class LazyRows:
     def __len__(self) -> int:
         return len(self._index)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows as they lie in their sources."""
+        total = 0
+        for number, rows in enumerate(self._sources):
+            index = self._index[self._source == number]
+            total += rows.select(index).nbytes if isinstance(rows, TrimmedRows) else len(index) * rows.shape[1]
+        return total
+
     def select(self, index: IntArray) -> LazyRows:
         """The rows at `index` `[m]` int64."""
         return LazyRows(self._sources, self._source[index], self._index[index])

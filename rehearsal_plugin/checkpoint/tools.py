@@ -59,7 +59,7 @@ def inspect(folder: Path) -> dict[str, Any]:
         "step": step,
         "ranks": len(files),
         "rows": len(written),
-        "bytes": len(written) * row_bytes,
+        "bytes": sum(part.rows.nbytes for part in parts_with_rows),
         "row_bytes": row_bytes,
         "fields": [] if layout is None else [(f.name, str(f.dtype), list(f.shape)) for f in layout.fields],
         "state": [] if layout is None else [(f.name, str(f.dtype), list(f.shape)) for f in layout.state],

@@ -13,7 +13,8 @@ __all__ = ["print_summary"]
 def print_summary(summary: dict[str, Any]) -> None:
     """Print a summary that `tools.inspect` returned."""
     console = Console(markup=False, emoji=False)  # fields may be called anything
-    size = f"{summary['rows']} rows of {summary['row_bytes']} bytes ({summary['bytes'] / 2**20:.1f} MiB)"
+    most = "" if summary["bytes"] == summary["rows"] * summary["row_bytes"] else "up to "
+    size = f"{summary['rows']} rows of {most}{summary['row_bytes']} bytes ({summary['bytes'] / 2**20:.1f} MiB)"
     console.print(f"step {summary['step']}, {summary['ranks']} ranks, {size}", highlight=False)
     whole = "a job of as many ranks goes on bit for bit" if summary["whole"] else "rows only"
     job = summary["job"]

@@ -90,7 +90,10 @@ def test_a_file_holds_the_bytes_of_the_rows(tmp_path: Path) -> None:
     tensors = load_file(file)
     assert tensors["buffer.rows"].ndim == 1
     assert len(tensors["buffer.rows"]) == int(tensors["buffer.rows.lengths"].sum()) * 16
-    assert inspect(tmp_path)["rows"] == len(tensors["buffer.rows.lengths"]) == 60
+    found = inspect(tmp_path)
+    assert found["rows"] == len(tensors["buffer.rows.lengths"]) == 60
+    assert found["bytes"] == len(tensors["buffer.rows"])
+    assert found["row_bytes"] == 16 * LENGTH, "of the longest"
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -157,6 +157,11 @@ class TrimmedRows:
         self.select(places).pad_into(out)
         return out
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the trimmed rows."""
+        return int(self._trimmer.sizes(self.lengths).sum())
+
     def select(self, index: IntArray) -> TrimmedRows:
         """The rows at `index` `[m]`; no byte is copied."""
         return TrimmedRows(self._trimmer, self._runs.select(index), self.lengths[index])
