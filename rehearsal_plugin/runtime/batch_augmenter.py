@@ -154,9 +154,11 @@ class BatchAugmenter:
             {field.name: (str(field.dtype), field.shape) for field in one.fields} for one in (buffer.layout, layout)
         )
         if loaded != wanted:
+            longest = buffer.layout.longest
+            same = f"set rehearsal.padding.length to {longest}, " if longest not in (None, layout.longest) else ""
             raise CheckpointError(
-                f"the checkpoint holds rows of {loaded}, and the batch has {wanted}; give batches of the same fields, "
-                "or start with an empty buffer"
+                f"the checkpoint holds rows of {loaded}, and the batch has {wanted}; {same}give batches of the same "
+                "fields, or start with an empty buffer"
             )
         layout = replace(layout, fields=buffer.layout.fields)  # which may be in another order
         buffer.layout = replace(layout, state=buffer.layout.state, row_bytes=buffer.layout.row_bytes)

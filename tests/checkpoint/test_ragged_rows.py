@@ -147,3 +147,19 @@ def test_rows_that_contradict_their_lengths_are_refused(fault: str, tmp_path: Pa
     write_file(tmp_path, file, content)
     with job() as rehearsal, pytest.raises(CheckpointError, match="contradicts itself"):
         rehearsal.load(tmp_path)
+
+
+def test_documents_of_another_longest_length_are_refused_with_that_length(tmp_path: Path) -> None:
+    def flat(length: int) -> dict[str, Tensor]:
+        return {"input_ids": torch.ones(1, length, dtype=torch.int64), "position_ids": torch.arange(length)[None]}
+
+    with job(padding=None) as rehearsal:
+        rehearsal.update(flat(2000))  # so up to 8,192 tokens are stored
+        rehearsal.save(tmp_path)
+    section: dict[str, Any] = {"buffer": {"capacity": 60, "preload": str(tmp_path)}}
+    with job(**section, padding=None) as other, pytest.raises(CheckpointError, match=r"padding\.length to 8192, give"):
+        other.update(flat(5))
+    with job(**section, padding={"length": 8192}) as other:
+        other.update(flat(5))
+        assert other.buffer is not None
+        assert len(other.buffer) == 2
