@@ -17,6 +17,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,8 +48,10 @@ def has_documents(batch: FlatBatch) -> bool:
         return True
     positions = _leaf(batch, POSITIONS)
     # With a mask, models attend over the whole row, wherever positions begin anew.
-    flat = isinstance(positions, Tensor) and positions.ndim == 2 and positions.shape[0] == 1
-    return flat and _leaf(batch, "attention_mask") is None
+    if not isinstance(positions, Tensor) or positions.ndim != 2 or _leaf(batch, "attention_mask") is not None:
+        return False
+    shapes = [leaf.shape[:2] for leaf in _leaves_but_derived(batch).values() if isinstance(leaf, Tensor)]
+    return positions.shape[0] == 1 and positions.shape in shapes  # else they are those of every row
 
 
 def longest_document(batch: FlatBatch) -> int:
@@ -199,8 +202,11 @@ def _fields(batch: FlatBatch, lengths: Tensor) -> tuple[list[str], list[str]]:
     """
     total, documents = int(lengths.sum()), len(lengths)
     tokens, entries = [], []
-    for name, leaf in zip(batch.names, batch.leaves, strict=True):
-        if _last_name(name) in DERIVED or not isinstance(leaf, Tensor) or not leaf.ndim:
+    for name, leaf in _leaves_but_derived(batch).items():
+        if not isinstance(leaf, Tensor):
+            _refuse_sequence(name, leaf, total, documents)
+            continue
+        if not leaf.ndim:
             continue
         if leaf.ndim > 1 and leaf.shape[:2] == (1, total):
             tokens.append(name)
@@ -213,6 +219,22 @@ def _fields(batch: FlatBatch, lengths: Tensor) -> tuple[list[str], list[str]]:
                 "rehearsal.packing to 'rows'"
             )
     return tokens, entries
+
+
+def _leaves_but_derived(batch: FlatBatch) -> dict[str, Any]:
+    """The leaves that do not follow from the lengths of the documents, by name."""
+    leaves = zip(batch.names, batch.leaves, strict=True)
+    return {name: leaf for name, leaf in leaves if _last_name(name) not in DERIVED}
+
+
+def _refuse_sequence(name: str, leaf: Any, total: int, documents: int) -> None:
+    """Refuse a list or array with one entry a token or document: it would stay as it is when documents are added."""
+    shape = np.shape(leaf) if isinstance(leaf, np.ndarray) else (len(leaf),) if isinstance(leaf, (list, tuple)) else ()
+    if shape and (shape[0] in (total, documents) or shape[:2] == (1, total)):
+        raise BatchError(
+            f"batch field '{name}' is a {type(leaf).__name__} beside a flat row of {total} tokens in {documents} "
+            "documents, so it may have one entry a token or document; give it as a tensor, or leave it out of the batch"
+        )
 
 
 def _derived(batch: FlatBatch, lengths: Tensor) -> dict[str, Any]:

@@ -100,6 +100,8 @@ def test_what_tells_no_documents_is_left_to_rows() -> None:
     assert not has_documents(flatten({**row, "attention_mask": torch.ones(1, 5)}))  # its tokens see all documents
     assert not has_documents(flatten({name: leaf.repeat(2, 1) for name, leaf in row.items()}))
     assert not has_documents(flatten({"input_ids": row["input_ids"]}))
+    several = {"input_ids": row["input_ids"].repeat(4, 1), "position_ids": row["position_ids"]}
+    assert not has_documents(flatten(several))  # the positions of every row
 
 
 @pytest.mark.parametrize(
@@ -116,6 +118,26 @@ def test_what_tells_no_documents_is_left_to_rows() -> None:
 def test_what_cannot_be_split_is_refused_by_name(change: dict[str, Any], words: str) -> None:
     with pytest.raises(BatchError, match=words):
         DocumentForm(LONGEST).infer(flatten(flat_row([2, 3], **change)), None)
+
+
+@pytest.mark.parametrize(
+    "leaf", [[1, 2], ["law", "code"], (1.0, 2.0), [0] * 5, np.arange(2), np.zeros((1, 5)), np.zeros((2, 3))]
+)
+def test_what_is_no_tensor_and_may_belong_to_documents_is_refused_by_name(leaf: Any) -> None:
+    """It would stay as it is when documents are added, without a word."""
+    form = DocumentForm(LONGEST)
+    with pytest.raises(BatchError, match=r"'extra' is a .* beside a flat row of 5 tokens in 2 documents"):
+        form.infer(flatten(flat_row([2, 3], extra=leaf)), None)
+    layout, _ = form.infer(flatten(flat_row([2, 3])), None)
+    with pytest.raises(BatchError, match="'extra' is a "):
+        form.samples(flatten(flat_row([2, 3], extra=leaf)), layout)
+
+
+def test_values_without_entries_pass_beside_documents() -> None:
+    layout, _ = DocumentForm(LONGEST).infer(
+        flatten(flat_row([2, 3], use_cache=False, name="step", table=[1, 2, 3])), None
+    )
+    assert {"use_cache", "name", "table"} <= set(layout.passing)
 
 
 def test_a_document_too_long_is_refused_with_the_cure() -> None:
