@@ -39,12 +39,14 @@ def job_settings(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
 def goes_on(then: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     """Whether a job with the settings `now` can take over all state of one with those of `then`."""
     # Files of earlier releases do not name the padding.
-    return then == ({key: value for key, value in now.items() if key != "padding"} if "padding" not in then else now)
+    if "padding" not in then:
+        return then == {key: value for key, value in now.items() if key != "padding"}
+    return then == {**now, "padding": _padding_now(then, now)}
 
 
 def check_padding(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     """Refuse rows that were padded otherwise: their lengths and masks would be read wrongly."""
-    before, after = then.get("padding"), now.get("padding")
+    before, after = then.get("padding"), _padding_now(then, now)
     if before is None or before == after:
         return
     now_padded = after or {}
@@ -56,6 +58,12 @@ def check_padding(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -
     raise CheckpointError(
         f"{path} holds rows that were padded with {changed}; keep rehearsal.padding, or start with an empty buffer"
     )
+
+
+def _padding_now(then: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The padding of a job, which takes over the length of its checkpoint where it names none."""
+    before, after = then.get("padding") or {}, now.get("padding")
+    return after if after is None or "length" not in before else {"length": before["length"], **after}
 
 
 def check_strategy(then: Mapping[str, Any], now: Mapping[str, Any], *, rows: bool, path: Path) -> None:

@@ -132,7 +132,7 @@ class PaddingConfig(Section):
         ge=1,
         lt=1 << 31,
         description="The longest row, in positions of dimension 1 of the batch, or the longest document of a flat row. "
-        "When left out, four times what the first batch has, and at least 4096.",
+        "When left out, that of the checkpoint, or 32768; four times what the first batch has where that is longer.",
     )
     values: Annotated[dict[Name, float], Field(min_length=1)] | None = Field(
         default=None,

@@ -56,6 +56,15 @@ def test_the_same_padding_goes_on(folder: Path) -> None:
         assert rehearsal.steps == 8
 
 
+def test_the_length_of_a_checkpoint_holds_where_none_is_named(folder: Path) -> None:
+    with job({"values": PADDING["values"]}) as rehearsal:
+        rehearsal.load(folder)
+        train(rehearsal, 3)
+        assert rehearsal.steps == 8
+        assert rehearsal.padding is not None
+        assert rehearsal.padding.length == PADDING["length"]
+
+
 def test_a_file_that_does_not_name_its_padding_goes_on(folder: Path) -> None:
     file = RankFile(5, 1, 0)
     content = read_file(folder, file)

@@ -48,8 +48,8 @@ PREFIXES = ("", "decoder_", "chosen_", "rejected_", "KL_")
 """Before the names of other sequences of a row: of an encoder-decoder model, and of TRL's preference trainers."""
 
 
-LEAST_LONGEST = 4096
-"""Positions that rows can have at least where nothing says it."""
+LEAST_LONGEST = 1 << 15
+"""Positions that rows can have at least where nothing says it: the same on ranks whose first batches differ."""
 
 
 class Fields(Protocol):
@@ -154,13 +154,18 @@ class Padding:
         names: dict[int, list[str]] = {}
         for name in self.values:
             names.setdefault(self._width_of(batch, name), []).append(name)
-        longest = max(names)
-        if self.length is not None and longest > self.length:
+        if self.length is not None and max(names) > self.length:
+            self._refuse_too_long(batch)
+        return names
+
+    def _refuse_too_long(self, batch: FlatBatch) -> None:
+        """Raise `BatchError` if a row is longer than what is stored; the batch may be wider, by padding alone."""
+        longest = self._longest(batch, self.values)
+        if longest > (self.length or longest):
             raise BatchError(
                 f"the rows of this batch have {longest} positions, and rehearsal.padding.length is {self.length}; "
                 "raise it, or cut the rows"
             )
-        return names
 
     def _width_of(self, batch: FlatBatch, name: str) -> int:
         field = batch.get(name)
@@ -179,7 +184,7 @@ class Padding:
 
 def longest_for(width: int) -> int:
     """Positions that rows can have, where the first batch has `width` and nothing else is known."""
-    return max(LEAST_LONGEST, 4 << (width - 1).bit_length())
+    return LEAST_LONGEST if width <= LEAST_LONGEST else 4 << (width - 1).bit_length()
 
 
 def _last_counted(counts: Tensor) -> Tensor:

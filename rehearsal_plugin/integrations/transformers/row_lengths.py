@@ -25,12 +25,21 @@ COLLATORS = (
 )
 """Collators that pad the sequences of a batch to the longest of them, behind."""
 
-LONGEST = 4096
-"""Positions up to which the limit of a tokenizer is taken for the length of the rows; many name that of the model."""
+CUTTING_COLLATORS = (
+    "trl.trainer.dpo_trainer.DataCollatorForPreference",
+    "trl.trainer.kto_trainer.DataCollatorForUnpairedPreference",
+    "trl.experimental.tpo.tpo_trainer.DataCollatorForTriplePreference",
+)
+"""Collators that cut rows to their `max_length`."""
+
+CUTTING_TRAINERS = ("trl.trainer.sft_trainer.SFTTrainer", "trl.trainer.reward_trainer.RewardTrainer")
+"""Trainers that hold the examples of their dataset to `max_length` of their arguments."""
 
 
 def with_padding(config: RehearsalConfig, trainer: Any) -> RehearsalConfig:
     """The section, with `padding` where a trainer's collator pads, and the section does not say how.
+
+    Without a token to pad with, the rows of such a trainer have one length, and the section stays as it is.
 
     Args:
         config: The section.
@@ -38,13 +47,29 @@ def with_padding(config: RehearsalConfig, trainer: Any) -> RehearsalConfig:
     """
     if config.padding is not None or not _pads(trainer):
         return config
-    collator, arguments = collator_of(trainer), trainer.args
+    collator = collator_of(trainer)
     tokenizer = getattr(collator, "tokenizer", None) or getattr(trainer, "processing_class", None)
     token_id = getattr(collator, "pad_token_id", getattr(tokenizer, "pad_token_id", None))
-    longest = getattr(arguments, "max_length", None) or getattr(tokenizer, "model_max_length", None)
-    known = longest is not None and (longest <= LONGEST or getattr(arguments, "max_length", None) is not None)
-    padding = PaddingConfig(length=longest if known else None, token_id=token_id)
-    return config.model_copy(update={"padding": padding})
+    if token_id is None:
+        return config
+    return config.model_copy(update={"padding": PaddingConfig(length=_limit_of(trainer), token_id=token_id)})
+
+
+def _limit_of(trainer: Any) -> int | None:
+    """Positions that no row of a trainer exceeds; None where nothing holds rows to a limit.
+
+    Some collators of TRL cut rows, and some trainers cut or drop long examples as they prepare their dataset. The limit
+    of a tokenizer, `model_max_length`, is that of what it makes, not of a dataset that has its tokens already.
+    """
+    collator, arguments = collator_of(trainer), trainer.args
+    if hasattr(collator, "max_length") and _names_of(collator).intersection(CUTTING_COLLATORS):
+        limit = collator.max_length
+    elif _names_of(trainer).intersection(CUTTING_TRAINERS):
+        prepares = not (getattr(arguments, "dataset_kwargs", None) or {}).get("skip_prepare_dataset")
+        limit = getattr(arguments, "max_length", None) if prepares else None
+    else:
+        return None
+    return None if limit is None else int(limit)
 
 
 def _pads(trainer: Any) -> bool:
@@ -52,5 +77,9 @@ def _pads(trainer: Any) -> bool:
     tokenizer = getattr(trainer.data_collator, "tokenizer", None)
     if getattr(tokenizer, "padding_side", "right") != "right":
         return False
-    kinds = type(collator_of(trainer)).__mro__
-    return any(f"{kind.__module__}.{kind.__qualname__}" in COLLATORS for kind in kinds)
+    return bool(_names_of(collator_of(trainer)).intersection(COLLATORS))
+
+
+def _names_of(value: object) -> set[str]:
+    """Full names of the classes of a value."""
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(value).__mro__}

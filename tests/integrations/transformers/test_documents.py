@@ -88,11 +88,16 @@ def arguments(folder: Path, **keys: Any) -> TrainingArguments:
 
 
 def job(
-    folder: Path, collator: Any, section: dict[str, Any], attention: str = "sdpa", **keys: Any
+    folder: Path,
+    collator: Any,
+    section: dict[str, Any],
+    attention: str = "sdpa",
+    examples: Texts | None = None,
+    **keys: Any,
 ) -> tuple[Trainer, Seen, RehearsalCallback]:
     model, callback = llama(attention), RehearsalCallback(section)
     seen = Seen(model, one_by_one=isinstance(collator, DataCollatorWithFlattening))
-    rows: Any = texts()
+    rows: Any = examples or texts()
     trainer = Trainer(
         model, arguments(folder, **keys), train_dataset=rows, data_collator=collator, callbacks=[seen, callback]
     )
@@ -135,7 +140,7 @@ def tokenizer() -> Any:
     vocabulary = {f"w{number}": number for number in range(WORDS)}
     words = Tokenizer(WordLevel(vocabulary, unk_token="w0"))
     kind: Any = PreTrainedTokenizerFast
-    return kind(tokenizer_object=words, pad_token="w1", model_max_length=64)
+    return kind(tokenizer_object=words, pad_token="w1", model_max_length=16)
 
 
 def padded_job(folder: Path) -> dict[str, Any]:
@@ -154,12 +159,13 @@ def padded_job(folder: Path) -> dict[str, Any]:
 
 
 def check_padded(found: dict[str, Any]) -> None:
-    assert (found["length"], found["token"]) == (64, 1)
+    assert (found["length"], found["token"]) == (None, 1)  # rows are longer than the limit of the tokenizer
     known = [text["input_ids"] for text in texts()]
     for ids, unlabelled, padding in found["rows"]:
         assert ids in known
         assert set(unlabelled) <= {-100}
         assert set(padding) <= {1}
+    assert max(len(ids) for ids, *_ in found["rows"]) > 16
     assert found["metrics"]["rows_replayed"] > 8
 
 
@@ -170,6 +176,19 @@ def test_rows_of_different_length_need_no_key_more(tmp_path: Path) -> None:
 def test_rows_of_different_length_need_no_key_more_on_two_ranks(tmp_path: Path) -> None:
     for rank in run_ranks(padded_job, 2, tmp_path, timeout_s=120):
         check_padded(rank)
+
+
+def test_without_a_token_to_pad_with_rows_have_one_length(tmp_path: Path) -> None:
+    """Such a collator never pads, so there is no padding that `padding` could describe."""
+    words = tokenizer()
+    words.pad_token = None
+    collator = DataCollatorForSeq2Seq(words, padding=False)
+    even = [{"input_ids": one["input_ids"][:2], "labels": one["labels"][:2]} for one in texts()]
+    _, _, callback = job(tmp_path, collator, SECTION, examples=even)
+    assert callback.rehearsal is not None
+    assert callback.rehearsal.config.padding is None
+    assert callback.rehearsal.metrics()["rows_replayed"] > 8
+    callback.close()
 
 
 def test_a_collator_that_nobody_knows_is_told_what_to_do(tmp_path: Path) -> None:

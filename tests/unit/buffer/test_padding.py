@@ -177,6 +177,14 @@ def test_a_batch_that_is_too_long_is_refused_with_the_cure() -> None:
         padding(16).widen(collate([row(2)]))
 
 
+def test_a_batch_that_is_wide_by_its_padding_alone_is_taken() -> None:
+    batch = collate([row(2)])  # of 17 positions
+    wider = padding(64).widen(batch)
+    assert all(torch.equal(padding(17).widen(wider)[name], batch[name]) for name in VALUES)
+    with pytest.raises(BatchError, match="have 17 positions"):
+        padding(16).widen(wider)
+
+
 def test_a_field_that_is_not_there_is_refused() -> None:
     batch = new_batch(0)
     del batch["labels"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rehearsal_plugin import LocalTransport, Rehearsal
 from rehearsal_plugin.errors import BatchError, ConfigError
+from tests.helpers.ranks import run_ranks
 
 PAD = 7
 
@@ -51,26 +52,47 @@ def test_an_empty_section_pads_text(padding: dict[str, Any]) -> None:
         assert seen["input_ids"].shape[0] == 5
         assert seen["input_ids"].shape[1] <= 5
         assert rehearsal.padding is not None
-        assert rehearsal.padding.length == padding.get("length", 4096)
+        assert rehearsal.padding.length == padding.get("length", 1 << 15)
 
 
 def test_a_job_goes_on_with_the_length_of_its_checkpoint(tmp_path: Path) -> None:
     def wide(step: int) -> dict[str, Tensor]:
-        return {name: leaf.repeat(1, 600) if leaf.ndim == 2 else leaf for name, leaf in batch(step).items()}
+        return {name: leaf.repeat(1, 8000) if leaf.ndim == 2 else leaf for name, leaf in batch(step).items()}
 
     with job({}) as first:
-        for step in range(3, 9):  # 3,000 positions in the first batch, so up to 16,384
+        for step in range(3, 9):  # 40,000 positions in the first batch, so up to 262,144
             first.update(wide(step))
         assert first.padding is not None
-        assert first.padding.length == 16_384
+        assert first.padding.length == 1 << 18
         first.save(tmp_path)
         expected = [first.update(batch(step))["input_ids"] for step in range(6)]
     with job({}) as second:
         second.load(tmp_path)
         again = [second.update(batch(step))["input_ids"] for step in range(6)]
         assert second.padding is not None
-        assert second.padding.length == 16_384
+        assert second.padding.length == 1 << 18
     assert all(torch.equal(one, other) for one, other in zip(again, expected, strict=True))
+
+
+def first_batches_of_two_widths() -> tuple[int, list[list[int]]]:
+    """A rank whose first batch is shorter than a quarter of its later ones, and of those of the other rank."""
+    import torch.distributed as dist
+
+    rank, replayed = dist.get_rank(), []
+    with Rehearsal({"buffer": {"capacity": 40}, "representatives": 2, "padding": {}}) as rehearsal:
+        for width in ([900, 1100][rank], 9000, 300, 5000, 20_000, 40, 7):
+            tokens = torch.full((2, width), width + rank)
+            seen = rehearsal.update({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+            replayed += [ids[mask.bool()] for ids, mask in zip(seen["input_ids"], seen["attention_mask"], strict=True)]
+    return rank, [[len(ids), *set(ids.tolist())] for ids in replayed]
+
+
+def test_first_batches_of_ranks_may_differ_in_width_and_later_ones_be_wider() -> None:
+    for _, replayed in run_ranks(first_batches_of_two_widths, 2, timeout_s=60):
+        assert len(replayed) == 7 * 2 + 5 * 2
+        for length, *tokens in replayed:
+            assert len(tokens) == 1
+            assert length in {tokens[0], tokens[0] - 1}
 
 
 def test_without_a_mask_the_padding_of_tokens_has_to_be_said() -> None:
