@@ -187,6 +187,12 @@ class RehearsalConfig(Section):
         if self.ratio is not None and self.representatives is not None:
             yield "rehearsal.ratio and rehearsal.representatives both say how much is replayed; keep one of them"
         yield from self.sampling.unsuited_policy(self.buffer)
+        padded = () if self.padding is None or self.fields is None else self.padding.values or ()
+        if left_out := sorted(set(padded).difference(self.fields or ())):
+            yield (
+                f"rehearsal.padding.values names {left_out}, which rehearsal.fields leaves out, so nothing of them is "
+                "stored; name them in both, or in neither"
+            )
         if self.sampling.weights == "balanced" and key is None:
             yield (
                 "rehearsal.buffer.partition_by is missing: rehearsal.sampling.weights 'balanced' draws "

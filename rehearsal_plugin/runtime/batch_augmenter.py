@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.batch_form import BatchForm, GroupForm, RowForm
-from rehearsal_plugin.buffer.rows.documents import DocumentForm, boundaries_of, has_documents, longest_document
+from rehearsal_plugin.buffer.rows.documents import DocumentForm
+from rehearsal_plugin.buffer.rows.flat_rows import boundaries_of, has_documents, lengths_of
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.padding import Padding, longest_for
 from rehearsal_plugin.buffer.rows.sample_groups import SampleGroups
@@ -119,7 +120,7 @@ class BatchAugmenter:
             labels if isinstance(labels, Tensor) else None,
             turn,
             displaced,
-            self._form.by_row,
+            self._form.by_row(joined),
             self._tokens(joined),
             self._form.lengths(joined) if self._pending.must_be_asked else None,
         )
@@ -195,7 +196,7 @@ class BatchAugmenter:
         """Tokens of the longest document that is stored."""
         if self._config.padding is not None and self._config.padding.length is not None:
             return self._config.padding.length
-        return self._loaded_length() or longest_for(longest_document(batch))
+        return self._loaded_length() or longest_for(int(lengths_of(batch).max()))
 
     def _loaded_length(self) -> int | None:
         """The longest row, in positions, of the checkpoint that was loaded; None without one."""

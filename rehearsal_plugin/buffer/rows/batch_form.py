@@ -22,13 +22,7 @@ __all__ = ["BatchForm", "GroupForm", "RowForm"]
 
 
 class BatchForm(Protocol):
-    """Finds the samples of a batch, and puts replayed ones into it.
-
-    Attributes:
-        by_row: Whether a sample is one row of the batch, so that the model's outputs have one entry a sample.
-    """
-
-    by_row: bool
+    """Finds the samples of a batch, and puts replayed ones into it."""
 
     def infer(self, batch: FlatBatch, only: Collection[str] | None) -> tuple[RowLayout, FlatBatch]:
         """Derive the layout of samples from a first batch, see `RowLayout.infer`; returns its samples, too.
@@ -62,6 +56,9 @@ class BatchForm(Protocol):
     def replayed_tokens(self, replayed: Mapping[str, Tensor]) -> int:
         """Tokens in replayed samples; their number where they have no length."""
 
+    def by_row(self, batch: FlatBatch) -> bool:
+        """Whether a sample is one row of a batch, so that the model's outputs have one entry a sample."""
+
     def lengths(self, batch: FlatBatch) -> Tensor | None:
         """Tokens of each sample of a flat row, `[samples]` int64 on the CPU; None where samples are rows."""
 
@@ -76,14 +73,12 @@ class RowForm:
         padding: How rows of different length are padded; None where all have the same.
     """
 
-    by_row = True
-
     def __init__(self, padding: Padding | None) -> None:
         self._padding, self._memory = padding, RecycledMemory()
 
     def infer(self, batch: FlatBatch, only: Collection[str] | None) -> tuple[RowLayout, FlatBatch]:
         """See `BatchForm.infer`."""
-        wide = self._widened(batch)
+        wide = self._widened(batch, only)
         return self._padded(RowLayout.infer(wide, only)), wide
 
     def samples(self, batch: FlatBatch, layout: RowLayout) -> FlatBatch:
@@ -116,6 +111,10 @@ class RowForm:
             return max(map(len, replayed.values()), default=0)
         return int(self._padding.lengths(replayed).sum())
 
+    def by_row(self, batch: FlatBatch) -> bool:
+        """See `BatchForm.by_row`."""
+        return True
+
     def lengths(self, batch: FlatBatch) -> None:
         """See `BatchForm.lengths`."""
 
@@ -123,8 +122,8 @@ class RowForm:
         """See `BatchForm.sums`."""
         return values.sum(1)
 
-    def _widened(self, batch: FlatBatch) -> FlatBatch:
-        return batch if self._padding is None else self._padding.widen(batch)
+    def _widened(self, batch: FlatBatch, only: Collection[str] | None = None) -> FlatBatch:
+        return batch if self._padding is None else self._padding.widen(batch, only)
 
     def _padded(self, layout: RowLayout) -> RowLayout:
         return layout if self._padding is None else replace(layout, pads=self._padding.values)
@@ -138,15 +137,13 @@ class GroupForm(RowForm):
         padding: See `RowForm`.
     """
 
-    by_row = False
-
     def __init__(self, groups: SampleGroups, padding: Padding | None) -> None:
         super().__init__(padding)
         self._groups = groups
 
     def infer(self, batch: FlatBatch, only: Collection[str] | None) -> tuple[RowLayout, FlatBatch]:
         """See `BatchForm.infer`."""
-        layout, samples = self._groups.infer(self._widened(batch), only)
+        layout, samples = self._groups.infer(self._widened(batch, only), only)
         return self._padded(layout), samples
 
     def samples(self, batch: FlatBatch, layout: RowLayout) -> FlatBatch:
@@ -172,6 +169,10 @@ class GroupForm(RowForm):
     def as_samples(self, batch: FlatBatch, names: Collection[str]) -> Mapping[str, Tensor]:
         """See `BatchForm.as_samples`."""
         return self._groups.samples_of({name: batch[name] for name in names})
+
+    def by_row(self, batch: FlatBatch) -> bool:
+        """See `BatchForm.by_row`."""
+        return False
 
     def sums(self, batch: FlatBatch, values: Tensor) -> None:
         """See `BatchForm.sums`."""

@@ -1,18 +1,14 @@
 """Batches without padding: one flat row of several documents, each of which is a sample.
 
-Three documents of 3, 1 and 2 tokens, as TRL's `packing` and `padding_free` and `DataCollatorWithFlattening` give them::
-
-    input_ids      5 7 9 | 4 | 8 2        [1, 6]
-    position_ids   0 1 2 | 0 | 0 1        [1, 6]    begins anew with each document
-    cu_seq_lens_q  0 3 4 6                [4]       the same for flash kernels, where the collator gives it
-    max_length_q   3
-
 In the buffer every document is a row of its own length. Replayed ones are appended to the flat row, and all leaves that
-tell where documents lie are made anew.
+tell where documents lie are made anew (see `flat_rows`). A document that stands alone in its row, without boundaries
+for kernels, may as well be a row of a job that packs nothing: replayed ones of its length become rows below it, which
+any model takes rightly.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,42 +17,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.flat_rows import (
+    DERIVED,
+    derived_leaves,
+    last_name,
+    leaves_but_derived,
+    lengths_of,
+    positions_of_rows,
+    rows_of,
+    stand_alone,
+)
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["DocumentForm", "boundaries_of", "has_documents", "longest_document"]
-
-POSITIONS, SEQUENCE = "position_ids", "seq_idx"
-BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k")
-LONGEST = ("max_length_q", "max_length_k")
-DERIVED = (POSITIONS, SEQUENCE, *BOUNDARIES, *LONGEST)
-"""Leaves that follow from the lengths of the documents, as Hugging Face calls them."""
+__all__ = ["DocumentForm"]
 
 NO_LABEL, NO_TOKEN = -100, -1
 """What documents are padded with in the buffer. No token is -1, so that their lengths can be told."""
-
-
-def boundaries_of(batch: FlatBatch) -> list[str]:
-    """Names of the leaves that tell kernels where documents begin, which other rows would make wrong."""
-    return sorted(name for name in batch.names if _last_name(name) in (*BOUNDARIES, *LONGEST))
-
-
-def has_documents(batch: FlatBatch) -> bool:
-    """Whether a batch is one flat row that says where its documents begin."""
-    if boundaries_of(batch):
-        return True
-    positions = _leaf(batch, POSITIONS)
-    # With a mask, models attend over the whole row, wherever positions begin anew.
-    if not isinstance(positions, Tensor) or positions.ndim != 2 or _leaf(batch, "attention_mask") is not None:
-        return False
-    shapes = [leaf.shape[:2] for leaf in _leaves_but_derived(batch).values() if isinstance(leaf, Tensor)]
-    return positions.shape[0] == 1 and positions.shape in shapes  # else they are those of every row
-
-
-def longest_document(batch: FlatBatch) -> int:
-    """Tokens of the longest document of a flat row."""
-    return int(_lengths(batch).max())
 
 
 class DocumentForm:
@@ -66,15 +44,14 @@ class DocumentForm:
         longest: Tokens of the longest document that can be stored.
     """
 
-    by_row = False
-
     def __init__(self, longest: int) -> None:
         self._longest = longest
         self._counted = ""  # the field by whose padding lengths are told
+        self._known: list[tuple[weakref.ref[FlatBatch], Tensor]] = []  # lengths of the newest batches
 
     def infer(self, batch: FlatBatch, only: Collection[str] | None) -> tuple[RowLayout, FlatBatch]:
         """See `BatchForm.infer`."""
-        lengths = _lengths(batch)
+        lengths = self._lengths_in(batch)
         tokens, entries = _fields(batch, lengths)
         left_out = sorted({*tokens, *entries}.difference(only or (*tokens, *entries)))
         if left_out:
@@ -92,12 +69,12 @@ class DocumentForm:
         self._counted = counted[0]
         samples = self._split(batch, lengths, tokens, pads)
         layout = RowLayout.infer(samples, {*tokens, *entries})
-        passing = {**layout.passing, **{name: "made anew" for name in batch.names if _last_name(name) in DERIVED}}
+        passing = {**layout.passing, **{name: "made anew" for name in batch.names if last_name(name) in DERIVED}}
         return replace(layout, passing=passing, lengths={}, selected=True, pads=pads), samples
 
     def samples(self, batch: FlatBatch, layout: RowLayout) -> FlatBatch:
         """See `BatchForm.samples`."""
-        lengths = _lengths(batch)
+        lengths = self._lengths_in(batch)
         tokens, entries = _fields(batch, lengths)
         other = {*tokens, *entries}.symmetric_difference(layout.names)
         if other:
@@ -113,19 +90,24 @@ class DocumentForm:
 
     def join(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
         """See `BatchForm.join`."""
-        lengths = _lengths(batch)
-        kept = lengths[: len(lengths) - displaced]
-        stop, added = int(kept.sum()), self._lengths_of(replayed)
-        inside = torch.arange(replayed[self._counted].shape[1], device=added.device) < added.unsqueeze(1)
-        joined: dict[str, Any] = {}
-        for name in layout.names:
-            leaf = batch[name]
-            if name in layout.pads:
-                more = replayed[name][inside].to(leaf.device).unsqueeze(0)
-                joined[name] = torch.cat((leaf[:, :stop], more), dim=1)
-            else:
-                joined[name] = torch.cat((leaf[: len(kept)], replayed[name].to(leaf.device)))
-        return batch.with_leaves({**joined, **_derived(batch, torch.cat((kept, added.to(kept.device))))})
+        lengths = self._lengths_in(batch)
+        kept, added = lengths[: len(lengths) - displaced], self._lengths_of(replayed)
+        documents = torch.cat((kept, added.to(kept.device)))
+        if stand_alone(batch, lengths) and bool((documents == lengths[0]).all()):
+            tokens = self._below(batch, replayed, layout.pads, len(kept), int(lengths[0]))
+        elif rows_of(batch) > 1:
+            raise BatchError(
+                f"the batch has rows of {int(lengths[0])} tokens, and replayed documents have {documents.tolist()}; "
+                "without padding they fit into one flat row alone: give flat rows, or set rehearsal.packing to 'rows'"
+            )
+        else:
+            tokens = self._behind(batch, replayed, layout.pads, int(kept.sum()), added)
+            tokens |= derived_leaves(batch, documents)
+        others = [name for name in layout.names if name not in layout.pads]
+        entries = {
+            name: torch.cat((batch[name][: len(kept)], replayed[name].to(batch[name].device))) for name in others
+        }
+        return self._note(batch.with_leaves({**tokens, **entries}), documents)
 
     def as_batch(self, layout: RowLayout, replayed: Mapping[str, Tensor]) -> FlatBatch:
         """See `BatchForm.as_batch`: documents `[r, longest]`, padded with -1, labels with -100."""
@@ -137,25 +119,62 @@ class DocumentForm:
 
     def tokens(self, batch: FlatBatch, new: int) -> int:
         """See `BatchForm.tokens`."""
-        return int(_lengths(batch)[:new].sum())
+        return int(self._lengths_in(batch)[:new].sum())
 
     def replayed_tokens(self, replayed: Mapping[str, Tensor]) -> int:
         """See `BatchForm.replayed_tokens`."""
         return int(self._lengths_of(replayed).sum()) if replayed else 0
 
-    def lengths(self, batch: FlatBatch) -> Tensor:
-        """See `BatchForm.lengths`."""
-        return _lengths(batch)
+    def by_row(self, batch: FlatBatch) -> bool:
+        """See `BatchForm.by_row`."""
+        return rows_of(batch) > 1
 
-    def sums(self, batch: FlatBatch, values: Tensor) -> Tensor:
+    def lengths(self, batch: FlatBatch) -> Tensor | None:
+        """See `BatchForm.lengths`."""
+        return None if self.by_row(batch) else self._lengths_in(batch)
+
+    def sums(self, batch: FlatBatch, values: Tensor) -> Tensor | None:
         """See `BatchForm.sums`."""
-        ends = _lengths(batch).cumsum(0)
+        ends = self._lengths_in(batch).cumsum(0)
         upto = torch.cat((values.new_zeros(1, dtype=torch.int64), values.reshape(-1).cumsum(0)))[ends.to(values.device)]
         return torch.diff(upto, prepend=upto.new_zeros(1))
+
+    def _lengths_in(self, batch: FlatBatch) -> Tensor:
+        """Tokens of each document of a batch `[documents]`, which are told once."""
+        for known, lengths in self._known:
+            if known() is batch:
+                return lengths
+        lengths = lengths_of(batch)
+        self._note(batch, lengths)
+        return lengths
+
+    def _note(self, batch: FlatBatch, lengths: Tensor) -> FlatBatch:
+        """Remember the lengths of a batch, and of the one before it, to which documents may be joined."""
+        self._known = [(weakref.ref(batch), lengths), *self._known[:1]]
+        return batch
 
     def _lengths_of(self, samples: Mapping[str, Tensor]) -> Tensor:
         """Tokens of each document `[n]` of samples `[n, longest]`."""
         return (samples[self._counted] != NO_TOKEN).sum(1)
+
+    def _behind(
+        self, batch: FlatBatch, replayed: Mapping[str, Tensor], pads: Collection[str], stop: int, added: Tensor
+    ) -> dict[str, Any]:
+        """The first `stop` tokens of a flat row, `[1, tokens, ...]` a field, and documents of `added` tokens behind."""
+        inside = torch.arange(replayed[self._counted].shape[1], device=added.device) < added.unsqueeze(1)
+        return {
+            name: torch.cat((batch[name][:, :stop], replayed[name][inside].to(batch[name].device).unsqueeze(0)), dim=1)
+            for name in pads
+        }
+
+    @staticmethod
+    def _below(
+        batch: FlatBatch, replayed: Mapping[str, Tensor], pads: Collection[str], kept: int, width: int
+    ) -> dict[str, Any]:
+        """The first `kept` rows of a batch, `[rows, width, ...]` a field, with documents of that length below."""
+        names = {name: replayed[name][:, :width].to(batch[name].device) for name in pads}
+        rows = {name: torch.cat((batch[name][:kept], more)) for name, more in names.items()}
+        return {**rows, **positions_of_rows(batch, kept + len(replayed[next(iter(pads))]))}
 
     def _split(self, batch: FlatBatch, lengths: Tensor, tokens: list[str], pads: Mapping[str, float]) -> FlatBatch:
         """The documents as padded rows."""
@@ -166,49 +185,32 @@ class DocumentForm:
                 "rehearsal.padding.length"
             )
         inside = torch.arange(self._longest, device=lengths.device) < lengths.unsqueeze(1)
-        rows: dict[str, Any] = {name: None for name in batch.names if _last_name(name) in DERIVED}
+        rows: dict[str, Any] = {name: None for name in batch.names if last_name(name) in DERIVED}
         for name in tokens:
             leaf = batch[name]
             row = leaf.new_full((len(lengths), self._longest, *leaf.shape[2:]), pads[name])
-            row[inside.to(leaf.device)] = leaf[0]
+            row[inside.to(leaf.device)] = leaf.flatten(0, 1)
             if name == self._counted and bool((leaf == NO_TOKEN).any()):
                 raise BatchError(f"batch field '{name}' has tokens of -1, by which the end of a document is told")
             rows[name] = row
         return batch.with_leaves(rows)
 
 
-def _lengths(batch: FlatBatch) -> Tensor:
-    """Tokens of each document of a flat row, `[documents]` int64.
-
-    Raises:
-        BatchError: The leaves that tell them contradict each other, or tell none.
-    """
-    ends = [_ends(batch, name) for name in BOUNDARIES]
-    told = [end for end in (*ends, _ends_by_position(batch)) if end is not None]
-    if not told or not len(told[0]) or any(not torch.equal(end, told[0]) for end in told[1:]):
-        raise BatchError(
-            f"the batch is a flat row, and {[name for name in (*BOUNDARIES, POSITIONS) if _name(batch, name)]} do "
-            "not tell alike where its documents begin; give position_ids that count from 0 in each document, or "
-            "set rehearsal.packing to 'rows'"
-        )
-    return torch.diff(told[0], prepend=told[0].new_zeros(1))
-
-
 def _fields(batch: FlatBatch, lengths: Tensor) -> tuple[list[str], list[str]]:
-    """Names of the leaves with one entry a token, `[1, tokens, ...]`, and of those with one a document.
+    """Names of the leaves with one entry a token, `[rows, tokens, ...]`, and of those with one a document.
 
     Raises:
         BatchError: A leaf belongs to the flat row as a whole.
     """
-    total, documents = int(lengths.sum()), len(lengths)
+    total, documents, rows = int(lengths.sum()), len(lengths), rows_of(batch)
     tokens, entries = [], []
-    for name, leaf in _leaves_but_derived(batch).items():
+    for name, leaf in leaves_but_derived(batch).items():
         if not isinstance(leaf, Tensor):
             _refuse_sequence(name, leaf, total, documents)
             continue
         if not leaf.ndim:
             continue
-        if leaf.ndim > 1 and leaf.shape[:2] == (1, total):
+        if leaf.ndim > 1 and leaf.shape[:2] == (rows, total // rows):
             tokens.append(name)
         elif leaf.shape[0] == documents:
             entries.append(name)
@@ -221,12 +223,6 @@ def _fields(batch: FlatBatch, lengths: Tensor) -> tuple[list[str], list[str]]:
     return tokens, entries
 
 
-def _leaves_but_derived(batch: FlatBatch) -> dict[str, Any]:
-    """The leaves that do not follow from the lengths of the documents, by name."""
-    leaves = zip(batch.names, batch.leaves, strict=True)
-    return {name: leaf for name, leaf in leaves if _last_name(name) not in DERIVED}
-
-
 def _refuse_sequence(name: str, leaf: Any, total: int, documents: int) -> None:
     """Refuse a list or array with one entry a token or document: it would stay as it is when documents are added."""
     shape = np.shape(leaf) if isinstance(leaf, np.ndarray) else (len(leaf),) if isinstance(leaf, (list, tuple)) else ()
@@ -237,59 +233,8 @@ def _refuse_sequence(name: str, leaf: Any, total: int, documents: int) -> None:
         )
 
 
-def _derived(batch: FlatBatch, lengths: Tensor) -> dict[str, Any]:
-    """The leaves that tell where documents of `lengths` `[n]` lie, each as the batch has it."""
-    ends = lengths.cumsum(0)
-    starts = torch.repeat_interleave(ends - lengths, lengths)
-    made: dict[str, Any] = {
-        POSITIONS: (torch.arange(len(starts), device=starts.device) - starts).unsqueeze(0),
-        SEQUENCE: torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths).unsqueeze(0),
-        **dict.fromkeys(BOUNDARIES, torch.cat((ends.new_zeros(1), ends))),
-        **dict.fromkeys(LONGEST, lengths.max() if len(lengths) else lengths.new_zeros(())),
-    }
-    leaves = {name: batch[name] for name in batch.names if _last_name(name) in DERIVED}
-    return {name: _like(made[_last_name(name)], leaf) for name, leaf in leaves.items() if leaf is not None}
-
-
-def _like(value: Tensor, leaf: Any) -> Any:
-    """A value as the type, dtype and device of the leaf that it takes the place of."""
-    return value.to(leaf.device, leaf.dtype) if isinstance(leaf, Tensor) else type(leaf)(int(value))
-
-
-def _ends(batch: FlatBatch, name: str) -> Tensor | None:
-    boundaries = _leaf(batch, name)
-    return None if boundaries is None else torch.as_tensor(boundaries)[1:].long().cpu()
-
-
-def _ends_by_position(batch: FlatBatch) -> Tensor | None:
-    """The ends of the documents, by positions that count from 0 in each; an empty tensor where they do not."""
-    positions: Tensor | None = _leaf(batch, POSITIONS)
-    if positions is None:
-        return None
-    flat = positions.reshape(-1).long().cpu()
-    starts = (flat == 0).nonzero().reshape(-1)
-    if positions.shape[0] != 1 or not len(starts) or starts[0]:
-        return starts.new_empty(0)
-    ends = torch.cat((starts[1:], starts.new_tensor([len(flat)])))
-    counted = torch.arange(len(flat)) - torch.repeat_interleave(starts, ends - starts)
-    return ends if torch.equal(counted, flat) else starts.new_empty(0)
-
-
 def _padding_of(name: str, leaf: Tensor) -> float:
-    if _last_name(name) == "labels":
+    if last_name(name) == "labels":
         return NO_LABEL
     unsigned = leaf.dtype == torch.bool or leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.uint8
-    return 0 if unsigned or _last_name(name).endswith("mask") else NO_TOKEN
-
-
-def _leaf(batch: FlatBatch, name: str) -> Any:
-    full = _name(batch, name)
-    return None if full is None else batch[full]
-
-
-def _name(batch: FlatBatch, name: str) -> str | None:
-    return next((full for full in batch.names if _last_name(full) == name), None)
-
-
-def _last_name(name: str) -> str:
-    return name.rpartition(".")[2]
+    return 0 if unsigned or last_name(name).endswith("mask") else NO_TOKEN

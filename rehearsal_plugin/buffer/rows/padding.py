@@ -18,7 +18,7 @@ so tokens and their mask never part::
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -73,14 +73,18 @@ class Padding:
         self.length, self._token_id = config.length, config.token_id
         self.values: Mapping[str, float] = config.values or {}
 
-    def widen(self, batch: Any) -> FlatBatch:
+    def widen(self, batch: Any, only: Collection[str] | None = None) -> FlatBatch:
         """The batch at the length at which rows are stored.
+
+        Args:
+            batch: Rows of different length.
+            only: Names of the fields of a row, where not all are stored; asked for the first batch.
 
         Raises:
             BatchError: A padded field is missing, has no length, or is too long.
         """
         flat = flatten(batch)
-        self.values = self.values or self._usual_values(flat)
+        self.values = self.values or self._usual_values(flat, flat.names if only is None else only)
         longest = max(self._names_by_width(flat))
         self.length = self.length or longest_for(longest)
         return flat.with_leaves(self._fitted(flat, self.values, self.length))
@@ -117,20 +121,21 @@ class Padding:
             first = torch.maximum(first.to(lengths.device), lengths)
         return first
 
-    def _usual_values(self, batch: FlatBatch) -> Mapping[str, float]:
-        """The padding of the fields that have a well-known name, and the length of their tokens.
+    def _usual_values(self, batch: FlatBatch, stored: Collection[str]) -> Mapping[str, float]:
+        """The padding of the fields that have a well-known name, and the length of their tokens, among those stored.
 
         Raises:
             BatchError: There are no `input_ids` `[rows, length]`, or nothing tells their padding.
         """
-        tokens = {prefix: batch.get(f"{prefix}input_ids") for prefix in PREFIXES}
+        tokens = {prefix: batch.get(f"{prefix}input_ids") for prefix in PREFIXES if f"{prefix}input_ids" in stored}
         shapes = {prefix: ids.shape for prefix, ids in tokens.items() if isinstance(ids, Tensor) and ids.ndim == 2}
         if not shapes:
             raise BatchError(
                 "rehearsal.padding.values is left out, and the batch has no 'input_ids' [rows, length]; name the "
                 f"fields that are padded, out of {sorted(batch.names)}"
             )
-        unmasked = [prefix for prefix in shapes if f"{prefix}attention_mask" not in batch.structure.places]
+        masks = batch.structure.places.keys() & stored
+        unmasked = [prefix for prefix in shapes if f"{prefix}attention_mask" not in masks]
         if self._token_id is None and unmasked:
             prefix = unmasked[0]
             raise BatchError(
@@ -142,7 +147,7 @@ class Padding:
             f"{prefix}{name}": value
             for prefix, shape in shapes.items()
             for name, value in values.items()
-            if _is_sequence(name, batch.get(f"{prefix}{name}"), shape)
+            if f"{prefix}{name}" in stored and _is_sequence(name, batch.get(f"{prefix}{name}"), shape)
         }
 
     def _longest(self, fields: Fields, names: Iterable[str]) -> int:

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin import LocalTransport, Rehearsal
-from rehearsal_plugin.buffer.rows.documents import DocumentForm, has_documents, longest_document
+from rehearsal_plugin.buffer.rows import documents as documents_module
+from rehearsal_plugin.buffer.rows.documents import DocumentForm
+from rehearsal_plugin.buffer.rows.flat_rows import has_documents, lengths_of
 from rehearsal_plugin.core.tree import flatten
 from rehearsal_plugin.errors import BatchError, ConfigError
 
@@ -93,17 +95,6 @@ def test_tokens_may_have_several_numbers_each() -> None:
     assert torch.equal(joined(first, second)["scores"], torch.cat((first["scores"], second["scores"]), 1))
 
 
-def test_what_tells_no_documents_is_left_to_rows() -> None:
-    row = {name: leaf for name, leaf in flat_row([3, 2]).items() if name in ("input_ids", "labels", "position_ids")}
-    assert has_documents(flatten(row))
-    assert longest_document(flatten(row)) == 3
-    assert not has_documents(flatten({**row, "attention_mask": torch.ones(1, 5)}))  # its tokens see all documents
-    assert not has_documents(flatten({name: leaf.repeat(2, 1) for name, leaf in row.items()}))
-    assert not has_documents(flatten({"input_ids": row["input_ids"]}))
-    several = {"input_ids": row["input_ids"].repeat(4, 1), "position_ids": row["position_ids"]}
-    assert not has_documents(flatten(several))  # the positions of every row
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -151,6 +142,63 @@ def test_later_batches_need_the_same_fields() -> None:
     other = {name: leaf for name, leaf in flat_row([2, 3]).items() if name != "labels"}
     with pytest.raises(BatchError, match="every batch needs the same fields"):
         form.samples(flatten(other), layout)
+
+
+@pytest.mark.parametrize("ratio_in", ["rows", "tokens"])
+@pytest.mark.parametrize("mode", ["append", "replace"])
+def test_the_lengths_of_a_batch_are_told_once(mode: str, ratio_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = {"mode": mode, "ratio_in": ratio_in, "ratio": 0.3}
+    calls = []
+
+    def counted(batch: Any) -> Tensor:
+        calls.append(batch)
+        return lengths_of(batch)
+
+    with Rehearsal({"buffer": {"capacity": 30}, **section}, LocalTransport()) as rehearsal:
+        for step in range(12):
+            if step == 1:  # the first batch is asked what it is, too
+                monkeypatch.setattr(documents_module, "lengths_of", counted)
+            rehearsal.update(flat_row([3, 4, 5], seed=step))
+        assert rehearsal.metrics()["rows_replayed"] > 3
+    assert len(calls) == 11
+
+
+def plain_rows(rows: int, length: int, seed: int) -> dict[str, Tensor]:
+    """A batch of a job that packs nothing, with positions and without a mask."""
+    tokens = torch.from_numpy(np.random.default_rng(seed).integers(0, 99, (rows, length)))
+    return {"input_ids": tokens, "labels": tokens, "position_ids": torch.arange(length).repeat(rows, 1)}
+
+
+@pytest.mark.parametrize("amount", [{"representatives": 1}, {"ratio": 0.3, "mode": "replace"}])
+@pytest.mark.parametrize("sizes", [[1, 8, 8, 1, 4], [1, 1, 1, 2, 1]])
+def test_a_first_batch_of_one_row_may_be_followed_by_any_number(sizes: list[int], amount: dict[str, Any]) -> None:
+    known: set[tuple[int, ...]] = set()
+    with Rehearsal(amount, LocalTransport()) as rehearsal:
+        for step in range(30):
+            batch = plain_rows(sizes[step % 5], 6, step)
+            known.update(map(tuple, batch["input_ids"].tolist()))
+            seen = rehearsal.update(batch)
+            assert len(seen["input_ids"]) == len(batch["input_ids"]) + ("mode" not in amount and step > 1)
+            assert torch.equal(seen["position_ids"], torch.arange(6).repeat(len(seen["input_ids"]), 1))
+            assert torch.equal(seen["labels"], seen["input_ids"])
+            assert set(map(tuple, seen["input_ids"].tolist())) <= known
+        assert rehearsal.metrics()["rows_replayed"] > 4
+
+
+def test_a_first_row_of_one_document_may_be_followed_by_any_flat_row() -> None:
+    with Rehearsal({"representatives": 1}, LocalTransport()) as rehearsal:
+        for step, lengths in enumerate([[6], [3, 4], [6], [2], [5, 5, 5], [6], [6]]):
+            row = flat_row(lengths, seed=step)
+            seen = rehearsal.update({name: row[name] for name in ("input_ids", "labels", "position_ids")})
+            assert int((seen["position_ids"] == 0).sum()) == len(lengths) + (step > 1)
+
+
+def test_rows_of_another_length_than_stored_ones_are_refused_by_the_cure() -> None:
+    with Rehearsal({"representatives": 1}, LocalTransport()) as rehearsal:
+        for step in range(3):
+            rehearsal.update(plain_rows(1, 6, step))
+        with pytest.raises(BatchError, match=r"one flat row alone: .* set rehearsal\.packing to 'rows'"):
+            rehearsal.update(plain_rows(4, 7, 3))
 
 
 def run(section: dict[str, Any], steps: int = 40) -> tuple[Rehearsal, list[dict[str, Any]], set[tuple[int, ...]]]:

@@ -104,6 +104,26 @@ def test_without_a_mask_the_padding_of_tokens_has_to_be_said() -> None:
         assert set(seen["input_ids"][seen["labels"] == -100].tolist()) <= {PAD}
 
 
+def test_fields_that_are_not_stored_are_not_padded() -> None:
+    stored = ["input_ids", "labels"]
+    with job({"token_id": PAD}, fields=stored) as rehearsal:
+        for step in range(6):
+            seen = rehearsal.update(batch(step))
+        assert seen["attention_mask"].shape[0] == 3
+        assert seen["input_ids"].shape[0] == seen["labels"].shape[0] == 5
+        assert rehearsal.padding is not None
+        assert sorted(rehearsal.padding.values) == stored
+    with job({}, fields=stored) as rehearsal, pytest.raises(BatchError, match=r"no 'attention_mask'.*token_id"):
+        rehearsal.update(batch(0))
+
+
+def test_padded_fields_that_are_not_stored_are_refused_by_name() -> None:
+    values = {"input_ids": 0, "labels": -100}
+    with pytest.raises(ConfigError, match=r"padding\.values names \['labels'\], which rehearsal\.fields leaves out"):
+        job({"values": values}, fields=["input_ids"])
+    job({"values": values}, fields=["input_ids", "labels", "kind"]).close()
+
+
 def test_what_is_no_text_is_told_to_name_its_fields() -> None:
     with job({}) as rehearsal, pytest.raises(BatchError, match=r"values is left out, and the batch has no 'input_ids'"):
         rehearsal.update({"x": torch.zeros(3, 4)})
