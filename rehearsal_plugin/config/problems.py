@@ -30,11 +30,14 @@ def describe(error: ValidationError, model: type[BaseModel], path: str) -> list[
 
 
 def _lines(problem: ErrorDetails, model: type[BaseModel], root: str) -> list[str]:
-    location, value = tuple(part for part in problem["loc"] if not _is_tag(part)), reprlib.repr(problem["input"])
+    unknown_key = problem["loc"][-1:] if problem["type"] in {"extra_forbidden", "invalid_key"} else ()
+    parents = problem["loc"][:-1] if unknown_key else problem["loc"]
+    location = (*(part for part in parents if not _is_tag(part)), *unknown_key)  # a key of the user's may look like one
+    value = reprlib.repr(problem["input"])
     path = ".".join((root, *map(_shown_key, location)))
     if problem["type"] == BROKEN_RULES:
         return list(problem["ctx"]["complaints"])
-    if problem["type"] in {"extra_forbidden", "invalid_key"}:
+    if unknown_key:
         nearest = _nearest_key(str(location[-1]), model, location[:-1], root)
         return [f"{path} is not a key of the section; {nearest}"]
     if problem["type"] == "model_type":

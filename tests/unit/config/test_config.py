@@ -428,6 +428,7 @@ def test_an_unknown_key_like_no_other_is_refused_with_all_keys() -> None:
 
 def test_a_key_that_is_no_text_is_refused() -> None:
     assert refusal({1: 2}).startswith("rehearsal.1 is not a key of the section")
+    assert refusal({"<name>": 2}).startswith("rehearsal.<name> is not a key of the section")
 
 
 # Keys that do not go together
