@@ -18,6 +18,7 @@ from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.job_report import JobReport
 from rehearsal_plugin.runtime.loss_monitor import LossMonitor
 from rehearsal_plugin.runtime.micro_batch import MicroBatch, no_criterion
+from rehearsal_plugin.runtime.recorded_outputs import check_recorded
 from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.replay_weights import ReplayWeights, add_to_loss
 from rehearsal_plugin.runtime.sample_losses import SampleLosses, sample_losses
@@ -223,6 +224,8 @@ class PendingLosses:
         if self._strategy.records:
             micro_batch, layout = self._current()
             state = self._strategy.state(replace(new, outputs=map_leaves(new.outputs, _detached)))
+            if self._coordinator.prefetcher is None:
+                check_recorded(self.need, state, micro_batch.columns, layout)
             turn = micro_batch.turn or Turn(micro_batch.new)
             self._coordinator.stage_candidates(micro_batch.columns, layout, state, turn)
         self._end_turn()

@@ -28,7 +28,7 @@ from rehearsal_plugin.integrations.transformers.collation import watch_collator
 from rehearsal_plugin.integrations.transformers.dataset_column import carry_partition, collator_of, without_column
 from rehearsal_plugin.integrations.transformers.generating import refuse_generating
 from rehearsal_plugin.integrations.transformers.own_loss import check_own_loss
-from rehearsal_plugin.integrations.transformers.pairs import with_pairs
+from rehearsal_plugin.integrations.transformers.pairs import with_answers, with_pairs
 from rehearsal_plugin.integrations.transformers.row_lengths import with_padding
 from rehearsal_plugin.integrations.transformers.trainer import (
     VisibleLoader,
@@ -164,7 +164,8 @@ class RehearsalCallback(TrainerCallback):
             raise ConfigError("train() of the trainer does not call Trainer.train, so no row can join its batches")
         section = self._section_for(trainer)
         if self.rehearsal is None and section is not None:
-            section = with_padding(with_pairs(section, collator_of(trainer)), trainer)
+            section = with_answers(with_pairs(section, collator_of(trainer)), trainer)
+            section = with_padding(section, trainer)
             self._handle = start_rehearsal(trainer, section)
             if self._handle.rehearsal is not None:
                 self._handle.rehearsal.report.joined_at = "in the batches that the Trainer reads"

@@ -1,4 +1,4 @@
-"""Collators of preference training, whose rows belong together: chosen ones first, rejected ones behind."""
+"""What preference training replays: rows that belong together, chosen ones first, or fields for each answer."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 from torch.torch_version import TorchVersion
 
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.config.names import PARTITION
 
-__all__ = ["with_pairs"]
+__all__ = ["with_answers", "with_pairs"]
 
 COLLATORS = {
     "trl.trainer.dpo_trainer.DataCollatorForPreference": "0.29.0",
@@ -22,6 +23,35 @@ COLLATORS = {
 
 Triples have `[reference x n]` behind, unless the collator leaves it out.
 """
+
+
+TRAINERS_OF_ANSWERS = (
+    "trl.trainer.cpo_trainer.CPOTrainer",
+    "trl.trainer.orpo_trainer.ORPOTrainer",
+    "trl.experimental.cpo.cpo_trainer.CPOTrainer",
+    "trl.experimental.orpo.orpo_trainer.ORPOTrainer",
+)
+"""Trainers whose batches have fields for each answer, from which alone they compute their loss, beside texts."""
+
+ANSWERS = tuple(
+    f"{answer}_{name}" for answer in ("chosen", "rejected") for name in ("input_ids", "attention_mask", "labels")
+)
+
+
+def with_answers(config: RehearsalConfig, trainer: Any) -> RehearsalConfig:
+    """The section, with the `fields` of both answers where a trainer's batches have texts beside them.
+
+    Args:
+        config: The section.
+        trainer: A `transformers.Trainer`.
+    """
+    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(trainer).__mro__}
+    if config.fields is not None or names.isdisjoint(TRAINERS_OF_ANSWERS):
+        return config
+    if getattr(trainer, "is_encoder_decoder", False):  # whose model reads the prompts
+        return config
+    keys = [key for key in (config.buffer.partition_by, config.buffer.score_by) if key not in (None, PARTITION, "loss")]
+    return RehearsalConfig.load({**config.model_dump(exclude_unset=True), "fields": [*ANSWERS, *keys]})
 
 
 def with_pairs(config: RehearsalConfig, collator: Any) -> RehearsalConfig:

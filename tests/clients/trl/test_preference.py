@@ -30,7 +30,7 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 from trl.experimental.tpo import TPOConfig, TPOTrainer
 
 from rehearsal_plugin import RehearsalCallback
-from rehearsal_plugin.errors import BatchError, ConfigError
+from rehearsal_plugin.errors import ConfigError
 from tests.helpers.clients.tiny_llm import LONGEST, PAD
 
 pytestmark = pytest.mark.clients
@@ -122,9 +122,8 @@ PREFERENCES = [
 def test_samples_are_replayed_whole(
     tiny: Path, tmp_path: Path, kinds: tuple[Any, Any], data: str, fields: dict[str, int], rows: int
 ) -> None:
-    section: dict[str, Any] = {"fields": list(ANSWERS)} if fields is ANSWERS else {}  # the batches hold texts, too
     plain, _ = train(tiny, tmp_path / "plain", kinds, data)
-    replayed, _ = train(tiny, tmp_path / "replayed", kinds, data, section)
+    replayed, _ = train(tiny, tmp_path / "replayed", kinds, data, {})
     offered = {sample for batch in plain for sample in samples(batch, fields, rows)}
     for step, (without, batch) in enumerate(zip(plain, replayed, strict=True)):
         new, joined = samples(without, fields, rows), samples(batch, fields, rows)
@@ -168,11 +167,6 @@ def test_reference_log_probabilities_go_with_their_pair(tiny: Path, tmp_path: Pa
 
     batches, _ = train(tiny, tmp_path, (DPOTrainer, DPOConfig), replay={}, watch=watch, precompute_ref_log_probs=True)
     assert [len(batch["ref_chosen_logps"]) for batch in batches[3:]] == [6] * 7
-
-
-def test_texts_beside_their_tokens_are_refused_with_the_cure(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(BatchError, match=r"list of str with one entry a row.*rehearsal\.fields"):
-        train(tiny, tmp_path, (ORPOTrainer, ORPOConfig), replay={})
 
 
 def test_a_trainer_that_generates_is_refused_by_name(tiny: Path, tmp_path: Path) -> None:

@@ -191,6 +191,29 @@ def test_without_a_token_to_pad_with_rows_have_one_length(tmp_path: Path) -> Non
     callback.close()
 
 
+@pytest.mark.parametrize("own_loss", [True, False])
+def test_logits_of_rows_that_differ_in_length_are_refused_before_the_first_step(own_loss: bool, tmp_path: Path) -> None:
+    callback = RehearsalCallback({**SECTION, "strategy": {"name": "der"}})
+
+    def criterion(logits: Tensor, labels: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+    model, rows = llama("sdpa"), texts()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer = Trainer(
+        model,
+        arguments(tmp_path),
+        train_dataset=rows,
+        data_collator=DataCollatorForSeq2Seq(tokenizer(), padding=True),
+        callbacks=[callback],
+        compute_loss_func=callback.loss(criterion) if own_loss else None,
+    )
+    with pytest.raises(BatchError, match="positions of rows that differ in length"):
+        trainer.train()
+    callback.close()
+    assert all(torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+
+
 def test_a_collator_that_nobody_knows_is_told_what_to_do(tmp_path: Path) -> None:
     def collate(rows: Texts) -> dict[str, Tensor]:
         width = max(len(row["input_ids"]) for row in rows)

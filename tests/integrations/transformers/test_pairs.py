@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 from rehearsal_plugin import RehearsalConfig
 from rehearsal_plugin.errors import ConfigError
-from rehearsal_plugin.integrations.transformers.pairs import with_pairs
+from rehearsal_plugin.integrations.transformers.pairs import with_answers, with_pairs
 from tests.integrations.transformers.test_trainer_pairs import pairs, train
 
 SECTION: dict[str, Any] = {"buffer": {"capacity": 50}, "representatives": 2}
@@ -53,6 +53,41 @@ def test_what_the_section_says_stays(version: Any) -> None:
     version("1.16.0")
     config = RehearsalConfig.load({**SECTION, "rows_per_sample": 1})
     assert with_pairs(config, collator("trl.trainer.dpo_trainer.DataCollatorForPreference")) is config
+
+
+def answers_trainer(name: str, *, is_encoder_decoder: bool = False) -> Any:
+    module, _, kind = name.rpartition(".")
+    made = type(kind, (), {"__module__": module})()
+    made.is_encoder_decoder = is_encoder_decoder
+    return made
+
+
+@pytest.mark.parametrize(
+    "name", ["trl.experimental.orpo.orpo_trainer.ORPOTrainer", "trl.trainer.cpo_trainer.CPOTrainer"]
+)
+def test_the_fields_of_answers_are_known_by_the_trainer(name: str) -> None:
+    section = with_answers(RehearsalConfig.load({**SECTION, "hidden": ["domain"]}), answers_trainer(name))
+    assert section.fields is not None
+    assert sorted(section.fields) == sorted(
+        f"{answer}_{part}" for answer in ("chosen", "rejected") for part in ("input_ids", "attention_mask", "labels")
+    )
+    assert section.buffer.capacity == 50
+    assert section.hidden == ["domain"]
+    with_key = RehearsalConfig.load({**SECTION, "buffer": {"partition_by": "domain"}})
+    assert "domain" in (with_answers(with_key, answers_trainer(name)).fields or [])
+
+
+@pytest.mark.parametrize(
+    ("section", "made"),
+    [
+        ({"fields": ["chosen_input_ids"]}, answers_trainer("trl.experimental.orpo.orpo_trainer.ORPOTrainer")),
+        ({}, answers_trainer("mine.ORPOTrainer")),
+        ({}, answers_trainer("trl.experimental.cpo.cpo_trainer.CPOTrainer", is_encoder_decoder=True)),
+    ],
+)
+def test_other_trainers_and_sections_say_their_fields_themselves(section: dict[str, Any], made: Any) -> None:
+    config = RehearsalConfig.load(section)
+    assert with_answers(config, made) is config
 
 
 def test_a_setting_for_single_rows_is_refused(version: Any) -> None:
