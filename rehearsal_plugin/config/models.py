@@ -84,7 +84,7 @@ class RehearsalConfig(Section):
     packing: Literal["documents", "rows"] = Field(
         default="documents",
         description="What a sample is where a batch is one flat row of documents, told apart by 'position_ids' or "
-        "'cu_seq_lens_*': each document, or the row as it is.",
+        "'cu_seq_lens_*': each document, or the row as it is, also with its whole mask [1, length, length].",
     )
     rows_per_sample: int = Field(
         default=1,

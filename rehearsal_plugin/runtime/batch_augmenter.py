@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.batch_form import BatchForm, GroupForm, RowForm
+from rehearsal_plugin.buffer.rows.block_masks import BlockMaskForm, block_mask_of
 from rehearsal_plugin.buffer.rows.documents import DocumentForm
 from rehearsal_plugin.buffer.rows.flat_rows import boundaries_of, has_documents, lengths_of
 from rehearsal_plugin.buffer.rows.layout import RowLayout
@@ -138,7 +139,7 @@ class BatchAugmenter:
         """The layout of the first batch; that of rows from a checkpoint gets its nesting."""
         if self.padding is not None:
             self.padding.length = self.padding.length or self._loaded_length()
-        self._form = self._form_of(batch)
+        self._form = self._with_block_mask(self._form_of(batch), batch)
         layout, batch = self._form.infer(batch, self._config.fields)
         if self._config.buffer.partition is not None:
             layout = layout.with_constant(PARTITION, self._config.buffer.partition)
@@ -191,6 +192,19 @@ class BatchAugmenter:
         if config.ratio_in == "tokens" and padding is None:
             raise ConfigError("rehearsal.padding is missing: rehearsal.ratio_in 'tokens' counts what is no padding")
         return RowForm(padding)
+
+    def _with_block_mask(self, form: BatchForm, batch: FlatBatch) -> BatchForm:
+        """A form whose rows hold the index of a mask `[rows, 1, length, length]`, where the mask follows from it."""
+        if self._config.packing == "rows" or self._config.inject == "loader":
+            return form
+        block = block_mask_of(batch)
+        if block is None or (self._config.fields is not None and block.name not in self._config.fields):
+            return form
+        prefetcher = self._coordinator.prefetcher
+        loaded = () if prefetcher is None else prefetcher.buffer.layout.fields
+        if any(field.name == block.name and len(field.shape) > 1 for field in loaded):
+            return form  # a checkpoint that holds whole masks
+        return BlockMaskForm(form, block)
 
     def _longest_document(self, batch: FlatBatch) -> int:
         """Tokens of the longest document that is stored."""

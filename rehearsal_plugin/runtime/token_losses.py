@@ -44,7 +44,7 @@ def counted_tokens(batch: FlatBatch) -> Tensor | None:
     labels, mask = batch.get("labels"), batch.get("attention_mask")
     if isinstance(labels, Tensor) and labels.ndim == 2 and not labels.is_floating_point():
         return labels != IGNORED
-    return mask if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    return mask != 0 if isinstance(mask, Tensor) and mask.ndim == 2 else None  # it may number documents
 
 
 def predicts_next(outputs: Any) -> bool:
