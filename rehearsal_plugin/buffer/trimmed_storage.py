@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.chunks import CHUNK_OPENERS, DEAD_SHARE, Chunks, NewChunk
+from rehearsal_plugin.buffer.keys_and_scores import KeysAndScores
 from rehearsal_plugin.buffer.rows.fields import Field, put
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.runs import Runs
@@ -32,11 +33,17 @@ CHUNK = 1 << 18
 
 ROWS_A_CHUNK = 16  # of the longest
 LONGEST_LOG = 256  # entries
-SHORTER = 16
-"""How many rows of the mean length, at most, take the place of one of the longest."""
+SHORTER, MEAN_POSITIONS = 16, 256
+"""How many rows of the mean length, at most, take the place of one of the longest; of very long ones, those of a mean
+length of so many positions."""
+
+INDEX_SHARE = 8
+"""Times the bytes of its index that a slot's part of a capacity has at least, so that most of them are left to rows."""
 
 GROWN = 1.1
 """Times the bytes that they may have from which on rows that became longer are warned of."""
+
+TABLE_BYTES = 16  # of a slot, for where its row lies
 
 LEAST = 512
 """Bytes of a row from which on a slot is made for it, so that the table stays small beside the rows."""
@@ -56,7 +63,20 @@ def slots_for(config: BufferConfig, layout: RowLayout) -> int:
     rows, budget = config.rows(layout.row_bytes), config.capacity_bytes
     if budget is None or not is_trimmed(config, layout):
         return rows
-    return max(rows, min(SHORTER * rows, budget // LEAST))
+    shorter = max(SHORTER, (layout.longest or 0) // MEAN_POSITIONS)
+    return max(rows, min(shorter * rows, budget // max(LEAST, INDEX_SHARE * index_bytes(config, layout))))
+
+
+def index_bytes(config: BufferConfig, layout: RowLayout) -> int:
+    """Bytes that a slot takes at most beside its row: its place, what is known of the row, and by what it is found."""
+    width = KeysAndScores(layout, config).width
+    return (
+        TABLE_BYTES
+        + 13  # step and rank of admission, and whether the row changed
+        + (28 if config.partition_by is not None else 0)  # partition, place in it, and the lists of partitions
+        + (21 if config.deduplicate else 0)  # see `ContentIndex`
+        + (4 * width + 9 if width else 0)  # score, and the tree by which rows are drawn
+    )
 
 
 def open_rows(config: BufferConfig, layout: RowLayout, rank: int) -> RowStorage:
@@ -69,7 +89,10 @@ def open_rows(config: BufferConfig, layout: RowLayout, rank: int) -> RowStorage:
     capacity = slots_for(config, layout)
     if not is_trimmed(config, layout):
         return open_storage(config, capacity, layout.row_bytes, rank)
-    return TrimmedStorage(layout, capacity, CHUNK_OPENERS[config.storage](config, rank), config.capacity_bytes)
+    most_bytes = config.capacity_bytes
+    if most_bytes is not None:
+        most_bytes -= capacity * (index_bytes(config, layout) - TABLE_BYTES)
+    return TrimmedStorage(layout, capacity, CHUNK_OPENERS[config.storage](config, rank), most_bytes)
 
 
 class TrimmedStorage:

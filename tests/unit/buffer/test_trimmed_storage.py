@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,6 +140,46 @@ def test_a_capacity_in_bytes_is_used_up_and_kept(policy: str) -> None:
     assert 230 < len(buffer) < 320  # rows of 800 bytes, where 64 of the longest would fit
     assert 0.85 * (256 << 10) < storage.held_bytes < 1.05 * (256 << 10)
     assert buffer.slot_index.capacity == len(buffer)
+
+
+INDEXED: dict[str, Any] = {"partition_by": "key", "deduplicate": True}
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{}, INDEXED, {"policy": "score", "score_by": "score"}, {**INDEXED, "policy": "herding", "score_by": "features"}],
+)
+def test_a_capacity_in_bytes_holds_the_index_too(keys: dict[str, Any]) -> None:
+    """All that is allocated for a buffer of short rows, by size: rows, their table, partitions, hashes and scores."""
+    budget, example = 8 << 20, {"tokens": torch.zeros(1, 512, dtype=torch.int64), "key": torch.zeros(1).long()}
+    layout = RowLayout.infer({**example, "score": torch.zeros(1), "features": torch.zeros(1, 8)})
+    layout = RowLayout(layout.fields, layout.row_bytes, {}, {}, layout.nesting, pads={"tokens": 0})
+    config = BufferConfig.model_validate({"capacity": "8MiB", **keys})
+    rng, block = np.random.default_rng(0), torch.zeros((512, layout.row_bytes), dtype=torch.uint8)
+    fields = layout.views(block)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    buffer = RehearsalBuffer(config, layout)
+    for step in range(1, 100):
+        for row, length in enumerate(rng.integers(60, 200, 512).tolist()):
+            fields["tokens"][row] = 0
+            fields["tokens"][row, :length] = step * 512 + row + 1
+        fields["key"][:] = torch.from_numpy(rng.integers(0, 9, 512)).reshape(fields["key"].shape)
+        buffer.write(buffer.admit(block, step), block)
+        if buffer.slot_index.capacity == len(buffer):
+            break
+    held = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert buffer.slot_index.capacity == len(buffer) > budget // layout.row_bytes
+    assert 0.7 * budget < held < 1.08 * budget
+
+
+@pytest.mark.parametrize("longest", [4096, 1 << 15, 1 << 17])
+def test_a_high_limit_on_the_length_costs_no_room(longest: int) -> None:
+    layout = RowLayout.infer({"tokens": torch.zeros(1, longest, dtype=torch.int64)})
+    layout = RowLayout(layout.fields, layout.row_bytes, {}, {}, layout.nesting, pads={"tokens": 0})
+    config = BufferConfig.model_validate({"capacity": "1GiB"})
+    assert slots_for(config, layout) == (1 << 30) // (8 * 256)
 
 
 def test_a_loaded_buffer_is_as_full_as_the_saved_one() -> None:
