@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from tests.helpers.clients.tiny_llm import LONGEST, PAD
 from tests.helpers.paths import ROOT
+from tests.helpers.script_runs import run_command
 
 __all__ = ["LEAD", "REPLAYED", "Run", "run_client", "section_file"]
 
@@ -122,24 +120,9 @@ def run_client(
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         **(environment or {}),
     }
-    with subprocess.Popen(
-        [sys.executable, *run, *map(str, command)],
-        cwd=folder,
-        env=os.environ | given,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        try:
-            printed, _ = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail(f"not over in {timeout_s} s:\n{process.communicate()[0]}")
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+    line = [sys.executable, *run, *map(str, command)]
+    status, printed = run_command(line, folder, os.environ | given, timeout_s)
     aborted_at_exit = ABORT in printed and all((folder / f"rank{rank}.pt").exists() for rank in range(ranks))
-    assert process.returncode == 0 or not ranks or (may_abort and aborted_at_exit), printed
+    assert status == 0 or not ranks or (may_abort and aborted_at_exit), printed
     notes = [torch.load(folder / f"rank{rank}.pt") for rank in range(ranks)]
-    return Run(notes, process.returncode, printed)
+    return Run(notes, status, printed)
