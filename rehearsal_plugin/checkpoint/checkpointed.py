@@ -10,6 +10,7 @@ import torch
 
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.checkpoint.fingerprint import Fingerprint, fingerprint_of
+from rehearsal_plugin.checkpoint.loading import JobParts
 from rehearsal_plugin.checkpoint.resume import content_of, preload, resume
 from rehearsal_plugin.checkpoint.saver import Saver
 from rehearsal_plugin.config import RehearsalConfig
@@ -121,7 +122,7 @@ class Checkpointed:
         background, and errors are raised by the next call or by `close`.
 
         Args:
-            folder: Made where it is missing; shared by all ranks.
+            folder: Made where it is missing; one for all ranks, or one on each host.
             write: False where another rank has the same rows, and writes them.
 
         Raises:
@@ -173,11 +174,23 @@ class Checkpointed:
         self._augmenter.forget_layout()
         self._preloaded = False
         with self.report.loading(self._coordinator.metrics):
-            parts = self.config, self._coordinator, self.strategy
-            loaded = resume(Path(folder), *parts, step=step, run=run, missing_ok=missing_ok)
-        if loaded and self._coordinator.losses.guard is not None:
-            self._coordinator.losses.guard.saved(str(folder), self.steps)
-        return loaded
+            parts = JobParts(self.config, self._coordinator, self.strategy)
+            number = resume(Path(folder), parts, step=step, run=run, missing_ok=missing_ok)
+        if number is not None:
+            self._saver.go_on_from(number)
+            if self._coordinator.losses.guard is not None:
+                self._coordinator.losses.guard.saved(str(folder), self.steps)
+        return number is not None
+
+    def gather_texts(self, text: str) -> list[str]:
+        """The text of every rank, by rank; between two steps, when all ranks ask.
+
+        Raises:
+            ExchangeError: A rank does not answer.
+            ClosedError: `close` was called.
+        """
+        self._check_open()
+        return self._coordinator.gather_texts(text)
 
     def join_run(self, run: str | None) -> None:
         """Take over the `run` of ranks that hold the same samples; None changes nothing."""
@@ -220,7 +233,7 @@ class Checkpointed:
         if folder is None or self.buffer is not None or self.steps:
             return
         try:
-            preload(Path(folder), self.config, self._coordinator, self.strategy, device)
+            preload(Path(folder), JobParts(self.config, self._coordinator, self.strategy, device))
             if self._commits:  # a rollback returns to these rows, not to none
                 self._coordinator.commit()
         except BaseException as error:

@@ -34,16 +34,14 @@ from rehearsal_plugin.checkpoint.format import (
     VERSION,
     Content,
     RankFile,
-    list_files,
     read_file,
     read_header,
     write_file,
 )
 from rehearsal_plugin.checkpoint.layout_json import layout_from_json
 from rehearsal_plugin.core.arrays import IntArray
-from rehearsal_plugin.errors import CheckpointError
 
-__all__ = ["ROWS", "FullSave", "IncrementalSave", "RowsChain", "read_checkpoint", "remove_unused_rows"]
+__all__ = ["ROWS", "ROWS_NAME", "FullSave", "IncrementalSave", "RowsChain", "listed_parts", "read_checkpoint"]
 
 ROWS = "buffer.rows"
 """Name of the rows in a file."""
@@ -52,7 +50,7 @@ MOST_PARTS = 64
 """Files in a chain; the next save then writes all rows."""
 
 TOKEN = re.compile(r"[0-9a-f]{16}")
-NAME = re.compile(r"rehearsal-step\d{1,18}-rank(\d{1,9})-of-(\d{1,9})-[0-9a-f]{16}\.rows\.safetensors")
+ROWS_NAME = re.compile(r"rehearsal-step\d{1,18}-rank(\d{1,9})-of-(\d{1,9})-[0-9a-f]{16}\.rows\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -219,29 +217,17 @@ def read_checkpoint(folder: Path, rank_file: RankFile) -> Content:
     return replace(content, rows={ROWS: rows})
 
 
-def remove_unused_rows(folder: Path, rank_file: RankFile) -> None:
-    """Remove the files of rows that no checkpoint of this rank in the folder lists."""
-    try:
-        mine = [listed for listed in list_files(folder) if _belongs_to_rank(listed.rank, rank_file)]
-        used = {part.name for listed in mine for part in _listed_parts(folder, listed)}
-    except (CheckpointError, LookupError, TypeError, ValueError):
-        return  # a file that cannot be read may list them
-    for entry in folder.iterdir():
-        match = NAME.fullmatch(entry.name)
-        if match and _belongs_to_rank(int(match[1]), rank_file) and entry.name not in used:
-            entry.unlink(missing_ok=True)
-
-
 def _numbered(content: Content, number: int) -> Content:
     return replace(content, stamp=replace(content.stamp, number=number))
 
 
-def _belongs_to_rank(rank: int, rank_file: RankFile) -> bool:
-    """Whether the rank of `rank_file` removes files of `rank`: its own, or those of a rank that the job has no more."""
-    return rank % rank_file.size == rank_file.rank
+def listed_parts(folder: Path, rank_file: RankFile) -> Sequence[RowsFile]:
+    """The files of rows that a main file lists.
 
-
-def _listed_parts(folder: Path, rank_file: RankFile) -> Sequence[RowsFile]:
+    Raises:
+        CheckpointError: It cannot be read.
+        TypeError, ValueError: It lists something else.
+    """
     meta = read_header(folder, rank_file)
     return _parse_parts(meta["parts"], rank_file) if "parts" in meta else ()
 

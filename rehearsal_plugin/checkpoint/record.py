@@ -7,22 +7,22 @@ file  <--pack_record----  Record
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
-from rehearsal_plugin.checkpoint.format import VERSION, Content, RankFile, Stamp, read_header
+from rehearsal_plugin.checkpoint.format import VERSION, Content, RankFile, Stamp
 from rehearsal_plugin.checkpoint.increments import ROWS, read_checkpoint
 from rehearsal_plugin.checkpoint.layout_json import layout_from_json, layout_to_json
 from rehearsal_plugin.checkpoint.lazy_rows import LazyRows
-from rehearsal_plugin.checkpoint.reshard import Stretch, deal_rows, keep_rows
+from rehearsal_plugin.checkpoint.reshard import FileRows, Stretch, deal_files, keep_rows
+from rehearsal_plugin.checkpoint.saved_file import SavedFile, report_contradictions, rows_in_file
 from rehearsal_plugin.checkpoint.state_tree import State, flatten_state, unflatten_state
 from rehearsal_plugin.checkpoint.validation import LAST_STEP, ExpectedState, check_buffer, check_progress
 from rehearsal_plugin.config.names import ROW_LOSS
@@ -30,11 +30,13 @@ from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.rng import Purpose, generator
 from rehearsal_plugin.errors import CheckpointError
 
-__all__ = ["Record", "RowSet", "SavedFile", "pack_record", "report_contradictions", "rows_for_rank", "unpack_record"]
-
-
-SavedFile: TypeAlias = tuple[Path, RankFile]
-"""A folder and one rank's file in it."""
+__all__ = [
+    "Record",
+    "RowSet",
+    "pack_record",
+    "rows_for_rank",
+    "unpack_record",
+]
 
 
 @dataclass(frozen=True)
@@ -222,17 +224,21 @@ def unpack_record(folder: Path, rank_file: RankFile) -> Record:
         return record
 
 
-def rows_for_rank(files: Sequence[SavedFile], rank: int, size: int) -> RowSet | None:
+def rows_for_rank(
+    files: Sequence[SavedFile], rank: int, size: int, listed: Sequence[FileRows] | None = None
+) -> RowSet | None:
     """Read the rows that one of `size` ranks takes from the files of any number of ranks; None before the first row.
+
+    Args:
+        files: The files; only those with rows of this rank are opened where `listed` tells what is in them.
+        rank: The rank.
+        size: Number of ranks.
+        listed: The rows in each file; None reads all their headers.
 
     Raises:
         CheckpointError: A file cannot be read or contradicts itself, or the files have rows of different fields.
     """
-    headers = [read_header(*file) for file in files]
-    counts = [_row_count(meta, *file) for meta, file in zip(headers, files, strict=True)]
-    stretches = deal_rows(counts, rank, size)
-    if not stretches:  # too few rows for all ranks, or none at all; a rank without rows needs their layout too
-        stretches = [Stretch(file, 0, 0) for file, meta in enumerate(headers) if meta.get("layout") is not None][:1]
+    stretches = deal_files(listed or [rows_in_file(*file) for file in files], rank, size)
     parts = [_read_stretch(*files[stretch.file], stretch) for stretch in stretches]
     return RowSet.joined(parts) if parts else None
 
@@ -240,13 +246,6 @@ def rows_for_rank(files: Sequence[SavedFile], rank: int, size: int) -> RowSet | 
 def _share_of_offered(offered: int, selected: int, held: int) -> int:
     """Number of the `offered` rows that `selected` of `held` rows stand for: their proportion, rounded half up."""
     return (2 * offered * selected + held) // (2 * held)
-
-
-def _row_count(meta: Mapping[str, Any], folder: Path, rank_file: RankFile) -> int:
-    count = meta.get("count")
-    if type(count) is not int or count < 0:
-        raise CheckpointError(f"{folder / rank_file.name} says that it has {count!r} rows; give another checkpoint")
-    return count
 
 
 def _check_record(record: Record, rank_file: RankFile, count: Any) -> None:
@@ -282,14 +281,3 @@ def _read_stretch(folder: Path, rank_file: RankFile, stretch: Stretch) -> RowSet
             raise ValueError("it has fewer rows than it says")
         order = generator(0, Purpose.RESHARD, rank_file.step, rank_file.rank).permutation(len(rows.rows))
         return rows.select(np.sort(order[stretch.start : stretch.stop]))
-
-
-@contextmanager
-def report_contradictions(path: Path) -> Iterator[None]:
-    """Turn any error that the content of a file causes into a CheckpointError that names the file."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, AttributeError) as error:
-        raise CheckpointError(f"{path} contradicts itself: {error!r}; give another checkpoint") from error

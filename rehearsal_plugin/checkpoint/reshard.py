@@ -14,7 +14,20 @@ import numpy as np
 from rehearsal_plugin.core.apportionment import fair_shares
 from rehearsal_plugin.core.arrays import IntArray
 
-__all__ = ["Stretch", "deal_rows", "keep_rows"]
+__all__ = ["FileRows", "Stretch", "deal_files", "deal_rows", "keep_rows"]
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows in a file.
+
+    Attributes:
+        count: Their number.
+        has_layout: Whether the file says what a row is, as it does from the first row on.
+    """
+
+    count: int
+    has_layout: bool
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,24 @@ def deal_rows(counts: Sequence[int], rank: int, size: int) -> list[Stretch]:
             stretches.append(Stretch(file, start, stop))
         begin += count
     return stretches
+
+
+def deal_files(files: Sequence[FileRows], rank: int, size: int) -> list[Stretch]:
+    """The stretches of one rank's share; an empty one where it gets no row, as it needs the layout all the same.
+
+    >>> deal_files([FileRows(1, True)], 0, 2)
+    [Stretch(file=0, start=0, stop=0)]
+
+    Args:
+        files: The rows in each file.
+        rank: As for `deal_rows`.
+        size: As for `deal_rows`.
+
+    Returns:
+        An empty list before the first row.
+    """
+    stretches = deal_rows([rows.count for rows in files], rank, size)
+    return stretches or [Stretch(file, 0, 0) for file, rows in enumerate(files) if rows.has_layout][:1]
 
 
 def keep_rows(owners: IntArray, capacity: int, *, equal: bool, rng: np.random.Generator) -> IntArray:

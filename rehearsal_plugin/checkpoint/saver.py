@@ -7,8 +7,9 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from rehearsal_plugin.checkpoint.format import Content, RankFile
-from rehearsal_plugin.checkpoint.increments import FullSave, IncrementalSave, RowsChain, remove_unused_rows
-from rehearsal_plugin.checkpoint.timeline import next_number, outlived_files, stamps_of_rank
+from rehearsal_plugin.checkpoint.increments import FullSave, IncrementalSave, RowsChain
+from rehearsal_plugin.checkpoint.retention import next_number, outlived_files, remove_unused_rows, stamps_of_rank
+from rehearsal_plugin.checkpoint.shared_folder import LAST_LOOK_S, SharedFolderCheck
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.background_thread import BackgroundThread
 from rehearsal_plugin.errors import CheckpointError
@@ -41,6 +42,8 @@ class Saver:
         self._worker: BackgroundThread[RowsChain | None] | None = None
         self._job: Future[RowsChain | None] | None = None
         self._last: RowsChain | None = None
+        self._after = 0  # a number that all later saves exceed
+        self._check = SharedFolderCheck()
 
     def save(
         self, folder: Path, rank_file: RankFile, content: Content, changed: IntArray | None, *, asynchronous: bool
@@ -63,11 +66,17 @@ class Saver:
         if changed is not None:
             save = IncrementalSave.of(folder, rank_file, content, changed, last)
         if not asynchronous:
-            self._last = _write_and_prune(save)
+            self._last = _write_and_prune(save, self._after)
+            self._check.saved(folder, rank_file)
             return
-        copied = save.copied()
+        self._check.saved(folder, rank_file)
+        copied, after = save.copied(), self._after
         self._worker = self._worker or BackgroundThread(f"rehearsal-save-rank{rank_file.rank}")
-        self._job = self._worker.submit(lambda: _write_and_prune(copied))
+        self._job = self._worker.submit(lambda: _write_and_prune(copied, after))
+
+    def go_on_from(self, number: int) -> None:
+        """Give later saves higher numbers than this one, of a save that need not lie on this rank's disk."""
+        self._after = number
 
     def wait(self) -> None:
         """Wait for a save in the background.
@@ -94,16 +103,17 @@ class Saver:
         """
         try:
             self.wait()
+            self._check.look_again(LAST_LOOK_S)
         finally:
             if self._worker is not None:
                 self._worker.close(0.0)
 
 
-def _write_and_prune(save: FullSave | IncrementalSave) -> RowsChain | None:
-    """Write a checkpoint, then remove the oldest ones of this rank, and of ranks that the job has no more."""
+def _write_and_prune(save: FullSave | IncrementalSave, after: int) -> RowsChain | None:
+    """Write a checkpoint with a number above `after`, then remove the oldest ones that this rank looks after."""
     folder, rank_file = save.folder, save.rank_file
     stamps = stamps_of_rank(folder, rank_file)
-    chain = save.write(next_number(stamps))
+    chain = save.write(max(next_number(stamps), after + 1))
     for old in outlived_files(stamps, rank_file, save.run, KEPT):
         (folder / old.name).unlink(missing_ok=True)
     remove_unused_rows(folder, rank_file)

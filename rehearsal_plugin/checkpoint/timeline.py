@@ -1,4 +1,4 @@
-"""Which checkpoint of a folder is the newest, and which ones a job may remove.
+"""Which checkpoint of a folder is the newest; `retention` says which ones a job may remove.
 
 The stamp of every file names the run, a random text that a job keeps over all its restarts, and numbers the saves of
 a folder in the order in which they were written. Steps alone would not do: a folder may hold a longer run of another
@@ -20,7 +20,7 @@ from pathlib import Path
 from rehearsal_plugin.checkpoint.format import RankFile, Stamp, list_files, read_stamp
 from rehearsal_plugin.errors import CheckpointError
 
-__all__ = ["find_newest", "next_number", "outlived_files", "stamps_of_rank"]
+__all__ = ["find_newest", "find_own", "of_another_run", "stamp_or_none"]
 
 
 def find_newest(folder: Path, step: int | None = None, run: str | None = None) -> list[RankFile] | None:
@@ -37,59 +37,35 @@ def find_newest(folder: Path, step: int | None = None, run: str | None = None) -
     sets = _sets_of(folder)
     matching = {key: files for key, files in sets.items() if step in (None, key[0])}
     if step is not None and run is not None and sets and not matching:
-        raise CheckpointError(_of_another_run(folder, step, sorted({key[0] for key in sets})))
+        raise CheckpointError(of_another_run(folder, step, sorted({key[0] for key in sets})))
     complete = [files for (_, size), files in matching.items() if len(files) == size]
     if matching and not complete:
         raise CheckpointError(_incomplete(folder, matching))
     if run is None and len(complete) < 2:
         return complete[0] if complete else None
-    stamps = {files[0]: _stamp_or_none(folder, files[0]) for files in complete}
+    stamps = {files[0]: stamp_or_none(folder, files[0]) for files in complete}
     of_run = [files for files in complete if run is None or _may_be_of(stamps[files[0]], run)]
     if run is not None and not of_run:  # of ranks that are runs by themselves, this one need not be the first
-        of_run = [files for files in complete if any(_may_be_of(_stamp_or_none(folder, file), run) for file in files)]
+        of_run = [files for files in complete if any(_may_be_of(stamp_or_none(folder, file), run) for file in files)]
     if complete and not of_run:
-        raise CheckpointError(_of_another_run(folder, step, sorted({files[0].step for files in complete})))
+        raise CheckpointError(of_another_run(folder, step, sorted({files[0].step for files in complete})))
     return _written_last(folder, of_run, stamps)
 
 
-def stamps_of_rank(folder: Path, rank_file: RankFile) -> dict[RankFile, Stamp]:
-    """The stamps of the files in a folder that the rank of `rank_file` looks after.
-
-    They are its own, and those of ranks that the job has no more. Files that cannot be read have an empty stamp.
-    """
-    try:
-        listed = [old for old in list_files(folder) if old.rank % rank_file.size == rank_file.rank]
-    except CheckpointError:
-        return {}  # the save says what is wrong with the folder
-    return {old: _stamp_or_none(folder, old) or Stamp() for old in listed}
-
-
-def next_number(stamps: Mapping[RankFile, Stamp]) -> int:
-    """The number of the next save, out of the result of `stamps_of_rank`."""
-    return 1 + max((stamp.number for stamp in stamps.values()), default=0)
-
-
-def outlived_files(stamps: Mapping[RankFile, Stamp], new: RankFile, run: str | None, kept: int) -> list[RankFile]:
-    """The files of a run that are to go once `new` is written: neither the last ones of the run nor of its timeline.
+def find_own(folder: Path, rank: int, size: int, step: int | None, run: str | None) -> RankFile | None:
+    """The file of one rank that it wrote last among `size`, whether those of the others are there or not.
 
     Args:
-        stamps: The files before, see `stamps_of_rank`.
-        new: The file that was written last.
-        run: Its run; files that name none count to the past of any at a later step.
-        kept: Checkpoints that stay of either, the new one among them.
+        folder: Folder of checkpoints.
+        rank: The rank.
+        size: Number of ranks that saved.
+        step: As for `find_newest`.
+        run: As for `find_newest`.
     """
-    own = [
-        (stamp.number, old)
-        for old, stamp in stamps.items()
-        if old.step != new.step and (stamp.run == run is not None or (stamp.run is None and old.step < new.step))
-    ]
-    by_age = [old for _, old in sorted(own, reverse=True)]
-    steps, past = list(dict.fromkeys(old.step for old in by_age)), [new.step]
-    for step in steps:
-        if step < past[-1]:  # others are a future that the run went back from
-            past.append(step)
-    staying = {*steps[: kept - 1], *past[:kept]}
-    return [old for old in by_age if old.step not in staying]
+    own = [old for old in list_files(folder) if (old.rank, old.size) == (rank, size) and step in (None, old.step)]
+    stamps = {old: stamp_or_none(folder, old) for old in own}
+    of_run = [[old] for old in own if run is None or _may_be_of(stamps[old], run)]
+    return _written_last(folder, of_run, stamps)[0] if of_run else None
 
 
 def _sets_of(folder: Path) -> dict[tuple[int, int], list[RankFile]]:
@@ -128,7 +104,7 @@ def _may_be_of(stamp: Stamp | None, run: str) -> bool:
     return stamp is None or stamp.run in (None, run)
 
 
-def _stamp_or_none(folder: Path, rank_file: RankFile) -> Stamp | None:
+def stamp_or_none(folder: Path, rank_file: RankFile) -> Stamp | None:
     """The stamp of a file; None where it cannot be read, which a load of it says."""
     try:
         return read_stamp(folder, rank_file)
@@ -147,7 +123,8 @@ def _incomplete(folder: Path, sets: Mapping[tuple[int, int], list[RankFile]]) ->
     )
 
 
-def _of_another_run(folder: Path, step: int | None, steps: Sequence[int]) -> str:
+def of_another_run(folder: Path, step: int | None, steps: Sequence[int]) -> str:
+    """The message where a folder has files of these steps, and none of the run of the model."""
     return (
         f"{folder} has the model of step {step} and rehearsal files of another run (steps {steps}), so the buffer "
         "would not be that of the model; load an earlier checkpoint, or remove the files of the other run and start "

@@ -17,12 +17,11 @@ from rehearsal_plugin.checkpoint.format import RankFile, list_files, write_file
 from rehearsal_plugin.checkpoint.record import (
     Record,
     RowSet,
-    SavedFile,
     pack_record,
-    report_contradictions,
     rows_for_rank,
     unpack_record,
 )
+from rehearsal_plugin.checkpoint.saved_file import SavedFile, report_contradictions
 from rehearsal_plugin.checkpoint.timeline import find_newest
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.core.rng import Purpose, generator

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.integrations.inject.loader import RehearsalLoader
 from rehearsal_plugin.integrations.peers import Peers
+from rehearsal_plugin.integrations.ranks import gather_texts
 from rehearsal_plugin.rehearsal import Rehearsal
 from rehearsal_plugin.strategies.base import Criterion
 
@@ -113,6 +114,18 @@ class Handle:
         if self.rehearsal is None or self.rehearsal.closed:
             return False
         return self.rehearsal.load(folder, step, run=run, missing_ok=missing_ok)
+
+    def gather_texts(self, text: str) -> list[str]:
+        """The text of every rank, by rank; this one's alone if rehearsal is disabled. All ranks make this call.
+
+        Raises:
+            ExchangeError: A rank does not answer.
+        """
+        if self._peers is not None:
+            return gather_texts(text)
+        if self.rehearsal is None or self.rehearsal.closed:
+            return [text]
+        return self.rehearsal.gather_texts(text)
 
     @property
     def progress(self) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Report:
         fingerprint: Digests of its rows; None where they do not matter.
         run: Its run, see `Rehearsal.run`.
         loaded: Whether it loaded a checkpoint.
+        subfolders: Subfolders of peers with different parts of the samples, where it loads from.
         failure: The error that it is about to raise; empty for none.
     """
 
@@ -44,6 +45,7 @@ class Report:
     fingerprint: Fingerprint | None = None
     run: str | None = None
     loaded: bool = False
+    subfolders: tuple[str, ...] = ()
     failure: str = ""
 
 
@@ -95,11 +97,9 @@ class Peers:
             BatchError: Peers hold different rows.
             CheckpointError: As for `Rehearsal.load`, or another rank failed, or not all ranks see the checkpoint.
         """
-        reports = self._on_all_ranks(_flush_files)  # peers may still write in the background
-        subfolder = folder / self._subfolder_name(reports)
-        reports = self._on_all_ranks(
-            lambda rehearsal: _load_rank(rehearsal, folder, subfolder, step, run, missing_ok=missing_ok)
-        )
+        reports = self._on_all_ranks(lambda rehearsal: _flush_files(rehearsal, folder))  # peers may still be writing
+        folder = self._load_folder(folder, reports)
+        reports = self._on_all_ranks(lambda rehearsal: _load_rank(rehearsal, folder, step, run, missing_ok=missing_ok))
         loaded = [report.loaded for report in reports if report.place is not None]
         if any(loaded) and not all(loaded):
             raise CheckpointError(
@@ -156,15 +156,33 @@ class Peers:
         places = {report.place for report in reports}
         contents = {(report.place, report.fingerprint) for report in reports}
         if len(contents) > len(places):
-            return folder / self._subfolder_name(reports)
+            return folder / _subfolder_name(reports, dist.get_rank())
         first = next(report for report in reports if report.place == mine.place)
         return folder if first is mine else None
 
-    def _subfolder_name(self, reports: Sequence[Report]) -> str:
-        """Subfolder of this rank where peers hold different parts of the samples."""
-        rank = dist.get_rank()
-        peers = [report.rank for report in reports if report.place == reports[rank].place]
-        return f"rehearsal-peer{peers.index(rank)}-of-{len(peers)}"
+    def _load_folder(self, folder: Path, reports: Sequence[Report]) -> Path:
+        """Folder from which this rank loads: that of its peers, or its own subfolder where any host has subfolders.
+
+        Raises:
+            CheckpointError: On all ranks, if a rank has no subfolder of its own on any host.
+        """
+        saved = sorted({name for report in reports for name in report.subfolders})
+        if not saved:
+            return folder
+        names = {report.rank: _subfolder_name(reports, report.rank) for report in reports if report.place is not None}
+        missing = sorted({name for name in names.values() if name not in saved})
+        if missing:
+            raise CheckpointError(
+                f"{folder} has parts of samples, in {saved}, and none for this job ({missing[0]}); load it with as "
+                "many sequence-parallel ranks as when it was saved"
+            )
+        return folder / names.get(dist.get_rank(), "")
+
+
+def _subfolder_name(reports: Sequence[Report], rank: int) -> str:
+    """Subfolder of a rank where peers hold different parts of the samples."""
+    peers = [report.rank for report in reports if report.place == reports[rank].place]
+    return f"rehearsal-peer{peers.index(rank)}-of-{len(peers)}"
 
 
 def check_sequence_parallelism(engine: Any, config: RehearsalConfig) -> None:
@@ -234,21 +252,15 @@ def _take_fingerprint(rehearsal: Rehearsal) -> dict[str, Any]:
     return {"fingerprint": rehearsal.fingerprint(), "run": rehearsal.run}
 
 
-def _flush_files(rehearsal: Rehearsal) -> dict[str, Any]:
+def _flush_files(rehearsal: Rehearsal, folder: Path) -> dict[str, Any]:
     rehearsal.flush()
-    return {}
+    return {"subfolders": tuple(sorted(path.name for path in folder.glob("rehearsal-peer*-of-*")))}
 
 
 def _load_rank(
-    rehearsal: Rehearsal, folder: Path, subfolder: Path, step: int | None, run: str | None, *, missing_ok: bool
+    rehearsal: Rehearsal, folder: Path, step: int | None, run: str | None, *, missing_ok: bool
 ) -> dict[str, Any]:
-    subfolders = sorted(path.name for path in folder.glob("rehearsal-peer*-of-*"))
-    if subfolders and not subfolder.is_dir():
-        raise CheckpointError(
-            f"{folder} has parts of samples, in {subfolders}, and none for this job ({subfolder.name}); load it with "
-            "as many sequence-parallel ranks as when it was saved"
-        )
-    loaded = rehearsal.load(subfolder if subfolders else folder, step, run=run, missing_ok=missing_ok)
+    loaded = rehearsal.load(folder, step, run=run, missing_ok=missing_ok)
     return {"fingerprint": rehearsal.fingerprint(), "loaded": loaded}
 
 

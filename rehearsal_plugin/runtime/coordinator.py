@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -268,6 +269,21 @@ class ReplayCoordinator:
         """
         self.drain()  # its collectives come first on all ranks
         return self.lifecycle.gather(*values)
+
+    def gather_texts(self, text: str) -> list[str]:
+        """The text of every rank, by rank; under the rules of `agree`.
+
+        Raises:
+            ExchangeError: A rank does not answer.
+        """
+        data = text.encode()
+        lengths = [length for (length,) in self.agree(len(data))]
+        words = np.frombuffer(data.ljust(8 * -(-max(1, *lengths) // 8), b"\0"), dtype=np.int64)
+        answers = self.lifecycle.gather(*words.tolist())
+        return [
+            np.array(answer, dtype=np.int64).tobytes()[:length].decode()
+            for answer, length in zip(answers, lengths, strict=True)
+        ]
 
     def _forget_requests(self) -> None:
         """Nothing is asked for, on its way or ready any more, and no loss was measured."""

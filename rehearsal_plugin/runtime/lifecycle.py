@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.metrics import Metrics
 from rehearsal_plugin.distributed.opening import SectionCheck
-from rehearsal_plugin.distributed.transport import LocalTransport, Transport, wait
+from rehearsal_plugin.distributed.transport import LocalTransport, Pending, Transport, wait
 from rehearsal_plugin.errors import StorageError
 from rehearsal_plugin.runtime.prefetcher import Prefetcher
 
@@ -156,9 +158,32 @@ class Lifecycle:
             ExchangeError: A rank does not answer.
         """
         pending = self._transport.all_gather(torch.tensor(values, device="cpu"))
-        deadline = time.monotonic() + self._config.exchange.timeout_s
-        answers: list[list[int]] = wait(pending, deadline, lambda: False, f"an agreement on rank {self.rank}").tolist()
+        answers: list[list[int]] = self._wait(pending, "an agreement").tolist()
         return answers
+
+    def swap_bytes(self, sent: Mapping[int, bytes], expected: Mapping[int, int]) -> dict[int, bytes]:
+        """Send bytes to other ranks, and receive as many as are `expected` from each; under the rules of `gather`.
+
+        Args:
+            sent: By the rank that gets them.
+            expected: Number of bytes by the rank that sends them.
+
+        Returns:
+            The bytes that came, by the rank that sent them.
+
+        Raises:
+            ExchangeError: A rank does not answer.
+        """
+        everyone, device = range(self._transport.size), self._transport.device
+        counts = [len(sent.get(rank, b"")) for rank in everyone]
+        expected_counts = [expected.get(rank, 0) for rank in everyone]
+        packed = np.frombuffer(bytearray().join(sent[rank] for rank in sorted(sent)), dtype=np.uint8)
+        send = torch.from_numpy(packed)[:, None].to(device)
+        recv = torch.empty((sum(expected_counts), 1), dtype=torch.uint8, device=device)
+        pending = self._transport.all_to_all(send, counts, recv, expected_counts, channel="checkpoint")
+        received = self._wait(pending, "a transfer of checkpoint files").cpu().numpy().reshape(-1)
+        ends = zip(everyone, expected_counts, np.cumsum(expected_counts).tolist(), strict=True)
+        return {rank: received[stop - length : stop].tobytes() for rank, length, stop in ends if length}
 
     def close(self, drain_s: float) -> None:
         """Stop the background after up to `drain_s` seconds, and close the transport."""
@@ -167,6 +192,10 @@ class Lifecycle:
                 self.prefetcher.close(drain_s)
         finally:
             self._transport.close()
+
+    def _wait(self, pending: Pending, what: str) -> Tensor:
+        deadline = time.monotonic() + self._config.exchange.timeout_s
+        return wait(pending, deadline, lambda: False, f"{what} on rank {self.rank}")
 
     def _compare_sections(self) -> SectionCheck | None:
         local = self._config.sampling.scope == "local"

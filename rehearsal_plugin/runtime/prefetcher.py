@@ -28,6 +28,7 @@ from rehearsal_plugin.distributed.transport import LocalTransport, Transport
 from rehearsal_plugin.errors import ExchangeTimeout, RehearsalError
 from rehearsal_plugin.runtime.candidate_staging import CandidateStaging
 from rehearsal_plugin.runtime.cuda_stream import SideStream
+from rehearsal_plugin.runtime.failure_watch import FailureWatch
 
 __all__ = ["Prefetcher"]
 
@@ -68,8 +69,7 @@ class Prefetcher:
         run: This rank's number for the run; see `run`.
 
     Attributes:
-        buffer: As given.
-        device: As given.
+        buffer, device: As given.
         step: Number of the next job.
     """
 
@@ -106,6 +106,7 @@ class Prefetcher:
         self._stream = SideStream(device)
         self._outgoing: Outgoing | None = None
         self._job: Future[Outcome] | None = None
+        self._watch = FailureWatch(rank, transport.silent_ranks)
         self._worker: BackgroundThread[Outcome] = BackgroundThread(f"rehearsal-rank{rank}")
 
     def stage_candidates(self, columns: list[Tensor]) -> int:
@@ -135,7 +136,7 @@ class Prefetcher:
         weights = self.mixture.proposed
         post = partial(self._exchange.post, step, request, self._outgoing, staged, refresh, notes, weights)
         posted = at_once(post) if self._inline else post
-        self._job = self._worker.submit(lambda: self._run(posted, slots, staged))
+        self._job = self._worker.submit(lambda: self._run(step, posted, slots, staged))
         self.step += 1
 
     @property
@@ -252,13 +253,14 @@ class Prefetcher:
                 concurrent.futures.wait([self._job], timeout=drain_s)
         finally:  # whoever is impatient presses Ctrl-C here
             self._stop.set()
+            self._watch.end()
             ended = self._worker.close(grace_s)
             self._exchange.close()
         return ended
 
-    def _run(self, post: Callable[[], Posted], slots: IntArray, staged: Tensor) -> Outcome:
+    def _run(self, step: int, post: Callable[[], Posted], slots: IntArray, staged: Tensor) -> Outcome:
         """The background job of a step; rows that the index counts are written, whatever becomes of the exchange."""
-        with self._stream.background():
+        with self._stream.background(), self._watch.reporting(step):
             try:
                 with self._metrics.timed("written_ms"):
                     self.buffer.write(slots, staged)
@@ -276,7 +278,7 @@ class Prefetcher:
         # State, headers and rows have a deadline each.
         patience = 3 * self._config.exchange.timeout_s + GRACE_S
         # Not `result(patience)`: a job may fail with a TimeoutError of its own, as of a disk far away.
-        if not job.done() and not concurrent.futures.wait([job], patience).done:
+        if not self._watch.wait_for(job, patience):
             raise ExchangeTimeout(f"{self._where} did not end within {patience:.0f} s; see the other ranks' logs")
         try:
             return job.result()

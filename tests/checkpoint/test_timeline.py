@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.checkpoint.format import RankFile, Stamp, read_file, write_file
-from rehearsal_plugin.checkpoint.timeline import outlived_files
+from rehearsal_plugin.checkpoint.retention import outlived_files
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import CheckpointError
 from tests.helpers.ranks import run_ranks

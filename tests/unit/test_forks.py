@@ -107,9 +107,9 @@ def test_a_child_ends_while_the_parent_saves_in_the_background(
 ) -> None:
     go_on, write = threading.Event(), saver._write_and_prune
 
-    def slowly(save: Any) -> Any:
+    def slowly(save: Any, after: int) -> Any:
         go_on.wait(30)
-        return write(save)
+        return write(save, after)
 
     monkeypatch.setattr(saver, "_write_and_prune", slowly)
     rehearsal.save(tmp_path)

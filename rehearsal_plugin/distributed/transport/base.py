@@ -89,6 +89,13 @@ class Transport(ABC):
             Both tensors must be left alone until then.
         """
 
+    def silent_ranks(self, step: int) -> Sequence[int] | None:
+        """The ranks whose exchange of a step has not failed after this rank's did; None where nobody can tell.
+
+        Takes some seconds: only a thread that nobody waits for may call it.
+        """
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Give up the group; a second call does nothing."""

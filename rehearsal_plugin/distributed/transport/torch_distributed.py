@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll, register
+from rehearsal_plugin.distributed.transport.late_ranks import silent_ranks
 from rehearsal_plugin.distributed.transport.local import LocalTransport
 from rehearsal_plugin.distributed.transport.start import next_store, ranks_of, wait_for_ranks
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError
@@ -85,7 +86,7 @@ class TorchDistributedTransport(Transport):
         backend, ranks = _resolve(backend, None if isinstance(group, Sequence) else group), ranks_of(group)
         self.size, self.rank = len(ranks), ranks.index(dist.get_rank())
         self._group: Any = _connect(backend, ranks, self.rank, timedelta(seconds=2 * timeout_s))
-        self._unfinished: list[dist.Work] = []
+        self._ranks, self._unfinished = ranks, list[dist.Work]()
         self._stream: torch.cuda.Stream | None = None
         if backend == "nccl":
             self.main_thread = True
@@ -107,6 +108,10 @@ class TorchDistributedTransport(Transport):
         with self._side():
             work = self._open().alltoall_base(recv, send, recv_counts, send_counts)
         return Issued(self._track(work), recv, send)
+
+    def silent_ranks(self, step: int) -> Sequence[int] | None:
+        """See `Transport.silent_ranks`."""
+        return silent_ranks(self._ranks, self.rank, step)
 
     def close(self) -> None:
         """See `Transport.close`; does not wait for collectives in flight."""

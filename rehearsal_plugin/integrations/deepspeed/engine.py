@@ -7,12 +7,10 @@ Only methods of the attached engine are wrapped: `forward`, `step` (`train_batch
 from __future__ import annotations
 
 import functools
-import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Any
 
 from rehearsal_plugin.config import ConfigSource, RehearsalConfig, find_block
@@ -21,6 +19,7 @@ from rehearsal_plugin.core.metrics import few_partitions
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.distributed.transport import announcing_failure, open_transport
 from rehearsal_plugin.errors import ConfigError
+from rehearsal_plugin.integrations.deepspeed.checkpoints import load_checkpoint, save_checkpoint
 from rehearsal_plugin.integrations.deepspeed.pipeline_engine import check_pipeline, inject_at_stage, pulls_batches
 from rehearsal_plugin.integrations.handle import Handle, check_fed
 from rehearsal_plugin.integrations.inject.forward import ForwardInjection
@@ -31,8 +30,6 @@ from rehearsal_plugin.strategies import make_strategy
 __all__ = ["attach", "connect", "initialize", "left_alone", "patch"]
 
 LOG = logging.getLogger(__name__)
-CLIENT_STATE = "rehearsal"
-"""Key of DeepSpeed's client state under which the step and run of the buffer stand."""
 
 LEFT_ALONE: ContextVar[bool] = ContextVar("left_alone", default=False)
 
@@ -155,8 +152,8 @@ def _start_rehearsal(engine: Any, config: RehearsalConfig) -> Handle:
         engine, "train_batch" if pipelined else "step", functools.partial(_step_with_rehearsal, engine, handle)
     )
     if config.checkpoint.enabled:
-        _wrap_method(engine, "save_checkpoint", functools.partial(_save_checkpoint, engine, handle))
-        _wrap_method(engine, "load_checkpoint", functools.partial(_load_checkpoint, handle))
+        _wrap_method(engine, "save_checkpoint", functools.partial(save_checkpoint, engine, handle))
+        _wrap_method(engine, "load_checkpoint", functools.partial(load_checkpoint, engine, handle))
     _wrap_method(engine, "destroy", functools.partial(_close_and_destroy, handle))
     return handle
 
@@ -224,40 +221,6 @@ def _step_with_rehearsal(engine: Any, handle: Handle, step: Callable[..., Any], 
         _report_metrics(engine, rehearsal)
     handle.check_peers()
     return result
-
-
-def _save_checkpoint(
-    engine: Any,
-    handle: Handle,
-    save: Callable[..., Any],
-    save_dir: str,
-    tag: str | None = None,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    """Save the buffer into the folder of the tag, before DeepSpeed's own files.
-
-    So the tag in `latest` is complete, unless files are written in the background. DeepSpeed's own files name the step
-    and the run of the buffer: the folder of a tag that is used again may hold several.
-    """
-    handle.save(Path(save_dir) / str(f"global_step{engine.global_steps}" if tag is None else tag))
-    bound = inspect.signature(save).bind(save_dir, tag, *args, **kwargs)
-    if handle.enabled:
-        bound.arguments["client_state"] = {**(bound.arguments.get("client_state") or {}), CLIENT_STATE: handle.progress}
-    return save(*bound.args, **bound.kwargs)
-
-
-def _load_checkpoint(handle: Handle, load: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Load the buffer from the folder of the tag; without files there it stays unchanged, with a warning."""
-    path, client_state = load(*args, **kwargs)
-    arguments = inspect.signature(load).bind(*args, **kwargs).arguments
-    saved = client_state.pop(CLIENT_STATE, {}) if isinstance(client_state, dict) else {}
-    if path is None or arguments.get("load_module_only"):
-        return path, client_state
-    folder = Path(path).parent
-    if not handle.load(folder, saved.get("step"), run=saved.get("run"), missing_ok=True) and handle.enabled:
-        LOG.warning("%s has no rehearsal checkpoint; the buffer stays as it is", folder)
-    return path, client_state
 
 
 def _close_and_destroy(handle: Handle, destroy: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

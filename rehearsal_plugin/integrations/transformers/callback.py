@@ -29,6 +29,7 @@ from rehearsal_plugin.integrations.transformers.dataset_column import carry_part
 from rehearsal_plugin.integrations.transformers.generating import refuse_generating
 from rehearsal_plugin.integrations.transformers.own_loss import check_own_loss
 from rehearsal_plugin.integrations.transformers.pairs import with_answers, with_pairs
+from rehearsal_plugin.integrations.transformers.resuming import newest_on_all_ranks
 from rehearsal_plugin.integrations.transformers.row_lengths import with_padding
 from rehearsal_plugin.integrations.transformers.trainer import (
     VisibleLoader,
@@ -46,7 +47,7 @@ from rehearsal_plugin.strategies.base import Criterion
 
 try:
     from transformers import Trainer, TrainerCallback
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 except ImportError as error:
     raise missing_dependency("transformers", extra="transformers") from error
 
@@ -121,7 +122,7 @@ class RehearsalCallback(TrainerCallback):
             refuse_generating(trainer)
             carry_partition(trainer, section)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = get_last_checkpoint(trainer.args.output_dir)  # type: ignore[no-untyped-call]
+            resume_from_checkpoint = newest_on_all_ranks(trainer.args.output_dir)
         self._resumes_from = resume_from_checkpoint or None
         callbacks = trainer.callback_handler.callbacks
         if sum(isinstance(callback, RehearsalCallback) for callback in callbacks) > 1:

@@ -13,7 +13,7 @@ pytest.importorskip("deepspeed")
 
 from rehearsal_plugin import LocalTransport, Rehearsal
 from rehearsal_plugin.errors import CheckpointError
-from rehearsal_plugin.integrations.deepspeed.engine import _load_checkpoint, _save_checkpoint
+from rehearsal_plugin.integrations.deepspeed.checkpoints import load_checkpoint, save_checkpoint
 from rehearsal_plugin.integrations.handle import Handle
 
 ENGINE = SimpleNamespace(global_steps=7)
@@ -42,14 +42,14 @@ def handle(steps: int, value: float) -> Handle:
 
 def test_the_buffer_of_the_model_is_loaded_though_a_later_one_is_there(tmp_path: Path) -> None:
     files, first, second, third = Files(tmp_path), handle(20, 1.0), handle(6, 2.0), handle(0, 0.0)
-    assert _save_checkpoint(ENGINE, first, files.save, str(tmp_path), "last", {"epoch": 3}, save_latest=False) is False
+    assert save_checkpoint(ENGINE, first, files.save, str(tmp_path), "last", {"epoch": 3}, save_latest=False) is False
     second.save(tmp_path / "last")  # and the job ends before DeepSpeed writes
-    _, state = _load_checkpoint(third, files.load, str(tmp_path), "last")
+    _, state = load_checkpoint(ENGINE, third, files.load, str(tmp_path), "last")
     assert state == {"epoch": 3}
     assert third.rehearsal is not None
     assert third.rehearsal.steps == 20
-    _save_checkpoint(ENGINE, second, files.save, str(tmp_path), tag="last")
-    _load_checkpoint(third, files.load, str(tmp_path))
+    save_checkpoint(ENGINE, second, files.save, str(tmp_path), tag="last")
+    load_checkpoint(ENGINE, third, files.load, str(tmp_path))
     assert third.rehearsal.steps == 6
     for each in (first, second, third):
         each.close()
@@ -57,17 +57,17 @@ def test_the_buffer_of_the_model_is_loaded_though_a_later_one_is_there(tmp_path:
 
 def test_a_model_whose_buffer_is_gone_gets_no_other(tmp_path: Path) -> None:
     files, first, second = Files(tmp_path), handle(20, 1.0), handle(6, 2.0)
-    _save_checkpoint(ENGINE, first, files.save, str(tmp_path), "last")
+    save_checkpoint(ENGINE, first, files.save, str(tmp_path), "last")
     for path in (tmp_path / "last").iterdir():
         path.unlink()
     second.save(tmp_path / "last")
     with pytest.raises(CheckpointError, match="rehearsal files of another run"):
-        _load_checkpoint(second, files.load, str(tmp_path))
+        load_checkpoint(ENGINE, second, files.load, str(tmp_path))
     for each in (first, second):
         each.close()
 
 
 def test_a_disabled_handle_leaves_the_client_state_alone(tmp_path: Path) -> None:
     files = Files(tmp_path)
-    _save_checkpoint(ENGINE, Handle(None), files.save, str(tmp_path), "last", {"epoch": 1})
+    save_checkpoint(ENGINE, Handle(None), files.save, str(tmp_path), "last", {"epoch": 1})
     assert files.state == {"epoch": 1}
