@@ -106,7 +106,7 @@ class Prefetcher:
         self._stream = SideStream(device)
         self._outgoing: Outgoing | None = None
         self._job: Future[Outcome] | None = None
-        self._watch = FailureWatch(rank, transport.silent_ranks)
+        self._watch = FailureWatch(rank, transport.describe_silent, config.exchange.timeout_s)
         self._worker: BackgroundThread[Outcome] = BackgroundThread(f"rehearsal-rank{rank}")
 
     def stage_candidates(self, columns: list[Tensor]) -> int:

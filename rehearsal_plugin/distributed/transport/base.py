@@ -89,8 +89,8 @@ class Transport(ABC):
             Both tensors must be left alone until then.
         """
 
-    def silent_ranks(self, step: int) -> Sequence[int] | None:
-        """The ranks whose exchange of a step has not failed after this rank's did; None where nobody can tell.
+    def describe_silent(self, step: int) -> str | None:
+        """Who has not failed in the exchange of a step after this rank did; empty for nobody, None if it is not known.
 
         Takes some seconds: only a thread that nobody waits for may call it.
         """

@@ -18,15 +18,15 @@ from typing import Any
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
 
-__all__ = ["silent_ranks"]
+__all__ = ["describe_silent"]
 
 CONNECT_S = 5.0
 PATIENCE_S = 3.0
 """How much later than this rank's the deadline of another may pass."""
 
 
-def silent_ranks(ranks: Sequence[int], rank: int, step: int) -> list[int] | None:
-    """The ranks of a group that have not failed in the same step, by their place in it; None where nobody can tell.
+def describe_silent(ranks: Sequence[int], rank: int, step: int) -> str | None:
+    """Who does not answer, in words; empty if all ranks of a group do, and None where nobody can tell.
 
     Call it on a thread that has time: it takes up to `PATIENCE_S` and `CONNECT_S` seconds.
 
@@ -35,23 +35,17 @@ def silent_ranks(ranks: Sequence[int], rank: int, step: int) -> list[int] | None
         rank: Place of this rank in it.
         step: Number of the exchange that failed.
     """
-    try:
-        store = _own_connection()
-        if store is None:
-            return None
-        words = [f"rehearsal/late/{'-'.join(map(str, ranks))}/{step}/{place}" for place in range(len(ranks))]
-        store.set(words[rank], "")
-        time.sleep(PATIENCE_S)
-        return [place for place, word in enumerate(words) if not store.check([word])]
-    except RuntimeError:  # the host of the store is not reached
-        return None
-
-
-def _own_connection() -> Any:
-    """A connection to the store of the job; None where it is none that is reached by an address."""
-    store = _get_default_store()
+    store: Any = _get_default_store()
     while isinstance(store, PrefixStore):
         store = store.underlying_store
     if not isinstance(store, TCPStore):
         return None
-    return TCPStore(store.host, store.port, None, False, timedelta(seconds=CONNECT_S), wait_for_workers=False)
+    words = [f"rehearsal/late/{'-'.join(map(str, ranks))}/{step}/{place}" for place in range(len(ranks))]
+    try:
+        own = TCPStore(store.host, store.port, None, False, timedelta(seconds=CONNECT_S), wait_for_workers=False)
+        own.set(words[rank], "")
+        time.sleep(PATIENCE_S)
+        silent = [str(place) for place, word in enumerate(words) if not own.check([word])]
+    except RuntimeError:
+        return f"no answer from the store of the job at {store.host}:{store.port}"
+    return f"no answer from rank{'s' * (len(silent) > 1)} {', '.join(silent)}" if silent else ""

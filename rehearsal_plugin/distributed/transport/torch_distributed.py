@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll, register
-from rehearsal_plugin.distributed.transport.late_ranks import silent_ranks
+from rehearsal_plugin.distributed.transport.late_ranks import describe_silent
 from rehearsal_plugin.distributed.transport.local import LocalTransport
 from rehearsal_plugin.distributed.transport.start import next_store, ranks_of, wait_for_ranks
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError
@@ -109,9 +109,9 @@ class TorchDistributedTransport(Transport):
             work = self._open().alltoall_base(recv, send, recv_counts, send_counts)
         return Issued(self._track(work), recv, send)
 
-    def silent_ranks(self, step: int) -> Sequence[int] | None:
-        """See `Transport.silent_ranks`."""
-        return silent_ranks(self._ranks, self.rank, step)
+    def describe_silent(self, step: int) -> str | None:
+        """See `Transport.describe_silent`."""
+        return describe_silent(self._ranks, self.rank, step)
 
     def close(self) -> None:
         """See `Transport.close`; does not wait for collectives in flight."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import timedelta
-from functools import partial
 
 import pytest
 import torch.distributed as dist
@@ -13,41 +11,44 @@ from torch._C._distributed_c10d import HashStore, TCPStore
 from torch.distributed.distributed_c10d import PrefixStore
 
 from rehearsal_plugin.distributed.transport import late_ranks
-from rehearsal_plugin.distributed.transport.late_ranks import silent_ranks
-from tests.helpers.ranks import free_port, run_ranks
+from rehearsal_plugin.distributed.transport.late_ranks import describe_silent
+from tests.helpers.ranks import run_ranks
 
 
-def look(speaking: Sequence[int]) -> list[int] | None:
+def look(speaking: Sequence[int]) -> str | None:
     """What a rank finds out where only some have failed; None for the others."""
     late_ranks.PATIENCE_S = 1.0
     rank = dist.get_rank()
     dist.barrier()
-    found = silent_ranks(range(3), rank, 7) if rank in speaking else None
+    found = describe_silent(range(3), rank, 7) if rank in speaking else None
     dist.barrier()
     return found
 
 
-@pytest.mark.parametrize("speaking", [[0, 1], [0, 1, 2], [1]])
-def test_those_without_a_word_are_silent(speaking: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("speaking", "words"),
+    [([0, 1], "no answer from rank 2"), ([0, 1, 2], ""), ([1], "no answer from ranks 0, 2")],
+)
+def test_those_without_a_word_are_silent(speaking: list[int], words: str) -> None:
     found = run_ranks(look, 3, speaking)
-    silent = [rank for rank in range(3) if rank not in speaking]
-    assert [found[rank] for rank in speaking] == [silent] * len(speaking)
+    assert [found[rank] for rank in speaking] == [words] * len(speaking)
 
 
 def test_another_kind_of_store_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(late_ranks, "_get_default_store", HashStore)
-    assert silent_ranks([0, 1], 0, 3) is None
+    assert describe_silent([0, 1], 0, 3) is None
 
 
-def test_a_store_that_is_not_reached_cannot_tell_and_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    store = TCPStore("127.0.0.1", 0, 1, True)
-    monkeypatch.setattr(late_ranks, "_get_default_store", lambda: PrefixStore("job", store))
+def test_a_store_that_is_gone_is_said_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = TCPStore("127.0.0.1", 0, 1, True)
+    client = PrefixStore("job", TCPStore("127.0.0.1", server.port, None, False, wait_for_workers=False))
+    monkeypatch.setattr(late_ranks, "_get_default_store", lambda: client)
     monkeypatch.setattr(late_ranks, "PATIENCE_S", 0.1)
     monkeypatch.setattr(late_ranks, "CONNECT_S", 1.0)
-    assert silent_ranks([0], 0, 3) == []
-    gone = free_port()
-    connect = partial(TCPStore, "127.0.0.1", gone, None, False, timedelta(seconds=1), wait_for_workers=False)
-    monkeypatch.setattr(late_ranks, "_own_connection", connect)
+    assert describe_silent([0], 0, 3) == ""
+    del server
     begin = time.monotonic()
-    assert silent_ranks([0], 0, 3) is None
+    said = describe_silent([0], 0, 3)
+    assert said is not None
+    assert said.startswith("no answer from the store of the job at 127.0.0.1:")
     assert time.monotonic() - begin < 10
