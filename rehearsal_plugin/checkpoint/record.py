@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
+from rehearsal_plugin.checkpoint.census_checks import place_in_group
 from rehearsal_plugin.checkpoint.format import VERSION, Content, RankFile, Stamp
 from rehearsal_plugin.checkpoint.increments import ROWS, read_checkpoint
 from rehearsal_plugin.checkpoint.layout_json import layout_from_json, layout_to_json
@@ -262,12 +263,15 @@ def _check_record(record: Record, rank_file: RankFile, count: Any) -> None:
     if layout is not None:
         name = ROW_LOSS if job["score_by"] == "loss" else job["score_by"]
         score = None if name is None else layout.field(name)
-        local = job["scope"] == "local"
+        rank, ranks = place_in_group(
+            job["scope"], rank_file.rank, rank_file.size, record.progress["supply"]["pipeline"]
+        )
         expected = ExpectedState(
             row_bytes=layout.row_bytes,
             state_bytes=layout.state_bytes,
-            ranks=1 if local else rank_file.size,
-            rank=0 if local else rank_file.rank,
+            ranks=ranks,
+            rank=rank,
+            all_ranks=rank_file.size,
             draws=job["draws"],
             width=0 if score is None else math.prod(score.shape),
         )

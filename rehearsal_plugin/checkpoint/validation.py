@@ -7,7 +7,7 @@ into a CheckpointError.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ from rehearsal_plugin.checkpoint.account_checks import (
     check_ints,
     check_schedule,
 )
+from rehearsal_plugin.checkpoint.array_checks import check_array, check_distinct
+from rehearsal_plugin.checkpoint.census_checks import check_census
 from rehearsal_plugin.config import SamplingConfig
 from rehearsal_plugin.distributed.header import NOTES
 
@@ -32,7 +34,6 @@ __all__ = ["LAST_STEP", "ExpectedState", "check_buffer", "check_progress"]
 LAST_STEP = 1 << 40
 """Random numbers are keyed by steps of at most 43 bits."""
 
-MOST_PAIRS = 1 << 24
 """Partitions in a header."""
 
 MOST_DRAWS = 64
@@ -48,6 +49,7 @@ class ExpectedState:
         state_bytes: Bytes of recorded state among them.
         ranks: Ranks that exchange rows.
         rank: This rank among them.
+        all_ranks: Ranks of the job.
         draws: Independent draws of a step.
         width: Numbers in the score of a row.
     """
@@ -56,6 +58,7 @@ class ExpectedState:
     state_bytes: int
     ranks: int
     rank: int
+    all_ranks: int
     draws: int
     width: int
 
@@ -63,8 +66,8 @@ class ExpectedState:
 def check_buffer(buffer: Mapping[str, Any], row_bytes: int) -> int:
     """Check the state of a buffer; returns its number of rows."""
     index, count = buffer["index"], _check_rows(buffer["rows"], row_bytes)
-    _check_array(buffer["written"], np.int64, (count,), 0, LAST_STEP)
-    _check_array(buffer["origin"], np.int32, (count,), 0, LARGEST)
+    check_array(buffer["written"], np.int64, (count,), 0, LAST_STEP)
+    check_array(buffer["origin"], np.int32, (count,), 0, LARGEST)
     check_int(buffer["calls"])
     check_int(index["count"], count, count)
     check_int(index["seen"], count)
@@ -119,22 +122,13 @@ def _check_prefetcher(prefetcher: Mapping[str, Any], expected: ExpectedState, st
     check_int(prefetcher["step"], step, step)
     check_int(prefetcher["micro_batch"])
     _check_rows(prefetcher["staged"], expected.row_bytes)
-    global_counts, outgoing, arrival = prefetcher["census"], prefetcher["outgoing"], prefetcher["arrival"]
-    columns = _check_array(global_counts["keys"], np.int64, (None,))
-    _check_distinct(global_counts["keys"])
-    _check_array(global_counts["counts"], np.int64, (expected.ranks, columns), 0, MOST)
-    if "offers" in global_counts:
-        _check_array(global_counts["offers"], np.int64, (expected.ranks, columns), 0, MOST)
-    _check_array(global_counts["notes"], np.int64, (expected.ranks, NOTES))
+    outgoing, arrival = prefetcher["outgoing"], prefetcher["arrival"]
+    check_census(prefetcher["census"], expected.ranks, expected.all_ranks)
     for weights in (prefetcher["mixture"]["weights"], prefetcher["mixture"]["proposed"]):
         _check_weights(weights)
     neighbours = prefetcher.get("neighbours")
     if neighbours is not None:
         _check_neighbours(neighbours, expected, stored)
-    for name in ("pairs", "least"):
-        pairs = check_int(global_counts[name], 1, MOST_PAIRS)
-        if pairs & (pairs - 1):
-            raise ValueError("headers of no possible length")
     if outgoing is not None:
         sent, _ = _check_outgoing(outgoing, expected, stored)
         _check_rows(outgoing["rows"], expected.row_bytes, sent)
@@ -148,10 +142,10 @@ def _check_neighbours(neighbours: Mapping[str, Any], expected: ExpectedState, st
     check_int(neighbours["largest"])
     counts, answers = neighbours["wanted"], 0
     if counts is not None:
-        _check_array(counts, np.int64, (expected.ranks,), 0, MOST)
+        check_array(counts, np.int64, (expected.ranks,), 0, MOST)
         answers = sum(counts.tolist())
-    _check_array(neighbours["own"], np.int64, (2, answers))
-    _check_array(neighbours["own"][1], np.int64, (answers,), -1, stored - 1)
+    check_array(neighbours["own"], np.int64, (2, answers))
+    check_array(neighbours["own"][1], np.int64, (answers,), -1, stored - 1)
 
 
 def _check_ready(ready: Mapping[str, Any], expected: ExpectedState, stored: int) -> None:
@@ -159,7 +153,7 @@ def _check_ready(ready: Mapping[str, Any], expected: ExpectedState, stored: int)
     if ready["orders"].keys() != {str(turn) for turn in range(expected.draws)}:
         raise ValueError("another number of draws")
     for order in ready["orders"].values():
-        _check_array(order, np.int64, (None,), 0, received - 1)
+        check_array(order, np.int64, (None,), 0, received - 1)
     check_ints(ready["shares"], LARGEST)
     if ready["state"] is not None:
         _check_rows(ready["state"], expected.state_bytes, received)
@@ -174,26 +168,26 @@ def _check_arrival(arrival: Mapping[str, Any], expected: ExpectedState, stored: 
 def _check_outgoing(outgoing: Mapping[str, Any], expected: ExpectedState, stored: int) -> tuple[int, int]:
     """Check a plan and its rows; returns the number of rows that it sends and receives."""
     plan = outgoing["plan"]
-    sent, received = (_check_array(plan[name], np.int64, (None,)) for name in ("partition", "turns"))
-    _check_array(plan["index"], np.int64, (sent,))
-    _check_array(plan["turns"], np.int64, (received,), 0, expected.draws - 1)
+    sent, received = (check_array(plan[name], np.int64, (None,)) for name in ("partition", "turns"))
+    check_array(plan["index"], np.int64, (sent,))
+    check_array(plan["turns"], np.int64, (received,), 0, expected.draws - 1)
     for name, rows in (("send_counts", sent), ("recv_counts", received)):
-        if check_ints(plan[name], rows) != rows or len(plan[name]) != expected.ranks:
+        if check_ints(_listed(plan[name]), rows) != rows or len(plan[name]) != expected.ranks:
             raise ValueError("a plan for other rows or ranks")
     if plan["send_counts"][expected.rank] != plan["recv_counts"][expected.rank]:
         raise ValueError("a rank that does not get what it gives itself")
     check_int(plan["moved"], max(sent, received))
-    _check_array(outgoing["slots"], np.int64, (sent,), 0, stored - 1)
-    _check_array(outgoing["written"], np.int64, (sent if expected.state_bytes else 0,), 0, LAST_STEP)
+    check_array(outgoing["slots"], np.int64, (sent,), 0, stored - 1)
+    check_array(outgoing["written"], np.int64, (sent if expected.state_bytes else 0,), 0, LAST_STEP)
     return sent, received
 
 
 def _check_partitions(partitions: Mapping[str, Any], count: int) -> None:
-    number = _check_array(partitions["keys"], np.int64, (None,))
-    _check_distinct(partitions["keys"])
+    number = check_array(partitions["keys"], np.int64, (None,))
+    check_distinct(partitions["keys"])
     for name in ("seen", "sizes"):
-        _check_array(partitions[name], np.int64, (number,), 0, MOST)
-    _check_array(partitions["members"], np.int64, (count,))
+        check_array(partitions[name], np.int64, (number,), 0, MOST)
+    check_array(partitions["members"], np.int64, (count,))
     seen, sizes = partitions["seen"], partitions["sizes"]
     if sum(sizes.tolist()) != count or sum(seen.tolist()) > MOST or (seen < sizes).any():
         raise ValueError("partitions do not share out the rows")
@@ -202,9 +196,9 @@ def _check_partitions(partitions: Mapping[str, Any], count: int) -> None:
 
 
 def _check_values(values: Mapping[str, Any], count: int) -> None:
-    _check_array(values["stored"], np.float32, (count, None))
-    number = _check_array(values["seen"], np.int64, (None,), 0, MOST)
-    _check_array(values["sums"], np.float64, (number, values["stored"].shape[1]))
+    check_array(values["stored"], np.float32, (count, None))
+    number = check_array(values["seen"], np.int64, (None,), 0, MOST)
+    check_array(values["sums"], np.float64, (number, values["stored"].shape[1]))
     if not (np.isfinite(values["stored"]).all() and np.isfinite(values["sums"]).all()):
         raise ValueError("values that are no numbers")
 
@@ -217,18 +211,6 @@ def _check_rows(rows: Any, width: int, count: int | None = None) -> int:
     if not valid or (count is not None and len(rows) != count):
         raise ValueError(f"no rows of {width} bytes")
     return len(rows)
-
-
-def _check_array(
-    value: Any, dtype: Any, shape: Sequence[int | None], least: int | None = None, most: int = LARGEST
-) -> int:
-    """Check an array with numbers from `least` to `most`; returns its length. None in `shape` is any length."""
-    valid = isinstance(value, np.ndarray) and value.dtype == dtype and value.ndim == len(shape)
-    if not valid or any(size not in (None, actual) for size, actual in zip(shape, value.shape, strict=True)):
-        raise ValueError(f"no {np.dtype(dtype)} of shape {tuple(shape)}")
-    if least is not None and value.size and not (least <= int(value.min()) and int(value.max()) <= most):
-        raise ValueError(f"numbers that are not from {least} to {most}")
-    return len(value)
 
 
 def _check_guard(guard: Mapping[str, Any]) -> None:
@@ -252,6 +234,6 @@ def _check_weights(weights: Any) -> None:
     SamplingConfig.model_validate({"weights": weights})
 
 
-def _check_distinct(keys: Any) -> None:
-    if len(np.unique(keys)) != len(keys):
-        raise ValueError("a partition that stands twice")
+def _listed(counts: Any) -> Any:
+    """Counts by rank as the list that earlier releases had."""
+    return counts.tolist() if isinstance(counts, np.ndarray) and counts.dtype == np.int64 else counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,12 +19,13 @@ from rehearsal_plugin.config.source import read
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.runtime.cost_model import (
     COPY_GB_S,
-    DRAW_BY_PARTITION_NS,
-    DRAW_NS,
+    DRAW_RANK_BY_PARTITION_NS,
+    DRAW_RANK_NS,
+    DRAW_US,
     LINKS,
     Links,
     Load,
-    busiest_rows,
+    Times,
     coverage,
     load_of,
     times,
@@ -55,7 +56,8 @@ def plan(
     message_us: Figure = None,
     gb_s: Figure = None,
     net_gb_s: Figure = None,
-    draw_ns: Annotated[float | None, Option(min=0, help="Of the draw, for each row that any rank asks for.")] = None,
+    draw_us: Annotated[float, Option(min=0, help="Microseconds of a draw from few ranks.")] = DRAW_US,
+    rank_ns: Annotated[float | None, Option(min=0, help="Of the draw, for each rank that is drawn from.")] = None,
     copy_gb_s: Annotated[float, Option(help="GB/s at which one core copies rows, above 0.")] = COPY_GB_S,
     as_json: Annotated[bool, Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -72,12 +74,14 @@ def plan(
     micro_batch, micro_batches = _batch_shape(read(config), ranks, batch, accumulation)
     load = load_of(section, size, micro_batch, micro_batches)
     offered = load.offered / (micro_batch * micro_batches)
-    if draw_ns is None:
-        draw_ns = DRAW_BY_PARTITION_NS if section.sampling.by_partition else DRAW_NS
+    if rank_ns is None:
+        rank_ns = DRAW_RANK_BY_PARTITION_NS if section.sampling.by_partition else DRAW_RANK_NS
+    load = replace(load, group=_chosen_links(links, figures).node) if load.within_node else load
+    clock = Clock(_chosen_links(links, figures), step_ms, draw_us, rank_ns, copy_gb_s)
     estimate = {
-        **_estimate_memory(section, load, ranks),
+        **_estimate_memory(section, load),
         **_estimate_traffic(load, ranks),
-        **_estimate_time(load, ranks, _chosen_links(links, figures), step_ms, draw_ns, copy_gb_s),
+        **_estimate_time(load, ranks, clock),
         **_estimate_past(section.buffer.rows(size), ranks, _past_rows(rows, tokens, row_tokens), offered),
     }
     if section.sampling.weights == "retrieved":
@@ -86,6 +90,30 @@ def plan(
         print(json.dumps(estimate, indent=2))
     else:
         _print_plan(estimate)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What the time of the background depends on, beside the load."""
+
+    links: Links
+    step_ms: float
+    draw_us: float
+    rank_ns: float
+    copy_gb_s: float
+
+    def times(self, load: Load, ranks: int) -> Times:
+        """The parts of the background in a step."""
+        costs = {"draw_us": self.draw_us, "rank_ns": self.rank_ns, "copy_gb_s": self.copy_gb_s}
+        return times(load, ranks, self.links, **costs)
+
+    def scope_that_hides(self, load: Load, ranks: int) -> int | None:
+        """The largest group of ranks whose exchange a step hides; None where it is hidden as it is, or by no group."""
+        if not load.row_trips or self.times(load, ranks).total <= self.step_ms:
+            return None
+        sizes = (1 << power for power in range(ranks.bit_length() - 1, 0, -1))
+        fitting = (size for size in sizes if self.times(replace(load, group=size), ranks).total <= self.step_ms)
+        return next(fitting, None)
 
 
 def _parse_row_bytes(text: str) -> int:
@@ -130,10 +158,10 @@ def _past_rows(rows: int | None, tokens: int | None, row_tokens: int | None) -> 
     return rows if tokens is None or row_tokens is None else max(1, tokens // row_tokens)
 
 
-def _estimate_memory(section: RehearsalConfig, load: Load, ranks: int) -> dict[str, Any]:
+def _estimate_memory(section: RehearsalConfig, load: Load) -> dict[str, Any]:
     """Memory of one rank: the buffer, and rows on their way, in pools that are used in turn and grow by doubling."""
     rows = section.buffer.rows(load.row_bytes)
-    moving = (load.offered, busiest_rows(1 if not load.collectives else ranks, load.replayed), load.replayed)
+    moving = (load.offered, load.replayed, load.replayed)
     pools = sum(2 << (math.ceil(count) - 1).bit_length() for count in moving if count)
     return {
         "storage": section.buffer.storage,
@@ -145,27 +173,27 @@ def _estimate_memory(section: RehearsalConfig, load: Load, ranks: int) -> dict[s
 
 def _estimate_traffic(load: Load, ranks: int) -> dict[str, Any]:
     """Traffic of one rank in a step; rows that a rank draws from itself do not travel."""
-    away = 0.0 if not load.collectives else (ranks - 1) / ranks
-    alone = away == 0.0
+    group = load.drawn_from(ranks)
+    away, alone = (group - 1) / group, not load.row_trips or ranks == 1
     return {
         "offered_rows": load.offered,
         "replayed_rows": load.replayed,
         "rows_bytes": away * load.replayed * load.row_bytes,
-        "headers_bytes": 0 if alone else ranks * load.header_bytes,
-        "collectives": 0 if alone else load.collectives,
+        "headers_bytes": 0 if alone else group * load.header_bytes,
+        "header_every": 0 if alone else load.header_every,
+        "messages": 0 if alone else load.messages(ranks) * load.row_trips,
     }
 
 
-def _estimate_time(
-    load: Load, ranks: int, links: Links, step_ms: float, draw_ns: float, copy_gb_s: float
-) -> dict[str, Any]:
-    taken = times(load, ranks, links, draw_ns=draw_ns, copy_gb_s=copy_gb_s)
+def _estimate_time(load: Load, ranks: int, clock: Clock) -> dict[str, Any]:
+    taken = clock.times(load, ranks)
     return {
         "background_ms": {**asdict(taken), "total": taken.total},
-        "step_ms": step_ms,
-        "share_of_step": taken.total / step_ms,
-        "hides": taken.total <= step_ms,
-        "links": links.source,
+        "step_ms": clock.step_ms,
+        "share_of_step": taken.total / clock.step_ms,
+        "hides": taken.total <= clock.step_ms,
+        "scope": clock.scope_that_hides(load, ranks),
+        "links": clock.links.source,
     }
 
 
@@ -185,7 +213,8 @@ def _print_plan(estimate: Mapping[str, Any]) -> None:
         "rows on their way": _format_size(estimate["transit_bytes"]),
         "rows a step": f"{estimate['replayed_rows']:g} replayed, {estimate['offered_rows']:g} offered to the buffer",
         "bytes a step": f"{_format_size(estimate['rows_bytes'])} of rows, "
-        f"{_format_size(estimate['headers_bytes'])} of headers, {estimate['collectives']} collectives",
+        f"in {estimate['messages']:g} messages; headers of {_format_size(estimate['headers_bytes'])}, "
+        f"{_format_often(estimate['header_every'])}",
         "background": f"{background['total']:.3g} ms a step ({parts})",
         "step": f"{estimate['step_ms']:g} ms; the background takes {estimate['share_of_step']:.2%} of it: {verdict}",
     }
@@ -197,9 +226,18 @@ def _print_plan(estimate: Mapping[str, Any]) -> None:
         table.add_row(name, text)
     console = Console(markup=False, emoji=False, highlight=False)
     console.print(table)
+    if estimate["scope"] is not None:
+        console.print(
+            f"Set rehearsal.sampling.scope to {estimate['scope']}: ranks then draw in groups, and a step hides that.",
+            soft_wrap=True,
+        )
     console.print(f"A model, not a measurement. Links: {estimate['links']}.", soft_wrap=True)
     if "left_out" in estimate:
         console.print(f"Left out: {estimate['left_out']}.", soft_wrap=True)
+
+
+def _format_often(exchanges: int) -> str:
+    return {0: "never", 1: "in every step"}.get(exchanges, f"every {exchanges} steps once buffers are full")
 
 
 def _format_size(count: float) -> str:

@@ -23,13 +23,23 @@ Weights: TypeAlias = Annotated[
 ]
 
 
+Scope: TypeAlias = Annotated[
+    Annotated[Literal["global", "node", "local"], Tag("<name>")] | Annotated[int, Field(ge=1), Tag("<ranks>")],
+    Discriminator(lambda scope: "<ranks>" if isinstance(scope, int) else "<name>"),
+]
+
+
 class SamplingConfig(Section):
     """Which stored rows are replayed."""
 
     KEY_PATH: ClassVar[str] = "rehearsal.sampling"
 
-    scope: Literal["global", "local"] = Field(
-        default="global", description="Draw from the rows of all ranks, or from each rank's own."
+    scope: Scope = Field(
+        default="global",
+        description="Draw from the rows of all ranks, of the ranks of a node, or from each rank's own. Or from those "
+        "of a group of at most so many ranks, spread over all nodes: the exchange then costs the same however many "
+        "ranks there are, and a rank holds connections to its group alone. Groups ask for rows in proportion to what "
+        "they hold, so the batch of all ranks together is drawn as with 'global'.",
     )
     weights: Weights = Field(
         default="uniform",

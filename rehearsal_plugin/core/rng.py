@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     SEEDING = 7
     QUERIES = 8
     THINNING = 9
+    PICK = 10
 
 
 class RandomStream:

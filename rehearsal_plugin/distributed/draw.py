@@ -1,79 +1,72 @@
-"""The global draw: who sends which row to whom, computed alike on every rank without a message.
+"""The global draw: who sends how many rows to whom, told by each rank for itself alone, without a message.
 
-Given how many rows every rank holds of every partition, how many rows every rank asks for, and a generator
-that all ranks share, `draw` picks for every asking rank a set of rows out of ALL ranks' rows, without
-replacement, and `plan` cuts out what one rank has to send and to receive. The work grows with the rows asked
-for, never with the rows stored.
+Given how many rows every rank holds of every partition, how many rows every rank asks for, and a generator that all
+ranks share, every asking rank gets a set of rows out of ALL ranks' rows, without replacement. A rank finds out what it
+has to send and to receive, in time that grows with these rows, not with those of all ranks.
 
-Uniform and balanced draws and mixtures are one algorithm. Rows asked for are first shared between partitions,
-fairly or by weight (odd ones go to partitions drawn at random), then every partition gives a uniform sample of its
-rows. With all rows in one partition that is a uniform draw: every stored row of every rank has the same chance.
+The rows of a partition lie in a circle, rank by rank. A few random places on it, all different, are the same for all
+readers; each reader moves on from them by a shift of its own. Two places, 7 and 2, for three readers and the rows of
+three ranks::
+
+    owner      0 0 0 0   1 1 1 1   2 2 2 2        12 rows, so readers are shifted by 0, 4 and 8
+    reader 0       b           a                  rows 7 and 2
+    reader 1             b           a            rows 11 and 6
+    reader 2         a               b            rows 3 and 10
+
+To move around a circle is one to one. So the rows of every reader are a uniform sample without replacement of all rows.
+Readers spread evenly over the owners: the rows that a step replays on all ranks together are a stratified sample. Which
+of its rows an owner sends is its own choice, at random anew for every reader.
+
+Uniform and balanced draws and mixtures differ in the rows that each partition gives, see `quotas`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from rehearsal_plugin.core.apportionment import fair_level, weighted_shares
 from rehearsal_plugin.core.arrays import Float64Array, IntArray
+from rehearsal_plugin.distributed.quotas import Quotas, shifted_into
 from rehearsal_plugin.distributed.without_replacement import choose
 
-__all__ = ["Draws", "Plan", "draw", "draw_from_stream", "joined", "plan"]
+__all__ = ["Moves", "Numbers", "Plan", "draw", "draw_from_stream", "joined", "plan"]
 
 KEYS_ON_DISK = {"draw_numbers": "turns"}  # where checkpoints have another name
+NO_ROWS: IntArray = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Every row that moves in a step; four arrays `[rows]` int64, and what they were drawn from.
+class Numbers:
+    """Sources of random numbers: `shared` in the same state on every rank, `own` in another one on each."""
+
+    shared: np.random.Generator
+    own: np.random.Generator
+
+
+@dataclass(frozen=True)
+class Moves:
+    """The rows of a step that one rank sends or gets.
 
     Attributes:
-        reader: The rank that asked for the row.
-        draw_number: Which of the reader's independent draws gave it, from 0.
-        partition: Its partition, as a column of the table of counts.
-        item: Which of the rows of that partition, counted through the ranks in order.
-        counts: `[ranks, partitions]` int64, rows stored.
+        reader: `[sent]` int64, the rank that gets each row.
+        draw_number: `[sent]` int64, which of the reader's independent draws gave it, from 0.
+        partition: `[sent]` int64, its partition, as a column of the table of counts.
+        index: `[sent]` int64, which of this rank's rows of that partition, from 0.
+        owner: `[received]` int64, the rank that each row comes from.
+        received_draw: `[received]` int64, which draw of this rank gave it.
+        total: Rows that move over all ranks.
     """
 
     reader: IntArray
     draw_number: IntArray
     partition: IntArray
-    item: IntArray
-    counts: IntArray
-
-    @cached_property
-    def owner(self) -> IntArray:
-        """The rank that holds each row."""
-        return self._owners(self.partition, self.item)
-
-    @cached_property
-    def index(self) -> IntArray:
-        """Which of the owner's rows of its partition each is, from 0."""
-        before = np.cumsum(self.counts, axis=0) - self.counts
-        return np.asarray(self.item - before[self.owner, self.partition])
-
-    def sent(self, rank: int) -> tuple[IntArray, IntArray]:
-        """The draws of rows that a rank holds, and which of its rows of their partition they are; two arrays `[n]`."""
-        index = self.item - self.counts[:rank].sum(axis=0)[self.partition]
-        sent = np.flatnonzero((index >= 0) & (index < self.counts[rank][self.partition]))
-        return sent, index[sent]
-
-    def received(self, rank: int) -> tuple[IntArray, IntArray]:
-        """The draws of rows that a rank asked for, and who holds them; two arrays `[n]`."""
-        received = np.flatnonzero(self.reader == rank)
-        return received, self._owners(self.partition[received], self.item[received])
-
-    def _owners(self, partition: IntArray, item: IntArray) -> IntArray:
-        some, number = np.unique(partition, return_inverse=True)
-        ends = np.cumsum(self.counts[:, some].T)  # one cell for each of these partitions and rank, rank by rank
-        starts = np.concatenate(([0], ends))[:: len(self.counts)]
-        cell = np.searchsorted(ends, starts[number] + item, side="right")
-        return np.asarray(cell % len(self.counts))
+    index: IntArray
+    owner: IntArray
+    received_draw: IntArray
+    total: int
 
 
 @dataclass(frozen=True)
@@ -83,16 +76,16 @@ class Plan:
     Attributes:
         partition: `[sent]` int64, the partition of each row that this rank sends, grouped by reader.
         index: `[sent]` int64, which of its rows of that partition.
-        send_counts: Rows for each rank.
-        recv_counts: Rows from each rank.
+        send_counts: `[ranks]` int64, rows for each.
+        recv_counts: `[ranks]` int64, rows from each.
         draw_numbers: `[received]` int64, which draw gave each row that this rank receives, grouped by owner.
         moved: Rows that move between any two ranks or stay, over all; 0 means that nobody needs an exchange.
     """
 
     partition: IntArray
     index: IntArray
-    send_counts: list[int]
-    recv_counts: list[int]
+    send_counts: IntArray
+    recv_counts: IntArray
     draw_numbers: IntArray
     moved: int
 
@@ -102,40 +95,99 @@ class Plan:
 
     @classmethod
     def load(cls, state: Mapping[str, Any]) -> Plan:
-        """What `state_dict` gave."""
-        return cls(**{name: state[KEYS_ON_DISK.get(name, name)] for name in cls.__dataclass_fields__})
+        """What `state_dict` gave, or that of an earlier release, which had lists."""
+        read = {name: state[KEYS_ON_DISK.get(name, name)] for name in cls.__dataclass_fields__}
+        counts = {name: np.asarray(read[name], dtype=np.int64) for name in ("send_counts", "recv_counts")}
+        return cls(**{**read, **counts})
 
 
 def draw(
     counts: IntArray,
     requests: IntArray,
-    rng: np.random.Generator,
+    rank: int,
+    numbers: Numbers,
     draws: int = 1,
     weights: Float64Array | None = None,
-) -> Draws:
-    """Draw rows for every rank.
+) -> Moves:
+    """Draw rows for every rank, and find those that concern one.
 
     Args:
         counts: `[ranks, partitions]` int64, rows stored.
         requests: `[ranks]` int64, rows asked for in each draw, or `[ranks, draws]`. Who asks for more than all ranks
             hold gets all.
-        rng: The same state on every rank.
+        rank: Whose rows are found.
+        numbers: Sources of random numbers.
         draws: Independent draws for every rank.
         weights: `[partitions]` float64, the shares of the partitions in every draw, in proportion; None for equal ones.
             What a partition has too few rows for goes to the others, and one of weight 0 gives none.
 
     Returns:
-        The rows of all ranks. No draw has a row twice; two draws, of one rank or of two, may have the same row.
+        The rows that `rank` sends and gets. No draw has a row twice; two draws, of one rank or of two, may have the
+        same row.
     """
     totals = counts.sum(axis=0)
     if weights is not None:
         totals = np.where(weights > 0, totals, 0)
-    return Draws(*_draw_from(totals, requests, rng, draws, weights), counts)
+    wanted = _wanted(requests, draws, totals)
+    total = int(wanted.sum())
+    if not total:
+        return _no_moves()
+    quotas = Quotas(totals, weights, wanted, numbers.shared)
+    partition, draw_number = _pairs(len(totals), draws)
+    segment, place = choose(totals[partition], quotas.most[partition], numbers.shared)
+    order = np.argsort(segment, kind="stable")
+    places = Places(partition[segment[order]], draw_number[segment[order]], place[order], totals)
+    owner, received_draw = places.received(rank, quotas, counts)
+    reader, sent_draw, sent_partition = places.sent(rank, quotas, counts)
+    return Moves(*_pick(reader, sent_draw, sent_partition, counts[rank], numbers.own), owner, received_draw, total)
+
+
+class Places:
+    """Places on the circles of partitions, in order of partition and draw: arrays `[n]` int64, and rows of each.
+
+    Args:
+        partition: That of each.
+        draw_number: Which draw it is for.
+        place: Where it is for reader 0.
+        totals: `[partitions]` int64, the length of each circle.
+    """
+
+    def __init__(self, partition: IntArray, draw_number: IntArray, place: IntArray, totals: IntArray) -> None:
+        self._partition, self._draw_number, self._place, self._totals = partition, draw_number, place, totals
+        is_first = np.ones(len(place), dtype=bool)
+        is_first[1:] = (partition[1:] != partition[:-1]) | (draw_number[1:] != draw_number[:-1])
+        starts = np.flatnonzero(is_first)
+        self._number = np.arange(len(place)) - starts[is_first.cumsum() - 1]  # of the places of a partition and draw
+
+    def received(self, reader: int, quotas: Quotas, counts: IntArray) -> tuple[IntArray, IntArray]:
+        """Owner and draw of each row that a reader gets, two arrays `[n]` int64."""
+        gets = self._number < quotas.of(np.asarray(reader), self._draw_number, self._partition)
+        partition, ranks = self._partition[gets], len(counts)
+        width = np.maximum(self._totals[partition] // ranks, 1)
+        item = (self._place[gets] + reader * width) % self._totals[partition]
+        drawn, column = np.unique(partition, return_inverse=True)
+        ends = np.cumsum(counts[:, drawn].T)  # one cell for each of these partitions and rank, rank by rank
+        starts = np.concatenate(([0], ends))[:: len(counts)]
+        owner = np.searchsorted(ends, starts[column] + item, side="right") % ranks
+        return np.asarray(owner), self._draw_number[gets]
+
+    def sent(self, owner: int, quotas: Quotas, counts: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+        """Reader, draw and partition of each row that an owner sends, three arrays `[n]` int64."""
+        begin, held = counts[:owner].sum(axis=0), counts[owner]
+        mine = np.flatnonzero(held[self._partition])
+        partition = self._partition[mine]
+        hit, reader = shifted_into(
+            begin[partition] - self._place[mine], held[partition], self._totals[partition], len(counts)
+        )
+        place = mine[hit]
+        draw_number, partition = self._draw_number[place], self._partition[place]
+        gets = self._number[place] < quotas.of(reader, draw_number, partition)
+        return reader[gets], draw_number[gets], partition[gets]
 
 
 def draw_from_stream(
-    counts: IntArray, offers: IntArray, requests: IntArray, rng: np.random.Generator, draws: int = 1
-) -> Draws:
+    counts: IntArray, offers: IntArray, requests: IntArray, rank: int, numbers: Numbers, draws: int = 1
+) -> Moves:
     """Draw rows so that every row that was ever offered to any rank has the same chance.
 
     Where the rows of a rank are a uniform sample of those it was offered, each stands for offered / stored of them. So
@@ -147,123 +199,80 @@ def draw_from_stream(
         counts: `[ranks, partitions]` int64, rows stored, each cell a uniform sample of `offers`.
         offers: `[ranks, partitions]` int64, rows offered so far.
         requests: See `draw`.
-        rng: See `draw`.
+        rank: See `draw`.
+        numbers: See `draw`.
         draws: See `draw`.
     """
-    cells = counts.ravel()
-    weights = np.maximum(offers.ravel(), cells).astype(np.float64)
-    reader, number, cell, item = _draw_from(cells, requests, rng, draws, weights)
-    owner, partition = np.divmod(cell, counts.shape[1])
-    before = np.cumsum(counts, axis=0) - counts
-    return Draws(reader, number, partition, before[owner, partition] + item, counts)
+    cells, partitions = counts.ravel(), counts.shape[1]
+    wanted = _wanted(requests, draws, cells)
+    if not wanted.any():
+        return _no_moves()
+    quotas = Quotas(cells, np.maximum(offers.ravel(), cells).astype(np.float64), wanted, numbers.shared)
+    cell, number = _pairs(len(cells), draws)
+    rows = quotas.of(np.asarray(rank), number, cell)
+    owner, received_draw = np.repeat(cell // max(1, partitions), rows), np.repeat(number, rows)
+    own, number = _pairs(partitions, draws)
+    entry, reader = quotas.candidates(rank * partitions + own, number)
+    partition, number = own[entry], number[entry]
+    rows = quotas.of(reader, number, rank * partitions + partition)
+    reader, number, partition = (np.repeat(part, rows) for part in (reader, number, partition))
+    sent = _pick(reader, number, partition, counts[rank], numbers.own)
+    return Moves(*sent, owner, received_draw, int(wanted.sum()))
 
 
-def _draw_from(
-    totals: IntArray, requests: IntArray, rng: np.random.Generator, draws: int, weights: Float64Array | None
-) -> tuple[IntArray, IntArray, IntArray, IntArray]:
-    """Draw rows out of strata `[strata]` of so many rows and such weights; other arguments as of `draw`.
-
-    Returns:
-        Reader, number of the draw, stratum, and which row of that: four arrays `[rows]` int64.
-    """
-    readers = len(requests)
-    wanted = np.broadcast_to(requests.reshape(readers, -1), (readers, draws)).ravel().clip(max=totals.sum())
-    parts = [_quotas(totals, weights, int(n), np.flatnonzero(wanted == n), rng) for n in np.unique(wanted) if n]
-    if not parts:
-        none = np.empty(0, dtype=np.int64)
-        return none, none, none, none
-    drawer, stratum, quota = (np.concatenate(column) for column in zip(*parts, strict=True))
-    segment, item = choose(totals[stratum], quota, rng)
-    reader, number = (drawer, np.zeros_like(drawer)) if draws == 1 else np.divmod(drawer, draws)
-    return reader[segment], number[segment], stratum[segment], item
-
-
-def joined(first: Draws, second: Draws) -> Draws:
-    """The rows of both, which were drawn from the same counts."""
-    names = ("reader", "draw_number", "partition", "item")
+def joined(first: Moves, second: Moves) -> Moves:
+    """The rows of both."""
+    names = [name for name in Moves.__dataclass_fields__ if name != "total"]
     both = {name: np.concatenate((getattr(first, name), getattr(second, name))) for name in names}
-    return Draws(**both, counts=first.counts)
+    return Moves(**both, total=first.total + second.total)
 
 
-def plan(draws: Draws, rank: int, size: int) -> Plan:
-    """What `rank` of `size` ranks sends and receives."""
-    (sent, index), (received, owner) = draws.sent(rank), draws.received(rank)
+def plan(moves: Moves, size: int) -> Plan:
+    """What one of `size` ranks sends and receives, in the order of the messages."""
     # Sender and receiver sort alike, so that no row needs a label.
-    outward = np.lexsort((draws.draw_number[sent], draws.reader[sent]))
-    sent, index = sent[outward], index[outward]
-    inward = np.lexsort((draws.draw_number[received], owner))
+    outward = np.lexsort((moves.draw_number, moves.reader))
+    inward = np.lexsort((moves.received_draw, moves.owner))
     return Plan(
-        draws.partition[sent],
-        index,
-        np.bincount(draws.reader[sent], minlength=size).tolist(),
-        np.bincount(owner, minlength=size).tolist(),
-        draws.draw_number[received[inward]],
-        len(draws.item),
+        moves.partition[outward],
+        moves.index[outward],
+        np.bincount(moves.reader, minlength=size),
+        np.bincount(moves.owner, minlength=size),
+        moves.received_draw[inward],
+        moves.total,
     )
 
 
-def _quotas(
-    totals: IntArray, weights: Float64Array | None, wanted: int, readers: IntArray, rng: np.random.Generator
-) -> tuple[IntArray, IntArray, IntArray]:
-    """Share `wanted` rows between partitions, for each of `readers`: (reader, partition, quota) entries.
-
-    Every reader gets the whole parts of the fair shares; the rows that are left over go to partitions drawn at random,
-    for every reader anew. So shares are exact in the mean. For example, 5 rows of partitions that hold 1, 10 and 10::
-
-        level 2    base    [1, 2, 2]     5 rows, none left over
-        4 rows:    base    [1, 1, 1]     1 left over, for each reader to one of the partitions with room
-        reader 0   quotas  [1, 2, 1]
-        reader 1   quotas  [1, 1, 2]
-    """
-    if len(totals) == 1:  # nothing to share out
-        return readers, np.zeros_like(readers), np.full_like(readers, wanted)
-    if wanted == totals.sum():
-        base, (reader, picked) = totals, 2 * (np.empty(0, dtype=np.int64),)
-    elif weights is None:
-        level = fair_level(totals, wanted)
-        base, roomy = np.minimum(totals, level), np.flatnonzero(totals > level)
-        odd = np.full(len(readers), wanted - int(base.sum()), dtype=np.int64)
-        reader, picked = choose(np.full(len(readers), len(roomy), dtype=np.int64), odd, rng)
-        picked = roomy[picked]
-    else:
-        base, fractions = np.zeros_like(totals), np.zeros(len(totals))
-        some = np.flatnonzero(totals)
-        base[some], fractions[some] = weighted_shares(totals[some], weights[some], wanted)
-        reader, picked = _systematic(fractions, wanted - int(base.sum()), len(readers), rng)
-    if not base.any():
-        return readers[reader], picked, np.ones(len(reader), dtype=np.int64)
-    quotas = np.tile(base, (len(readers), 1))
-    quotas[reader, picked] += 1
-    row, partition = np.nonzero(quotas)
-    return readers[row], partition, quotas[row, partition]
+def _pairs(strata: int, draws: int) -> tuple[IntArray, IntArray]:
+    """Every stratum with every draw, two arrays `[strata * draws]` int64."""
+    return np.repeat(np.arange(strata), draws), np.tile(np.arange(draws), strata)
 
 
-def _systematic(
-    fractions: Float64Array, count: int, readers: int, rng: np.random.Generator
-) -> tuple[IntArray, IntArray]:
-    """For each reader `count` different partitions, each with the chance that its fraction says.
+def _wanted(requests: IntArray, draws: int, totals: IntArray) -> IntArray:
+    """Rows that each draw of each reader gets, `[readers, draws]` int64."""
+    readers = len(requests)
+    return np.broadcast_to(requests.reshape(readers, -1), (readers, draws)).clip(max=totals.sum())
 
-    Systematic sampling (Madow 1949): the partitions, in random order, lie side by side on a line, each as long as its
-    fraction, and are picked by points at equal distances from a random start. A fraction is below 1, the distance, so
-    no partition is picked twice. For example, fractions 0.5, 0.9 and 0.6, of which 2 are picked::
 
-        line      |--0.5--|-----0.9-----|---0.6---|
-        points         0.3          1.3              start 0.3, distance 1
-        picked    0                1
-
-    Args:
-        fractions: `[partitions]` float64 below 1, with the sum `count`.
-        count: How many.
-        readers: For how many.
-        rng: Source of random numbers.
+def _pick(
+    reader: IntArray, draw_number: IntArray, partition: IntArray, held: IntArray, rng: np.random.Generator
+) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """Choose which of its rows an owner sends, where reader, draw and partition of each are known, `[n]` int64 each.
 
     Returns:
-        Reader and partition of every pick, two arrays `[readers * count]` int64.
+        Reader, draw and partition again, in another order, and which of the owner's rows of that partition each is.
     """
-    order = rng.permutation(np.flatnonzero(fractions))
-    if not count or not len(order):
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    ends = np.cumsum(fractions[order])
-    points = (rng.random((readers, 1)) + np.arange(count)) * (ends[-1] / count)
-    places = np.searchsorted(ends, points.ravel(), side="right").clip(max=len(order) - 1)
-    return np.repeat(np.arange(readers), count), order[places]
+    if not len(reader):
+        return NO_ROWS, NO_ROWS, NO_ROWS, NO_ROWS
+    order = np.lexsort((partition, draw_number, reader))
+    columns = [column[order] for column in (reader, draw_number, partition)]
+    is_first = np.ones(len(reader), dtype=bool)
+    is_first[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    first = np.flatnonzero(is_first)
+    wanted = np.diff(first, append=len(reader))
+    segment, index = choose(held[columns[2][first]], wanted, rng)
+    reader, draw_number, partition = (column[first[segment]] for column in columns)
+    return reader, draw_number, partition, index
+
+
+def _no_moves() -> Moves:
+    return Moves(NO_ROWS, NO_ROWS, NO_ROWS, NO_ROWS, NO_ROWS, NO_ROWS, 0)

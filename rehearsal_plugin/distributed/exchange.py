@@ -11,7 +11,6 @@ import json
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,14 +24,17 @@ from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.metrics import Metrics
 from rehearsal_plugin.core.rng import Purpose, RandomStream
 from rehearsal_plugin.distributed.absent_partitions import ABSENT_AFTER, warn_of_absent_partitions
-from rehearsal_plugin.distributed.draw import Draws, Plan, draw, draw_from_stream, joined, plan
-from rehearsal_plugin.distributed.global_counts import GlobalCounts, counts_partitions, least_pairs
-from rehearsal_plugin.distributed.header import NOTES, Headers, Notes, Word, compose
+from rehearsal_plugin.distributed.census import Census
+from rehearsal_plugin.distributed.draw import Moves, Numbers, Plan, draw, draw_from_stream, joined, plan
+from rehearsal_plugin.distributed.global_counts import counts_partitions
+from rehearsal_plugin.distributed.groups import RankGroup
+from rehearsal_plugin.distributed.header import Headers, Notes
+from rehearsal_plugin.distributed.header_round import Holdings
 from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing, Posted, Refresh
-from rehearsal_plugin.distributed.mixture import Mixture, Weights
+from rehearsal_plugin.distributed.mixture import Weights
 from rehearsal_plugin.distributed.nearest_draw import NearestDraw
-from rehearsal_plugin.distributed.opening import Opening
-from rehearsal_plugin.distributed.transport import Pending, Transport, wait
+from rehearsal_plugin.distributed.request import Request
+from rehearsal_plugin.distributed.transport import Pending, wait
 
 __all__ = ["Exchange"]
 
@@ -50,67 +52,61 @@ class Exchange:
 
     Args:
         buffer: This rank's rows.
-        transport: The ranks.
+        group: The ranks.
         config: The `rehearsal` section. By its `sampling.weights`, rows are drawn with the same chance for every row
             (`uniform`) or partition (`balanced`), or for every row that any rank was ever offered (`stream`); in
             proportion to a row's score (`score`), so that a row can come several times in one draw; in part because
             they are near to new rows (`retrieved`); or with a weight by partition.
+        rank: Of this process; keys which of its rows it sends.
         draws: Independent draws of a step.
-        stream: Keys the draws; ranks that draw from themselves alone use different ones.
         metrics: Where bytes and times are counted.
         stopped: Asked while waiting; True gives up.
         run: This rank's number for the run, see `Opening`.
 
     Attributes:
-        global_counts: What all ranks hold.
-        mixture: The share of each partition.
-        notes: `[ranks, NOTES]` int64, the words of other layers in the last headers; see `header`.
+        census: What ranks hold and want.
         nearest_draw: Finds rows near to the new ones; None for other weights than `retrieved`.
         device: Where rows to be sent live.
-        run: The run of all ranks; None before the first exchange.
     """
 
     def __init__(
         self,
         buffer: RehearsalBuffer,
-        transport: Transport,
+        group: RankGroup,
         config: RehearsalConfig,
         *,
+        rank: int,
         draws: int,
-        stream: int,
         metrics: Metrics,
         stopped: Callable[[], bool],
         run: int = 0,
     ) -> None:
-        self._buffer, self._transport, self._metrics = buffer, transport, metrics
+        self._buffer, self._transport, self._metrics = buffer, group.transport, metrics
+        self._many = self._transport.size > 1 or group.everyone is not None
         self._memory = RecycledMemory()
-        self._draws, self._stream, self._numbers = draws, stream, RandomStream(config.seed, Purpose.DRAW)
+        self._draws, self._stream, self._rank = draws, group.stream, rank
+        self._numbers = RandomStream(config.seed, Purpose.DRAW)
+        self._own_numbers = RandomStream(config.seed, Purpose.PICK)
         sampling = config.sampling
         self._by_score, self._by_partition = sampling.weights == "score", counts_partitions(config)
         self._by_stream = sampling.weights == "stream"
-        self.mixture = Mixture(sampling)
         self.nearest_draw: NearestDraw | None = None
         if sampling.weights == "retrieved":
-            self.nearest_draw = NearestDraw(buffer, config, transport.rank, transport.size, draws)
+            self.nearest_draw = NearestDraw(buffer, config, self._transport.rank, self._transport.size, draws)
         self._timeout_s, self._stopped = config.exchange.timeout_s, stopped
-        self.device = transport.device
+        self.device = self._transport.device
         # Ranks with different seeds or weights would draw different plans.
         weights = json.dumps(config.drawn_by, sort_keys=True)
-        self._fingerprint = buffer.layout.fingerprint ^ config.seed ^ zlib.crc32(weights.encode())
+        fingerprint = buffer.layout.fingerprint ^ config.seed ^ zlib.crc32(weights.encode())
         self._config = config
         self._exchanges, self._warned = 0, False  # exchanges since absent partitions were looked for
-        self._opening: Opening | None = Opening(config, run)
-        self.run: int | None = None
-        self.global_counts = GlobalCounts(
-            transport.rank, transport.size, least_pairs(config), with_offers=self._by_stream
-        )
-        self.notes = np.zeros((transport.size, NOTES), dtype=np.int64)
+        self.census = Census(group, config, fingerprint, run)
         self._sending = RowPool(buffer.layout.row_bytes, buffer.device)
 
     def post(
         self,
         step: int,
-        request: int,
+        request: Request,
         outgoing: Outgoing | None,
         staged: Tensor,
         refresh: Refresh | None = None,
@@ -121,7 +117,8 @@ class Exchange:
 
         Args:
             step: Number of the exchange, the same on all ranks.
-            request: Rows that this rank shall get in each draw, two exchanges later.
+            request: Rows that this rank shall get in each draw, two exchanges later; those promised where it has no
+                headers.
             outgoing: The rows drawn after the last exchange; None at first.
             staged: `[n, row_bytes]` uint8, the new rows of this step.
             refresh: New state for rows that arrived earlier; None on all ranks or on none.
@@ -130,17 +127,12 @@ class Exchange:
         """
         rows = self._send_rows(outgoing) if outgoing and outgoing.plan.moved else None
         back = None if refresh is None else self._send_state_back(refresh)
-        changes, pairs = self.global_counts.changes(*self._count_rows(), self._count_offers())
-        nearest = None if self.nearest_draw is None else self.nearest_draw.ask(staged, request, step)
-        notes = replace(notes, mixture=Mixture.digest(proposed))
-        room = self.global_counts.room
-        opening = None if self._opening is None else self._opening.words
-        header = compose(self._fingerprint, step, request, changes, notes, pairs, room, nearest, opening)
-        if self._transport.size > 1:
-            self._metrics.collectives += 1 + (rows is not None) + (back is not None)
-        headers = self._transport.all_gather(torch.from_numpy(header))
+        nearest = None if self.nearest_draw is None else self.nearest_draw.ask(staged, request.rows, step)
+        headers = self.census.post(step, request, self._holdings(), notes, proposed, nearest)
+        if self._many:
+            self._metrics.collectives += headers.count + (rows is not None) + (back is not None)
         refreshed = None if refresh is None else refresh.source
-        return Posted(step, headers, rows, outgoing, back, refreshed, proposed)
+        return Posted(step, headers, rows, outgoing, back, refreshed)
 
     def prepare(self, posted: Posted) -> Outgoing:
         """Wait for the headers, draw, and read the rows that this rank will send.
@@ -149,11 +141,9 @@ class Exchange:
             ExchangeError: A peer is gone or at odds with this rank.
             ExchangeTimeout: The headers did not come in time.
         """
-        gathered = self._wait(posted.headers, posted.step, "headers")
+        headers = self._hear(posted)
         with self._metrics.timed("drawn_ms"):
-            opening = 0 if self._opening is None else len(self._opening.words)
-            headers = Headers(gathered.numpy(), self.global_counts.room, opening)
-            drawn = plan(self._draw(headers, posted), self._transport.rank, self._transport.size)
+            drawn = plan(self._draw(headers, posted.step), self._transport.size)
             slots = self._slots_of(drawn)
             rows = self._sending.take(len(slots))
             self._buffer.read(slots, rows)
@@ -192,27 +182,36 @@ class Exchange:
         if self.nearest_draw is not None:
             self.nearest_draw.close()
 
-    def _draw(self, headers: Headers, posted: Posted) -> Draws:
-        """The rows of all ranks that move in the next exchange, by the headers of all ranks."""
-        if self._opening is not None:
-            self.run, self._opening = self._opening.agree(headers.opening, self._transport.rank), None
-        headers.check(self._transport.rank)
-        self.global_counts.absorb(headers)
-        self.notes = headers.notes
-        if self.mixture.agree(headers.of(Word.MIXTURE), posted.proposed) and self._exchanges >= ABSENT_AFTER:
+    def _hear(self, posted: Posted) -> Headers | None:
+        """Take in the headers of this exchange, if it has any; returns those of the ranks that draw from each other."""
+        headers, changed = self.census.hear(
+            posted.headers, posted.step, lambda pending: self._wait(pending, posted.step, "headers").numpy()
+        )
+        if changed and self._exchanges >= ABSENT_AFTER:
             self._exchanges, self._warned = 0, True
         self._exchanges += 1
         if self._exchanges == ABSENT_AFTER and self._transport.rank == 0:
             self._warn_of_absent_partitions()
-        counts, requests = self.global_counts.counts, headers.of(Word.REQUEST)
-        rng = self._numbers.at(posted.step, self._stream)
+        return headers
+
+    def _draw(self, headers: Headers | None, step: int) -> Moves:
+        """The rows that this rank sends and gets in the next exchange, by the last headers of all ranks."""
+        table, requests, rank = self.census.table, self.census.requests(step), self._transport.rank
+        numbers = Numbers(self._numbers.at(step, self._stream), self._own_numbers.at(step, self._rank))
         if self._by_stream:
-            return draw_from_stream(counts, self.global_counts.offers, requests, rng, self._draws)
+            return draw_from_stream(table.counts, table.offers, requests, rank, numbers, self._draws)
         if self.nearest_draw is None:
-            return draw(counts, requests, rng, self._draws, self.mixture.weights(self.global_counts.keys))
-        nearest, missing = self.nearest_draw.draw(headers.nearest, counts, requests, posted.step, rng)
-        self._metrics.rows_retrieved += int(np.count_nonzero(nearest.reader == self._transport.rank))
-        return joined(nearest, draw(counts, missing, rng, self._draws))
+            return draw(table.counts, requests, rank, numbers, self._draws, self.census.weights())
+        assert headers is not None  # they have questions and answers in every exchange
+        nearest, missing = self.nearest_draw.draw(headers.nearest, table.counts, requests, step, numbers.shared)
+        self._metrics.rows_retrieved += len(nearest.owner)
+        return joined(nearest, draw(table.counts, missing, rank, numbers, self._draws))
+
+    def _holdings(self) -> Holdings:
+        keys, sizes = self._count_rows()
+        index = self._buffer.slot_index
+        is_settled = index.count >= index.capacity and not (self._by_partition or self._by_score or self._by_stream)
+        return Holdings(keys, sizes, self._count_offers(), is_settled)
 
     def _count_rows(self) -> tuple[IntArray, IntArray]:
         """Partition keys and rows of each on this rank; one count where rows are not drawn by partition."""
@@ -231,14 +230,14 @@ class Exchange:
         return np.array([index.offered])
 
     def _warn_of_absent_partitions(self) -> None:
-        keys, holder = self.global_counts.keys, "no rank has held a row"
+        keys, holder = self.census.table.keys, "no rank has held a row"
         if not self._by_partition:  # ranks do not tell each other's partitions
             keys, holder = self._buffer.counts()[0], "rank 0 holds no row"
-        warn_of_absent_partitions(self._config, self.mixture.in_force, keys, holder, mixture_only=self._warned)
+        warn_of_absent_partitions(self._config, self.census.mixture.in_force, keys, holder, mixture_only=self._warned)
 
     def _slots_of(self, drawn: Plan) -> IntArray:
         if self._by_partition:
-            return self._buffer.slots(self.global_counts.keys[drawn.partition], drawn.index)
+            return self._buffer.slots(self.census.table.keys[drawn.partition], drawn.index)
         if self._by_score:
             return self._buffer.holders(drawn.index)
         return drawn.index  # slots are taken without gaps, so in a draw over all rows the index is the slot
@@ -246,9 +245,10 @@ class Exchange:
     def _send_rows(self, outgoing: Outgoing) -> Pending:
         drawn, rank = outgoing.plan, self._transport.rank
         rows = outgoing.rows
-        received = self._memory.rows(rows, sum(drawn.recv_counts))  # whoever gets them may hold on to them
+        received = self._memory.rows(rows, int(drawn.recv_counts.sum()))  # whoever gets them may hold on to them
         metrics, row_bytes = self._metrics, self._buffer.layout.row_bytes
-        rows_sent, rows_received = len(rows) - drawn.send_counts[rank], len(received) - drawn.recv_counts[rank]
+        rows_sent = len(rows) - int(drawn.send_counts[rank])
+        rows_received = len(received) - int(drawn.recv_counts[rank])
         metrics.rows_sent += rows_sent
         metrics.rows_received += rows_received
         metrics.bytes_sent += rows_sent * row_bytes

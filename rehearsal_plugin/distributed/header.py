@@ -1,13 +1,16 @@
 """Every word that ranks tell each other beside the rows: one table.
 
-In each step every rank gathers one header of all ranks, int64 words in this order:
+Where a rank may have something to tell (see `header_schedule`), every rank gathers one header of all ranks, int64 words
+in this order:
 
 | words | name | who writes it | who reads it |
 |---|---|---|---|
 | 1 | `FINGERPRINT` | `Exchange`: digest of row layout, seed and what draws go by | `Headers.check` |
 | 1 | `STEP` | `Exchange`: number of the exchange | `Headers.check` |
 | 1 | `REQUEST` | `ReplayQueue`: rows this rank asks for in each draw | `draw`, `NearestDraw` |
+| 3 | `NUMERATOR`, `DENOMINATOR`, `CARRY` | `ReplayQueue`: what it asks for after that, see `request` | `HeaderRound` |
 | 1 | `CHANGES` | `GlobalCounts`: pairs that it takes to tell what changed | `GlobalCounts` |
+| 1 | `PROMISE` | `HeaderSchedule`: exchanges for which this rank will have nothing to tell | `HeaderSchedule` |
 | 1 | `MIXTURE` | `Mixture`: digest of the weights this rank wants | `Mixture` |
 | 1 | `LOSS_SUM` | `LossConsensus`: sum of losses on replayed rows, fixed point | `LossConsensus` |
 | 1 | `LOSS_WEIGHT` | `LossConsensus`: what that sum is divided by, fixed point | `LossConsensus` |
@@ -43,12 +46,13 @@ An elastic Horovod job reduces two more words with `max` when its ranks have cha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import IntEnum
 
 import numpy as np
 
 from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.distributed.request import Request
 from rehearsal_plugin.errors import ExchangeError
 
 __all__ = [
@@ -73,11 +77,15 @@ class Word(IntEnum):
     FINGERPRINT = 0
     STEP = 1
     REQUEST = 2
-    CHANGES = 3
-    MIXTURE = 4
-    LOSS_SUM = 5
-    LOSS_WEIGHT = 6
-    LOSSES_MEASURED = 7
+    NUMERATOR = 3
+    DENOMINATOR = 4
+    CARRY = 5
+    CHANGES = 6
+    PROMISE = 7
+    MIXTURE = 8
+    LOSS_SUM = 9
+    LOSS_WEIGHT = 10
+    LOSSES_MEASURED = 11
 
 
 FIXED = len(Word)
@@ -121,8 +129,9 @@ class Notes:
 def compose(
     fingerprint: int,
     step: int,
-    request: int,
+    request: Request,
     changes: int,
+    promise: int,
     notes: Notes,
     pairs: IntArray,
     room: int,
@@ -132,10 +141,11 @@ def compose(
     """The header of this rank.
 
     Args:
-        fingerprint: See the table, as for `step`, `request`, `changes` and `notes`.
+        fingerprint: See the table, as for `step`, `request`, `changes`, `promise` and `notes`.
         step: Number of the exchange.
-        request: Rows asked for.
+        request: Rows asked for, now and later.
         changes: Pairs that it takes to tell what changed.
+        promise: Exchanges after this one without a header.
         notes: The words of the layers above.
         pairs: `[n, 2]` int64, partition key and rows stored; `n <= room`.
         room: Pairs that headers of this step have room for.
@@ -147,7 +157,7 @@ def compose(
     """
     header = np.zeros(FIXED + 2 * room, dtype=np.int64)
     of_layers_above = (notes.mixture, notes.loss_sum, notes.loss_weight, notes.losses_measured)
-    header[:FIXED] = fingerprint, step, request, changes, *of_layers_above
+    header[:FIXED] = fingerprint, step, *astuple(request), changes, promise, *of_layers_above
     header[FIXED : FIXED + pairs.size] = pairs.ravel()
     parts = [part for part in (header, nearest, opening) if part is not None]
     return header if len(parts) == 1 else np.concatenate(parts)
@@ -188,6 +198,11 @@ class Headers:
     def notes(self) -> IntArray:
         """The words of the layers above, `[ranks, NOTES]` int64, from `MIXTURE` on."""
         return self._words[:, Word.MIXTURE : FIXED].copy()
+
+    @property
+    def rates(self) -> IntArray:
+        """Numerator, denominator and carry of what each rank asks for later, `[3, ranks]` int64; see `request`."""
+        return self._words[:, Word.NUMERATOR : Word.CARRY + 1].T.copy()
 
     def check(self, rank: int) -> None:
         """Refuse headers of ranks that are at odds with `rank`.

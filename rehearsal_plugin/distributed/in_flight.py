@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.distributed.census import PostedHeaders
 from rehearsal_plugin.distributed.draw import Plan
-from rehearsal_plugin.distributed.mixture import Weights
 from rehearsal_plugin.distributed.transport import Pending
 
 __all__ = ["Arrival", "Outgoing", "Posted", "Refresh"]
@@ -84,9 +84,8 @@ class Posted:
     """The collectives of a step in flight; None stands for one that no rank needs."""
 
     step: int
-    headers: Pending
+    headers: PostedHeaders
     rows: Pending | None
     source: Outgoing | None
     refresh: Pending | None = None
     refreshed: Outgoing | None = None
-    proposed: Weights | None = None

@@ -37,7 +37,7 @@ from rehearsal_plugin.buffer.vector_index.similarity import normalized
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import Float32Array, Float64Array, IntArray
 from rehearsal_plugin.core.rng import Purpose, RandomStream
-from rehearsal_plugin.distributed.draw import Draws
+from rehearsal_plugin.distributed.draw import Moves
 from rehearsal_plugin.distributed.header import NearestWord
 
 __all__ = ["NearestDraw"]
@@ -107,7 +107,7 @@ class NearestDraw:
 
     def draw(
         self, words: IntArray, counts: IntArray, requests: IntArray, step: int, rng: np.random.Generator
-    ) -> tuple[Draws, IntArray]:
+    ) -> tuple[Moves, IntArray]:
         """The nearest rows by the answers of all ranks; finds this rank's answers to their new queries.
 
         Args:
@@ -118,11 +118,12 @@ class NearestDraw:
             rng: The same state on every rank.
 
         Returns:
-            The nearest rows as draws, and how many `[ranks, draws]` int64 are still to be drawn by other means.
+            The nearest rows that this rank sends and gets, and how many `[ranks, draws]` int64 are still to be drawn by
+            other means.
         """
         if self._wanted is None:
             self._wanted, none = np.zeros(self._size, dtype=np.int64), np.empty(0, dtype=np.int64)
-            return Draws(none, none, none, none, counts), requests
+            return Moves(none, none, none, none, none, none, 0), requests
         answers = words[:, self._answers_at :].reshape(self._size, 2, -1)
         reader, owner, slot = self._merged(answers, self._wanted)
         # Whole numbers that are the share of the request in the mean.
@@ -131,11 +132,12 @@ class NearestDraw:
         taken = place < most[reader]
         reader, owner, slot, number = reader[taken], owner[taken], slot[taken], place[taken] % self._draws
         nearest = np.bincount(reader * self._draws + number, minlength=self._size * self._draws)
-        stored = counts.sum(axis=1)  # no column yet where no rank has a row
-        before = np.cumsum(stored) - stored
         self._wanted, self._answers = words[:, NearestWord.WANTED].copy(), self._search(words, step)
-        draws = Draws(reader, number, np.zeros_like(reader), before[owner] + slot, counts)
-        return draws, requests[:, None] - nearest.reshape(self._size, self._draws)
+        sent, gets = owner == self._rank, reader == self._rank
+        moves = Moves(
+            reader[sent], number[sent], np.zeros_like(slot[sent]), slot[sent], owner[gets], number[gets], len(reader)
+        )
+        return moves, requests[:, None] - nearest.reshape(self._size, self._draws)
 
     def close(self) -> None:
         """Stop following the buffer."""

@@ -53,6 +53,8 @@ def _choose_few(sizes: IntArray, wanted: IntArray, rng: np.random.Generator) -> 
     segment = np.repeat(np.arange(len(sizes)), wanted)
     high = sizes[segment]
     item = _integers(high, rng)
+    if wanted.max(initial=0) <= 1:
+        return segment, item
     again = _repeats(segment, item, wanted)
     while len(again):
         item[again] = _integers(high[again], rng)

@@ -192,7 +192,7 @@ class DistributedSearch:
         receive = np.bincount(owners[owners >= 0], minlength=transport.size)
         room = packed.new_empty((int(receive.sum()), packed.shape[1]))
         if (ranks >= 0).any() and transport.size > 1:
-            pending = transport.all_to_all(packed, send.tolist(), room, receive.tolist())
+            pending = transport.all_to_all(packed, send, room, receive)
             packed = self._wait_for(pending, "rows").cpu()
             self.collectives += 1
             self.rows_received += int(receive.sum() - receive[transport.rank])

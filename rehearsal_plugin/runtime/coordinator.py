@@ -153,15 +153,16 @@ class ReplayCoordinator:
             return
         # Only now: the job that just ended might have been given the same device memory.
         self.queue.receive(arrival, prefetcher.buffer.layout, prefetcher.step)
+        self.queue.ratio.share_among_groups(prefetcher.census.group_share)
         if not self.lifecycle.alone:  # last: a job that is stopped here can save and load
-            self.losses.hear(prefetcher.notes, prefetcher.step, self.queue.ratio)
+            self.losses.hear(prefetcher.census.notes, prefetcher.step, self.queue.ratio)
 
     def launch(self) -> None:
         """Admit the staged candidates, and ask for the rows of a later step."""
         prefetcher = self.prefetcher
         if prefetcher is None:
             return
-        request = self.queue.request(prefetcher.step)
+        request = self.queue.request(prefetcher.step, prefetcher.census.promised(prefetcher.step))
         refresh = self.queue.take_refresh() if self._refreshes else None
         prefetcher.launch(request, refresh, self.losses.notes)
 

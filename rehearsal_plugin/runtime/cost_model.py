@@ -1,8 +1,8 @@
 """What rehearsal will take of a cluster: memory, bytes and time of a step, before a job runs.
 
 The time of an exchange follows the alpha-beta model of Hockney (1994): a message of m bytes takes alpha + m / beta. The
-headers of all ranks go round a ring, in the steps that NCCL itself reckons with; rows go straight from owner to reader.
-The rank that is asked for most rows decides how long that takes. Nothing overlaps in the model, so a real exchange
+headers of all ranks go round a ring, in the steps that NCCL itself reckons with, but only in some exchanges; rows go
+straight from owner to reader, each rank sending as many as it gets. Nothing overlaps in the model, so a real exchange
 may be faster, unless the training itself keeps the links or the cores busy.
 """
 
@@ -13,27 +13,34 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.distributed.census import GROUPS_TOLD_EVERY
 from rehearsal_plugin.distributed.global_counts import least_pairs
 from rehearsal_plugin.distributed.header import FIXED, WORD_BYTES
+from rehearsal_plugin.distributed.header_schedule import LONGEST
 from rehearsal_plugin.strategies import make_strategy
 
 __all__ = [
     "COPY_GB_S",
-    "DRAW_BY_PARTITION_NS",
-    "DRAW_NS",
+    "DRAW_RANK_BY_PARTITION_NS",
+    "DRAW_RANK_NS",
+    "DRAW_US",
     "LINKS",
     "Links",
     "Load",
     "Times",
-    "busiest_rows",
     "coverage",
+    "has_seldom_news",
+    "header_ms",
     "load_of",
     "times",
 ]
 
-DRAW_NS, DRAW_BY_PARTITION_NS = 40.0, 170.0
-"""Nanoseconds of the draw for each row that any rank asks for, uniform and by partition, as
-`scripts/benchmarks/exchange.py` measures them."""
+DRAW_US = 250.0
+"""Microseconds of a draw for few ranks, as `scripts/benchmarks/exchange.py` measures them."""
+
+DRAW_RANK_NS, DRAW_RANK_BY_PARTITION_NS = 10.0, 170.0
+"""Nanoseconds for each rank that rows are drawn from, uniform and by ten partitions, as measured there: what a rank
+sums up over the table of all."""
 
 COPY_GB_S = 10.0
 """GB/s at which one core gathers rows of 16 KiB, as `scripts/benchmarks/scale.py` measures it."""
@@ -48,8 +55,7 @@ class Links:
         base_us: What a collective takes before the first byte.
         hop_us: A step of the ring within a node.
         net_hop_us: The same between two nodes.
-        message_us: A message with rows. Every rank gets one, also without rows: gloo does so, and PyTorch asks it of
-            NCCL since 2.14. They are reckoned one after the other, which is the worst case.
+        message_us: A message with rows. They are reckoned one after the other, which is the worst case.
         gb_s: Bandwidth within a node.
         net_gb_s: Bandwidth between nodes.
         cores: Cores of a node, where ranks that outnumber them share them to communicate; None where the GPU or the
@@ -100,14 +106,28 @@ class Load:
         replayed: Rows asked for, as a mean, where a schedule asks for most.
         row_bytes: Bytes of a row, with all that is recorded beside it.
         header_bytes: Bytes of a rank's header.
-        collectives: 0 where ranks draw from themselves alone.
+        row_trips: How often rows or their state go between ranks; 0 where ranks draw from themselves alone.
+        header_every: Exchanges from one header to the next, once buffers are full.
+        group: Ranks that draw from each other; None for all.
+        within_node: Whether the group is a node; else it is spread over as many nodes as it has ranks.
     """
 
     offered: float
     replayed: float
     row_bytes: int
     header_bytes: int
-    collectives: int
+    row_trips: int
+    header_every: int = LONGEST
+    group: int | None = None
+    within_node: bool = False
+
+    def drawn_from(self, ranks: int) -> int:
+        """Ranks out of `ranks` that one draws from."""
+        return 1 if not self.row_trips else min(ranks, self.group or ranks)
+
+    def messages(self, ranks: int) -> float:
+        """Ranks that one sends rows to in a step, at most."""
+        return min(self.drawn_from(ranks) - 1, math.ceil(self.replayed))
 
 
 @dataclass(frozen=True)
@@ -141,52 +161,69 @@ def load_of(config: RehearsalConfig, row_bytes: int, batch: int, accumulation: i
         schedule = config.ratio_schedule
         ratio = max(config.ratio or 0.0, 0.0 if schedule is None else schedule.to)
         replayed = batch * (ratio if config.mode == "replace" else ratio / (1 - ratio))
-    offered = min(batch, config.candidates or batch)
-    collectives = 0 if config.sampling.scope == "local" else 3 if strategy.refreshes else 2
-    header_bytes = WORD_BYTES * (FIXED + 2 * least_pairs(config))
-    return Load(offered * accumulation, replayed * accumulation, row_bytes, header_bytes, collectives)
+    offered, scope = min(batch, config.candidates or batch), config.sampling.scope
+    return Load(
+        offered * accumulation,
+        replayed * accumulation,
+        row_bytes,
+        WORD_BYTES * (FIXED + 2 * least_pairs(config)),
+        0 if scope == "local" else 2 if strategy.refreshes else 1,
+        LONGEST if has_seldom_news(config) else 1,
+        scope if isinstance(scope, int) else None,
+        scope == "node",
+    )
 
 
-def times(load: Load, ranks: int, links: Links, *, draw_ns: float, copy_gb_s: float) -> Times:
-    """How long the exchange of a step takes.
+def has_seldom_news(config: RehearsalConfig) -> bool:
+    """Whether ranks with full buffers, whose steps are alike, have nothing to tell each other for long."""
+    by_row = config.sampling.weights == "uniform" and config.ratio_in == "rows"
+    return by_row and config.guard is None
+
+
+def times(load: Load, ranks: int, links: Links, *, draw_us: float, rank_ns: float, copy_gb_s: float) -> Times:
+    """How long the exchange of a step takes in the mean.
 
     Args:
         load: Of each rank.
         ranks: How many share the buffer.
         links: Between them.
-        draw_ns: Nanoseconds that the draw takes for each row that any rank asks for; every rank draws for all.
+        draw_us: Microseconds of a draw.
+        rank_ns: Nanoseconds more for each rank that rows are drawn from.
         copy_gb_s: GB/s at which rows are copied: in, out, and to the model.
     """
-    alone = ranks == 1 or not load.collectives
-    draw = draw_ns * load.replayed * (1 if alone else ranks) / 1e6
+    group = min(links.node, ranks) if load.within_node else load.drawn_from(ranks)
+    draw = draw_us / 1e3 + rank_ns * group / 1e6
     copies = (load.offered + 2 * load.replayed) * load.row_bytes / copy_gb_s / 1e6
-    if alone:
+    if not load.row_trips or ranks == 1:
         return Times(0.0, draw, copies, 0.0)
-    nodes = math.ceil(ranks / links.node)
-    crowd = max(1.0, min(ranks, links.node) / links.cores) if links.cores else 1.0
-    bytes_a_ms = 1e6 * (links.gb_s if nodes == 1 else links.net_gb_s)
+    headers = _ring_ms(load, ranks, links) / load.header_every
+    if group < ranks:
+        headers = _ring_ms(load, group, links, spread=not load.within_node) / load.header_every
+        headers += _ring_ms(load, ranks, links) / (LONGEST if load.header_every > 1 else GROUPS_TOLD_EVERY)
+    crowd, one_node = _crowd(ranks, links), load.within_node or (group == ranks <= links.node)
+    bytes_a_ms = 1e6 * (links.gb_s if one_node else links.net_gb_s)
+    messages = min(group - 1, math.ceil(load.replayed))
+    moved = crowd * load.replayed * (group - 1) / group * load.row_bytes
+    rows = crowd * (links.base_us + messages * links.message_us) / 1e3 + moved / bytes_a_ms
+    return Times(headers, draw, copies, rows * load.row_trips)
+
+
+def header_ms(load: Load, ranks: int, links: Links) -> float:
+    """How long the headers take of an exchange that has those of all ranks."""
+    return 0.0 if ranks == 1 or not load.row_trips else _ring_ms(load, ranks, links)
+
+
+def _ring_ms(load: Load, ranks: int, links: Links, *, spread: bool = False) -> float:
+    """Headers of so many ranks, once round; `spread` over as many nodes."""
+    nodes = ranks if spread else math.ceil(ranks / links.node)
+    crowd, bytes_a_ms = _crowd(ranks, links), 1e6 * (links.gb_s if nodes == 1 else links.net_gb_s)
     hops_us = (ranks - nodes) * links.hop_us + (nodes - 1) * links.net_hop_us
-    headers = crowd * (links.base_us + hops_us) / 1e3 + crowd * ranks * load.header_bytes / bytes_a_ms
-    most = busiest_rows(ranks, load.replayed)
-    # Links of its own hold the busiest rank up, and cores that all share what all of them move together.
-    moved = max(most, crowd * load.replayed) * (ranks - 1) / ranks
-    rows = crowd * (links.base_us + (ranks - 1) * links.message_us) / 1e3 + moved * load.row_bytes / bytes_a_ms
-    return Times(headers, draw, copies, rows * (load.collectives - 1))
+    return crowd * (links.base_us + hops_us) / 1e3 + crowd * ranks * load.header_bytes / bytes_a_ms
 
 
-def busiest_rows(ranks: int, replayed: float) -> int:
-    """Rows that the rank sends which is asked for most, when every rank asks for `replayed` rows of any rank.
-
-    What a rank is asked for is close to a Poisson number with that mean; this is the number that of all ranks together
-    less than one exceeds in the mean.
-    """
-    if replayed <= 0:
-        return 0
-    most, tail = 0, 1.0 - math.exp(-replayed)
-    while ranks * tail >= 1.0:
-        most += 1
-        tail -= math.exp(most * math.log(replayed) - replayed - math.lgamma(most + 1))
-    return min(max(most, math.ceil(replayed)), math.ceil(ranks * replayed))
+def _crowd(ranks: int, links: Links) -> float:
+    """How many ranks share a core to communicate, at least 1."""
+    return max(1.0, min(ranks, links.node) / links.cores) if links.cores else 1.0
 
 
 def coverage(capacity: int, ranks: int, seen: int, offered: float) -> float:

@@ -17,6 +17,7 @@ from rehearsal_plugin.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.metrics import Metrics
+from rehearsal_plugin.distributed.groups import rank_group
 from rehearsal_plugin.distributed.opening import SectionCheck
 from rehearsal_plugin.distributed.transport import LocalTransport, Pending, Transport, wait
 from rehearsal_plugin.errors import StorageError
@@ -61,6 +62,7 @@ class Lifecycle:
         self._run, self._agreed = secrets.randbits(RUN_BITS), False
         self._mixture: Mapping[Any, float] | None = None  # that was proposed last
         self._section_check = self._compare_sections()
+        self._group = rank_group(config, transport, self.rank)
 
     @property
     def step(self) -> int:
@@ -99,7 +101,7 @@ class Lifecycle:
         """Take another number for the run, which other ranks have."""
         self._run, self._agreed = run, True
         if self.prefetcher is not None:
-            self.prefetcher.run = run
+            self.prefetcher.census.run = run
 
     def check_sections(self) -> None:
         """Refuse other sections on other ranks, where no exchange does it; waits for nobody.
@@ -175,14 +177,14 @@ class Lifecycle:
             ExchangeError: A rank does not answer.
         """
         everyone, device = range(self._transport.size), self._transport.device
-        counts = [len(sent.get(rank, b"")) for rank in everyone]
-        expected_counts = [expected.get(rank, 0) for rank in everyone]
+        counts = np.array([len(sent.get(rank, b"")) for rank in everyone])
+        expected_counts = np.array([expected.get(rank, 0) for rank in everyone])
         packed = np.frombuffer(bytearray().join(sent[rank] for rank in sorted(sent)), dtype=np.uint8)
         send = torch.from_numpy(packed)[:, None].to(device)
-        recv = torch.empty((sum(expected_counts), 1), dtype=torch.uint8, device=device)
+        recv = torch.empty((int(expected_counts.sum()), 1), dtype=torch.uint8, device=device)
         pending = self._transport.all_to_all(send, counts, recv, expected_counts, channel="checkpoint")
         received = self._wait(pending, "a transfer of checkpoint files").cpu().numpy().reshape(-1)
-        ends = zip(everyone, expected_counts, np.cumsum(expected_counts).tolist(), strict=True)
+        ends = zip(everyone, expected_counts.tolist(), expected_counts.cumsum().tolist(), strict=True)
         return {rank: received[stop - length : stop].tobytes() for rank, length, stop in ends if length}
 
     def close(self, drain_s: float) -> None:
@@ -191,6 +193,7 @@ class Lifecycle:
             if self.prefetcher is not None:
                 self.prefetcher.close(drain_s)
         finally:
+            self._group.close()
             self._transport.close()
 
     def _wait(self, pending: Pending, what: str) -> Tensor:
@@ -203,8 +206,8 @@ class Lifecycle:
 
     def _keep_run(self) -> None:
         """Remember what the first exchange of this prefetcher has told."""
-        if self.prefetcher is not None and self.prefetcher.run is not None:
-            self._run, self._agreed = self.prefetcher.run, True
+        if self.prefetcher is not None and self.prefetcher.census.run is not None:
+            self._run, self._agreed = self.prefetcher.census.run, True
 
     def _restart(self, step: int, connect: Callable[[], Transport] | None, *, alone: bool) -> None:
         """As `restart`; `alone` keeps this rank's number among those that are gone."""
@@ -217,19 +220,21 @@ class Lifecycle:
                 "(rehearsal.exchange.timeout_s), so it cannot be used anew; see whether its disk still answers"
             )
         if connect is not None:
+            self._group.close()
             self._transport.close()
             self._transport = connect()
             if not alone:
                 self.rank, self.size = self._transport.rank, self._transport.size
             self.alone = alone
             self._section_check = self._compare_sections()
+            self._group = rank_group(self._config, self._transport, self.rank)
         if old is not None:
             self.prefetcher = self._prefetcher_of(old.buffer, old.device)
 
     def _prefetcher_of(self, buffer: RehearsalBuffer, device: torch.device) -> Prefetcher:
         prefetcher = Prefetcher(
             self._config,
-            self._transport,
+            self._group,
             buffer,
             device,
             self._metrics,

@@ -47,7 +47,9 @@ class LossConsensus:
 
     @property
     def notes(self) -> Notes:
-        """This rank's words in the next header."""
+        """This rank's words in the next header; none without a guard, as nobody would read them."""
+        if self.guard is None:
+            return Notes()
         return Notes(loss_sum=self._sum, loss_weight=self._weight, losses_measured=self._measured)
 
     def report(self, total: float, weight: float) -> None:

@@ -20,11 +20,13 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.background_thread import BackgroundThread, at_once
 from rehearsal_plugin.core.metrics import Metrics
+from rehearsal_plugin.distributed.census import Census
 from rehearsal_plugin.distributed.exchange import Exchange
+from rehearsal_plugin.distributed.groups import RankGroup
 from rehearsal_plugin.distributed.header import Notes
 from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing, Posted, Refresh
 from rehearsal_plugin.distributed.mixture import Mixture
-from rehearsal_plugin.distributed.transport import LocalTransport, Transport
+from rehearsal_plugin.distributed.request import Request
 from rehearsal_plugin.errors import ExchangeTimeout, RehearsalError
 from rehearsal_plugin.runtime.candidate_staging import CandidateStaging
 from rehearsal_plugin.runtime.cuda_stream import SideStream
@@ -59,7 +61,7 @@ class Prefetcher:
 
     Args:
         config: The `rehearsal` section.
-        transport: The ranks; not closed here.
+        group: The ranks that draw from each other; not closed here.
         buffer: This rank's rows.
         device: Where batches live.
         metrics: Where it is counted.
@@ -76,7 +78,7 @@ class Prefetcher:
     def __init__(
         self,
         config: RehearsalConfig,
-        transport: Transport,
+        group: RankGroup,
         buffer: RehearsalBuffer,
         device: torch.device,
         metrics: Metrics,
@@ -86,18 +88,17 @@ class Prefetcher:
         step: int = 0,
         run: int = 0,
     ) -> None:
-        local = config.sampling.scope == "local"
         self.buffer, self.device, self.step = buffer, device, step
         self._rank, self._config, self._metrics = rank, config, metrics
-        self._inline = transport.main_thread or config.exchange.launch == "inline"
+        self._inline = group.transport.main_thread or config.exchange.launch == "inline"
         self._stop, self._wrote = threading.Event(), threading.Event()
         self._wrote.set()
         self._exchange = Exchange(
             self.buffer,
-            LocalTransport() if local else transport,
+            group,
             config,
+            rank=rank,
             draws=draws,
-            stream=rank + 1 if local else 0,
             metrics=metrics,
             stopped=self._stop.is_set,
             run=run,
@@ -106,7 +107,7 @@ class Prefetcher:
         self._stream = SideStream(device)
         self._outgoing: Outgoing | None = None
         self._job: Future[Outcome] | None = None
-        self._watch = FailureWatch(rank, transport.describe_silent, config.exchange.timeout_s)
+        self._watch = FailureWatch(rank, (group.everyone or group.transport).describe_silent, config.exchange.timeout_s)
         self._worker: BackgroundThread[Outcome] = BackgroundThread(f"rehearsal-rank{rank}")
 
     def stage_candidates(self, columns: list[Tensor]) -> int:
@@ -117,7 +118,7 @@ class Prefetcher:
         """Take back the candidates of a micro-batch; see `CandidateStaging.withdraw`."""
         self._staging.withdraw(number)
 
-    def launch(self, request: int, refresh: Refresh | None, notes: Notes) -> None:
+    def launch(self, request: Request, refresh: Refresh | None, notes: Notes) -> None:
         """Admit what was staged and start preparing rows.
 
         Args:
@@ -186,7 +187,7 @@ class Prefetcher:
             "staged": self._staging.staged(),
             "micro_batch": self._staging.micro_batches,
             "offered": self._staging.offered,
-            "census": {**self._exchange.global_counts.state_dict(), "notes": self._exchange.notes},
+            "census": self._exchange.census.state_dict(),
             "mixture": self.mixture.state_dict(),
             "neighbours": None if nearest_draw is None else nearest_draw.state_dict(),
         }
@@ -198,9 +199,7 @@ class Prefetcher:
             ValueError: It contradicts itself, or is that of other ranks.
         """
         self.step, staged = int(state["step"]), state["staged"]
-        self._exchange.global_counts.load_state_dict(state["census"])
-        self._exchange.notes = state["census"]["notes"].copy()
-        self.mixture.load_state_dict(state["mixture"])
+        self._exchange.census.load_state_dict(state["census"], state["mixture"])
         if self._exchange.nearest_draw is not None:
             self._exchange.nearest_draw.load_state_dict(state["neighbours"])
         self._staging.restore(staged, int(state.get("offered", len(staged))), int(state["micro_batch"]))
@@ -215,28 +214,19 @@ class Prefetcher:
     @property
     def mixture(self) -> Mixture:
         """The share of each partition in what is replayed."""
-        return self._exchange.mixture
+        return self._exchange.census.mixture
 
     @property
-    def notes(self) -> IntArray:
-        """The notes of all ranks in the last exchange that was collected, `[ranks, NOTES]` int64; see `header`."""
-        return self._exchange.notes
-
-    @property
-    def run(self) -> int | None:
-        """Number of the run that all ranks agree on; None before the first exchange."""
-        return self._exchange.run
-
-    @run.setter
-    def run(self, run: int) -> None:
-        self._exchange.run = run
+    def census(self) -> Census:
+        """What all ranks hold and want, and told in the last exchange that was collected."""
+        return self._exchange.census
 
     @property
     def digest(self) -> int:
         """A number that is alike on all ranks of a job at a step; 0 where every rank draws from itself alone."""
         if self._config.sampling.scope == "local":
             return 0
-        return self._exchange.global_counts.digest ^ Mixture.digest(self.mixture.in_force)
+        return self._exchange.census.digest ^ Mixture.digest(self.mixture.in_force)
 
     def close(self, drain_s: float, grace_s: float = GRACE_S) -> bool:
         """Let the job in flight end for up to `drain_s` seconds, then stop the worker.

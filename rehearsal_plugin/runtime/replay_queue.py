@@ -14,9 +14,11 @@ from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.rng import Purpose, RandomStream
 from rehearsal_plugin.distributed.in_flight import Arrival, Refresh
-from rehearsal_plugin.runtime.replay_account import ANY_ROWS, ReplayAccount, StepPlan, Turn
+from rehearsal_plugin.distributed.request import Request
+from rehearsal_plugin.runtime.replay_account import ReplayAccount, Turn
 from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 from rehearsal_plugin.runtime.representatives import Representatives, Share
+from rehearsal_plugin.runtime.step_plan import ANY_ROWS, StepPlan
 
 __all__ = ["LEAD", "ReplayQueue"]
 
@@ -136,20 +138,30 @@ class ReplayQueue:
         """Micro-batches since the last request."""
         return len(self._turns)
 
-    def request(self, step: int) -> int:
-        """Rows to ask for in each draw with the exchange of `step`, for as many micro-batches as there were."""
+    def request(self, step: int, promised: int | None = None) -> Request:
+        """Rows to ask for in each draw with the exchange of `step`, for as many micro-batches as there were.
+
+        Args:
+            step: Number of the exchange.
+            promised: Rows that the other ranks count on; None where they can be told. What is missing stays owed.
+        """
         self.ratio.go_by(step)
         seen = [(turn.rows, turn.amount) for turn in self._turns if turn.amount is not None]
         self._turns.clear()
-        plan = StepPlan()
+        plan, rate = StepPlan(), (0, 1, 0)
         if step + LEAD >= self._start_step:
             shares = deque((rows, self.ratio.rows_for(amount)) for rows, amount in seen)
             on_the_way = sum(requested.owed for requested in self._requested)
             on_the_way += self._plan.owed if self._plan.untouched else 0
             owed = self.account.arrears(on_the_way, sum(amount for _, amount in seen))
             plan = StepPlan(shares, self.ratio.rate, owed)
+            rate = (0, 0, 0) if owed else self.ratio.rate_of_step([amount for _, amount in seen])
+        elif self._start_step:
+            rate = (0, 0, 0)
+        if promised is not None:
+            plan.fit(promised)
         self._requested.append(plan)
-        return plan.requested
+        return Request(plan.requested, *rate)
 
     def receive(self, arrival: Arrival | None, layout: RowLayout, step: int) -> None:
         """Make the rows of the exchange that ended ready, in random order; the ready ones are spent."""

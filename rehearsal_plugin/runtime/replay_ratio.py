@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -17,6 +17,9 @@ UNIT = 1 << 40
 
 FURTHEST = 1 << 62
 HIGHEST_BOOST = 1e6
+
+LARGEST_TOLD = 1 << 31
+"""Of the terms of a rate that ranks tell each other: their products stay within an int64."""
 
 
 class ReplayRatio:
@@ -40,6 +43,7 @@ class ReplayRatio:
         self._in_tokens = config.ratio_in == "tokens"
         self._boost = 1.0
         self._most = 0.0
+        self._group_share = Fraction(1)
         self._rows = self._tokens = 0  # what a row has: of new rows until the first one is replayed
         self._known = False
         self._carry = ExactSum()
@@ -69,7 +73,8 @@ class ReplayRatio:
     def due(self, amount: int, rate: Ratio | None = None) -> Ratio:
         """Rows or tokens due from each draw for a batch of `amount` of them, at a `rate`, or the present one."""
         if self._representatives is not None:
-            return self._representatives, 1
+            each = self._representatives * self._group_share
+            return each.numerator, each.denominator
         numerator, denominator = self._per_unit if rate is None else rate
         return numerator * amount, denominator
 
@@ -80,12 +85,24 @@ class ReplayRatio:
     def go_by(self, step: int) -> None:
         """Take the ratio of an optimizer step."""
         ratio = self._ratio_at(step)
-        if ratio == self._ratio:
-            return
-        self._ratio = ratio
+        if ratio != self._ratio:
+            self._ratio = ratio
+            self._take_rate()
+
+    def share_among_groups(self, factor: float) -> None:
+        """From now on ask for `factor` times as much; see `GroupShares`."""
+        exact = Fraction(round(factor * UNIT), UNIT)
+        if exact != self._group_share:
+            self._group_share = exact
+            self._take_rate()
+
+    def _take_rate(self) -> None:
+        """Rows or tokens that are due for each one seen, by the present ratio."""
         unchanged = self._ratio == self._config.ratio
         share = Fraction(str(self._ratio)) if unchanged else Fraction(round(self._ratio * UNIT), UNIT)
         per_unit = share if self._config.mode == "replace" else share / (1 - share)
+        unchanged = unchanged and self._group_share == 1
+        per_unit *= self._group_share
         rate = (per_unit if unchanged else Fraction(round(per_unit * UNIT), UNIT)) / self._draws
         self._per_unit = rate.numerator, rate.denominator
 
@@ -95,12 +112,27 @@ class ReplayRatio:
 
     def rows_for(self, amount: int) -> int:
         """Rows to replay from each draw for another batch of `amount` rows or tokens."""
-        if self._representatives is not None:
+        if self._representatives is not None and self._group_share == 1:
             return self._representatives
         self._carry.add(self.due(amount))
         rows = max(0, self._carry.floor(self.row_cost))
         self._carry.add((-rows * self.row_cost, 1))
         return rows
+
+    def rate_of_step(self, amounts: Sequence[int]) -> tuple[int, int, int]:
+        """Rows a step if all that follow are like one with micro-batches of `amounts`, which was just asked for.
+
+        Returns:
+            Numerator, denominator, and what is carried over with that denominator; zeros where that is not known.
+        """
+        if self._in_tokens or not amounts:
+            return 0, 0, 0
+        due = [self.due(amount) for amount in amounts]
+        numerator, denominator = sum(numerator for numerator, _ in due), due[0][1]
+        carried, unit = self._carry.reduced
+        if denominator % unit or max(numerator, denominator) >= LARGEST_TOLD:
+            return 0, 0, 0
+        return numerator, denominator, carried * (denominator // unit)
 
     def learn_tokens(self, rows: int, tokens: int, *, replayed: bool) -> None:
         """Learn how many tokens rows have, with `ratio_in: tokens`; those of all draws together."""
@@ -118,7 +150,8 @@ class ReplayRatio:
         learnt = {"rows": self._rows, "tokens": self._tokens, "known": self._known}
         boost = {"boost": self._boost, "most": self._most}
         numerator, denominator = self._carry.reduced
-        return {"numerator": numerator, "denominator": denominator, **learnt, **boost}
+        group = {} if self._group_share == 1 else {"group_share": float(self._group_share)}
+        return {"numerator": numerator, "denominator": denominator, **learnt, **boost, **group}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave.
@@ -132,6 +165,7 @@ class ReplayRatio:
         self._carry = ExactSum((numerator, denominator))
         self._rows, self._tokens, self._known = state["rows"], state["tokens"], state["known"]
         self._boost, self._most = state["boost"], state["most"]
+        self.share_among_groups(state.get("group_share", 1.0))
 
     def _ratio_at(self, step: int) -> float:
         first, change = self._config.ratio or 0.0, self._config.ratio_schedule

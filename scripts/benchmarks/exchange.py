@@ -3,8 +3,9 @@
     python -m scripts.benchmarks.exchange --json docs/results/bench_exchange.json
 
 2 to 16 real ranks on gloo run the real code. The bytes of a rank are those that the kernel counts on the connections of
-the exchange, so the headers and what gloo itself adds are among them. Every rank asks for 8 rows a step. The draw is
-timed for all ranks of a large job, by the CPU time of its thread beside the clock.
+the exchange, so the headers and what gloo itself adds are among them. Every rank asks for 8 rows a step. Buffers are
+full, and the steps counted are as many as lie between two headers. The draw of one rank of a large job is timed by the
+CPU time of its thread, beside the clock.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from rehearsal_plugin.distributed.draw import Plan, draw, plan
+from rehearsal_plugin.distributed.draw import Numbers, Plan, draw, plan
+from rehearsal_plugin.distributed.header_schedule import LONGEST
 from scripts.benchmarks.measure import Timing, arguments_of, measure, publish
 from scripts.benchmarks.process_ranks import Job, Steps, on_ranks, run_steps
 
@@ -41,7 +43,7 @@ JOBS = {
 
 def main(argv: Sequence[str]) -> int:
     """Counts, times, and prints the summary."""
-    arguments = arguments_of("Bytes and messages of the exchange.", argv, ranks=max(RANKS), steps=40, rounds=101)
+    arguments = arguments_of("Bytes and messages of the exchange.", argv, ranks=max(RANKS), steps=LONGEST, rounds=101)
     ranks = [size for size in RANKS if size <= arguments.ranks]
     rows: list[dict[str, Any]] = []
     for name, job in JOBS.items():
@@ -50,6 +52,7 @@ def main(argv: Sequence[str]) -> int:
         print(*rows[-len(ranks) :], sep="\n")
     summary: dict[str, float] = {
         "bytes_ratio_max": max(row["bytes_ratio"] for row in rows if row["rows"] == REFERENCE),
+        "messages_per_rank_max": max(row["messages_max"] for row in rows if row["rows"] == REFERENCE),
         "collectives_per_step": max(row["collectives"] for row in rows),
     }
     for (size, partitions), timing in timed_draws(DRAWS, arguments.rounds).items():
@@ -71,19 +74,20 @@ def as_row(job: Job, measured: Sequence[Steps]) -> dict[str, Any]:
     names = ("collectives", "messages", "segments", "wire_bytes", "row_bytes")
     means = {name: statistics.fmean(getattr(rank, name) for rank in measured) for name in names}
     size = {"ranks": len(measured), "bytes_a_row": job.row_bytes, "representatives": job.representatives}
-    return {**size, **means, "bytes_ratio": means["wire_bytes"] / means["row_bytes"]}
+    most = max(rank.messages for rank in measured)
+    return {**size, **means, "messages_max": most, "bytes_ratio": means["wire_bytes"] / means["row_bytes"]}
 
 
 def timed_draws(draws: Sequence[tuple[int, int]], rounds: int) -> dict[tuple[int, int], Timing]:
-    """One rank's draw for all ranks, and its own part of the plan, by the numbers of ranks and of partitions."""
+    """One rank's draw out of the rows of all ranks, and its plan, by the numbers of ranks and of partitions."""
     return {which: measure({"draw": drawing(*which)}, rounds, warmup=5)["draw"] for which in draws}
 
 
 def drawing(ranks: int, partitions: int = 1) -> Callable[[], Plan]:
     """A draw of 8 rows for each of `ranks` ranks from 1,000 rows of each, as many from every partition."""
     counts, requests = np.full((ranks, partitions), 1000 // partitions), np.full(ranks, REPRESENTATIVES)
-    rng = np.random.default_rng(0)
-    return lambda: plan(draw(counts, requests, rng), ranks // 2, ranks)
+    numbers = Numbers(np.random.default_rng(0), np.random.default_rng(1))
+    return lambda: plan(draw(counts, requests, ranks // 2, numbers), ranks)
 
 
 if __name__ == "__main__":

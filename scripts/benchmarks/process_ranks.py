@@ -24,6 +24,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rehearsal_plugin import Rehearsal
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.distributed.header_schedule import LONGEST
 from rehearsal_plugin.distributed.transport import Pending, TorchDistributedTransport
 
 __all__ = ["Job", "Steps", "connections", "on_ranks", "run_steps"]
@@ -35,7 +37,8 @@ Connection = tuple[Any, Any]
 DATA_SEGMENTS_OUT, BYTES_SENT, LENGTH = 156, 200, 208
 
 TIMEOUT_S = 300.0
-WARMUP = 6
+WARMUP = 128
+"""Steps that fill the buffers, and those after which headers are as rare as they become."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,14 @@ class Job:
     Attributes:
         row_bytes: Bytes of a row.
         representatives: Rows that every rank asks for in a step.
-        steps: Steps that count, behind those that fill the buffer.
+        steps: Steps that count, behind those that fill the buffer; with `LONGEST`, one of them has headers.
         weights: `uniform`, or `balanced` over ten partitions.
         batch: New rows of a step.
     """
 
     row_bytes: int
     representatives: int = 8
-    steps: int = 40
+    steps: int = LONGEST
     weights: str = "uniform"
     batch: int = 8
 
@@ -63,7 +66,7 @@ class Steps:
 
     Attributes:
         collectives: Collectives issued.
-        messages: Ranks that rows were sent to.
+        messages: Messages with rows that were sent or received, and those of headers: one to and from each other rank.
         segments: TCP segments with data that left the process.
         wire_bytes: Bytes that left the process.
         row_bytes: Bytes of rows among them.
@@ -81,15 +84,21 @@ class Steps:
 
 
 class CountingTransport(TorchDistributedTransport):
-    """Counts the ranks that rows go to."""
+    """Counts messages."""
 
     messages = 0
 
+    def all_gather(self, send: Tensor) -> Pending:
+        """See `Transport.all_gather`."""
+        self.messages += 2 * (self.size - 1)
+        return super().all_gather(send)
+
     def all_to_all(
-        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+        self, send: Tensor, send_counts: IntArray, recv: Tensor, recv_counts: IntArray, *, channel: str = "rows"
     ) -> Pending:
         """See `Transport.all_to_all`."""
-        self.messages += sum(count > 0 for rank, count in enumerate(send_counts) if rank != self.rank)
+        for counts in (send_counts, recv_counts):
+            self.messages += int((counts > 0).sum() - (counts[self.rank] > 0))
         return super().all_to_all(send, send_counts, recv, recv_counts, channel=channel)
 
 

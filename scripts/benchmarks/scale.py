@@ -18,8 +18,21 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 
-from rehearsal_plugin.runtime.cost_model import COPY_GB_S, DRAW_NS, LINKS, Links, Load, busiest_rows, times
+from rehearsal_plugin.distributed.header import FIXED, WORD_BYTES
+from rehearsal_plugin.distributed.header_schedule import LONGEST
+from rehearsal_plugin.runtime.cost_model import (
+    COPY_GB_S,
+    DRAW_RANK_BY_PARTITION_NS,
+    DRAW_RANK_NS,
+    DRAW_US,
+    LINKS,
+    Links,
+    Load,
+    header_ms,
+    times,
+)
 from scripts.benchmarks.exchange import drawing
 from scripts.benchmarks.measure import arguments_of, measure, publish
 from scripts.benchmarks.process_ranks import Job, on_ranks, run_steps
@@ -30,35 +43,52 @@ __all__ = ["check_threads", "fit", "main", "model_rows", "predicted_ms", "valida
 GPUS = tuple(1 << power for power in range(3, 15))
 RANKS = (2, 4, 8, 16)
 SIZES = (1 << 10, 32 << 10, 147 << 10)
-HEADER_BYTES, BY_PARTITION_BYTES = 80, 192  # of up to 8 partitions that change in a step
+HEADER_BYTES, BY_PARTITION_BYTES = WORD_BYTES * (FIXED + 2), WORD_BYTES * (FIXED + 16)  # of 8 changes in a step
+GROUP = 64
 LOADS = {
-    "2,048 tokens and labels, r = 8 of 40": Load(32, 8, 32 << 10, HEADER_BYTES, 2),
-    "2,048 tokens and labels, by partition": Load(32, 8, 32 << 10, BY_PARTITION_BYTES, 2),
-    "3 x 224 x 224 bytes, r = 7 of 63": Load(56, 7, 147 << 10, HEADER_BYTES, 2),
+    "2,048 tokens and labels, r = 8 of 40": Load(32, 8, 32 << 10, HEADER_BYTES, 1),
+    f"2,048 tokens and labels, groups of {GROUP}": Load(32, 8, 32 << 10, HEADER_BYTES, 1, group=GROUP),
+    "2,048 tokens and labels, by partition": Load(32, 8, 32 << 10, BY_PARTITION_BYTES, 1, 1),
+    f"2,048 tokens and labels, by partition, groups of {GROUP}": Load(
+        32, 8, 32 << 10, BY_PARTITION_BYTES, 1, 1, group=GROUP
+    ),
+    "3 x 224 x 224 bytes, r = 7 of 63": Load(56, 7, 147 << 10, HEADER_BYTES, 1),
 }
 
 
 def main(argv: Sequence[str]) -> int:
     """Measures, fits, foretells, and prints the summary."""
     arguments = arguments_of(
-        "When the exchange stays hidden.", argv, ranks=max(RANKS), steps=40, passes=3, threads=128, draws=20, rounds=51
+        "When the exchange stays hidden.",
+        argv,
+        ranks=max(RANKS),
+        steps=LONGEST,
+        passes=3,
+        threads=128,
+        draws=20,
+        rounds=51,
     )
     measured = steps_of([size for size in RANKS if size <= arguments.ranks], arguments.steps, arguments.passes)
-    draw_ns, copy_gb_s = draw_cost(arguments.rounds), copy_rate(arguments.rounds)
+    (draw_us, rank_ns), copy_gb_s = draw_cost(arguments.rounds), copy_rate(arguments.rounds)
     held_out = max(size for size, _ in measured)
     known = {key: value for key, value in measured.items() if key[0] < held_out}
     links = fit(known or measured)
     checked = validation(measured, links, held_out)
-    threads = check_threads(arguments.threads, arguments.draws)
+    threads = [check_threads(arguments.threads, arguments.draws, scope) for scope in ("global", GROUP // 4)]
     scale = model_rows()
-    worst = [row for row in scale if row["gpus"] == GPUS[-1] and row["links"] == "h100-ndr"]
+    name, grouped, *_ = LOADS
+    at_most = {row["load"]: row for row in scale if row["gpus"] == GPUS[-1] and row["links"] == "h100-ndr"}
+    foretold = [row["ratio"] for row in checked if row["held_out"]]
     summary = {
-        "foretold_over_measured_low": min(row["ratio"] for row in checked if row["held_out"]),
-        "foretold_over_measured_high": max(row["ratio"] for row in checked if row["held_out"]),
-        "background_ms_16384": max(row["total"] for row in worst),
-        "draw_ns_a_row": draw_ns,
+        "background_ms_16384_group": at_most[grouped]["total"],
+        "background_ms_16384_global": at_most[name]["total"],
+        "background_ms_16384_global_with_headers": at_most[name]["with_headers"],
+        "foretold_error_max": max(max(ratio, 1 / ratio) for ratio in foretold),
+        "uniform_z": threads[0]["z"],
+        "uniform_z_groups": threads[1]["z"],
+        "draw_us": draw_us,
+        "draw_rank_ns": rank_ns,
         "copy_gb_s": copy_gb_s,
-        "threads_chi_square_z": threads["z"],
     }
     here: dict[str, Any] = {
         "kind": "fit",
@@ -67,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
         "gb_s": links.gb_s,
         "cores": cores(),
     }
-    publish(arguments.json, summary, [here, *checked, *scale, threads], ranks=held_out)
+    publish(arguments.json, summary, [here, *checked, *scale, *threads], ranks=held_out)
     return 0
 
 
@@ -87,20 +117,20 @@ def steps_of(ranks: Sequence[int], steps: int, passes: int = 1) -> dict[tuple[in
 
 def load_here(row_bytes: int) -> Load:
     """Load of a rank in a `Job`."""
-    return Load(8, 8, row_bytes, HEADER_BYTES, 2)
+    return Load(8, 8, row_bytes, HEADER_BYTES, 1)
 
 
 def fit(measured: dict[tuple[int, int], float]) -> Links:
     """The figures of this machine that come closest to the measured steps, by relative error."""
     columns, target = [], []
     for (ranks, row_bytes), step_ms in measured.items():
-        crowd = max(1.0, ranks / cores())
-        rows = max(busiest_rows(ranks, 8), crowd * 8) * (ranks - 1) / ranks
-        moved = crowd * ranks * HEADER_BYTES + rows * row_bytes
-        columns.append([2 * crowd / 1e3, 2 * crowd * (ranks - 1) / 1e3, moved / 1e6])
+        load, crowd = load_here(row_bytes), max(1.0, ranks / cores())
+        hops = (ranks - 1) / LONGEST + load.messages(ranks)
+        moved = ranks * HEADER_BYTES / LONGEST + load.replayed * (ranks - 1) / ranks * row_bytes
+        columns.append([crowd * (1 + 1 / LONGEST) / 1e3, crowd * hops / 1e3, crowd * moved / 1e6])
         target.append(step_ms)
     weights = 1 / np.array(target)
-    solution = np.linalg.lstsq(np.array(columns) * weights[:, None], np.ones(len(target)), rcond=None)[0]
+    solution, _ = nnls(np.array(columns) * weights[:, None], np.ones(len(target)))
     base_us, hop_us, ms_a_mb = np.maximum(solution, 1e-6).tolist()
     rate = 1 / ms_a_mb
     return Links(max(RANKS), base_us, hop_us, hop_us, hop_us, rate, rate, cores=cores(), source="fitted")
@@ -108,7 +138,7 @@ def fit(measured: dict[tuple[int, int], float]) -> Links:
 
 def predicted_ms(links: Links, ranks: int, row_bytes: int) -> float:
     """The step of a job that does nothing but the exchange; the fit has draw and copies in it."""
-    parts = times(load_here(row_bytes), ranks, links, draw_ns=0.0, copy_gb_s=float("inf"))
+    parts = times(load_here(row_bytes), ranks, links, draw_us=0.0, rank_ns=0.0, copy_gb_s=float("inf"))
     return parts.headers + parts.rows
 
 
@@ -124,22 +154,25 @@ def validation(measured: dict[tuple[int, int], float], links: Links, held_out: i
 
 
 def model_rows() -> list[dict[str, Any]]:
-    """Milliseconds of the background for all loads, links and sizes."""
+    """Milliseconds of the background for all loads, links and sizes: in the mean, and in a step with headers."""
     rows: list[dict[str, Any]] = []
     for name, load in LOADS.items():
+        rank_ns = DRAW_RANK_NS if load.header_every > 1 else DRAW_RANK_BY_PARTITION_NS
         for link, links in LINKS.items():
             for gpus in GPUS:
-                taken = times(load, gpus, links, draw_ns=DRAW_NS, copy_gb_s=COPY_GB_S)
+                taken = times(load, gpus, links, draw_us=DRAW_US, rank_ns=rank_ns, copy_gb_s=COPY_GB_S)
                 parts = {"headers": taken.headers, "draw": taken.draw, "copies": taken.copies, "rows": taken.rows}
                 place: dict[str, Any] = {"kind": "model", "load": name, "links": link, "gpus": gpus}
-                rows.append({**place, **parts, "total": taken.total, "busiest": busiest_rows(gpus, load.replayed)})
+                peak = taken.total - taken.headers + header_ms(load, gpus, links)
+                ends = {"total": taken.total, "with_headers": peak, "messages": load.messages(gpus)}
+                rows.append({**place, **parts, **ends})
     return rows
 
 
-def draw_cost(rounds: int) -> float:
-    """Nanoseconds of CPU time for each row of a draw, for the largest cluster."""
-    timing = measure({"draw": drawing(GPUS[-1])}, rounds, warmup=2)["draw"]
-    return 1e9 * timing.cpu_median_s / drawing(GPUS[-1])().moved
+def draw_cost(rounds: int) -> tuple[float, float]:
+    """CPU time of a draw: microseconds for few ranks, and nanoseconds more for each rank of the largest cluster."""
+    few, many = (measure({"draw": drawing(ranks)}, rounds, warmup=2)["draw"].cpu_median_s for ranks in (8, GPUS[-1]))
+    return 1e6 * few, 1e9 * (many - few) / (GPUS[-1] - 8)
 
 
 def copy_rate(rounds: int, row_bytes: int = 16 << 10) -> float:
@@ -151,18 +184,20 @@ def copy_rate(rounds: int, row_bytes: int = 16 << 10) -> float:
     return out.numel() / timing["copy"].cpu_median_s / 1e9
 
 
-def check_threads(ranks: int, steps: int) -> dict[str, Any]:
+def check_threads(ranks: int, steps: int, scope: int | str) -> dict[str, Any]:
     """Uniformity of replay on `ranks` ranks as threads, as a standard score of Pearson's statistic.
 
     In draws without replacement rows exclude each other, so the statistic is scaled by (n - 1) / (n - r).
     """
-    ids, metrics = replayed_ids(ranks, steps, representatives=8)
+    ids, metrics = replayed_ids(ranks, steps, representatives=8, sampling={"scope": scope})
     stored = torch.tensor([4 * rank + i for rank in range(ranks) for i in range(rows_of(rank))])
-    counts = torch.bincount(ids.flatten(), minlength=4 * ranks)[stored].double()
+    counts = torch.bincount(ids, minlength=4 * ranks)[stored].double()
     expected, n = ids.numel() / len(stored), len(stored)
-    statistic = float(((counts - expected) ** 2).sum() / expected) * (n - 1) / (n - 8)
+    drawn_from = n if scope == "global" else n * int(scope) / ranks
+    statistic = float(((counts - expected) ** 2).sum() / expected) * (drawn_from - 1) / (drawn_from - 8)
     return {
         "kind": "threads",
+        "scope": str(scope),
         "ranks": ranks,
         "rows_stored": n,
         "rows_replayed": ids.numel(),

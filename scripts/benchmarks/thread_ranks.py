@@ -12,15 +12,20 @@ from contextlib import ExitStack
 from threading import Condition
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from rehearsal_plugin import Rehearsal
+from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.transport import Pending, Transport
 
 __all__ = ["ThreadTransport", "replayed_ids", "rows_of"]
 
 Posts: TypeAlias = dict[int, Any]
+
+SETTLED_AFTER = 6
+"""Steps after which ranks in groups have heard from all, and the rows that they asked for then have come."""
 
 
 class Meeting:
@@ -29,6 +34,12 @@ class Meeting:
     def __init__(self, size: int) -> None:
         self.size, self.posts, self.taken = size, dict[int, Posts](), Counter[int]()
         self.changed = Condition()
+        self._parts: dict[tuple[int, ...], Meeting] = {}
+
+    def part(self, ranks: tuple[int, ...]) -> Meeting:
+        """The meeting of some of the ranks, the same for each of them."""
+        with self.changed:
+            return self._parts.setdefault(ranks, Meeting(len(ranks)))
 
     def post(self, number: int, rank: int, sent: Any) -> None:
         """Leave what a rank sends in the collective with this number."""
@@ -83,7 +94,7 @@ class ThreadTransport(Transport):
         return self._issue(send.clone(), lambda posts: torch.stack([posts[rank] for rank in range(self.size)]))
 
     def all_to_all(
-        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+        self, send: Tensor, send_counts: IntArray, recv: Tensor, recv_counts: IntArray, *, channel: str = "rows"
     ) -> Pending:
         """See `Transport.all_to_all`."""
 
@@ -91,7 +102,12 @@ class ThreadTransport(Transport):
             torch.cat([posts[rank][self.rank] for rank in range(self.size)], out=recv)
             return recv
 
-        return self._issue(torch.split(send.clone(), send_counts), receive)
+        return self._issue(torch.split(send.clone(), send_counts.tolist()), receive)
+
+    def split(self, groups: IntArray) -> ThreadTransport:
+        """See `Transport.split`."""
+        ranks = tuple(np.flatnonzero(groups == groups[self.rank]).tolist())
+        return ThreadTransport(self._meeting.part(ranks), ranks.index(self.rank))
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -113,18 +129,20 @@ def replayed_ids(ranks: int, steps: int, representatives: int, **section: Any) -
     Every rank offers `rows_of(rank)` rows in its first step, and no sound row later.
 
     Returns:
-        Their ids, `[steps, ranks, representatives]` int64, and the metrics of rank 0. Id 4 k + i is row i of rank k.
+        Their ids, `[rows]` int64, step by step and rank by rank, and the metrics of rank 0. Id 4 k + i is row i of
+        rank k.
     """
     config = {"buffer": {"capacity": 4}, "representatives": representatives, "non_finite": "skip", **section}
     replayed = []
     with ExitStack() as stack:
         group = [stack.enter_context(Rehearsal(config, transport)) for transport in ThreadTransport.group(ranks)]
-        for step in range(-4, steps):
-            batches = [rehearsal.update(_batch(rank, step == -4)) for rank, rehearsal in enumerate(group)]
+        for step in range(-SETTLED_AFTER, steps):
+            first = step == -SETTLED_AFTER
+            batches = [rehearsal.update(_batch(rank, first)) for rank, rehearsal in enumerate(group)]
             if step >= 0:
-                replayed.append(torch.stack([batch["id"][4:] for batch in batches]))
+                replayed += [batch["id"][4:] for batch in batches]
         group[0].drain()
-        return torch.stack(replayed), group[0].metrics()
+        return torch.cat(replayed), group[0].metrics()
 
 
 def _batch(rank: int, sound: bool) -> dict[str, Tensor]:

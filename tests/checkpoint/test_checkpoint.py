@@ -300,7 +300,7 @@ def on_ranks(folder: Path) -> bytes:
     job = Job(**ON_RANKS["many partitions"])
     job.train(0, HALF)
     assert job.rehearsal._coordinator.prefetcher is not None
-    found["partitions"] = len(job.rehearsal._coordinator.prefetcher._exchange.global_counts.keys)
+    found["partitions"] = len(job.rehearsal._coordinator.prefetcher._exchange.census.table.keys)
     job.rehearsal.save(folder / "again")
     dist.barrier()
     once = job.train(HALF, HALF + 4)

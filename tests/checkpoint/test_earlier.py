@@ -1,4 +1,8 @@
-"""Checkpoints of the release before go on bit for bit, and so does every job: same batches, losses and counts."""
+"""Checkpoints of an earlier release go on, and every job gives what it gave: same batches, losses and counts.
+
+That release drew rows for all ranks at once. So the rows that its checkpoints have on their way come out bit for bit,
+for three steps, and those drawn since then are others.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,16 @@ DIGESTS = json.loads((EARLIER / "digests.json").read_text())
 @pytest.mark.parametrize("name", JOBS)
 def test_a_job_gives_what_it_gave_before(name: str) -> None:
     with job(name) as rehearsal:
-        assert drive(rehearsal, 0, 24) == DIGESTS[name]["before"] + DIGESTS[name]["after"]
+        assert drive(rehearsal, 0, 24) == DIGESTS[name]["from the start"]
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_a_checkpoint_goes_on_as_it_did_before(name: str) -> None:
+def test_a_checkpoint_of_an_earlier_release_goes_on(name: str) -> None:
     with job(name) as rehearsal:
         rehearsal.load(EARLIER / name)
-        assert drive(rehearsal, 12, 12) == DIGESTS[name]["after"]
+        steps = drive(rehearsal, 12, 12)
+    assert steps[:3] == DIGESTS[name]["on their way"], "rows that were on their way then"
+    assert steps == DIGESTS[name]["resumed"]
 
 
 def test_jobs_of_two_ranks_give_what_they_gave_before() -> None:

@@ -14,10 +14,12 @@ import traceback
 from collections.abc import Callable
 from typing import TypeAlias
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.transport import Pending, Transport, wait
 from rehearsal_plugin.errors import ClosedError, ExchangeError, ExchangeTimeout
 
@@ -42,11 +44,15 @@ def cargo(sender: int, receiver: int, rows: int, width: int = 16) -> Tensor:
 def swap(transport: Transport, counts: Callable[[int, int], int]) -> tuple[Pending, Tensor]:
     """Send `counts(sender, receiver)` rows between all pairs; the pending result, and what it must be."""
     me, others = transport.rank, range(transport.size)
-    send_counts, recv_counts = [counts(me, r) for r in others], [counts(s, me) for s in others]
+    send_counts, recv_counts = np.array([[counts(me, r), counts(r, me)] for r in others]).T
     send = torch.cat([cargo(me, r, n) for r, n in enumerate(send_counts)]).to(transport.device)
-    recv = torch.full((sum(recv_counts), 16), 7, dtype=torch.uint8, device=transport.device)
+    recv = torch.full((int(recv_counts.sum()), 16), 7, dtype=torch.uint8, device=transport.device)
     expected = torch.cat([cargo(s, me, n) for s, n in enumerate(recv_counts)])
     return transport.all_to_all(send, send_counts, recv, recv_counts), expected
+
+
+def ones(transport: Transport) -> IntArray:
+    return np.ones(transport.size, dtype=np.int64)
 
 
 def arrives(transport: Transport, counts: Callable[[int, int], int]) -> None:
@@ -90,7 +96,7 @@ def no_rows_at_all(transport: Transport) -> None:
 def every_byte_value(transport: Transport) -> None:
     send = torch.arange(256, dtype=torch.uint8, device=transport.device).repeat(transport.size, 1)
     recv = torch.zeros_like(send)
-    got = finish(transport.all_to_all(send, [1] * transport.size, recv, [1] * transport.size))
+    got = finish(transport.all_to_all(send, ones(transport), recv, ones(transport)))
     assert torch.equal(got.cpu(), send.cpu()), "a byte changed its value on the way"
 
 
@@ -103,14 +109,14 @@ def any_dtype_as_bytes(transport: Transport) -> None:
         row = values.view(torch.uint8)
         send = row.repeat(transport.size, 1).to(transport.device)
         recv = torch.zeros_like(send)
-        got = finish(transport.all_to_all(send, [1] * transport.size, recv, [1] * transport.size)).cpu()
+        got = finish(transport.all_to_all(send, ones(transport), recv, ones(transport))).cpu()
         assert all(torch.equal(r, row) for r in got), f"{values.dtype} changed on the way"
 
 
 def large_rows(transport: Transport) -> None:
     send = torch.full((transport.size, 3_000_001), transport.rank + 1, dtype=torch.uint8, device=transport.device)
     recv = torch.zeros_like(send)
-    got = finish(transport.all_to_all(send, [1] * transport.size, recv, [1] * transport.size))
+    got = finish(transport.all_to_all(send, ones(transport), recv, ones(transport)))
     assert [row.unique().tolist() for row in got.cpu()] == [[r + 1] for r in range(transport.size)]
 
 

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.transport import Transport
 
 __all__ = ["ThreadTransport", "run_threads"]
@@ -49,11 +51,22 @@ class Collective:
         return self._receive(self._meeting.sent)
 
 
+class Meetings:
+    """The collectives of all groups of threads, by name of the group, channel and number."""
+
+    def __init__(self) -> None:
+        self._lock, self._meetings = threading.Lock(), dict[tuple[str, str, int], Meeting]()
+
+    def of(self, name: str, channel: str, number: int, size: int) -> Meeting:
+        with self._lock:
+            return self._meetings.setdefault((name, channel, number), Meeting(size))
+
+
 class ThreadTransport(Transport):
     """One of several ranks in a process; the n-th collective of a channel on one is the n-th on all."""
 
-    def __init__(self, rank: int, meetings: defaultdict[tuple[str, int], Meeting], size: int) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int, meetings: Meetings, size: int, name: str = "all") -> None:
+        self.rank, self.size, self._name = rank, size, name
         self._meetings = meetings
         self._numbers: defaultdict[str, int] = defaultdict(int)
 
@@ -61,32 +74,31 @@ class ThreadTransport(Transport):
         return Collective(self._meet("headers", send.clone()), torch.stack)
 
     def all_to_all(
-        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+        self, send: Tensor, send_counts: IntArray, recv: Tensor, recv_counts: IntArray, *, channel: str = "rows"
     ) -> Collective:
         def receive(parts: list[list[Tensor]]) -> Tensor:
             return torch.cat([of_rank[self.rank] for of_rank in parts], out=recv)
 
-        return Collective(self._meet(channel, list(torch.split(send.clone(), send_counts))), receive)
+        return Collective(self._meet(channel, list(torch.split(send.clone(), send_counts.tolist()))), receive)
+
+    def split(self, groups: IntArray) -> ThreadTransport:
+        ranks = np.flatnonzero(groups == groups[self.rank]).tolist()
+        self._numbers["splits"] += 1
+        name = f"{self._name}, {ranks} of split {self._numbers['splits']}"
+        return ThreadTransport(ranks.index(self.rank), self._meetings, len(ranks), name)
 
     def close(self) -> None:
         pass
 
     def _meet(self, channel: str, value: Any) -> Meeting:
         self._numbers[channel] += 1
-        meeting = self._meetings[channel, self._numbers[channel]]
+        meeting = self._meetings.of(self._name, channel, self._numbers[channel], self.size)
         meeting.send(self.rank, value)
         return meeting
 
 
 def run_threads(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
     """Call `function(transport, *args)` on `size` threads; the results by rank."""
-    lock = threading.Lock()
-
-    class Meetings(defaultdict[tuple[str, int], Meeting]):
-        def __missing__(self, key: tuple[str, int]) -> Meeting:
-            with lock:
-                return self[key] if key in self else self.setdefault(key, Meeting(size))
-
     meetings = Meetings()
     deadline = time.monotonic() + DEADLINE_S
     with ThreadPoolExecutor(size) as pool:

@@ -114,7 +114,7 @@ class QueueJob:
                 self._micro_batch(size)
             if not self._collects_first:
                 self._collect()
-            self._on_the_way.append(self._queue.request(self._step))
+            self._on_the_way.append(self._queue.request(self._step).rows)
             self._step += 1
         new, replayed = (sum(column) for column in zip(*self.seen.values(), strict=True))
         return float(replayed / max(1, new + replayed))
@@ -150,5 +150,5 @@ class QueueJob:
         if not rows:
             return None
         packed, none = torch.zeros((rows, self.layout.row_bytes), dtype=torch.uint8), np.empty(0, dtype=np.int64)
-        plan = Plan(none, none, [0], [rows], np.zeros(rows, dtype=np.int64), rows)
+        plan = Plan(none, none, np.array([0]), np.array([rows]), np.zeros(rows, dtype=np.int64), rows)
         return Arrival(packed, Outgoing(packed[:0], plan, none, none))

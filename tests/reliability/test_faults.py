@@ -51,7 +51,7 @@ class Dying(TorchDistributedTransport):
         self._moment, self._step = moment, 0
 
     def all_to_all(
-        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+        self, send: Tensor, send_counts: IntArray, recv: Tensor, recv_counts: IntArray, *, channel: str = "rows"
     ) -> Pending:
         pending = super().all_to_all(send, send_counts, recv, recv_counts, channel=channel)
         if (self._moment, self._step) == ("rows", FATAL):

@@ -16,14 +16,14 @@ STEPS = 12
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_rows_are_nearly_all_that_a_rank_sends(ranks: int) -> None:
     row = bench_exchange.counted(Job(32 << 10, representatives=8, steps=STEPS), ranks)
-    assert row["collectives"] == 2
-    assert row["messages"] <= ranks - 1
+    assert 1 <= row["collectives"] <= 1 + 1 / STEPS
+    assert row["messages"] <= row["messages_max"] <= 2 * (ranks - 1) * (1 + 1 / STEPS)
     assert 1 <= row["bytes_ratio"] <= 1.05
-    assert row["segments"] >= row["messages"]
+    assert row["segments"] >= row["messages"] / 2
     # All rows that are asked for and live elsewhere: 8 (n - 1) / n in the mean, a multiple of rows over all steps.
     rows = row["row_bytes"] / row["bytes_a_row"]
     assert rows * STEPS * ranks == pytest.approx(round(rows * STEPS * ranks))
-    assert 0.75 <= rows / (8 * (ranks - 1) / ranks) <= 1.25
+    assert 0.9 <= rows / (8 * (ranks - 1) / ranks) <= 1.1
 
 
 def test_what_comes_on_top_of_rows_does_not_depend_on_them() -> None:
@@ -35,7 +35,7 @@ def test_what_comes_on_top_of_rows_does_not_depend_on_them() -> None:
 
 def test_few_rows_reach_few_ranks() -> None:
     measured = on_ranks(run_steps, 3, Job(1024, representatives=1, steps=STEPS))
-    assert sum(rank.messages for rank in measured) <= 3
+    assert sum(rank.messages for rank in measured) <= 2 * 3 + 2 * 3 * 2 / STEPS
     assert all(len(rank.step_s) == STEPS for rank in measured)
 
 

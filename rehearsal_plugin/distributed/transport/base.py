@@ -1,4 +1,4 @@
-"""What the exchange needs of a communication library: two collectives, and no call that waits."""
+"""What the exchange needs of a communication library: headers of all, rows between some, and no call that waits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from rehearsal_plugin.config.registries import TRANSPORTS
-from rehearsal_plugin.errors import ClosedError, ExchangeError, ExchangeTimeout
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError, ExchangeTimeout
 
 __all__ = ["Connect", "Pending", "Transport", "poll", "register", "wait"]
 
@@ -73,15 +74,15 @@ class Transport(ABC):
 
     @abstractmethod
     def all_to_all(
-        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+        self, send: Tensor, send_counts: IntArray, recv: Tensor, recv_counts: IntArray, *, channel: str = "rows"
     ) -> Pending:
-        """Send packed rows to their readers.
+        """Send packed rows to their readers, with no message where there are no rows if the library can do that.
 
         Args:
             send: `[sum(send_counts), row_bytes]` uint8 on `device`, grouped by receiving rank.
-            send_counts: Rows for each rank; zeros are fine.
+            send_counts: `[size]` int64, rows for each rank.
             recv: `[sum(recv_counts), row_bytes]` uint8 on `device`, to be filled.
-            recv_counts: Rows from each rank.
+            recv_counts: `[size]` int64, rows from each rank.
             channel: Tells operations apart that are in flight at once, the same on all ranks.
 
         Returns:
@@ -95,6 +96,20 @@ class Transport(ABC):
         Takes some seconds: only a thread that nobody waits for may call it.
         """
         return None
+
+    def split(self, groups: IntArray) -> Transport:
+        """A transport of this rank's group; all ranks call it at once.
+
+        Args:
+            groups: `[size]` int64, the number of each rank's group, from 0. Ranks keep their order.
+
+        Raises:
+            ConfigError: There are no groups of ranks with this transport.
+        """
+        raise ConfigError(
+            f"rehearsal.sampling.scope needs groups of ranks, and {type(self).__name__} makes none; set it to "
+            "'global' or 'local'"
+        )
 
     @abstractmethod
     def close(self) -> None:

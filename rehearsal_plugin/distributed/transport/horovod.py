@@ -14,15 +14,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll
 from rehearsal_plugin.distributed.transport.horovod_start import StartWords
-from rehearsal_plugin.errors import ClosedError, ExchangeError, ExchangeTimeout, RehearsalError
+from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError, ExchangeTimeout, RehearsalError
 
 __all__ = ["HorovodTransport", "announcing_horovod_failure", "horovod_failures", "import_horovod"]
 
@@ -83,10 +85,12 @@ class HorovodTransport(Transport):
     Attributes:
         made: Transports that this process has made. It names the operations of the next one, which is why ranks
             of an elastic job agree on it when others join.
+        sets_made: Process sets of groups, by their ranks.
     """
 
     main_thread = True
     made = 0
+    sets_made: ClassVar[dict[tuple[int, ...], Any]] = {}
 
     def __init__(self, process_set: Any = None) -> None:
         self._hvd = import_horovod()
@@ -116,15 +120,34 @@ class HorovodTransport(Transport):
         return self._issue(self._hvd.allgather_async, send[None], what="headers")
 
     def all_to_all(
-        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+        self, send: Tensor, send_counts: IntArray, recv: Tensor, recv_counts: IntArray, *, channel: str = "rows"
     ) -> Pending:
         """See `Transport.all_to_all`; Horovod allocates what it receives, so `recv` stays as it is."""
-        splits = torch.tensor(send_counts, dtype=torch.int32, device="cpu")
+        splits = torch.from_numpy(send_counts.astype(np.int32))
         return self._issue(self._hvd.alltoall_async, send, splits, what=channel)
+
+    def split(self, groups: IntArray) -> Transport:
+        """See `Transport.split`; all ranks make the process sets of all groups."""
+        ranks = np.array(self._process_set.ranks)
+        try:
+            sets = [self._process_set_of(ranks[groups == number].tolist()) for number in range(int(groups.max()) + 1)]
+        except ValueError as error:
+            raise ConfigError(
+                f"rehearsal.sampling.scope needs process sets, and Horovod makes none ({error}); set "
+                "HOROVOD_DYNAMIC_PROCESS_SETS=1, or rehearsal.sampling.scope to 'global' or 'local'"
+            ) from error
+        return HorovodTransport(sets[int(groups[self.rank])])
 
     def close(self) -> None:
         """See `Transport.close`."""
         self._closed = True
+
+    def _process_set_of(self, ranks: list[int]) -> Any:
+        """The process set of `ranks`: Horovod has each of them once, so one that was made before is used again."""
+        made = self.sets_made.get(tuple(ranks))
+        if made is None or made.size() != len(ranks):  # of before Horovod was initialised anew
+            made = self.sets_made[tuple(ranks)] = self._hvd.add_process_set(ranks)
+        return made
 
     def _issue(self, operation: Callable[..., int], *tensors: Tensor, what: str) -> Pending:
         if self._closed:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.transport.base import Pending, Transport
 
 __all__ = ["LocalTransport"]
@@ -40,7 +41,7 @@ class LocalTransport(Transport):
         return Finished(send[None])
 
     def all_to_all(
-        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+        self, send: Tensor, send_counts: IntArray, recv: Tensor, recv_counts: IntArray, *, channel: str = "rows"
     ) -> Pending:
         """See `Transport.all_to_all`."""
         if recv.device.type == "cpu":

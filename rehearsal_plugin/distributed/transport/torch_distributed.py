@@ -5,6 +5,10 @@ collectives with the framework's, and ranks that issue them in different orders 
 A group of its own is enough for gloo. NCCL wants one order between ALL communicators of a process, so there
 collectives are issued from the training thread, on a side stream, and waited for elsewhere.
 
+Rows go from rank to rank, and no message goes where no row does. (`alltoall_base` sends one to every rank.) The end of
+a message between two ranks is waited for on a thread of its own: gloo takes a wait for it that ran out of time for the
+end of the connection, so nobody could look at it now and then.
+
 The group is built from the library's backend class. `dist.new_group` among the members alone names a group by
 the number of groups alive, so that one made after another was closed would look for the closed one's sockets;
 and `dist.destroy_process_group` waits for collectives that a lost peer will never complete.
@@ -12,21 +16,27 @@ and `dist.destroy_process_group` waits for collectives that a lost peer will nev
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.core.background_thread import BackgroundThread
 from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll, register
 from rehearsal_plugin.distributed.transport.late_ranks import describe_silent
-from rehearsal_plugin.distributed.transport.local import LocalTransport
+from rehearsal_plugin.distributed.transport.local import Finished, LocalTransport
 from rehearsal_plugin.distributed.transport.start import next_store, ranks_of, wait_for_ranks
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError
 
@@ -58,6 +68,22 @@ class Issued:
         return self._received
 
 
+class Messages:
+    """Messages of gloo between ranks, waited for elsewhere; `job` holds all that they need until then."""
+
+    def __init__(self, job: Future[None], received: Tensor) -> None:
+        self._job, self._received = job, received
+
+    def done(self, within_s: float = 0.0) -> bool:
+        """See `Pending.done`."""
+        return self._job.done() or bool(concurrent.futures.wait([self._job], within_s).done)
+
+    def result(self) -> Tensor:
+        """See `Pending.result`."""
+        self._job.result()
+        return self._received
+
+
 class TorchDistributedTransport(Transport):
     """Ranks of a torch.distributed process group.
 
@@ -85,8 +111,10 @@ class TorchDistributedTransport(Transport):
             )
         backend, ranks = _resolve(backend, None if isinstance(group, Sequence) else group), ranks_of(group)
         self.size, self.rank = len(ranks), ranks.index(dist.get_rank())
+        self._ranks, self._backend, self._timeout_s = ranks, backend, timeout_s
         self._group: Any = _connect(backend, ranks, self.rank, timedelta(seconds=2 * timeout_s))
-        self._ranks, self._unfinished = ranks, list[dist.Work]()
+        self._unfinished: list[dist.Work] = []
+        self._waiter: BackgroundThread[None] = BackgroundThread(f"rehearsal-messages-rank{self.rank}")
         self._stream: torch.cuda.Stream | None = None
         if backend == "nccl":
             self.main_thread = True
@@ -102,12 +130,38 @@ class TorchDistributedTransport(Transport):
         return Gathered(self._track(work), received, sent)
 
     def all_to_all(
-        self, send: Tensor, send_counts: list[int], recv: Tensor, recv_counts: list[int], *, channel: str = "rows"
+        self, send: Tensor, send_counts: IntArray, recv: Tensor, recv_counts: IntArray, *, channel: str = "rows"
     ) -> Pending:
         """See `Transport.all_to_all`."""
+        group, tag = self._open(), zlib.crc32(channel.encode()) >> 1
+        outward, inward = dict(_parts(send, send_counts)), dict(_parts(recv, recv_counts))
+        if not outward and not inward:
+            return Finished(recv)
+        if self._stream is not None:
+            return self._send_coalesced(send, recv, outward, inward)
+        if self.rank in outward:
+            inward.pop(self.rank).copy_(outward.pop(self.rank))
+        works = [group.recv([rows], rank, tag) for rank, rows in inward.items()]
+        works += [group.send([rows], rank, tag) for rank, rows in outward.items()]
+        return Messages(self._waiter.submit(partial(_wait_for_all, group, works, send)), recv)
+
+    def _send_coalesced(
+        self, send: Tensor, recv: Tensor, outward: Mapping[int, Tensor], inward: Mapping[int, Tensor]
+    ) -> Pending:
+        """All messages as one operation of NCCL, those of this rank to itself among them."""
+        group = self._open()
         with self._side():
-            work = self._open().alltoall_base(recv, send, recv_counts, send_counts)
-        return Issued(self._track(work), recv, send)
+            group._start_coalescing()
+            for rank, rows in outward.items():
+                group.send([rows], rank, 0)
+            for rank, rows in inward.items():
+                group.recv([rows], rank, 0)
+            return Issued(self._track(group._end_coalescing()), recv, send)
+
+    def split(self, groups: IntArray) -> Transport:
+        """See `Transport.split`."""
+        members = [self._ranks[rank] for rank in np.flatnonzero(groups == groups[self.rank]).tolist()]
+        return TorchDistributedTransport(members, backend=self._backend, timeout_s=self._timeout_s)
 
     def describe_silent(self, step: int) -> str | None:
         """See `Transport.describe_silent`."""
@@ -182,6 +236,20 @@ def _connect(backend: str, ranks: tuple[int, ...], rank: int, timeout: timedelta
             f"rank {rank} of {len(ranks)} could not connect to the others within {timeout.total_seconds():g} s: "
             f"{error}; make the rehearsal on all ranks of the group, in the same order"
         ) from error
+
+
+def _parts(rows: Tensor, counts: IntArray) -> Iterator[tuple[int, Tensor]]:
+    """The ranks that have rows, and these; `counts` `[ranks]` int64 tells how many of the rows belong to each."""
+    ends = counts.cumsum()
+    for rank in np.flatnonzero(counts).tolist():
+        yield rank, rows[int(ends[rank] - counts[rank]) : int(ends[rank])]
+
+
+def _wait_for_all(group: Any, works: Sequence[dist.Work], sent: Tensor) -> None:
+    """Wait for messages until the library gives up; group and tensor must live as long."""
+    for work in works:
+        work.wait()
+    del group, sent
 
 
 def _outlive(group: Any, unfinished: list[dist.Work]) -> None:

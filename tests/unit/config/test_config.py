@@ -325,7 +325,7 @@ def test_a_capacity_that_is_no_size_is_refused(capacity: object) -> None:
         ("buffer.partition_by", "", "at least 1 character"),
         ("buffer.score_by", 3, "string"),
         ("buffer.score_by", "", "at least 1 character"),
-        ("sampling.scope", "node", "'global' or 'local'"),
+        ("sampling.scope", "hosts", "'global', 'node' or 'local'"),
         ("sampling.weights", [1, 2], "'uniform', 'balanced', 'score', 'retrieved' or 'stream'"),
         ("sampling.weights", {"code": 1}, "partitions"),
         ("sampling.weights", {"1": 0}, "above 0"),

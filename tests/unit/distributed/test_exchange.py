@@ -13,8 +13,10 @@ from rehearsal_plugin import LocalTransport, RehearsalBuffer, RehearsalConfig, R
 from rehearsal_plugin.buffer.rows.fields import ALIGNMENT
 from rehearsal_plugin.core.metrics import Metrics
 from rehearsal_plugin.distributed.exchange import Exchange
+from rehearsal_plugin.distributed.groups import RankGroup
 from rehearsal_plugin.distributed.header import Notes, Word
 from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing, Refresh
+from rehearsal_plugin.distributed.request import Request
 from rehearsal_plugin.errors import ClosedError, ExchangeTimeout
 from tests.helpers.samples import Batch, new_batch
 
@@ -30,7 +32,13 @@ class Alone:
         self.buffer = RehearsalBuffer(config.buffer, RowLayout.infer(batch).with_state({"old": torch.zeros(20)}))
         self.admit(batch, step=0)
         self.exchange = Exchange(
-            self.buffer, LocalTransport(), config, draws=1, stream=0, metrics=Metrics(), stopped=lambda: stopped
+            self.buffer,
+            RankGroup.of_all(LocalTransport()),
+            config,
+            rank=0,
+            draws=1,
+            metrics=Metrics(),
+            stopped=lambda: stopped,
         )
 
     def admit(self, batch: Batch, step: int) -> list[int]:
@@ -43,7 +51,7 @@ class Alone:
         return list(slots.tolist())
 
     def step(self, number: int, request: int, outgoing: Outgoing | None = None) -> tuple[Outgoing, Arrival | None]:
-        posted = self.exchange.post(number, request, outgoing, NOTHING)
+        posted = self.exchange.post(number, Request(request), outgoing, NOTHING)
         return self.exchange.prepare(posted), self.exchange.receive(posted)
 
     def ids(self, rows: Tensor) -> list[int]:
@@ -69,9 +77,11 @@ def test_no_rows_asked_for_is_no_exchange_of_rows() -> None:
 
 def test_notes_of_all_ranks_are_kept_from_the_last_headers() -> None:
     alone = Alone()
-    alone.exchange.prepare(alone.exchange.post(0, 0, None, NOTHING, notes=Notes(loss_sum=3, losses_measured=2)))
-    assert alone.exchange.notes[0, Word.LOSS_SUM - Word.MIXTURE] == 3
-    assert alone.exchange.notes[0, Word.LOSSES_MEASURED - Word.MIXTURE] == 2
+    alone.exchange.prepare(
+        alone.exchange.post(0, Request(0), None, NOTHING, notes=Notes(loss_sum=3, losses_measured=2))
+    )
+    assert alone.exchange.census.notes[0, Word.LOSS_SUM - Word.MIXTURE] == 3
+    assert alone.exchange.census.notes[0, Word.LOSSES_MEASURED - Word.MIXTURE] == 2
 
 
 def test_new_state_reaches_the_rows_that_are_still_there() -> None:
@@ -83,7 +93,7 @@ def test_new_state_reaches_the_rows_that_are_still_there() -> None:
     packed = torch.zeros((20, alone.buffer.layout.state_bytes + ALIGNMENT), dtype=torch.uint8)
     alone.buffer.layout.state_of(packed)["old"][:] = 7.0
     packed[:, -1] = 1
-    alone.exchange.apply(alone.exchange.post(2, 0, None, NOTHING, Refresh(packed, arrival.source)))
+    alone.exchange.apply(alone.exchange.post(2, Request(0), None, NOTHING, Refresh(packed, arrival.source)))
     rows = torch.zeros((20, alone.buffer.layout.row_bytes), dtype=torch.uint8)
     alone.buffer.read(np.arange(20), rows)
     wanted = [0.0 if slot in replaced else 7.0 for slot in range(20)]

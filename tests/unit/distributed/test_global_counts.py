@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.global_counts import GlobalCounts
 from rehearsal_plugin.distributed.header import FIXED, Headers, Notes, Word, compose
+from rehearsal_plugin.distributed.request import Request
 from rehearsal_plugin.errors import ExchangeError
 
 PROPERTY = settings(deadline=None, derandomize=True, max_examples=60)
@@ -29,7 +30,7 @@ class Ranks:
         asked = requests or [0] * len(stored)
         return np.stack(
             [
-                compose(FINGERPRINT, self.step, request, changes, Notes(), pairs, table.room)
+                compose(FINGERPRINT, self.step, Request(request), changes, 0, Notes(), pairs, table.room)
                 for table, request, rows in zip(self.tables_of_ranks, asked, stored, strict=True)
                 for changes, pairs in [table.changes(*arrays(rows))]
             ]
@@ -135,7 +136,7 @@ def test_a_header_has_the_same_size_whatever_it_says() -> None:
 def test_a_header_says_who_is_where() -> None:
     ranks = Ranks(1)
     ranks.step = 12
-    assert ranks.headers([{}], [34])[0, :FIXED].tolist() == [FINGERPRINT, 12, 34, 0, 0, 0, 0, 0]
+    assert ranks.headers([{}], [34])[0, :FIXED].tolist() == [FINGERPRINT, 12, 34, *[0] * (FIXED - 3)]
 
 
 # More changes than a header has room for
@@ -207,7 +208,7 @@ def test_offers_are_known_wherever_rows_are(history: list[list[Stored]], room: i
         for table, rows in zip(tables, stored, strict=True):
             keys, sizes = arrays(rows)
             changes, pairs = table.changes(keys, sizes, sizes + 10 * step)
-            words.append(compose(FINGERPRINT, step, 0, changes, Notes(), pairs, table.room))
+            words.append(compose(FINGERPRINT, step, Request(0), changes, 0, Notes(), pairs, table.room))
         for table in tables:
             table.absorb(Headers(np.stack(words), table.room))
             for rank, rows in enumerate(stored):

@@ -8,6 +8,7 @@ import pytest
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed import header
 from rehearsal_plugin.distributed.header import FIXED, NOTES, Headers, Notes, Word, compose
+from rehearsal_plugin.distributed.request import Request
 from rehearsal_plugin.errors import ExchangeError
 
 PAIRS = np.array([[7, 2], [-3, 5]])
@@ -16,7 +17,7 @@ ALL_NOTES = Notes(mixture=11, loss_sum=12, loss_weight=13, losses_measured=14)
 
 def headers_of(*ranks: tuple[int, int], nearest: IntArray | None = None) -> Headers:
     """Headers of ranks by fingerprint and step."""
-    words = [compose(mark, step, 6, 2, ALL_NOTES, PAIRS, 4, nearest) for mark, step in ranks]
+    words = [compose(mark, step, Request(6, 7, 8, 9), 2, 10, ALL_NOTES, PAIRS, 4, nearest) for mark, step in ranks]
     return Headers(np.stack(words), 4)
 
 
@@ -26,7 +27,11 @@ def headers_of(*ranks: tuple[int, int], nearest: IntArray | None = None) -> Head
         (Word.FINGERPRINT, 99),
         (Word.STEP, 3),
         (Word.REQUEST, 6),
+        (Word.NUMERATOR, 7),
+        (Word.DENOMINATOR, 8),
+        (Word.CARRY, 9),
         (Word.CHANGES, 2),
+        (Word.PROMISE, 10),
         (Word.MIXTURE, 11),
         (Word.LOSS_SUM, 12),
         (Word.LOSS_WEIGHT, 13),
@@ -59,7 +64,8 @@ def test_notes_are_the_words_of_the_layers_above_and_a_copy() -> None:
 
 
 def test_a_header_has_the_width_of_its_room_whatever_it_says() -> None:
-    assert len(compose(1, 2, 3, 0, Notes(), PAIRS[:0], 4)) == len(compose(1, 2, 3, 2, Notes(), PAIRS, 4)) == FIXED + 8
+    for pairs in (PAIRS[:0], PAIRS):
+        assert len(compose(1, 2, Request(3), len(pairs), 0, Notes(), pairs, 4)) == FIXED + 8
 
 
 def test_ranks_that_agree_are_taken() -> None:

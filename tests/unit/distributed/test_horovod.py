@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.distributed.transport import Transport
 from rehearsal_plugin.distributed.transport.horovod import HorovodTransport
-from rehearsal_plugin.errors import ClosedError, ExchangeError
+from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError
 from tests.helpers import conformance
 from tests.helpers.conformance import cargo
 from tests.helpers.horovod_ranks import perform, run_horovod, try_horovod
@@ -77,13 +79,13 @@ def of_a_set() -> dict[str, Any]:
     """Ranks 0 and 2 share a transport, rank 1 has its own; the user's operations go over all."""
     import horovod.torch as hvd
 
-    sets = [hvd.add_process_set([0, 2]), hvd.add_process_set([1])]
+    sets = [HorovodTransport.sets_made[ranks] for ranks in ((0, 2), (1,))]  # of `in_groups`
     own = sets[hvd.rank() % 2]
     transport, sums, right = HorovodTransport(own), [], []
     for _ in range(10):
         send, width = [cargo(hvd.rank(), member, 2) for member in own.ranks], 16
         recv = torch.empty((2 * len(own.ranks), width), dtype=torch.uint8)
-        counts = [2] * len(own.ranks)
+        counts = np.full(len(own.ranks), 2)
         rows = transport.all_to_all(torch.cat(send), counts, recv, counts)
         sums.append(int(hvd.allreduce(torch.tensor([hvd.rank()]), op=hvd.Sum)))
         expected = torch.cat([cargo(member, hvd.rank(), 2) for member in own.ranks])
@@ -91,6 +93,20 @@ def of_a_set() -> dict[str, Any]:
     place = transport.rank, transport.size
     transport.close()
     return {"place": place, "sums": sums, "right": right, "stranger": stranger(sets[1 - hvd.rank() % 2])}
+
+
+def in_groups() -> list[int]:
+    """Ranks whose rows this rank replays in a job in groups of two, of three ranks."""
+    import horovod.torch as hvd
+
+    section = {"buffer": {"capacity": 40}, "ratio": 0.5, "sampling": {"scope": 2}, "exchange": {"timeout_s": 30}}
+    found: set[int] = set()
+    for _ in range(2):  # the second job uses the process sets of the first
+        with Rehearsal(section, make()) as rehearsal:
+            for _ in range(20):
+                batch = rehearsal.update({"rank": torch.full((8,), hvd.rank()), "x": torch.randn(8, 3)})
+                found |= set(batch["rank"][8:].tolist())
+    return sorted(found)
 
 
 def stranger(process_set: Any) -> str:
@@ -112,7 +128,7 @@ SCENARIOS: dict[str, Callable[[], Any]] = {f.__name__: f for f in (facts, among_
 @functools.cache
 def outcomes(size: int) -> list[dict[str, Any]]:
     # What is missing comes last: it leaves an operation behind.
-    scenarios = SCENARIOS | ({"of_a_set": of_a_set} if size == 3 else {"missing": missing})
+    scenarios = SCENARIOS | ({"in_groups": in_groups, "of_a_set": of_a_set} if size == 3 else {"missing": missing})
     return run_horovod(perform, size, scenarios, timeout_s=120, environment={"HOROVOD_DYNAMIC_PROCESS_SETS": "1"})
 
 
@@ -145,6 +161,20 @@ def test_ranks_of_a_process_set_exchange_among_themselves() -> None:
     assert [f"rank {number} is not in the process set" in rank["stranger"] for number, rank in enumerate(found)] == [
         True
     ] * 3
+
+
+def test_a_job_draws_in_groups_of_process_sets() -> None:
+    assert [rank["in_groups"] for rank in outcomes(3)] == [[0, 2], [1], [0, 2]]
+
+
+def without_dynamic_process_sets() -> str:
+    with pytest.raises(ConfigError) as error:
+        make().split(np.array([0, 1]))
+    return str(error.value)
+
+
+def test_groups_need_dynamic_process_sets_and_the_message_says_so() -> None:
+    assert all("HOROVOD_DYNAMIC_PROCESS_SETS=1" in rank for rank in run_horovod(without_dynamic_process_sets, 2))
 
 
 # --- failures --------------------------------------------------------------------------------------------------------

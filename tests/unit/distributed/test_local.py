@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 
@@ -27,7 +28,7 @@ def test_conformance(fact: str) -> None:
 
 def test_rows_come_back_as_they_were_sent() -> None:
     rows = torch.arange(12, dtype=torch.uint8).view(3, 4)
-    received = conformance.finish(local().all_to_all(rows, [3], torch.empty_like(rows), [3]))
+    received = conformance.finish(local().all_to_all(rows, np.array([3]), torch.empty_like(rows), np.array([3])))
     assert torch.equal(received, rows)
 
 

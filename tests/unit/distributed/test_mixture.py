@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.core.apportionment import weighted_shares
+from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.draw import draw
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import ConfigError
 from tests.helpers.chance import SIGNIFICANCE, equally_included
+from tests.helpers.drawn_rows import DrawnRows, drawn_rows
 from tests.helpers.fuzzing import PROPERTY
 from tests.helpers.ranks import run_ranks
 from tests.helpers.samples import Batch, new_batch, samples
@@ -49,13 +51,16 @@ def test_shares_add_up_and_stay_below_their_limits(parts: list[tuple[int, float]
         assert (exact[full] / weights[full] <= per_weight[0] + 1e-6).all(), "who is full would have had more"
 
 
-def drawn(counts: list[list[int]], weights: list[float], wanted: int, draws: int = 4000) -> Counter[int]:
+def drawn(table: IntArray, requests: list[int], weights: Any, step: int = 0) -> DrawnRows:
+    asked, shares = np.array(requests), np.array(weights)
+    return drawn_rows(lambda rank, numbers: draw(table, asked, rank, numbers, 1, shares), len(table), step)
+
+
+def found_in(counts: list[list[int]], weights: list[float], wanted: int, draws: int = 4000) -> Counter[int]:
     """Rows of each partition in all draws of one rank, after a check of each draw."""
     table, found = np.array(counts), Counter[int]()
     for step in range(draws):
-        one = draw(
-            table, np.array([wanted] + [0] * (len(counts) - 1)), np.random.default_rng(step), 1, np.array(weights)
-        )
+        one = drawn(table, [wanted] + [0] * (len(counts) - 1), weights, step)
         rows = set(zip(one.owner.tolist(), one.partition.tolist(), one.index.tolist(), strict=True))
         assert len(rows) == len(one.owner) == min(wanted, sum(sum(c) for c in zip(*counts, strict=True)))
         assert (one.index < table[one.owner, one.partition]).all()
@@ -64,7 +69,7 @@ def drawn(counts: list[list[int]], weights: list[float], wanted: int, draws: int
 
 
 def test_partitions_get_their_shares_exactly_over_time() -> None:
-    found = drawn([[100, 200, 50], [100, 0, 50]], [3.0, 1.0, 0.7], 8)
+    found = found_in([[100, 200, 50], [100, 0, 50]], [3.0, 1.0, 0.7], 8)
     for partition, weight in enumerate((3.0, 1.0, 0.7)):
         assert found[partition] / (4000 * 8) == pytest.approx(weight / 4.7, rel=0.02)
 
@@ -72,7 +77,7 @@ def test_partitions_get_their_shares_exactly_over_time() -> None:
 def test_no_share_of_a_single_draw_is_a_whole_row_off() -> None:
     table, weights = np.array([[100, 200, 50]]), np.array([3.0, 1.0, 0.7])
     for step in range(300):
-        one = draw(table, np.array([8]), np.random.default_rng(step), 1, weights)
+        one = drawn(table, [8], weights, step)
         counts = np.bincount(one.partition, minlength=3)
         assert (np.abs(counts - 8 * weights / weights.sum()) < 1).all()
 
@@ -80,7 +85,7 @@ def test_no_share_of_a_single_draw_is_a_whole_row_off() -> None:
 def test_every_row_of_a_partition_has_the_same_chance_on_all_ranks() -> None:
     table, weights, found = np.array([[3, 4], [5, 2]]), np.array([2.0, 1.0]), Counter[tuple[int, int]]()
     for step in range(6000):
-        one = draw(table, np.array([3, 0]), np.random.default_rng(step), 1, weights)
+        one = drawn(table, [3, 0], weights, step)
         first = one.partition == 0
         found.update(zip(one.owner[first].tolist(), one.index[first].tolist(), strict=True))
     counts = [found[owner, index] for owner in (0, 1) for index in range((3, 5)[owner])]
@@ -88,14 +93,14 @@ def test_every_row_of_a_partition_has_the_same_chance_on_all_ranks() -> None:
 
 
 def test_what_a_partition_has_too_few_rows_for_goes_to_the_others() -> None:
-    found = drawn([[1, 100, 100]], [8.0, 2.0, 1.0], 10, 900)
+    found = found_in([[1, 100, 100]], [8.0, 2.0, 1.0], 10, 900)
     assert found[0] == 900
     assert found[1] / found[2] == pytest.approx(2, rel=0.05)
 
 
 def test_partitions_of_weight_zero_give_none() -> None:
-    assert set(drawn([[9, 9, 9]], [1.0, 0.0, 2.0], 4, 50)) == {0, 2}
-    one = draw(np.array([[9, 9]]), np.array([4]), np.random.default_rng(0), 1, np.array([0.0, 0.0]))
+    assert set(found_in([[9, 9, 9]], [1.0, 0.0, 2.0], 4, 50)) == {0, 2}
+    one = drawn(np.array([[9, 9]]), [4], [0.0, 0.0])
     assert len(one.owner) == 0
 
 

@@ -15,10 +15,11 @@ from rehearsal_plugin import Rehearsal, RehearsalConfig
 from rehearsal_plugin.buffer.policies import register
 from rehearsal_plugin.buffer.policies.reservoir import algorithm_r, reservoir
 from rehearsal_plugin.core.arrays import IntArray
-from rehearsal_plugin.distributed.draw import draw_from_stream, plan
+from rehearsal_plugin.distributed.draw import draw_from_stream
 from rehearsal_plugin.distributed.transport import Transport
 from rehearsal_plugin.errors import ConfigError
 from tests.helpers.chance import SIGNIFICANCE, equally_included
+from tests.helpers.drawn_rows import DrawnRows, drawn_rows
 from tests.helpers.thread_ranks import run_threads
 
 RATES = (1, 2, 5)
@@ -57,6 +58,13 @@ def replayed(ranks: int = 3, **keys: Any) -> tuple[IntArray, IntArray, IntArray]
     return rank, age, label
 
 
+def drawn(counts: IntArray, offers: IntArray, requests: Any, step: int = 0, draws: int = 1) -> DrawnRows:
+    asked = np.array(requests)
+    return drawn_rows(
+        lambda rank, numbers: draw_from_stream(counts, offers, asked, rank, numbers, draws), len(counts), step
+    )
+
+
 def p_value(counts: Any, shares: Any) -> float:
     counts, shares = np.asarray(counts), np.asarray(shares, dtype=np.float64)
     return float(chisquare(counts, shares / shares.sum() * counts.sum()).pvalue)
@@ -93,45 +101,45 @@ def test_partitions_of_a_reservoir_change_nothing() -> None:
 def test_every_row_of_the_stream_is_drawn_with_the_same_chance() -> None:
     offered, capacity, wanted, trials = np.array([8, 16, 40]), 8, 4, 6000
     begin, rng = np.cumsum(offered) - offered, np.random.default_rng(1)
-    drawn = np.zeros(int(offered.sum()), dtype=np.int64)
-    for _ in range(trials):
+    times_drawn = np.zeros(int(offered.sum()), dtype=np.int64)
+    for trial in range(trials):
         stored = []
         for number in offered.tolist():
             places = algorithm_r(0, number, capacity, rng)
             rows = np.empty(capacity, dtype=np.int64)
             rows[places[places >= 0]] = np.flatnonzero(places >= 0)
             stored.append(rows)
-        draws = draw_from_stream(np.full((3, 1), capacity), offered[:, None], np.array([0, wanted, 0]), rng)
+        draws = drawn(np.full((3, 1), capacity), offered[:, None], [0, wanted, 0], trial)
         for owner, index in zip(draws.owner.tolist(), draws.index.tolist(), strict=True):
-            drawn[begin[owner] + stored[owner][index]] += 1
-    assert equally_included(drawn.tolist(), trials, wanted) > SIGNIFICANCE
+            times_drawn[begin[owner] + stored[owner][index]] += 1
+    assert equally_included(times_drawn.tolist(), trials, wanted) > SIGNIFICANCE
 
 
 @pytest.mark.parametrize("draws", [1, 2])
 def test_no_draw_has_a_row_twice_and_plans_agree(draws: int) -> None:
     counts, offers = np.array([[3, 0], [5, 2], [0, 9]]), np.array([[30, 4], [5, 2], [0, 900]])
     for seed in range(50):
-        found = draw_from_stream(counts, offers, np.array([4, 0, 7]), np.random.default_rng(seed), draws)
+        found = drawn(counts, offers, [4, 0, 7], seed, draws)
         rows = np.stack([found.reader, found.draw_number, found.owner, found.partition, found.index])
         assert len(np.unique(rows, axis=1).T) == len(rows.T) == 11 * draws
         assert (found.index < counts[found.owner, found.partition]).all()
-        plans = [plan(found, rank, 3) for rank in range(3)]
+        plans = found.plans
         assert all(plans[a].send_counts[b] == plans[b].recv_counts[a] for a in range(3) for b in range(3))
 
 
 def test_what_a_rank_has_too_few_rows_for_goes_to_the_others() -> None:
     counts, offers = np.array([[2], [10]]), np.array([[1000], [10]])
-    found = draw_from_stream(counts, offers, np.array([8, 0]), np.random.default_rng(0))
+    found = drawn(counts, offers, [8, 0])
     assert np.bincount(found.owner).tolist() == [2, 6]
 
 
 @pytest.mark.parametrize("requests", [(0, 0), (100, 3)])
 def test_no_rows_and_more_than_there_are(requests: tuple[int, int]) -> None:
     counts = np.array([[2], [3]])
-    found = draw_from_stream(counts, 7 * counts, np.array(requests), np.random.default_rng(0))
-    assert len(found.item) == min(5, requests[0]) + min(5, requests[1])
-    none = draw_from_stream(0 * counts, 0 * counts, np.array(requests), np.random.default_rng(0))
-    assert len(none.item) == 0
+    found = drawn(counts, 7 * counts, requests)
+    assert len(found.owner) == min(5, requests[0]) + min(5, requests[1])
+    none = drawn(0 * counts, 0 * counts, requests)
+    assert len(none.owner) == 0
 
 
 # --- policies, changes of the config, checkpoints -------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -114,6 +115,22 @@ def of_a_subgroup() -> list[int]:
 
 def test_ranks_of_a_subgroup_exchange_among_themselves() -> None:
     assert run_ranks(of_a_subgroup, 4, timeout_s=60) == [[0, 2, 0, 2], [0, 2, 1, 3], [1, 2, 0, 2], [1, 2, 1, 3]]
+
+
+def split_in_two() -> list[int]:
+    """What each rank gathers in its half, and whether rows arrive there."""
+    transport = gloo()
+    half = transport.split(np.arange(transport.size) % 2)
+    conformance.uneven_splits(half)
+    gathered = conformance.finish(half.all_gather(torch.tensor([dist.get_rank()])))
+    conformance.headers_arrive(transport)
+    half.close()
+    transport.close()
+    return [half.rank, half.size, *gathered.flatten().tolist()]
+
+
+def test_a_transport_is_split_into_groups() -> None:
+    assert run_ranks(split_in_two, 4, timeout_s=60) == [[0, 2, 0, 2], [0, 2, 1, 3], [1, 2, 0, 2], [1, 2, 1, 3]]
 
 
 def lonely_transport() -> str:

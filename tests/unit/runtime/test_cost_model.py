@@ -7,18 +7,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from rehearsal_plugin import RehearsalConfig, cli
-from rehearsal_plugin.distributed.draw import draw
+from rehearsal_plugin.distributed.header import FIXED, WORD_BYTES
+from rehearsal_plugin.distributed.header_schedule import LONGEST
 from rehearsal_plugin.errors import ConfigError
-from rehearsal_plugin.runtime.cost_model import LINKS, Links, Load, busiest_rows, coverage, load_of, times
+from rehearsal_plugin.runtime.cost_model import (
+    LINKS,
+    Links,
+    Load,
+    Times,
+    coverage,
+    has_seldom_news,
+    header_ms,
+    load_of,
+    times,
+)
 from tests.helpers.paths import ROOT
 
 PLAIN = Links(node=4, base_us=1000, hop_us=10_000, net_hop_us=100_000, message_us=1_000_000, gb_s=1, net_gb_s=0.5)
-LOAD = Load(offered=0, replayed=1, row_bytes=1_000_000, header_bytes=80, collectives=2)
+LOAD = Load(offered=0, replayed=1, row_bytes=1_000_000, header_bytes=80, row_trips=1, header_every=1)
 
 
 def call(*arguments: Any, code: int = 0) -> str:
@@ -49,8 +59,8 @@ def test_a_deepspeed_config_tells_the_micro_batch_and_the_accumulation(tmp_path:
     assert found["offered_rows"] == 8
     assert (found["buffer_rows"], found["buffer_bytes"]) == (1024, 1 << 20)
     assert found["rows_bytes"] == 32 * 1024 * 15 / 16
-    assert found["headers_bytes"] == 16 * 80
-    assert found["collectives"] == 2
+    assert found["headers_bytes"] == 16 * WORD_BYTES * (FIXED + 2)
+    assert (found["header_every"], found["messages"]) == (LONGEST, 15)
     assert found["hides"] is True
 
 
@@ -85,20 +95,36 @@ def test_the_past_that_the_buffers_cover_is_told_in_rows_or_tokens(tmp_path: Pat
     assert "25.00% of 2,000 rows" in call(*common, "--rows", 2000)
 
 
-def test_what_does_not_hide_is_said_so(tmp_path: Path) -> None:
-    path = written(tmp_path, {"representatives": 8})
+def test_what_does_not_hide_is_said_with_the_scope_that_does(tmp_path: Path) -> None:
+    balanced = {"sampling": {"weights": "balanced"}, "buffer": {"partition_by": "y"}}
+    path = written(tmp_path, {"representatives": 8, **balanced})
     slow = (path, "--ranks", 1024, "--row-bytes", "16KiB", "--step-ms", 20, "--batch", 8, "--links", "tcp")
-    assert planned(*slow)["hides"] is False
+    found = planned(*slow)
+    assert (found["hides"], found["scope"]) == (False, 256)
     assert "NOT hidden" in call(*slow)
-    faster = planned(*slow, "--hop-us", 1, "--net-hop-us", 1, "--message-us", 1, "--net-gb-s", 50)
-    assert faster["hides"] is True
+    assert "Set rehearsal.sampling.scope to 256" in call(*slow)
+    smaller = written(tmp_path, {"representatives": 8, **balanced, "sampling": {"weights": "balanced", "scope": 256}})
+    found = planned(smaller, *slow[1:])
+    assert (found["hides"], found["scope"]) == (True, None)
+
+
+def test_where_no_scope_hides_it_none_is_advised(tmp_path: Path) -> None:
+    path = written(tmp_path, {"representatives": 8})
+    found = planned(path, "--ranks", 64, "--row-bytes", "16KiB", "--step-ms", 0.001, "--batch", 8)
+    assert (found["hides"], found["scope"]) == (False, None)
+
+
+def test_a_node_has_as_many_ranks_as_the_links_say(tmp_path: Path) -> None:
+    path = written(tmp_path, {"representatives": 8, "sampling": {"scope": "node"}})
+    found = planned(path, "--ranks", 64, "--row-bytes", 64, "--step-ms", 1, "--batch", 8, "--node", 4)
+    assert found["messages"] == 3
 
 
 @pytest.mark.parametrize("strategy", ["er", "x-der"])
 def test_ranks_that_draw_from_themselves_send_nothing(strategy: str, tmp_path: Path) -> None:
     path = written(tmp_path, {"sampling": {"scope": "local"}, "strategy": {"name": strategy}})
     found = planned(path, "--ranks", 64, "--row-bytes", 64, "--step-ms", 1, "--batch", 8)
-    assert (found["rows_bytes"], found["headers_bytes"], found["collectives"]) == (0, 0, 0)
+    assert (found["rows_bytes"], found["headers_bytes"], found["messages"]) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -143,51 +169,70 @@ def test_the_configs_that_are_shipped_can_be_planned(path: str) -> None:
 # --- the model -------------------------------------------------------------------------------------------------------
 
 
+def model(load: Load, ranks: int, links: Links, rank_ns: float = 0, copy_gb_s: float = 1) -> Times:
+    return times(load, ranks, links, draw_us=0, rank_ns=rank_ns, copy_gb_s=copy_gb_s)
+
+
 def test_headers_go_round_a_ring_and_rows_straight_to_their_reader() -> None:
-    found = times(LOAD, 8, PLAIN, draw_ns=125_000, copy_gb_s=1)
-    most = busiest_rows(8, 1)
+    found = model(LOAD, 8, PLAIN, rank_ns=125_000)
     assert found.headers == pytest.approx(1 + 6 * 10 + 100 + 8 * 80 / 0.5e6)
     assert found.draw == pytest.approx(1.0)
     assert found.copies == pytest.approx(2.0)
-    assert found.rows == pytest.approx(1 + 7 * 1000 + most * 7 / 8 * 1e6 / 0.5e6)
+    assert found.rows == pytest.approx(1 + 1000 + 7 / 8 * 1e6 / 0.5e6), "one row, one message"
     assert found.total == pytest.approx(found.headers + found.draw + found.copies + found.rows)
 
 
+def test_headers_are_shared_by_the_exchanges_without_any() -> None:
+    often, seldom = model(LOAD, 8, PLAIN), model(replace(LOAD, header_every=50), 8, PLAIN)
+    assert seldom.headers == pytest.approx(often.headers / 50)
+    assert header_ms(replace(LOAD, header_every=50), 8, PLAIN) == pytest.approx(often.headers)
+
+
 def test_within_a_node_only_its_own_links_count() -> None:
-    found = times(LOAD, 4, replace(PLAIN, net_hop_us=1e9, net_gb_s=1e-9), draw_ns=0, copy_gb_s=1)
+    found = model(LOAD, 4, replace(PLAIN, net_hop_us=1e9, net_gb_s=1e-9))
     assert found.headers == pytest.approx(1 + 3 * 10 + 4 * 80 / 1e6)
 
 
-def test_every_rank_gets_a_message_and_crowded_cores_take_turns() -> None:
+def test_a_rank_sends_to_as_many_ranks_as_there_are_or_as_it_has_rows() -> None:
+    assert [replace(LOAD, replayed=8).messages(ranks) for ranks in (1, 2, 8, 16, 1024)] == [0, 1, 7, 8, 8]
+    assert replace(LOAD, replayed=8, group=4).messages(1024) == 3
+
+
+def test_crowded_cores_take_turns() -> None:
     links = replace(PLAIN, node=16)
-    alone = times(LOAD, 16, replace(links, cores=16), draw_ns=0, copy_gb_s=1)
-    assert alone == times(LOAD, 16, links, draw_ns=0, copy_gb_s=1)
-    crowded = times(LOAD, 16, replace(links, cores=2), draw_ns=0, copy_gb_s=1)
+    alone = model(LOAD, 16, replace(links, cores=16))
+    assert alone == model(LOAD, 16, links)
+    crowded = model(LOAD, 16, replace(links, cores=2))
     assert crowded.headers == pytest.approx(8 * alone.headers)
-    assert 15_000 < alone.rows < 15_100
-    assert 8 * 15_000 < crowded.rows < 8 * 15_100
+    assert crowded.rows == pytest.approx(8 * alone.rows)
+
+
+def test_a_group_costs_the_same_however_many_ranks_there_are_but_for_the_headers_of_all() -> None:
+    load = replace(LOAD, group=8, header_every=LONGEST)
+    few, many = (model(load, ranks, PLAIN, rank_ns=100) for ranks in (64, 4096))
+    assert (few.draw, few.rows) == (many.draw, many.rows)
+    ring = (header_ms(load, 4096, PLAIN) - header_ms(load, 64, PLAIN)) / LONGEST
+    assert many.headers - few.headers == pytest.approx(ring)
 
 
 def test_one_rank_and_local_draws_need_no_links() -> None:
-    for load, ranks in ((LOAD, 1), (replace(LOAD, collectives=0), 512)):
-        found = times(load, ranks, PLAIN, draw_ns=1e6, copy_gb_s=1)
+    for load, ranks in ((LOAD, 1), (replace(LOAD, row_trips=0), 512)):
+        found = model(load, ranks, PLAIN, rank_ns=1e6)
         assert (found.headers, found.draw, found.rows) == (0, 1, 0)
 
 
-@pytest.mark.parametrize(("ranks", "rows"), [(2, 1), (16, 8), (1024, 8), (16_384, 1)])
-def test_the_busiest_rank_of_the_model_is_that_of_the_draw(ranks: int, rows: int) -> None:
-    rng = np.random.default_rng(1)
-    seen = []
-    for _ in range(20):
-        draws = draw(np.full((ranks, 1), 1000), np.full(ranks, rows), rng)
-        seen.append(int(np.bincount(draws.owner, minlength=ranks).max()))
-    assert min(seen) - 1 <= busiest_rows(ranks, rows) <= max(seen) + 1
-
-
-def test_no_rank_sends_more_than_all_rows() -> None:
-    assert busiest_rows(16, 0) == 0
-    assert busiest_rows(1, 7.5) == 8
-    assert busiest_rows(2, 0.5) == 1
+@pytest.mark.parametrize(
+    ("keys", "seldom"),
+    [
+        ({"ratio": 0.25}, True),
+        ({"ratio": 0.25, "losses_every": 5}, True),
+        ({"ratio": 0.25, "sampling": {"weights": "balanced"}, "buffer": {"partition_by": "y"}}, False),
+        ({"ratio": 0.25, "losses_every": 1, "guard": {"bound": 1.1}}, False),
+        ({"ratio": 0.25, "ratio_in": "tokens"}, False),
+    ],
+)
+def test_jobs_with_news_in_every_step_are_known(keys: dict[str, Any], seldom: bool) -> None:
+    assert has_seldom_news(RehearsalConfig.load(keys)) == seldom
 
 
 def test_the_load_follows_the_schedule_and_the_strategy() -> None:
@@ -200,8 +245,10 @@ def test_the_load_follows_the_schedule_and_the_strategy() -> None:
     assert load(ratio=0.5, ratio_schedule={"to": 0.05, "steps": 100}).replayed == 30
     assert load(representatives=4).replayed == 12
     assert load(representatives=4, strategy={"name": "der++"}).replayed == 24
-    assert load(strategy={"name": "x-der"}, buffer={"partition_by": "label"}).collectives == 3
-    assert load(buffer={"partition_by": "label"}, sampling={"weights": "balanced"}).header_bytes == 8 * (8 + 16)
+    assert load(strategy={"name": "x-der"}, buffer={"partition_by": "label"}).row_trips == 2
+    balanced = load(buffer={"partition_by": "label"}, sampling={"weights": "balanced"})
+    assert balanced.header_bytes == WORD_BYTES * (FIXED + 16)
+    assert (load(sampling={"scope": 32}).group, load(sampling={"scope": "node"}).within_node) == (32, True)
     assert load(candidates=4).offered == 12
 
 

@@ -10,6 +10,7 @@ import pytest
 from rehearsal_plugin import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.header import Headers, Notes, compose
+from rehearsal_plugin.distributed.request import Request
 from rehearsal_plugin.errors import ForgettingError
 from rehearsal_plugin.runtime.loss_consensus import FIXED_POINT, NOT_FINITE, LossConsensus
 from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
@@ -25,7 +26,7 @@ def consensus() -> LossConsensus:
 
 def notes_of(*ranks: LossConsensus) -> IntArray:
     """What the headers of ranks leave behind."""
-    return Headers(np.stack([compose(0, 0, 0, 0, rank.notes, NO_PAIRS, 1) for rank in ranks]), 1).notes
+    return Headers(np.stack([compose(0, 0, Request(0), 0, 0, rank.notes, NO_PAIRS, 1) for rank in ranks]), 1).notes
 
 
 def best(rank: LossConsensus) -> float | None:

@@ -11,8 +11,10 @@ import torch
 
 from rehearsal_plugin import LocalTransport, RehearsalBuffer, RehearsalConfig, RowLayout
 from rehearsal_plugin.core.metrics import Metrics
+from rehearsal_plugin.distributed.groups import RankGroup
 from rehearsal_plugin.distributed.header import Notes, Word
 from rehearsal_plugin.distributed.in_flight import Arrival
+from rehearsal_plugin.distributed.request import Request
 from rehearsal_plugin.errors import BatchError, RehearsalError
 from rehearsal_plugin.runtime.prefetcher import Prefetcher
 from tests.helpers.samples import Batch, new_batch
@@ -27,7 +29,7 @@ class Job:
         config = RehearsalConfig.load({"buffer": {"capacity": 50}, "exchange": {"timeout_s": 5}, **keys})
         self.layout, self.metrics = RowLayout.infer(new_batch(0, 0, 4)), Metrics()
         buffer = RehearsalBuffer(config.buffer, self.layout)
-        self.prefetcher = Prefetcher(config, LocalTransport(), buffer, CPU, self.metrics, rank=0)
+        self.prefetcher = Prefetcher(config, RankGroup.of_all(LocalTransport()), buffer, CPU, self.metrics, rank=0)
 
     def stage(self, batch: Batch) -> None:
         self.prefetcher.stage_candidates(self.layout.columns(batch))
@@ -35,7 +37,7 @@ class Job:
     def step(self, number: int, request: int = 3) -> Arrival | None:
         arrival = self.prefetcher.collect()
         self.stage(new_batch(0, number, 4))
-        self.prefetcher.launch(request, None, Notes())
+        self.prefetcher.launch(Request(request), None, Notes())
         return arrival
 
 
@@ -66,16 +68,16 @@ def test_a_batch_may_be_changed_once_it_is_staged(job: Job) -> None:
     batch = new_batch(0, 0, 4)
     job.stage(batch)
     batch["id"].zero_()
-    job.prefetcher.launch(0, None, Notes())
+    job.prefetcher.launch(Request(0), None, Notes())
     job.prefetcher.drain()
     stored = job.layout.views(job.prefetcher.buffer.state_dict()["rows"])["id"].tolist()
     assert stored == new_batch(0, 0, 4)["id"].tolist()
 
 
 def test_notes_are_those_of_the_last_exchange(job: Job) -> None:
-    job.prefetcher.launch(0, None, Notes(loss_weight=7))
+    job.prefetcher.launch(Request(0), None, Notes(loss_weight=7))
     job.prefetcher.collect()
-    assert job.prefetcher.notes[0, Word.LOSS_WEIGHT - Word.MIXTURE] == 7
+    assert job.prefetcher.census.notes[0, Word.LOSS_WEIGHT - Word.MIXTURE] == 7
 
 
 def test_refused_candidates_leave_no_trace() -> None:
@@ -83,7 +85,7 @@ def test_refused_candidates_leave_no_trace() -> None:
     bad = {**new_batch(0, 0, 4), "x": torch.full_like(new_batch(0, 0, 4)["x"], float("nan"))}
     with pytest.raises(BatchError, match="NaN"):
         job.stage(bad)
-    job.prefetcher.launch(0, None, Notes())
+    job.prefetcher.launch(Request(0), None, Notes())
     job.prefetcher.collect()
     assert job.metrics.rows_offered == 0
     job.prefetcher.close(drain_s=1.0)

@@ -20,7 +20,7 @@ def arrival(draws: list[int]) -> Arrival:
     rows = torch.zeros((len(draws), LAYOUT.row_bytes), dtype=torch.uint8)
     LAYOUT.pack([torch.arange(len(draws)), torch.zeros(len(draws))], rows)
     none = np.empty(0, dtype=np.int64)
-    plan = Plan(none, none, [0], [len(draws)], np.array(draws, dtype=np.int64), len(draws))
+    plan = Plan(none, none, np.array([0]), np.array([len(draws)]), np.array(draws, dtype=np.int64), len(draws))
     return Arrival(rows, Outgoing(rows[:0], plan, none, none))
 
 

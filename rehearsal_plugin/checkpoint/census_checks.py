@@ -1,0 +1,67 @@
+"""Checks of what a rank knew of the others in loaded state; see `validation`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rehearsal_plugin.checkpoint.account_checks import LARGEST, MOST, check_int, check_ints
+from rehearsal_plugin.checkpoint.array_checks import check_array, check_distinct
+from rehearsal_plugin.distributed.header import NOTES
+
+__all__ = ["check_census", "place_in_group"]
+
+MOST_PAIRS = 1 << 24
+
+
+def place_in_group(scope: Any, rank: int, size: int, pipeline: Mapping[str, Any]) -> tuple[int, int]:
+    """The place of one of `size` ranks among those that it drew from, and how many these were.
+
+    Args:
+        scope: `sampling.scope` of the job.
+        rank: The rank.
+        size: How many saved.
+        pipeline: State of its prefetcher.
+    """
+    if scope == "local":
+        return 0, 1
+    groups = pipeline["census"].get("groups")
+    if groups is None:
+        return rank, size
+    check_array(groups, np.int64, (size,), 0, size - 1)
+    return int(np.count_nonzero(groups[:rank] == groups[rank])), int(np.count_nonzero(groups == groups[rank]))
+
+
+def check_census(census: Mapping[str, Any], ranks: int, all_ranks: int) -> None:
+    """Check the state of a `Census`: of so many ranks that drew from each other, out of all."""
+    _check_round(census, ranks)
+    if "of_all" in census:
+        _check_round(census["of_all"], all_ranks)
+
+
+def _check_round(known: Mapping[str, Any], ranks: int) -> None:
+    columns = check_array(known["keys"], np.int64, (None,))
+    check_distinct(known["keys"])
+    check_array(known["counts"], np.int64, (ranks, columns), 0, MOST)
+    if "offers" in known:
+        check_array(known["offers"], np.int64, (ranks, columns), 0, MOST)
+    check_array(known["notes"], np.int64, (ranks, NOTES))
+    for name in ("pairs", "least"):
+        pairs = check_int(known[name], 1, MOST_PAIRS)
+        if pairs & (pairs - 1):
+            raise ValueError("headers of no possible length")
+    if "schedule" in known:  # earlier releases had headers in every exchange
+        check_array(known["requests"], np.int64, (ranks,), 0, MOST)
+        check_array(known["rates"], np.int64, (3, ranks), -MOST, MOST)
+        check_int(known["heard_at"], 0, LARGEST)
+        _check_schedule(known["schedule"])
+
+
+def _check_schedule(schedule: Mapping[str, Any]) -> None:
+    check_int(schedule["next"], 0, LARGEST)
+    check_int(schedule["unchanged"])
+    if schedule["first"] is not None:
+        check_int(schedule["first"], 0, LARGEST)
+    check_ints([abs(word) for word in schedule["told"]], LARGEST)

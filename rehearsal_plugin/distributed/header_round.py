@@ -1,0 +1,138 @@
+"""What the ranks of a transport tell each other in headers, and what each knows of all from the last ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.distributed.global_counts import GlobalCounts
+from rehearsal_plugin.distributed.header import NOTES, Headers, Notes, Word, compose
+from rehearsal_plugin.distributed.header_schedule import HeaderSchedule
+from rehearsal_plugin.distributed.opening import Opening
+from rehearsal_plugin.distributed.request import Request, requests_after
+from rehearsal_plugin.distributed.transport import Pending, Transport
+
+__all__ = ["HeaderRound", "Holdings"]
+
+
+@dataclass(frozen=True)
+class Holdings:
+    """What a rank holds.
+
+    Attributes:
+        keys: `[p]` int64, its partitions.
+        sizes: `[p]` int64, rows stored of each.
+        offered: `[p]` int64, rows offered so far of each; None where that is not told.
+        settled: Whether they stay as they are.
+    """
+
+    keys: IntArray
+    sizes: IntArray
+    offered: IntArray | None
+    settled: bool
+
+
+class HeaderRound:
+    """The headers of one transport.
+
+    Args:
+        transport: The ranks.
+        fingerprint: What ranks must have in common, see `header`.
+        counts: What all ranks of the transport hold.
+        schedule: When there are headers.
+        opening: What is told once; None where another round tells it.
+
+    Attributes:
+        global_counts: As given.
+        notes: `[ranks, NOTES]` int64, the words of the layers above in the last headers.
+        run: The run of all ranks; None before the opening.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        fingerprint: int,
+        counts: GlobalCounts,
+        schedule: HeaderSchedule,
+        opening: Opening | None = None,
+    ) -> None:
+        self._transport, self._fingerprint, self._schedule = transport, fingerprint, schedule
+        self.global_counts, self._opening = counts, opening
+        self._heard_at = 0
+        self._requests = np.zeros(transport.size, dtype=np.int64)
+        self._rates = np.zeros((3, transport.size), dtype=np.int64)
+        self.notes = np.zeros((transport.size, NOTES), dtype=np.int64)
+        self.run: int | None = None
+
+    def post(
+        self, step: int, request: Request, holdings: Holdings, notes: Notes, nearest: IntArray | None = None
+    ) -> Pending | None:
+        """Gather the headers of all ranks, without waiting; None in an exchange without headers.
+
+        Args:
+            step: Number of the exchange.
+            request: Rows that this rank asks for, as promised in an exchange without headers.
+            holdings: What it holds.
+            notes: The words of the layers above.
+            nearest: The words of the nearest draw.
+        """
+        if not self._schedule.is_due(step):
+            return None
+        changes, pairs = self.global_counts.changes(holdings.keys, holdings.sizes, holdings.offered)
+        steady = holdings.settled and request.is_steady and nearest is None and not changes
+        told = [request.numerator, request.denominator, *astuple(notes)]
+        promise = self._schedule.promise(step, told, steady=steady)
+        if self._transport.size == 1:  # it costs nothing
+            promise = 0
+        room, opening = self.global_counts.room, None if self._opening is None else self._opening.words
+        header = compose(self._fingerprint, step, request, changes, promise, notes, pairs, room, nearest, opening)
+        return self._transport.all_gather(torch.from_numpy(header))
+
+    def hear(self, step: int, words: IntArray) -> Headers:
+        """Take in the headers of all ranks, `[ranks, words]` int64.
+
+        Raises:
+            ExchangeError: A rank is at odds with this one.
+        """
+        rank = self._transport.rank
+        headers = Headers(words, self.global_counts.room, 0 if self._opening is None else len(self._opening.words))
+        if self._opening is not None:
+            self.run, self._opening = self._opening.agree(headers.opening, rank), None
+        headers.check(rank)
+        self.global_counts.absorb(headers)
+        self._heard_at, self._requests, self.notes = step, headers.of(Word.REQUEST).copy(), headers.notes
+        self._rates = headers.rates
+        self._schedule.agree(step, headers.of(Word.PROMISE))
+        return headers
+
+    def requests(self, step: int) -> IntArray:
+        """Rows that each rank asks for in the exchange `step`, `[ranks]` int64."""
+        return self._requests if step == self._heard_at else requests_after(self._rates, step - self._heard_at)
+
+    def promised(self, step: int) -> int | None:
+        """Rows that the others know this rank to ask for in the exchange `step`; None where it can tell them."""
+        return None if self._schedule.is_due(step) else int(self.requests(step)[self._transport.rank])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank knows of all."""
+        requests = {"requests": self._requests, "rates": self._rates, "heard_at": self._heard_at}
+        known = {"notes": self.notes, **requests, "schedule": self._schedule.state_dict()}
+        return {**self.global_counts.state_dict(), **known}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave on a rank of as many, or what an earlier release did.
+
+        Raises:
+            ValueError: Those were other ranks.
+        """
+        self.global_counts.load_state_dict(state)
+        self.notes = state["notes"].copy()
+        if "schedule" in state:
+            self._requests, self._rates = state["requests"].copy(), state["rates"].copy()
+            self._heard_at = int(state["heard_at"])
+            self._schedule.load_state_dict(state["schedule"])

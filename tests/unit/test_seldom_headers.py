@@ -1,0 +1,94 @@
+"""Jobs whose ranks have nothing new to tell: few headers, the same rows whoever posts, and an exact resume."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rehearsal_plugin import Rehearsal
+from rehearsal_plugin.distributed.header_schedule import LONGEST, STEADY_AFTER
+from rehearsal_plugin.distributed.transport import Transport
+from tests.helpers.samples import new_batch
+from tests.helpers.thread_ranks import run_threads
+
+STEPS = 200
+
+
+def section(**keys: Any) -> dict[str, Any]:
+    return {"buffer": {"capacity": 30}, "ratio": 0.25, "exchange": {"timeout_s": 60}, **keys}
+
+
+def digest_of(batch: Any) -> str:
+    parts = [batch[name].contiguous().view(torch.uint8).numpy().tobytes() for name in sorted(batch)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:12]
+
+
+def drive(rehearsal: Rehearsal, rank: int, first: int, stop: int, rows: int = 8) -> list[str]:
+    return [digest_of(rehearsal.update(new_batch(rank, step, rows))) for step in range(first, stop)]
+
+
+def job(transport: Transport, keys: dict[str, Any]) -> tuple[list[str], float]:
+    with Rehearsal(section(**keys), transport) as rehearsal:
+        batches = drive(rehearsal, transport.rank, 0, STEPS)
+        return batches, rehearsal.metrics()["collectives"]
+
+
+SCOPES = pytest.mark.parametrize("scope", ["global", 2])
+
+
+def test_headers_are_few_once_buffers_are_full() -> None:
+    (_, collectives), *_ = run_threads(job, 4, {})
+    headers = collectives - (STEPS - 2)  # rows in every exchange but the first ones
+    filling, doubling = 30 // 8 + 1, 6
+    assert headers <= filling + STEADY_AFTER + 1 + doubling + (STEPS // LONGEST) + 2
+
+
+def test_rows_by_partition_have_headers_in_every_exchange() -> None:
+    keys = {"buffer": {"capacity": 30, "partition_by": "label"}, "sampling": {"weights": "balanced"}}
+    (_, collectives), *_ = run_threads(job, 2, keys)
+    assert collectives >= 2 * STEPS - 3
+
+
+@SCOPES
+def test_who_posts_the_exchange_changes_nothing(scope: Any) -> None:
+    ranks = run_threads(job, 4, {"sampling": {"scope": scope}})
+    inline = run_threads(job, 4, {"sampling": {"scope": scope}, "exchange": {"timeout_s": 60, "launch": "inline"}})
+    assert [rank[0] for rank in ranks] == [rank[0] for rank in inline]
+
+
+def resumed(transport: Transport, folder: Path, scope: Any, at: int) -> bool:
+    keys = section(sampling={"scope": scope})
+    with Rehearsal(keys, transport) as rehearsal:
+        drive(rehearsal, transport.rank, 0, at)
+        rehearsal.save(folder)
+        straight = drive(rehearsal, transport.rank, at, at + 80)
+    with Rehearsal(keys, transport) as rehearsal:
+        rehearsal.load(folder)
+        return drive(rehearsal, transport.rank, at, at + 80) == straight
+
+
+@SCOPES
+@pytest.mark.parametrize("at", [20, 70])
+def test_a_job_resumes_bit_for_bit_between_two_headers(tmp_path: Path, scope: Any, at: int) -> None:
+    assert run_threads(resumed, 4, tmp_path, scope, at) == [True] * 4
+
+
+def with_smaller_batches(transport: Transport) -> tuple[int, int]:
+    """Rows seen and replayed rows; batches become smaller in the middle of a time without headers."""
+    seen = replayed = 0
+    with Rehearsal(section(), transport) as rehearsal:
+        for step in range(900):
+            rows = 8 if step < 100 else 5
+            batch = rehearsal.update(new_batch(transport.rank, step, rows))
+            if step >= 3:
+                seen, replayed = seen + len(batch["id"]), replayed + len(batch["id"]) - rows
+    return seen, replayed
+
+
+def test_the_ratio_is_met_though_a_change_is_told_late() -> None:
+    for seen, replayed in run_threads(with_smaller_batches, 2):
+        assert abs(replayed - 0.25 * seen) < 4
