@@ -53,6 +53,8 @@ def pooled(hidden: Tensor, mask: Tensor | None, pool: Pool) -> Tensor:
 class HiddenStates:
     """Watches a model with forward hooks, and keeps the embeddings of the rows of its last forward.
 
+    The hooks of a compiled model are not compiled with it: a compiler replaces optree, by which leaves are named.
+
     Args:
         module: Name of the module with the hidden states, as in `named_modules()`.
         pool: See `pooled`.
@@ -113,6 +115,7 @@ class HiddenStates:
         self._hooks.clear()
         self._tokens = self._embeddings = None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _begin_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._inside = model.training or not self._training_only
         if not self._inside:
@@ -122,6 +125,7 @@ class HiddenStates:
         masks = [leaves[self._mask] for leaves in map(leaves_of, batches) if self._mask in leaves]
         self._tokens = masks[0] if masks and isinstance(masks[0], Tensor) else None
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _keep_states(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self._inside:
             return

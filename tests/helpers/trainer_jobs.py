@@ -114,6 +114,19 @@ def trainer(
     return job, recorder
 
 
+def allow_indexed_cpu() -> None:
+    """Have `torch.load` take `cpu:1` for `cpu`.
+
+    Accelerate gives each rank on CPU a device with an index, and Trainers before 5.10 resume with it as `map_location`,
+    which torch refuses. On GPUs the index means something, and the same line works.
+    """
+
+    def restore(storage: Any, location: str) -> Any:
+        return storage if location.startswith("cpu:") else None
+
+    torch.serialization.register_package(0, lambda _: None, restore)
+
+
 def losses(job: Trainer) -> list[float]:
     return [entry["loss"] for entry in job.state.log_history if "loss" in entry]
 

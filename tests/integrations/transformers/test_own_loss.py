@@ -93,7 +93,8 @@ def test_losses_and_weights_come_from_the_log_probabilities(tmp_path: Path) -> N
         sums, counts = by_hand(made.model, inputs)
         weights = torch.ones(len(sums))
         weights[NEW:] = 0.25
-        assert loss == pytest.approx(float((weights * sums).sum() / counts.sum()), abs=1e-5)
+        # Trainers before 5.0 round the loss in their log to four decimals.
+        assert loss == pytest.approx(float((weights * sums).sum() / counts.sum()), abs=6e-5)
         assert entry["rehearsal/loss_new"] == pytest.approx(float(sums[:NEW].sum() / counts[:NEW].sum()), abs=1e-5)
         if len(sums) > NEW and "rehearsal/loss_replayed" in entry:
             mean = float(sums[NEW:].sum() / counts[NEW:].sum())

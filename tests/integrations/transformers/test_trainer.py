@@ -185,7 +185,9 @@ def test_evaluation_in_between_sees_its_own_rows_only(tmp_path: Path) -> None:
         tmp_path, callbacks=[callback], eval_strategy="steps", eval_steps=3, per_device_eval_batch_size=5
     )
     job.train()
-    assert seen.evaluated == [5] * 4 * 3
+    evaluations = sum("eval_loss" in entry for entry in job.state.log_history)  # 3 where the last step is one, too
+    assert evaluations >= 2
+    assert seen.evaluated == [5] * 4 * evaluations
     assert callback.rehearsal is not None
     assert callback.rehearsal.metrics()["rows_offered"] == 8 * NEW
     callback.close()
@@ -427,10 +429,12 @@ def test_ends_of_documents_beside_several_rows_are_refused(tmp_path: Path) -> No
         job.train()
 
 
-def test_hidden_states_are_watched_without_a_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"torch_compile": True, "torch_compile_backend": "eager"}])
+def test_hidden_states_are_watched_without_a_call(more: dict[str, Any], tmp_path: Path) -> None:
+    torch._dynamo.reset()
     section = {"ratio": 0.5, "retrieval": {"module": "transformer"}}
     callback = RehearsalCallback(section)
-    job, _ = trainer(tmp_path, callbacks=[callback])
+    job, _ = trainer(tmp_path, callbacks=[callback], **more)
     job.train()
     assert callback.rehearsal is not None
     assert callback.rehearsal.metrics()["rows_replayed"] > 0

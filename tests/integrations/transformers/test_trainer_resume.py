@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 
 from rehearsal_plugin import RehearsalCallback
 from tests.helpers.ranks import run_ranks
-from tests.helpers.trainer_jobs import VOCABULARY, Rows, digest, losses, trainer, whole
+from tests.helpers.trainer_jobs import VOCABULARY, Rows, allow_indexed_cpu, digest, losses, trainer, whole
 
 SECTION: dict[str, Any] = {"buffer": {"capacity": 60}, "representatives": 2, "exchange": {"timeout_s": 20}}
 RECORDING = {**SECTION, "strategy": {"name": "der", "alpha": 0.5, "outputs": ["logits"]}}
@@ -59,6 +59,7 @@ def resumed_on_ranks(folder: Path) -> dict[str, Any]:
     import deepspeed
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # its build would take half a minute
+    allow_indexed_cpu()
     engine: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": "auto",
         "gradient_accumulation_steps": "auto",
