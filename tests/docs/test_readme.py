@@ -14,7 +14,7 @@ from rehearsal_plugin.config import find_block
 from tests.helpers.paths import ROOT
 
 README = (ROOT / "README.md").read_text()
-DOCS = "".join(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
+DOCS = "".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
 
 
 def blocks(language: str) -> list[str]:

@@ -117,7 +117,7 @@ def trainer(
 def allow_indexed_cpu() -> None:
     """Have `torch.load` take `cpu:1` for `cpu`.
 
-    Accelerate gives each rank on CPU a device with an index, and Trainers before 5.10 resume with it as `map_location`,
+    Accelerate gives each rank on CPU a device with an index, and Trainers before 5.19 resume with it as `map_location`,
     which torch refuses. On GPUs the index means something, and the same line works.
     """
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from scripts.benchmarks import page as performance_page
+from scripts.clients import page as trainers_page
 from scripts.llm import page as llm_page
 from scripts.studies.page import HEAD, STUDIES
 from tests.helpers.paths import ROOT
 
 WRITTEN = [
     *ROOT.glob("*.md"),
-    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "docs").rglob("*.md"),
     *(path for folder in ("scripts", "rehearsal_plugin") for path in (ROOT / folder).rglob("*.py")),
     *(ROOT / "scripts").glob("*.sh"),
 ]
@@ -45,7 +46,14 @@ def test_a_package_of_scripts_imports_only_what_is_common(path: Path) -> None:
     assert set(re.findall(r"^\s*from scripts\.(\w+)", path.read_text(), re.MULTILINE)) <= shared
 
 
-@pytest.mark.parametrize(("build", "name"), [(performance_page.build, "performance.md"), (llm_page.build, "llm.md")])
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (performance_page.build, "performance.md"),
+        (llm_page.build, "llm.md"),
+        (trainers_page.build, "trainers/index.md"),
+    ],
+)
 def test_a_page_that_is_shipped_is_what_its_script_makes_of_the_shipped_reports(
     build: Callable[[Path], Path], name: str, tmp_path: Path
 ) -> None:

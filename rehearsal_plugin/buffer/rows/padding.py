@@ -41,8 +41,9 @@ USUAL: Mapping[str, float] = {
     "special_tokens_mask": 1,
     "completion_mask": 0,
     "assistant_masks": 0,
+    "loss_scale": 0,
 }
-"""What tokenizers and collators of Hugging Face pad with, but for `input_ids` themselves."""
+"""What tokenizers, and collators of Hugging Face and ms-swift, pad with, but for `input_ids` themselves."""
 
 PREFIXES = ("", "decoder_", "chosen_", "rejected_", "KL_")
 """Before the names of other sequences of a row: of an encoder-decoder model, and of TRL's preference trainers."""

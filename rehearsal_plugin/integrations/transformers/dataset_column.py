@@ -6,6 +6,8 @@ examples with "domain"  --without it-->  the trainer's collator  -->  batch
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -95,6 +97,9 @@ def without_column(config: RehearsalConfig, trainer: Any) -> RehearsalConfig:
 
 
 def collator_of(trainer: Any) -> Any:
-    """The collator that the user gave to a trainer."""
+    """The collator that the user gave to a trainer; where that is a method of an object, as in ms-swift, the object."""
     collator = trainer.data_collator
-    return collator.collator if isinstance(collator, ColumnCollator) else collator
+    collator = collator.collator if isinstance(collator, ColumnCollator) else collator
+    while isinstance(collator, functools.partial):
+        collator = collator.func
+    return collator.__self__ if inspect.ismethod(collator) else collator

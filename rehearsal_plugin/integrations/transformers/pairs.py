@@ -18,10 +18,12 @@ COLLATORS = {
     "trl.trainer.reward_trainer.DataCollatorForPreference": "0",
     "trl.experimental.tpo.tpo_trainer.DataCollatorForTriplePreference": "0",
     "llamafactory.data.collator.PairwiseDataCollatorWithPadding": "0",
+    "swift.template.base.Template": "0",
 }
 """The collators, with the version of their library since which their rows are `[chosen x n; rejected x n]`.
 
-Triples have `[reference x n]` behind, unless the collator leaves it out.
+Triples have `[reference x n]` behind, unless the collator leaves it out. The template of ms-swift makes pairs in mode
+`rlhf`.
 """
 
 
@@ -59,12 +61,13 @@ def with_pairs(config: RehearsalConfig, collator: Any) -> RehearsalConfig:
 
     Args:
         config: The section.
-        collator: `Trainer.data_collator`.
+        collator: Makes the batches; see `collator_of`.
 
     Raises:
         ConfigError: The section has a setting that treats every row by itself.
     """
-    if "rows_per_sample" in config.model_fields_set or not any(map(_makes_pairs, type(collator).__mro__)):
+    known = any(map(_makes_pairs, type(collator).__mro__)) and getattr(collator, "mode", "rlhf") == "rlhf"
+    if "rows_per_sample" in config.model_fields_set or not known:
         return config
     section = config.model_dump(exclude_unset=True)
     rows = 3 if getattr(collator, "include_reference", False) else 2
@@ -73,4 +76,6 @@ def with_pairs(config: RehearsalConfig, collator: Any) -> RehearsalConfig:
 
 def _makes_pairs(kind: type) -> bool:
     since = COLLATORS.get(f"{kind.__module__}.{kind.__qualname__}")
-    return since is not None and TorchVersion(metadata.version(kind.__module__.partition(".")[0])) >= since
+    if since in (None, "0"):
+        return since is not None
+    return TorchVersion(metadata.version(kind.__module__.partition(".")[0])) >= since

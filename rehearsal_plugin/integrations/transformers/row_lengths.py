@@ -22,6 +22,8 @@ COLLATORS = (
     "trl.trainer.kto_trainer.DataCollatorForUnpairedPreference",
     "trl.experimental.tpo.tpo_trainer.DataCollatorForTriplePreference",
     "trl.experimental.utils.DPODataCollatorWithPadding",
+    "axolotl.utils.collators.batching.DataCollatorForSeq2Seq",
+    "swift.template.base.Template",
 )
 """Collators that pad the sequences of a batch to the longest of them, behind."""
 
@@ -45,9 +47,9 @@ def with_padding(config: RehearsalConfig, trainer: Any) -> RehearsalConfig:
         config: The section.
         trainer: A `transformers.Trainer`.
     """
-    if config.padding is not None or not _pads(trainer):
-        return config
     collator = collator_of(trainer)
+    if config.padding is not None or not _pads(collator):
+        return config
     tokenizer = getattr(collator, "tokenizer", None) or getattr(trainer, "processing_class", None)
     token_id = getattr(collator, "pad_token_id", getattr(tokenizer, "pad_token_id", None))
     if token_id is None:
@@ -69,15 +71,15 @@ def _limit_of(trainer: Any) -> int | None:
         limit = getattr(arguments, "max_length", None) if prepares else None
     else:
         return None
-    return None if limit is None else int(limit)
+    multiple = getattr(collator, "pad_to_multiple_of", None) or 1
+    return None if limit is None else -(-int(limit) // multiple) * multiple
 
 
-def _pads(trainer: Any) -> bool:
-    """Whether the trainer's collator is known to pad rows behind."""
-    tokenizer = getattr(trainer.data_collator, "tokenizer", None)
-    if getattr(tokenizer, "padding_side", "right") != "right":
-        return False
-    return bool(_names_of(collator_of(trainer)).intersection(COLLATORS))
+def _pads(collator: Any) -> bool:
+    """Whether a collator is known to pad rows behind."""
+    tokenizer = getattr(collator, "tokenizer", None)
+    side = getattr(collator, "padding_side", None) or getattr(tokenizer, "padding_side", None)
+    return side in (None, "right") and not _names_of(collator).isdisjoint(COLLATORS)
 
 
 def _names_of(value: object) -> set[str]:

@@ -46,12 +46,22 @@ class Run:
 
     def rows(self, rank: int, part: str = "train") -> list[list[tuple[int, ...]]]:
         """The tokens of each row, or document of a flat row, of each micro-batch, without padding."""
-        return [
-            [row_of(batch, number) for number in range(len(batch["input_ids"]))]
-            if "attention_mask" in batch
-            else documents_of(batch)
-            for batch in self.ranks[rank][part]
-        ]
+        return [rows_of(batch) for batch in self.ranks[rank][part]]
+
+
+def rows_of(batch: Mapping[str, Tensor]) -> list[tuple[int, ...]]:
+    """The tokens of each row, or document of a flat row, without padding."""
+    count = len(batch["input_ids"])
+    if "attention_mask" in batch:
+        return [row_of(batch, number) for number in range(count)]
+    return documents_of(batch) if count == 1 else [unmasked_row_of(batch, number) for number in range(count)]
+
+
+def unmasked_row_of(batch: Mapping[str, Tensor], number: int) -> tuple[int, ...]:
+    """The tokens of a row, their labels and their positions, without what both fields call padding."""
+    counts = (batch["input_ids"][number] != PAD) | (batch["labels"][number] != -100)
+    end = int(counts.nonzero().max()) + 1
+    return tuple(torch.cat([batch[name][number][:end] for name in ("input_ids", "labels", "position_ids")]).tolist())
 
 
 def documents_of(batch: Mapping[str, Tensor]) -> list[tuple[int, ...]]:

@@ -52,6 +52,9 @@ def _rows_by_kind(chance: random.Random) -> dict[str, list[dict[str, Any]]]:
         "completion": [{"prompt": question, "completion": f" {answer}"} for question, answer, _ in rows],
         "chat": [{"messages": _messages(question, answer)} for question, answer, _ in rows],
         "pairs": [{"prompt": q, "chosen": f" {answer}", "rejected": f" {other}"} for q, answer, other in rows],
+        "swift_pairs": [
+            {"messages": _messages(question, answer), "rejected_response": other} for question, answer, other in rows
+        ],
         "unpaired": [
             {"prompt": question, "completion": f" {answer}", "label": number % 2 == 0}
             for number, (question, answer, _) in enumerate(rows)

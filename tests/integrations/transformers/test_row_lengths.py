@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.integrations.transformers.dataset_column import ColumnCollator, collator_of
+from rehearsal_plugin.integrations.transformers.pairs import with_pairs
 from rehearsal_plugin.integrations.transformers.row_lengths import with_padding
 
 TRL, HUGGING_FACE = "trl.trainer", "transformers.data.data_collator"
@@ -18,6 +21,7 @@ PLAIN = f"{HUGGING_FACE}.DataCollatorForSeq2Seq", "transformers.trainer.Trainer"
 SFT = f"{TRL}.sft_trainer.DataCollatorForLanguageModeling", f"{TRL}.sft_trainer.SFTTrainer"
 REWARD = f"{TRL}.reward_trainer.DataCollatorForPreference", f"{TRL}.reward_trainer.RewardTrainer"
 DPO = f"{TRL}.dpo_trainer.DataCollatorForPreference", f"{TRL}.dpo_trainer.DPOTrainer"
+AXOLOTL = "axolotl.utils.collators.batching.DataCollatorForSeq2Seq", "axolotl.core.trainers.base.AxolotlTrainer"
 ORPO = "trl.experimental.utils.DPODataCollatorWithPadding", "trl.experimental.orpo.orpo_trainer.ORPOTrainer"
 
 
@@ -47,6 +51,8 @@ def trainer(names: tuple[str, str], arguments: dict[str, Any], *, pad: int | Non
         pytest.param(
             SFT, {"max_length": 32, "dataset_kwargs": {"skip_prepare_dataset": True}}, {}, None, id="SFT unprepared"
         ),
+        pytest.param(SFT, {"max_length": 30}, {"pad_to_multiple_of": 8}, 32, id="SFT, padded to a multiple"),
+        pytest.param(AXOLOTL, {"max_seq_length": 32}, {}, None, id="axolotl, which may join the rows of a batch"),
         pytest.param(REWARD, {"max_length": 32}, {}, 32, id="reward"),
         pytest.param(DPO, {"max_length": 32}, {"max_length": 32}, 32, id="DPO"),
         pytest.param(DPO, {"max_length": 32}, {"max_length": None}, None, id="DPO with a collator that does not cut"),
@@ -69,3 +75,27 @@ def test_without_a_token_to_pad_with_nothing_is_said_of_padding() -> None:
 def test_what_the_section_says_stays() -> None:
     section = RehearsalConfig.load({"padding": {"length": 7}})
     assert with_padding(section, trainer(SFT, {"max_length": 32})) is section
+
+
+def template(**attributes: Any) -> Any:
+    """The collator of ms-swift: a method of its template, with an argument set."""
+    tokenizer = SimpleNamespace(pad_token_id=5)
+    made = instance("swift.template.base.Template", **{"tokenizer": tokenizer, "padding_side": "right", **attributes})
+    type(made).data_collator = lambda self, batch, *, padding_to=None: batch
+    return functools.partial(made.data_collator, padding_to=None)
+
+
+def test_the_template_of_ms_swift_pads_behind_unless_it_says_otherwise() -> None:
+    for collator in (template(), ColumnCollator(template(), "domain")):
+        made = SimpleNamespace(data_collator=collator, args=SimpleNamespace())
+        padding = with_padding(RehearsalConfig.load({}), made).padding
+        assert padding is not None
+        assert padding.token_id == 5
+    left = SimpleNamespace(data_collator=template(padding_side="left"), args=SimpleNamespace())
+    assert with_padding(RehearsalConfig.load({}), left).padding is None
+
+
+def test_the_template_of_ms_swift_makes_pairs_in_one_of_its_modes() -> None:
+    for mode, rows in (("train", 1), ("kto", 1), ("rlhf", 2)):
+        collator = collator_of(SimpleNamespace(data_collator=template(mode=mode)))
+        assert with_pairs(RehearsalConfig.load({}), collator).rows_per_sample == rows
