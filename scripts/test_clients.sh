@@ -59,6 +59,6 @@ for NAME in $NAMES; do
   if [ $# -eq 0 ]; then export CLIENT_NAME=$NAME CLIENT_RESULTS=$ROOT/docs/results/clients.json; fi
   # shellcheck disable=SC2046 # several folders
   PATH="$VENV/bin:$PATH" OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1 \
-    "$VENV/bin/python" -m pytest $(folders_of "$NAME") "$@" || FAILED=1
+    "$VENV/bin/python" -m pytest --timeout 900 $(folders_of "$NAME") "$@" || FAILED=1
 done
 exit $FAILED

@@ -93,12 +93,11 @@ CELLS: dict[str, dict[Tool, Cell]] = {
     },
     "LoRA": {
         TRL: Cell((f"{WORKERS}[LoRA]", f"{DOCUMENTS}[bfd, LoRA")),
-        AXOLOTL: Cell((f"{AXO}test_rows_are_replayed[text, LoRA",)),
         MS_SWIFT: Cell((f"{SWIFT}test_rows_are_replayed_in_the_workers[sft, LoRA",)),
     },
     "gradient accumulation": {
         TRL: Cell((f"{WORKERS}[accumulation]", f"{DOCUMENTS}[bfd, LoRA")),
-        AXOLOTL: Cell((f"{AXO}test_rows_are_replayed[text, LoRA",)),
+        AXOLOTL: Cell((f"{AXO}test_rows_are_replayed[text, accumulation]",)),
         MS_SWIFT: Cell((f"{SWIFT}test_rows_are_replayed_in_the_workers[sft, LoRA",)),
         LOOP: Cell((f"{LOOPS}[nanogpt_ddp-",)),
         TRAINER_457: Cell((f"{EARLIER}[2]",)),

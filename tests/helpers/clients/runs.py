@@ -105,7 +105,7 @@ def run_client(
     ranks: int = 2,
     environment: Mapping[str, str] | None = None,
     may_abort: bool = False,
-    timeout_s: float = 240,
+    timeout_s: float = 420,
 ) -> Run:
     """Run `python <command>`, through `rehearsal_plugin.run --strict` where a section is given.
 

@@ -23,6 +23,7 @@ def main() -> None:
         eval_strategy="steps",
         eval_steps=4,
         eval_on_start=True,
+        average_tokens_across_devices=True,  # not yet the default in 4.53
     )
     job.train(resume_from_checkpoint=arguments.resume)
 

@@ -43,27 +43,21 @@ def watch_trainers() -> None:
         note["loss"].append(float(loss))
         return loss
 
-    def evaluation_loop(original: Any, trainer: Any, *arguments: Any, **keys: Any) -> Any:
+    def train(original: Any, trainer: Any, *arguments: Any, **keys: Any) -> Any:
         step = trainer.prediction_step
 
         def prediction_step(model: Any, inputs: Any, *others: Any, **named: Any) -> Any:
             note["evaluation"].append(tensors(inputs))
             return step(model, inputs, *others, **named)
 
-        trainer.prediction_step = prediction_step
-        try:
-            return original(trainer, *arguments, **keys)
-        finally:
-            del trainer.prediction_step
-
-    def train(original: Any, trainer: Any, *arguments: Any, **keys: Any) -> Any:
+        trainer.prediction_step = prediction_step  # not its caller: axolotl puts another loop in the place of that
         result = original(trainer, *arguments, **keys)
         note["logs"] = trainer.state.log_history
         note["weights"] = {name: value.detach().cpu().clone() for name, value in trainer.model.named_parameters()}
         torch.save(note, Path(os.environ["CLIENT_WITNESS"]) / f"rank{os.environ.get('RANK', 0)}.pt")
         return result
 
-    for replacement in (training_step, evaluation_loop, train):
+    for replacement in (training_step, train):
         replace(trainers.Trainer, replacement)
     logging.basicConfig()
     logging.getLogger("rehearsal_plugin").setLevel(logging.INFO)
