@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +17,42 @@ __all__ = ["EXCHANGE", "PICTURE", "SCALE", "hidden"]
 PICTURE = Path("images/scale.png")
 
 EXCHANGE_TEXT = """\
-2 to 16 processes on gloo run `Rehearsal` with nothing between two steps; each asks for 8 rows a step. Bytes are those
-that the kernel counts on the TCP connections of the exchange's own group, between two points at which nothing is
-under way, so headers and all that gloo adds are in them. The *ratio* is that of these bytes to the rows among them
-that went to another rank. *Messages* are ranks that rows are sent to, counted at the transport; *segments* are TCP
-segments with data. Numbers are means over 40 steps and over the ranks. The draw is that of one rank for all ranks,
-each asking for 8 rows, together with the rank's own plan: the same work on every rank. A draw by partition takes
-longer, which `rehearsal plan` reckons with.
+2 to 16 processes on gloo run `Rehearsal` with nothing between two steps; each asks for 8 rows a step. Buffers are full,
+and the 64 steps that are counted have headers once, as later ones do; draws by partition have them in every step. Bytes
+are those that the kernel counts on the TCP connections of the exchange's own group, between two points at which nothing
+is under way, so headers and all that gloo adds are in them. The *ratio* is that of these bytes to the rows among them
+that went to another rank. *Messages* are those with rows that a rank sends and receives, counted at the transport, and
+one to and from every other rank for headers; *segments* are TCP segments with data. Numbers are means over the steps
+and over the ranks, and the goal for messages is that of the busiest rank. The draw is what one rank does for its own
+rows, out of the rows of all ranks, each asking for 8.
 """
 
 EXCHANGE_LIMITS = """\
-The bytes of rows are flat: 8 rows, less those that a rank draws from itself. What comes on top of them is not: a
-header of 80 bytes goes round to every rank (192 bytes when rows are drawn by partition, more where over 8 partitions
-change in a step), and gloo frames every message, also to ranks that get no row. That is what the ratio of small rows on
-many ranks shows, and why the bound holds for the rows and ranks that it names and not for all.
+Rows, messages and bytes stop growing where there are more ranks than rows asked for. What a rank sums up over the table
+of all ranks still grows with them: a few nanoseconds a rank, more by partition.
 """
 
 SCALE_TEXT = """\
-The model of `rehearsal plan` is an alpha-beta model: headers go round a ring, rows straight from owner to reader, the
-rank that is asked for most rows decides, nothing overlaps. For this machine its three figures (a collective, a hop, a
-byte) are fitted to steps of 2, 4 and 8 real ranks, and *foretell* those of 16, which took no part in the fit. Ranks
-that outnumber the cores share them. The 16 took part in how the model was made, though: an earlier one, without the
-messages to ranks that get no row, foretold them worse. All jobs are run several times by turns, and the pass that
-other work disturbed least counts: a median over the steps of all ranks.
+The model of `rehearsal plan` is an alpha-beta model: headers go round a ring in one step of 64, rows straight from
+owner to reader, nothing overlaps. For this machine its three figures (a collective, a message, a byte) are fitted to
+steps of 2, 4 and 8 real ranks, and *foretell* those of 16, which took no part in the fit. Ranks that outnumber the
+cores share them. All jobs are run several times by turns, and the pass that other work disturbed least counts: a median
+over the steps of all ranks.
 """
 
 CLUSTERS = """\
 For clusters the figures are published ones, and the costs of the draw and of copies those measured here. None of it has
-been run on a cluster. What the background takes in a step, in ms; a step that takes longer than that hides it:
+been run on a cluster. What the background takes in a step, in ms, in the mean; a step that takes longer than that hides
+it:
 """
 
 SCALE_LIMITS = """\
-What limits now is not the bytes of rows, which hardly grow with the cluster. It is the headers, a ring over all ranks;
-the draw, which every rank makes for all; and a message from every rank to every other, with rows or without. All three
-grow in proportion to the ranks. The messages are reckoned one after the other, each at what NCCL takes for a message
-with rows: what an empty one takes is not known here. There the model is likely to be too careful, and `--message-us`
-changes it.
+A step with the headers of all ranks takes longer than the mean: that is the ring over all ranks, once in 64 steps, and
+the training waits for what a step does not hide of it. Where rows are drawn by partition, headers go round in every
+step, and groups keep them short (`sampling.scope`).
+
+What the model leaves out: with NCCL a rank's first message to another one makes a connection, which takes time and
+memory. Under the scope `global` a rank comes to talk to all others, so take groups from some hundred GPUs on.
 
 A GPU run would have to show that `exchanged_ms` and `drawn_ms` a step (`rehearsal.metrics()`, or
 `Train/Rehearsal/...` in DeepSpeed's monitor) stay below what `rehearsal plan` says, and `waited_ms` a step near 0,
@@ -98,7 +98,7 @@ def exchange_tables(report: Report, docs: Path) -> list[str]:
 def scale_tables(report: Report, docs: Path) -> list[str]:
     """The predicted steps, 128 ranks as threads, and the clusters."""
     by_kind = {kind: [row for row in report["rows"] if row["kind"] == kind] for kind in ("validation", "model")}
-    (fitted,), (threads,) = ([row for row in report["rows"] if row["kind"] == kind] for kind in ("fit", "threads"))
+    (fitted,), threads = ([row for row in report["rows"] if row["kind"] == kind] for kind in ("fit", "threads"))
     lines = [
         [
             f"{row['ranks']}{' (foretold)' if row['held_out'] else ''}",
@@ -113,16 +113,26 @@ def scale_tables(report: Report, docs: Path) -> list[str]:
     return [
         f"The fit: {figures}; {fitted['cores']} cores.\n",
         markdown_table(["ranks", "bytes a row", "measured ms", "model ms", "model / measured"], lines),
-        f"{threads['ranks']} ranks as threads of one process run the real code: {threads['rows_stored']} stored rows "
-        f"were replayed {threads['rows_replayed']:,} times, each as often as any other (Pearson's statistic lies "
-        f"{threads['z']:+.2f} standard deviations from its mean), with {threads['collectives_a_step']:.2f} collectives "
-        "a step; a test holds that.\n",
+        THREADS.format(ranks=threads[0]["ranks"]),
+        markdown_table(["draws from", "rows stored", "rows replayed", "score"], [as_score(row) for row in threads]),
         CLUSTERS,
         clusters(by_kind["model"]),
         markdown_table(["a step of", *LINKS], hidden(by_kind["model"], first)),
         f"![The background of a step on clusters]({PICTURE})\n\nThe picture and the last table are of {first}.\n",
         "".join(f"- `{name}`: {links.source}.\n" for name, links in LINKS.items()),
     ]
+
+
+THREADS = """\
+{ranks} ranks as threads of one process run the real code. Each stored row was replayed as often as any other; the
+*score* tells by how many standard deviations Pearson's statistic lies from its mean. A test holds that.
+"""
+
+
+def as_score(row: Mapping[str, Any]) -> list[str]:
+    """The line of one check of uniformity."""
+    scope = "all ranks" if row["scope"] == "global" else f"groups of {row['scope']}"
+    return [scope, f"{row['rows_stored']:,}", f"{row['rows_replayed']:,}", f"{row['z']:+.2f}"]
 
 
 def clusters(rows: Sequence[dict[str, Any]]) -> str:
@@ -154,12 +164,25 @@ EXCHANGE = Section(
     "The exchange",
     EXCHANGE_TEXT,
     (
-        Goal("bytes_ratio_max", "bytes sent against rows, 2,048 tokens and labels", 1.05, at_most=True),
-        Goal("collectives_per_step", "collectives", 2.0, at_most=True),
+        Goal("bytes_ratio_max", "bytes sent against rows, 2,048 tokens and labels", 1.02, at_most=True),
+        Goal("messages_per_rank_max", "messages of the busiest rank, twice 8 rows and 4", 20.0, at_most=True),
+        Goal("collectives_per_step", "operations that all ranks issue", 2.0, at_most=True),
         Goal("draw_ms_1024", "ms of CPU time of the draw for 1,024 ranks", 1.0, at_most=True),
         Goal("draw_ms_16384", "the same for 16,384", 10.0, at_most=True),
     ),
     exchange_tables,
     EXCHANGE_LIMITS,
 )
-SCALE = Section("scale", "Scale", SCALE_TEXT, (), scale_tables, SCALE_LIMITS)
+SCALE = Section(
+    "scale",
+    "Scale",
+    SCALE_TEXT,
+    (
+        Goal("background_ms_16384_group", "ms on 16,384 GPUs (h100-ndr), in groups of 64", 2.0, at_most=True),
+        Goal("background_ms_16384_global", "the same with rows from all ranks", 40.0, at_most=True),
+        Goal("background_ms_16384_global_with_headers", "the same in a step with headers", 40.0, at_most=True),
+        Goal("foretold_error_max", "times by which 16 ranks were foretold wrongly", 1.25, at_most=True),
+    ),
+    scale_tables,
+    SCALE_LIMITS,
+)
