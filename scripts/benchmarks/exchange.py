@@ -13,6 +13,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,16 @@ import numpy as np
 from rehearsal_plugin.distributed.draw import Numbers, Plan, draw, plan
 from rehearsal_plugin.distributed.header_schedule import LONGEST
 from scripts.benchmarks.measure import Timing, arguments_of, measure, publish
-from scripts.benchmarks.process_ranks import Job, Steps, on_ranks, run_steps
+from scripts.benchmarks.process_ranks import WARMUP, Job, Steps, on_ranks, run_steps
+from scripts.benchmarks.thread_ranks import counted_messages
 
 __all__ = ["counted", "main", "timed_draws"]
 
 RANKS = (2, 4, 8, 16)
 DRAWS = ((1024, 1), (16_384, 1), (16_384, 10), (16_384, 100))
 """Ranks and partitions of the draws that are timed."""
+THREADS, GROUP = (64, 256), 16
+"""Ranks as threads whose messages are counted, and how many draw from each other in groups."""
 REPRESENTATIVES = 8
 TOKENS = 2048 * 8
 REFERENCE = "2,048 tokens and labels"
@@ -55,6 +59,10 @@ def main(argv: Sequence[str]) -> int:
         "messages_per_rank_max": max(row["messages_max"] for row in rows if row["rows"] == REFERENCE),
         "collectives_per_step": max(row["collectives"] for row in rows),
     }
+    scopes: tuple[int | str, ...] = ("global", GROUP)
+    for size, scope in product(THREADS, scopes):
+        rows.append({"rows": "threads", **counted_messages(size, REPRESENTATIVES, WARMUP, LONGEST, scope)})
+        print(rows[-1])
     for (size, partitions), timing in timed_draws(DRAWS, arguments.rounds).items():
         rows.append({"rows": "draw", "ranks": size, "partitions": partitions, **timing.row()})
         by_partition = f"_{partitions}_partitions" if partitions > 1 else ""

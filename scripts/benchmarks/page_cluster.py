@@ -69,8 +69,12 @@ python -m scripts.benchmarks.page
 
 def exchange_tables(report: Report, docs: Path) -> list[str]:
     """Counts by rows and ranks, and the draw."""
-    lines, draws = [], []
+    lines, draws, threads = [], [], []
     for row in report["rows"]:
+        if row["rows"] == "threads":
+            scope = "all ranks" if row["scope"] == "global" else f"groups of {row['scope']}"
+            threads.append([f"{row['ranks']:,}", scope, f"{row['messages_max']:.2f}"])
+            continue
         if row["rows"] == "draw":
             clock = f"{row['ms']:.3g} ({row['ms_low']:.3g} to {row['ms_high']:.3g})"
             size = [f"{row['ranks']:,}", str(row["partitions"])]
@@ -92,7 +96,14 @@ def exchange_tables(report: Report, docs: Path) -> list[str]:
         "ratio",
     ]
     draw_heads = ["ranks", "partitions", "CPU ms a draw", "by the clock (quartiles)", "calls"]
-    return ["Of one rank in a step:\n", markdown_table(heads, lines), "The draw:\n", markdown_table(draw_heads, draws)]
+    return [
+        "Of one rank in a step:\n",
+        markdown_table(heads, lines),
+        "The same code on more ranks, as threads of one process:\n",
+        markdown_table(["ranks", "draw from", "messages of the busiest rank"], threads),
+        "The draw:\n",
+        markdown_table(draw_heads, draws),
+    ]
 
 
 def scale_tables(report: Report, docs: Path) -> list[str]:

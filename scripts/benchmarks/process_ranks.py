@@ -21,12 +21,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from rehearsal_plugin import Rehearsal
-from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.header_schedule import LONGEST
-from rehearsal_plugin.distributed.transport import Pending, TorchDistributedTransport
+from rehearsal_plugin.distributed.transport import TorchDistributedTransport
+from scripts.benchmarks.counting import CountsMessages
 
 __all__ = ["Job", "Steps", "connections", "on_ranks", "run_steps"]
 
@@ -66,7 +65,7 @@ class Steps:
 
     Attributes:
         collectives: Collectives issued.
-        messages: Messages with rows that were sent or received, and those of headers: one to and from each other rank.
+        messages: See `CountsMessages`.
         segments: TCP segments with data that left the process.
         wire_bytes: Bytes that left the process.
         row_bytes: Bytes of rows among them.
@@ -83,23 +82,8 @@ class Steps:
     step_s: tuple[float, ...]
 
 
-class CountingTransport(TorchDistributedTransport):
-    """Counts messages."""
-
-    messages = 0
-
-    def all_gather(self, send: Tensor) -> Pending:
-        """See `Transport.all_gather`."""
-        self.messages += 2 * (self.size - 1)
-        return super().all_gather(send)
-
-    def all_to_all(
-        self, send: Tensor, send_counts: IntArray, recv: Tensor, recv_counts: IntArray, *, channel: str = "rows"
-    ) -> Pending:
-        """See `Transport.all_to_all`."""
-        for counts in (send_counts, recv_counts):
-            self.messages += int((counts > 0).sum() - (counts[self.rank] > 0))
-        return super().all_to_all(send, send_counts, recv, recv_counts, channel=channel)
+class CountingTransport(CountsMessages, TorchDistributedTransport):
+    """Real ranks whose messages are counted."""
 
 
 def on_ranks(function: Callable[..., T], size: int, *arguments: object) -> list[T]:

@@ -15,15 +15,18 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.transport import Pending, Transport
+from scripts.benchmarks.counting import CountsMessages
 
-__all__ = ["ThreadTransport", "replayed_ids", "rows_of"]
+__all__ = ["CountingThread", "ThreadTransport", "counted_messages", "replayed_ids", "rows_of"]
 
 Posts: TypeAlias = dict[int, Any]
 
+TIMEOUT_S = 300.0
 SETTLED_AFTER = 6
 """Steps after which ranks in groups have heard from all, and the rows that they asked for then have come."""
 
@@ -84,7 +87,7 @@ class ThreadTransport(Transport):
         self._meeting, self._number = meeting, 0
 
     @classmethod
-    def group(cls, size: int) -> list[ThreadTransport]:
+    def group(cls, size: int) -> list[Self]:
         """The ranks of a new meeting."""
         meeting = Meeting(size)
         return [cls(meeting, rank) for rank in range(size)]
@@ -104,10 +107,10 @@ class ThreadTransport(Transport):
 
         return self._issue(torch.split(send.clone(), send_counts.tolist()), receive)
 
-    def split(self, groups: IntArray) -> ThreadTransport:
+    def split(self, groups: IntArray) -> Self:
         """See `Transport.split`."""
         ranks = tuple(np.flatnonzero(groups == groups[self.rank]).tolist())
-        return ThreadTransport(self._meeting.part(ranks), ranks.index(self.rank))
+        return type(self)(self._meeting.part(ranks), ranks.index(self.rank))
 
     def close(self) -> None:
         """See `Transport.close`."""
@@ -116,6 +119,48 @@ class ThreadTransport(Transport):
         self._number += 1
         self._meeting.post(self._number, self.rank, sent)
         return Met(self._meeting, self._number, receive)
+
+
+class CountingThread(CountsMessages, ThreadTransport):
+    """Ranks as threads whose messages are counted, those of their groups with them."""
+
+    def __init__(self, meeting: Meeting, rank: int) -> None:
+        super().__init__(meeting, rank)
+        self._groups: list[CountingThread] = []
+
+    def split(self, groups: IntArray) -> Self:
+        """See `Transport.split`."""
+        self._groups.append(super().split(groups))
+        return self._groups[-1]  # type: ignore[return-value]
+
+    @property
+    def counted(self) -> int:
+        """Messages of this transport and of the groups that it was split into."""
+        return self.messages + sum(group.counted for group in self._groups)
+
+
+def counted_messages(ranks: int, representatives: int, warmup: int, steps: int, scope: int | str) -> dict[str, Any]:
+    """Messages of the busiest rank and collectives in a step, of ranks with full buffers that ask for the same rows."""
+    config = {
+        "buffer": {"capacity": 4},
+        "representatives": representatives,
+        "sampling": {"scope": scope},
+        "exchange": {"timeout_s": TIMEOUT_S},
+    }
+    with ExitStack() as stack:
+        transports = CountingThread.group(ranks)
+        group = [stack.enter_context(Rehearsal(config, transport)) for transport in transports]
+        before = [0] * ranks
+        for step in range(warmup + steps):
+            if step == warmup:
+                group[0].drain()
+                before = [transport.counted for transport in transports]
+            for rank, rehearsal in enumerate(group):
+                rehearsal.update(_batch(rank, sound=True))
+        for rehearsal in group:
+            rehearsal.drain()
+        sent = [transport.counted - count for transport, count in zip(transports, before, strict=True)]
+        return {"ranks": ranks, "scope": str(scope), "messages_max": max(sent) / steps}
 
 
 def rows_of(rank: int) -> int:

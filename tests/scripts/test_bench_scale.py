@@ -10,7 +10,13 @@ from scipy.stats import chisquare
 from rehearsal_plugin.runtime.cost_model import LINKS, Links
 from scripts.benchmarks import scale as bench_scale
 from scripts.benchmarks.scale import GPUS, LOADS
-from scripts.benchmarks.thread_ranks import SETTLED_AFTER, ThreadTransport, replayed_ids, rows_of
+from scripts.benchmarks.thread_ranks import (
+    SETTLED_AFTER,
+    ThreadTransport,
+    counted_messages,
+    replayed_ids,
+    rows_of,
+)
 from tests.helpers.chance import SIGNIFICANCE, equally_included
 
 STEPS, REPRESENTATIVES = 12, 8
@@ -67,6 +73,13 @@ def test_ranks_as_threads_deliver_what_the_plan_says() -> None:
     assert pending.done()
     assert pending.result().tolist() == [[0, 1], [10, 11]]
     assert second.result().tolist() == [[2, 3], [4, 5], [12, 13], [14, 15]]
+
+
+def test_messages_do_not_grow_with_the_ranks() -> None:
+    found = [counted_messages(ranks, 4, 6, 4, "global")["messages_max"] for ranks in (16, 64)]
+    assert all(count <= 2 * 4 + 2 * (ranks - 1) for count, ranks in zip(found, (16, 64), strict=True))
+    grouped = counted_messages(32, 4, 6, 4, 8)["messages_max"]
+    assert grouped <= 2 * 4 + 2 * 7 + 2 * 31 / 2, "headers of the group in each of these steps, of all in some"
 
 
 # --- the model -------------------------------------------------------------------------------------------------------

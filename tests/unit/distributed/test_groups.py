@@ -159,6 +159,14 @@ def test_groups_that_fill_at_different_speeds_have_their_share_all_the_while() -
     assert drawn / drawn.sum() == pytest.approx(rates[:8] / rates[:8].sum(), abs=0.01)
 
 
+@pytest.mark.parametrize("scope", ["global", GROUP])
+def test_every_rank_with_a_full_buffer_gives_as_many_rows_as_it_gets(scope: Any) -> None:
+    """So the share of each rank's data in a step has no variance, in groups as without."""
+    found = replay(np.full(RANKS, 4), 10, 6, once=True, buffer={"capacity": 4}, sampling={"scope": scope})
+    given = np.bincount([rank for rank, _ in found], minlength=RANKS)
+    assert given.tolist() == [10 * 8] * RANKS
+
+
 @pytest.mark.parametrize("weights", ["uniform", "balanced"])
 def test_no_domain_is_lost_where_neighbours_see_the_same_one(weights: str) -> None:
     sampling, buffer = {"scope": GROUP, "weights": weights}, {"capacity": 4, "partition_by": "key"}
