@@ -62,11 +62,11 @@ class FailureWatch:
 
     Args:
         rank: This rank, for messages.
-        describe_silent: Says who does not answer, see `Transport.describe_silent`.
+        describe_silent: Says who does not answer, see `Transport.describe_silent`; None where there is no other rank.
         patience_s: Seconds that a step may take without a word.
     """
 
-    def __init__(self, rank: int, describe_silent: Callable[[int], str | None], patience_s: float) -> None:
+    def __init__(self, rank: int, describe_silent: Callable[[int], str | None] | None, patience_s: float) -> None:
         self._rank, self._describe_silent, self._patience_s = rank, describe_silent, patience_s
         self._attending = False
         self._noticed = threading.Event()  # the last failure
@@ -74,6 +74,8 @@ class FailureWatch:
 
     def note_step(self, step: int) -> None:
         """The training thread ends a step, and launches the exchange of this number."""
+        if self._describe_silent is None:
+            return
         if self._clock is None:
             self._clock = StepClock()
             weakref.finalize(self, self._clock.stopped.set)  # the thread holds the clock alone
@@ -90,7 +92,7 @@ class FailureWatch:
         except ExchangeError as error:
             # First the event, then the look: `wait_for` does it the other way round, so none misses the other.
             self._noticed = noticed = threading.Event()
-            if not self._attending:
+            if not self._attending and self._describe_silent is not None:
                 speak = partial(_speak_of_failure, noticed, self._rank, step, str(error), self._describe_silent)
                 threading.Thread(target=speak, name=f"rehearsal-watch-rank{self._rank}", daemon=True).start()
             raise

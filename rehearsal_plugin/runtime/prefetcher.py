@@ -107,7 +107,9 @@ class Prefetcher:
         self._stream = SideStream(device)
         self._outgoing: Outgoing | None = None
         self._job: Future[Outcome] | None = None
-        self._watch = FailureWatch(rank, (group.everyone or group.transport).describe_silent, config.exchange.timeout_s)
+        everyone = group.everyone or group.transport
+        describe_silent = everyone.describe_silent if everyone.size > 1 else None
+        self._watch = FailureWatch(rank, describe_silent, config.exchange.timeout_s)
         self._worker: BackgroundThread[Outcome] = BackgroundThread(f"rehearsal-rank{rank}")
 
     def stage_candidates(self, columns: list[Tensor]) -> int:

@@ -53,8 +53,6 @@ def pooled(hidden: Tensor, mask: Tensor | None, pool: Pool) -> Tensor:
 class HiddenStates:
     """Watches a model with forward hooks, and keeps the embeddings of the rows of its last forward.
 
-    The hooks of a compiled model are not compiled with it: a compiler replaces optree, by which leaves are named.
-
     Args:
         module: Name of the module with the hidden states, as in `named_modules()`.
         pool: See `pooled`.
@@ -83,6 +81,8 @@ class HiddenStates:
         Raises:
             ConfigError: The model has no module of that name.
         """
+        from rehearsal_plugin.strategies.uncompiled_hook import UncompiledHook  # takes a while
+
         self.close()
         modules = dict(model.named_modules())
         if self._module not in modules:
@@ -91,8 +91,8 @@ class HiddenStates:
         original = getattr(model, "_orig_mod", model)  # a compiled module takes any arguments
         self._arguments = list(inspect.signature(original.forward).parameters)
         self._hooks = [
-            model.register_forward_pre_hook(self._begin_forward, with_kwargs=True),
-            modules[self._module].register_forward_hook(self._keep_states),
+            model.register_forward_pre_hook(UncompiledHook(self._begin_forward), with_kwargs=True),
+            modules[self._module].register_forward_hook(UncompiledHook(self._keep_states)),
             model.register_forward_hook(self._end_forward, always_call=True),
         ]
 
@@ -115,7 +115,6 @@ class HiddenStates:
         self._hooks.clear()
         self._tokens = self._embeddings = None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _begin_forward(self, model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._inside = model.training or not self._training_only
         if not self._inside:
@@ -125,7 +124,6 @@ class HiddenStates:
         masks = [leaves[self._mask] for leaves in map(leaves_of, batches) if self._mask in leaves]
         self._tokens = masks[0] if masks and isinstance(masks[0], Tensor) else None
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _keep_states(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self._inside:
             return

@@ -114,7 +114,7 @@ class TorchDistributedTransport(Transport):
         self._ranks, self._backend, self._timeout_s = ranks, backend, timeout_s
         self._group: Any = _connect(backend, ranks, self.rank, timedelta(seconds=2 * timeout_s))
         self._unfinished: list[dist.Work] = []
-        self._waiter: BackgroundThread[None] = BackgroundThread(f"rehearsal-messages-rank{self.rank}")
+        self._waiter: BackgroundThread[None] | None = None  # until the first message
         self._stream: torch.cuda.Stream | None = None
         if backend == "nccl":
             self.main_thread = True
@@ -143,6 +143,7 @@ class TorchDistributedTransport(Transport):
             inward.pop(self.rank).copy_(outward.pop(self.rank))
         works = [group.recv([rows], rank, tag) for rank, rows in inward.items()]
         works += [group.send([rows], rank, tag) for rank, rows in outward.items()]
+        self._waiter = self._waiter or BackgroundThread(f"rehearsal-messages-rank{self.rank}")
         return Messages(self._waiter.submit(partial(_wait_for_all, group, works, send)), recv)
 
     def _send_coalesced(
@@ -170,6 +171,8 @@ class TorchDistributedTransport(Transport):
     def close(self) -> None:
         """See `Transport.close`; does not wait for collectives in flight."""
         group, self._group = self._group, None
+        if self._waiter is not None:
+            self._waiter.close(0.0)  # messages of a lost peer end later, and then the thread
         unfinished = [work for work in self._unfinished if not work.is_completed()]
         self._unfinished = []  # finished ones hold the group's sockets too
         if unfinished:
