@@ -15,11 +15,11 @@ from rehearsal_plugin.buffer.field_updates import updated_rows
 from rehearsal_plugin.buffer.keys_and_scores import KeysAndScores
 from rehearsal_plugin.buffer.policies import POLICIES
 from rehearsal_plugin.buffer.restore import adopt_rows, load_rows, rows_state
+from rehearsal_plugin.buffer.row_reader import RowReader
 from rehearsal_plugin.buffer.row_records import RowRecords
-from rehearsal_plugin.buffer.rows.fields import pick_rows
 from rehearsal_plugin.buffer.rows.layout import Packed, RowLayout
 from rehearsal_plugin.buffer.slot_index import SlotIndex, kept_places
-from rehearsal_plugin.buffer.trimmed_storage import TrimmedStorage, open_rows, slots_for
+from rehearsal_plugin.buffer.trimmed_storage import open_rows, slots_for
 from rehearsal_plugin.buffer.undo_log import UndoLog
 from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.core.arrays import IntArray, RankArray
@@ -71,13 +71,12 @@ class RehearsalBuffer:
         self._keys_and_scores = KeysAndScores(layout, config)
         policy, numbers = POLICIES[config.policy], RandomStream(seed, Purpose.ADMISSION)
         self._rule = AdmissionRule(policy, self._keys_and_scores, numbers, rank, newest=policy.newest)
-        self._storage = TrackedStorage(storage := open_rows(config, layout, rank), self.capacity)
-        self.budget = storage.budget if isinstance(storage, TrimmedStorage) else None
-        self._rank, self._ranks = rank, ranks
+        self._storage = TrackedStorage(open_rows(config, layout, rank), self.capacity)
+        self.budget = None if self._storage.trimmed is None else self._storage.trimmed.budget
+        self._rank, self._ranks, self._stored_pads = rank, ranks, layout.pads
         self._content_bytes = layout.row_bytes - layout.state_bytes if config.deduplicate else None
         self._records = self._empty_records()
-        self._draw_numbers = RandomStream(seed, Purpose.DRAW)
-        self._calls = 0
+        self._draw_numbers, self._calls = RandomStream(seed, Purpose.DRAW), 0
         self._undo_log: UndoLog[RowRecords] | None = None
 
     def __len__(self) -> int:
@@ -133,21 +132,22 @@ class RehearsalBuffer:
         self._before_admission()
         return self._rule.admit_rows(self._records, rows, step, self._rows_at, offered)
 
-    def write(self, slots: IntArray, rows: Tensor) -> None:
-        """Copy the rows `[n, row_bytes]` that `admit` kept to their `slots` `[n]`."""
+    def write(self, slots: IntArray, rows: Tensor, bounds: IntArray | None = None) -> None:
+        """Copy the rows `[n, row_bytes]` that `admit` kept to their `slots` `[n]`; `bounds` are as in `BoundedRows`."""
         places = kept_places(slots)
-        kept = slots if places is None else slots[places]
-        if not len(kept):
-            return
-        self._save_old_rows(kept)
-        if rows.device != self.device:  # only what is kept has to travel
-            rows, places = pick_rows(rows, places).to(self.device), None
-        self._storage.write(kept, rows, places)
+        if len(kept := slots if places is None else slots[places]):
+            self._save_old_rows(kept)
+            same = self.layout.pads == self._stored_pads  # but for batches of a job that goes on
+            self._storage.write_kept(kept, rows, places, bounds if same else None)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
         """Copy the rows at `slots` `[n]` into `out` `[n, row_bytes]` uint8 on `device`, contiguous."""
         if len(slots):
             self._storage.read(slots, out)
+
+    def reader(self) -> RowReader:
+        """Reads rows to memory that is used again."""
+        return RowReader(self._storage, self._storage.trimmed)
 
     def written(self, slots: IntArray) -> IntArray:
         """The step in which each row at `slots` `[n]` was admitted, `[n]` int64.

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows.fields import Field
+from rehearsal_plugin.buffer.rows.fields import Field, pick_rows
 from rehearsal_plugin.buffer.storage import RowStorage
+from rehearsal_plugin.buffer.trimmed_storage import TrimmedStorage
 from rehearsal_plugin.core.arrays import IntArray
 
 __all__ = ["Changes", "TrackedStorage"]
@@ -48,19 +49,36 @@ class TrackedStorage:
     Args:
         storage: The rows.
         capacity: How many they are.
+
+    Attributes:
+        trimmed: The storage, if it is one of rows of different length.
     """
 
     def __init__(self, storage: RowStorage, capacity: int) -> None:
         self._storage, self._capacity = storage, capacity
+        self.trimmed = storage if isinstance(storage, TrimmedStorage) else None
         self.device, self.row_bytes = storage.device, storage.row_bytes
         self.read, self.first, self.copy = storage.read, storage.first, storage.copy
         self._own: Changes | None = None  # until the first `take_changed`
         self._followers: tuple[Changes, ...] = ()  # replaced as a whole: another thread may be writing
 
-    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
-        """See `RowStorage.write`."""
-        self._storage.write(slots, rows, places)
+    def write(
+        self, slots: IntArray, rows: Tensor, places: IntArray | None = None, bounds: IntArray | None = None
+    ) -> None:
+        """See `RowStorage.write`; `bounds` are for a `TrimmedStorage`, and others are not given them."""
+        if self.trimmed is None:
+            self._storage.write(slots, rows, places)
+        else:
+            self.trimmed.write(slots, rows, places, bounds)
         self._note_changes(slots)
+
+    def write_kept(self, slots: IntArray, rows: Tensor, places: IntArray | None, bounds: IntArray | None) -> None:
+        """The same of rows on any device: only those at `places` have to travel."""
+        if rows.device != self.device:
+            rows = pick_rows(rows, places).to(self.device)
+            bounds = bounds if bounds is None or places is None else bounds[places]
+            places = None
+        self.write(slots, rows, places, bounds)
 
     def write_fields(
         self, slots: IntArray, fields: Sequence[Field], columns: Sequence[Tensor], places: IntArray | None = None

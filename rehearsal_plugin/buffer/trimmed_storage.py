@@ -142,15 +142,17 @@ class TrimmedStorage:
     def _table_bytes(self) -> int:
         return self._which.nbytes + self._starts.nbytes + self._lengths.nbytes
 
-    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
-        """See `RowStorage.write`."""
+    def write(
+        self, slots: IntArray, rows: Tensor, places: IntArray | None = None, bounds: IntArray | None = None
+    ) -> None:
+        """See `RowStorage.write`; `bounds` `[m]` tells from which position on each of the rows is padding."""
         array = np.ascontiguousarray(rows.numpy())
         if array.shape[1] != self.row_bytes:
             raise ValueError(f"rows of {array.shape[1]} bytes instead of {self.row_bytes}")
         places = np.arange(len(array)) if places is None else places
-        lengths = self._trimmer.lengths(array, places)
+        lengths = self._trimmer.lengths(array, places, bounds)
         which, starts = self._chunks.append(self._trimmer.sizes(lengths))
-        self._trimmer.trim(self._trimmer.runs_of(array, places), lengths, self._chunks.runs(which, starts))
+        self._trimmer.trim(array, places, lengths, self._chunks.runs(which, starts))
         self._enter(slots, which, starts, lengths)
         self._clean()
 
@@ -162,9 +164,17 @@ class TrimmedStorage:
         put(rows, np.arange(len(slots)), fields, columns, places)
         self.write(slots, torch.from_numpy(rows))
 
-    def read(self, slots: IntArray, out: Tensor) -> None:
-        """See `RowStorage.read`."""
-        self._rows_at(slots).pad_into(out)
+    def read(self, slots: IntArray, out: Tensor, bounds: IntArray | None = None) -> None:
+        """See `RowStorage.read`.
+
+        `bounds` `[n]` int64 tells from which position on each row of `out` is padding already, and is brought up to
+        date; None where nobody knows.
+        """
+        self._rows_at(slots).pad_into(out, bounds)
+
+    def blank(self, rows: Tensor) -> None:
+        """Write padding to all positions of rows `[n, row_bytes]` of zeros."""
+        self._trimmer.blank(rows)
 
     def first(self, count: int) -> TrimmedRows:
         """The rows at slots 0 to `count - 1` as they are now, whatever is written later; no byte is copied."""

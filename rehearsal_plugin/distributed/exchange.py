@@ -18,7 +18,6 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
-from rehearsal_plugin.buffer.rows.staging import RowPool
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.metrics import Metrics
@@ -101,7 +100,7 @@ class Exchange:
         self._config = config
         self._exchanges, self._warned = 0, False  # exchanges since absent partitions were looked for
         self.census = Census(group, config, fingerprint, run)
-        self._sending = RowPool(buffer.layout.row_bytes, buffer.device)
+        self._sending = buffer.reader()
 
     def post(
         self,
@@ -145,8 +144,7 @@ class Exchange:
         with self._metrics.timed("drawn_ms"):
             drawn = plan(self._draw(headers, posted.step), self._transport.size)
             slots = self._slots_of(drawn)
-            rows = self._sending.take(len(slots))
-            self._buffer.read(slots, rows)
+            rows = self._sending.read(slots)
             written = self._buffer.written(slots) if self._buffer.layout.state else slots[:0]
             # Here in the background; and waited for, as the transport may send from host memory at once.
             return Outgoing(rows.to(self._transport.device), drawn, slots, written)

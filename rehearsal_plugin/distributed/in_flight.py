@@ -50,10 +50,12 @@ class Arrival:
     Attributes:
         rows: The rows.
         source: What this rank sent in the same exchange; its plan tells which draw gave each row.
+        longest: Positions of the longest row, behind which all are padding; None where nobody looked.
     """
 
     rows: Tensor
     source: Outgoing
+    longest: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """The same as plain tensors, arrays and numbers; rows that were sent are not wanted any more."""

@@ -97,12 +97,12 @@ class BatchAugmenter:
         """See `augment`; `turn` notes what is to be undone."""
         flat = flatten(batch)
         layout = self._layout = self._layout or self._first_layout(flat)
-        columns = layout.columns(self._form.samples(flat, layout))
+        columns = layout.columns(self._form.samples(flat, layout), narrow=True)
         if not self._strategy.records:
             self._coordinator.stage_candidates(columns, layout, {}, turn)  # first: rows it refuses must leave no trace
         size = turn.rows = columns[0].shape[0]
         share, displaced = self._take_share(turn, displace)
-        replayed = NO_ROWS if share is None else layout.views(share.rows)
+        replayed = NO_ROWS if share is None else layout.views(share.rows, share.longest)
         new = size - displaced
         self._count_towards_ratio(flat, replayed, new, share, turn)
         # Only what the model sees has outputs, and it has them later, when the batch may have been changed.

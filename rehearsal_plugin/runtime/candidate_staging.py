@@ -9,7 +9,7 @@ from torch import Tensor
 from rehearsal_plugin.buffer.policies import POLICIES
 from rehearsal_plugin.buffer.policies.reservoir import thinned_places
 from rehearsal_plugin.buffer.rows.layout import RowLayout
-from rehearsal_plugin.buffer.rows.staging import Staging
+from rehearsal_plugin.buffer.rows.staging import BoundedRows, Staging
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.rng import Purpose, RandomStream
@@ -34,7 +34,7 @@ class CandidateStaging:
         config: The `rehearsal` section.
         rank: This rank; keys the random numbers.
         capacity: Rows of the buffer.
-        row_bytes: Bytes a row.
+        layout: Of the rows.
         device: Where batches live.
 
     Attributes:
@@ -42,11 +42,13 @@ class CandidateStaging:
         micro_batches: Micro-batches since then.
     """
 
-    def __init__(self, config: RehearsalConfig, rank: int, capacity: int, row_bytes: int, device: torch.device) -> None:
+    def __init__(
+        self, config: RehearsalConfig, rank: int, capacity: int, layout: RowLayout, device: torch.device
+    ) -> None:
         self._selection = CandidateSelection(config, rank)
         self._rank, self._numbers = rank, RandomStream(config.seed, Purpose.THINNING)
-        self._most = max(capacity, STAGED_BYTES // row_bytes)
-        self._staging, self._newest = Staging(row_bytes, device), POLICIES[config.buffer.policy].newest
+        self._most = max(capacity, STAGED_BYTES // layout.row_bytes)
+        self._staging, self._newest = Staging(layout, device), POLICIES[config.buffer.policy].newest
         self._oldest = 0  # place of the oldest row of a full ring
         self._parts: list[tuple[int, int]] = []  # micro-batch and rows, in their order, until rows are thinned
         self._owners: IntArray | None = None  # the micro-batch of each row, once they are
@@ -61,7 +63,7 @@ class CandidateStaging:
         if self._owners is not None or self._staging.count + count > self._most:
             self._thin(columns, layout, places, count, (step << MICRO_BATCH_BITS) + number)
         else:
-            self._pack(columns, layout, places, count)
+            self._staging.pack(columns, layout, count, places)
             self._parts.append((number, count))
         self._sizes[number] = count
         self.offered += count
@@ -85,8 +87,8 @@ class CandidateStaging:
         self._unroll()
         return self._staging.staged()
 
-    def flush(self) -> Tensor:
-        """All rows that are held `[n, row_bytes]`, untouched until the next flush; staging starts anew."""
+    def flush(self) -> BoundedRows:
+        """All rows that are held, untouched until the next flush; staging starts anew."""
         self._unroll()
         self._parts, self._owners = [], None
         self._sizes.clear()
@@ -101,14 +103,6 @@ class CandidateStaging:
         if offered > len(rows):
             self._owners = self._row_owners()
 
-    def _pack(self, columns: list[Tensor], layout: RowLayout, places: Tensor | None, count: int) -> None:
-        rows = self._staging.reserve(count)
-        try:
-            layout.pack(columns, rows, places)
-        except BaseException:
-            self._staging.give_back(count)
-            raise
-
     def _thin(self, columns: list[Tensor], layout: RowLayout, places: Tensor | None, count: int, address: int) -> None:
         """Stage rows so that all that were offered in this step are equally likely to be held, or the newest ones are.
 
@@ -122,11 +116,8 @@ class CandidateStaging:
             slots = thinned_places(self.offered, held, count, self._most, self._numbers.at(address, self._rank))
         order = np.flatnonzero(slots >= 0)
         targets, chosen = slots[order], torch.from_numpy(order)
-        rows = self._staging.staged().new_zeros((len(order), layout.row_bytes))
-        layout.pack(columns, rows, chosen if places is None else places[chosen])
         new = max(0, int(targets.max(initial=-1)) + 1 - held)
-        self._staging.reserve(new)
-        self._staging.staged()[torch.from_numpy(targets).to(rows.device)] = rows
+        self._staging.replace(targets, columns, layout, chosen if places is None else places[chosen])
         self._owners = np.concatenate((owners, np.zeros(new, dtype=np.int64)))
         self._owners[targets] = self.micro_batches - 1
 
@@ -146,8 +137,7 @@ class CandidateStaging:
         if not self._oldest:
             return
         order = np.roll(np.arange(self._staging.count), -self._oldest)
-        rows = self._staging.staged()
-        rows[:] = rows[torch.from_numpy(order).to(rows.device)]
+        self._staging.keep(order)
         self._owners, self._oldest = self._row_owners()[order], 0
 
     def _row_owners(self) -> IntArray:

@@ -28,6 +28,7 @@ from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing, Posted, Re
 from rehearsal_plugin.distributed.mixture import Mixture
 from rehearsal_plugin.distributed.request import Request
 from rehearsal_plugin.errors import ExchangeTimeout, RehearsalError
+from rehearsal_plugin.runtime.arrived_rows import ArrivedRows
 from rehearsal_plugin.runtime.candidate_staging import CandidateStaging
 from rehearsal_plugin.runtime.cuda_stream import SideStream
 from rehearsal_plugin.runtime.failure_watch import FailureWatch
@@ -103,8 +104,8 @@ class Prefetcher:
             stopped=self._stop.is_set,
             run=run,
         )
-        self._staging = CandidateStaging(config, rank, buffer.capacity, buffer.layout.row_bytes, device)
-        self._stream = SideStream(device)
+        self._staging = CandidateStaging(config, rank, buffer.capacity, buffer.layout, device)
+        self._arrived, self._stream = ArrivedRows(buffer, device), SideStream(device)
         self._outgoing: Outgoing | None = None
         self._job: Future[Outcome] | None = None
         everyone = group.everyone or group.transport
@@ -131,15 +132,16 @@ class Prefetcher:
         self.mixture.read_file()
         step, offered = self.step, self._staging.offered
         staged = self._staging.flush()
-        slots = self.buffer.admit(staged, step, offered)
-        self._count_admission(slots, offered - len(staged))
+        slots = self.buffer.admit(staged.rows, step, offered)
+        self._count_admission(slots, offered - len(slots))
         self._wrote.clear()
         self._stream.mark()
         # The weights as they are now, not when the background comes to it: which thread posts changes nothing.
         weights = self.mixture.proposed
-        post = partial(self._exchange.post, step, request, self._outgoing, staged, refresh, notes, weights)
+        post = partial(self._exchange.post, step, request, self._outgoing, staged.rows, refresh, notes, weights)
         posted = at_once(post) if self._inline else post
-        self._job = self._worker.submit(lambda: self._run(step, posted, slots, staged))
+        write = partial(self.buffer.write, slots, *staged)
+        self._job = self._worker.submit(lambda: self._run(step, write, posted))
         self.step += 1
 
     @property
@@ -250,21 +252,19 @@ class Prefetcher:
             self._exchange.close()
         return ended
 
-    def _run(self, step: int, post: Callable[[], Posted], slots: IntArray, staged: Tensor) -> Outcome:
+    def _run(self, step: int, write: Callable[[], None], post: Callable[[], Posted]) -> Outcome:
         """The background job of a step; rows that the index counts are written, whatever becomes of the exchange."""
         with self._stream.background(), self._watch.reporting(step):
             try:
                 with self._metrics.timed("written_ms"):
-                    self.buffer.write(slots, staged)
+                    write()
             finally:
                 self._wrote.set()
             posted = post()
             self._exchange.apply(posted)
             outgoing = self._exchange.prepare(posted)
             arrival = self._exchange.receive(posted)
-            if arrival is not None:
-                arrival = Arrival(arrival.rows.to(self.device), arrival.source)
-            return Outcome(arrival, outgoing)
+            return Outcome(None if arrival is None else self._arrived.prepare(arrival), outgoing)
 
     def _result(self, job: Future[Outcome]) -> Outcome:
         # State, headers and rows have a deadline each.

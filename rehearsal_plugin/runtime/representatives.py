@@ -27,11 +27,13 @@ class Share:
         rows: `[r, row_bytes]` uint8, draw by draw.
         sizes: How many of them each draw gave.
         index: `[r]` int64, which rows of the arrival they are.
+        longest: See `Arrival`.
     """
 
     rows: Tensor
     sizes: list[int]
     index: Tensor
+    longest: int | None = None
 
     @property
     def count(self) -> int:
@@ -96,14 +98,16 @@ class Representatives:
         chosen = [rows[:share] for rows in self._draws]
         self._draws = [rows[share:] for rows in self._draws]
         index = torch.from_numpy(np.concatenate(chosen)).to(self._arrival.rows.device)
-        return Share(self._arrival.rows.index_select(0, index), [len(part) for part in chosen], index)
+        return Share(
+            self._arrival.rows.index_select(0, index), [len(part) for part in chosen], index, self._arrival.longest
+        )
 
     def _take_all(self) -> Share:
         """All rows of the only draw, where they lie: one micro-batch gets them, so their order does not matter."""
         self._draws = [self._draws[0][:0]]
         rows = self._arrival.rows
         count = rows.shape[0]
-        return Share(rows, [count], torch.arange(count, device=rows.device))
+        return Share(rows, [count], torch.arange(count, device=rows.device), self._arrival.longest)
 
     def put_back(self, index: Tensor, sizes: Sequence[int]) -> None:
         """Undo `take`: the rows at `index` `[r]` are the next ones; `sizes` says how many each draw gave."""

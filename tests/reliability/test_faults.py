@@ -229,7 +229,9 @@ class Broken(TrackedStorage):
         super().__init__(buffer._storage, buffer.capacity)
         self._error = error
 
-    def write(self, slots: IntArray, rows: Tensor, places: IntArray | None = None) -> None:
+    def write(
+        self, slots: IntArray, rows: Tensor, places: IntArray | None = None, bounds: IntArray | None = None
+    ) -> None:
         raise self._error
 
 

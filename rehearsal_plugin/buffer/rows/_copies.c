@@ -392,49 +392,58 @@ close_sizes:
 
 #define BLOCK 512 /* bytes that are compared at once */
 
-/* Positions of `step` bytes up to the last that differs from the blank, of `count`. */
-static int64_t length_of(const char *cells, const char *blank, Py_ssize_t step, Py_ssize_t count)
+/* Positions of `step` bytes up to the last that differs from the blank, of `count`; `least` where it is before that. */
+static int64_t length_of(const char *cells, const char *blank, Py_ssize_t step, int64_t count, int64_t least)
 {
-    Py_ssize_t block = BLOCK / step ? BLOCK / step : 1;
-    while (count >= block && !memcmp(cells + (count - block) * step, blank + (count - block) * step, block * step))
+    int64_t block = BLOCK / step ? BLOCK / step : 1;
+    while (count >= least + block &&
+           !memcmp(cells + (count - block) * step, blank + (count - block) * step, block * step))
         count -= block;
-    while (count && !memcmp(cells + (count - 1) * step, blank + (count - 1) * step, step))
+    while (count > least && !memcmp(cells + (count - 1) * step, blank + (count - 1) * step, step))
         count--;
-    return count;
+    return count > least ? count : least;
 }
 
 static PyObject *find_lengths(PyObject *module, PyObject *arguments)
 {
-    PyObject *from, *which, *like, *to, *result = NULL;
-    Py_buffer rows, places, blank, lengths;
-    Py_ssize_t offset, step, count;
-    if (!PyArg_ParseTuple(arguments, "OOOnnnO", &from, &which, &like, &offset, &step, &count, &to) ||
+    PyObject *from, *which, *like, *most, *to, *result = NULL;
+    Py_buffer rows, places, blank, bounds, lengths;
+    Py_ssize_t offset, step;
+    if (!PyArg_ParseTuple(arguments, "OOOnnOO", &from, &which, &like, &offset, &step, &most, &to) ||
         open_bytes(from, "rows", PyBUF_SIMPLE, &rows) < 0)
         return NULL;
     if (open_index(which, "places", rows.shape[0], &places) < 0)
         goto close_rows;
     if (PyObject_GetBuffer(like, &blank, PyBUF_SIMPLE) < 0)
         goto close_places;
-    if (PyObject_GetBuffer(to, &lengths, PyBUF_WRITABLE) < 0)
+    if (offset < 0 || step < 1 || offset > rows.shape[1] || blank.len != rows.shape[1]) {
+        PyErr_SetString(PyExc_ValueError, "the field does not fit the rows");
         goto close_blank;
-    if (offset < 0 || step < 1 || count < 0 || offset > rows.shape[1] || count > (rows.shape[1] - offset) / step ||
-        blank.len != rows.shape[1] || lengths.len != places.shape[0] * (Py_ssize_t)sizeof(int64_t)) {
-        PyErr_SetString(PyExc_ValueError, "the field does not fit the rows, or the lengths their number");
+    }
+    if (open_index(most, "bounds", (rows.shape[1] - offset) / step + 1, &bounds) < 0)
+        goto close_blank;
+    if (PyObject_GetBuffer(to, &lengths, PyBUF_WRITABLE) < 0)
+        goto close_bounds;
+    if (bounds.shape[0] != rows.shape[0] || lengths.len != places.shape[0] * (Py_ssize_t)sizeof(int64_t)) {
+        PyErr_SetString(PyExc_ValueError, "the bounds or the lengths do not fit the number of rows");
         goto close_lengths;
     }
-    PyThreadState *others = places.shape[0] * count * step > HELD ? PyEval_SaveThread() : NULL;
+    int64_t total = 0; /* bytes that may have to be looked at */
+    for (Py_ssize_t i = 0; i < places.shape[0]; i++)
+        total += at(&bounds, at(&places, i)) * step;
+    PyThreadState *others = total > HELD ? PyEval_SaveThread() : NULL;
     for (Py_ssize_t i = 0; i < places.shape[0]; i++) {
-        int64_t *length = (int64_t *)lengths.buf + i;
-        const char *cells = (const char *)rows.buf + at(&places, i) * rows.shape[1] + offset;
-        int64_t found = length_of(cells, (const char *)blank.buf + offset, step, count);
-        if (found > *length)
-            *length = found;
+        int64_t row = at(&places, i), *length = (int64_t *)lengths.buf + i;
+        *length = length_of((const char *)rows.buf + row * rows.shape[1] + offset, (const char *)blank.buf + offset,
+                            step, at(&bounds, row), *length);
     }
     if (others)
         PyEval_RestoreThread(others);
     result = Py_NewRef(Py_None);
 close_lengths:
     PyBuffer_Release(&lengths);
+close_bounds:
+    PyBuffer_Release(&bounds);
 close_blank:
     PyBuffer_Release(&blank);
 close_places:
@@ -444,9 +453,212 @@ close_rows:
     return result;
 }
 
+/* The pieces of a row, of `fixed` bytes or of `steps` bytes a position each, and the lengths of rows in positions. */
+typedef struct {
+    Py_buffer lengths, offsets, fixed, steps;
+    int64_t *sizes; /* bytes of each trimmed row */
+} Cut;
+
+static void close_cut(Cut *cut)
+{
+    PyMem_Free(cut->sizes);
+    PyBuffer_Release(&cut->steps);
+    PyBuffer_Release(&cut->fixed);
+    PyBuffer_Release(&cut->offsets);
+    PyBuffer_Release(&cut->lengths);
+}
+
+/* Check that rows of `longest` positions fit, and find the sizes of the trimmed ones. */
+static int measure_cut(Cut *cut, int64_t longest, Py_ssize_t row_bytes)
+{
+    Py_ssize_t count = cut->lengths.shape[0], pieces = cut->offsets.shape[0];
+    int64_t fixed = 0, steps = 0;
+    if (cut->fixed.shape[0] != pieces || cut->steps.shape[0] != pieces) {
+        PyErr_SetString(PyExc_ValueError, "pieces must have an offset, fixed bytes and a step each");
+        return -1;
+    }
+    for (Py_ssize_t p = 0; p < pieces; p++) {
+        int64_t left = row_bytes - at(&cut->offsets, p) - at(&cut->fixed, p), step = at(&cut->steps, p);
+        if (left < 0 || (step && longest > left / step)) {
+            PyErr_SetString(PyExc_ValueError, "a piece does not fit the rows");
+            return -1;
+        }
+        fixed += at(&cut->fixed, p), steps += step;
+    }
+    if (!(cut->sizes = PyMem_New(int64_t, count + 1))) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++)
+        cut->sizes[i] = fixed + at(&cut->lengths, i) * steps;
+    return 0;
+}
+
+/* Open the pieces of rows that have up to `longest` positions, or up to the longest of theirs. */
+static int open_cut(PyObject *lengths, PyObject *offsets, PyObject *fixed, PyObject *steps, int64_t longest,
+                    Py_ssize_t row_bytes, Cut *cut)
+{
+    *cut = (Cut){0}; /* a buffer that was not opened may be released */
+    if (open_index(lengths, "lengths", row_bytes + 1, &cut->lengths) < 0 ||
+        open_index(offsets, "offsets", row_bytes + 1, &cut->offsets) < 0 ||
+        open_index(fixed, "fixed", row_bytes + 1, &cut->fixed) < 0 ||
+        open_index(steps, "steps", row_bytes + 1, &cut->steps) < 0)
+        goto failed;
+    for (Py_ssize_t i = 0; i < cut->lengths.shape[0]; i++)
+        longest = at(&cut->lengths, i) > longest ? at(&cut->lengths, i) : longest;
+    if (measure_cut(cut, longest, row_bytes) == 0)
+        return 0;
+failed:
+    close_cut(cut);
+    return -1;
+}
+
+static int open_trimmed(PyObject *arrays, PyObject *which, PyObject *starts, const Cut *cut, int flags, Runs *runs)
+{
+    Py_ssize_t stride = sizeof(int64_t);
+    Py_buffer sizes = {.buf = cut->sizes, .shape = cut->lengths.shape, .strides = &stride};
+    return open_runs(arrays, which, starts, &sizes, flags, runs);
+}
+
+static int64_t bytes_of_cut(const Cut *cut)
+{
+    int64_t total = 0;
+    for (Py_ssize_t i = 0; i < cut->lengths.shape[0]; i++)
+        total += cut->sizes[i];
+    return total;
+}
+
+static void trim_row(const char *row, const Cut *cut, int64_t length, char *to)
+{
+    for (Py_ssize_t p = 0; p < cut->offsets.shape[0]; p++) {
+        int64_t nbytes = at(&cut->fixed, p) + length * at(&cut->steps, p);
+        write_past_cache(to, row + at(&cut->offsets, p), nbytes);
+        to += nbytes;
+    }
+}
+
+static PyObject *trim_rows(PyObject *module, PyObject *arguments)
+{
+    PyObject *from, *chosen, *given[7], *result = NULL;
+    Py_buffer rows, places;
+    Cut cut;
+    Runs to;
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOO", &from, &chosen, &given[0], &given[1], &given[2], &given[3],
+                          &given[4], &given[5], &given[6]) ||
+        open_bytes(from, "rows", PyBUF_SIMPLE, &rows) < 0)
+        return NULL;
+    if (open_index(chosen, "places", rows.shape[0], &places) < 0)
+        goto close_rows;
+    if (open_cut(given[0], given[1], given[2], given[3], 0, rows.shape[1], &cut) < 0)
+        goto close_places;
+    if (cut.lengths.shape[0] != places.shape[0]) {
+        PyErr_SetString(PyExc_ValueError, "there must be one length of each row");
+        goto close_cut;
+    }
+    if (open_trimmed(given[4], given[5], given[6], &cut, PyBUF_WRITABLE, &to) < 0)
+        goto close_cut;
+    PyThreadState *others = bytes_of_cut(&cut) > HELD ? PyEval_SaveThread() : NULL;
+    for (Py_ssize_t i = 0; i < places.shape[0]; i++)
+        trim_row((const char *)rows.buf + at(&places, i) * rows.shape[1], &cut, at(&cut.lengths, i), to.runs[i]);
+#ifdef STREAMS
+    _mm_sfence();
+#endif
+    if (others)
+        PyEval_RestoreThread(others);
+    result = Py_NewRef(Py_None);
+    close_runs(&to);
+close_cut:
+    close_cut(&cut);
+close_places:
+    PyBuffer_Release(&places);
+close_rows:
+    PyBuffer_Release(&rows);
+    return result;
+}
+
+static void pad_row(const char *from, const Cut *cut, int64_t length, const char *blank, char *row, int64_t bound)
+{
+    for (Py_ssize_t p = 0; p < cut->offsets.shape[0]; p++) {
+        int64_t step = at(&cut->steps, p), nbytes = at(&cut->fixed, p) + length * step;
+        int64_t behind = at(&cut->offsets, p) + nbytes;
+        memcpy(row + at(&cut->offsets, p), from, nbytes);
+        from += nbytes;
+        if (step && bound > length)
+            memcpy(row + behind, blank + behind, (bound - length) * step);
+    }
+}
+
+/* Fetch the begin of a row, from where the processor fetches ahead by itself. */
+static inline void fetch(const char *row, int64_t nbytes)
+{
+    for (int64_t done = 0; done < nbytes && done < ABREAST * LINE; done += LINE)
+        __builtin_prefetch(row + done);
+}
+
+static void pad_all_rows(const Runs *from, const Cut *cut, const char *blank, const Py_buffer *out, int64_t *bounds)
+{
+    for (Py_ssize_t i = 0; i < out->shape[0]; i++) {
+        int64_t length = at(&cut->lengths, i);
+        if (i + 1 < out->shape[0])
+            fetch(from->runs[i + 1], cut->sizes[i + 1]);
+        pad_row(from->runs[i], cut, length, blank, (char *)out->buf + i * out->shape[1], bounds[i]);
+        bounds[i] = length;
+    }
+}
+
+static PyObject *pad_rows(PyObject *module, PyObject *arguments)
+{
+    PyObject *given[7], *like, *to, *known, *result = NULL;
+    Py_buffer out, blank, bounds;
+    Cut cut;
+    Runs from;
+    int64_t longest = 0;
+    if (!PyArg_ParseTuple(arguments, "OOOOOOOOOO", &given[0], &given[1], &given[2], &given[3], &given[4], &given[5],
+                          &given[6], &like, &to, &known) ||
+        open_bytes(to, "out", PyBUF_WRITABLE, &out) < 0)
+        return NULL;
+    if (PyObject_GetBuffer(like, &blank, PyBUF_SIMPLE) < 0)
+        goto close_out;
+    if (PyObject_GetBuffer(known, &bounds, PyBUF_WRITABLE) < 0)
+        goto close_blank;
+    if (blank.len != out.shape[1] || bounds.len != out.shape[0] * (Py_ssize_t)sizeof(int64_t)) {
+        PyErr_SetString(PyExc_ValueError, "the blank row or the bounds do not fit the rows");
+        goto close_bounds;
+    }
+    for (Py_ssize_t i = 0; i < out.shape[0]; i++)
+        longest = ((int64_t *)bounds.buf)[i] > longest ? ((int64_t *)bounds.buf)[i] : longest;
+    if (open_cut(given[3], given[4], given[5], given[6], longest, out.shape[1], &cut) < 0)
+        goto close_bounds;
+    if (cut.lengths.shape[0] != out.shape[0]) {
+        PyErr_SetString(PyExc_ValueError, "there must be one length of each row");
+        goto close_cut;
+    }
+    if (open_trimmed(given[0], given[1], given[2], &cut, PyBUF_SIMPLE, &from) < 0)
+        goto close_cut;
+    PyThreadState *others = bytes_of_cut(&cut) > HELD ? PyEval_SaveThread() : NULL;
+    pad_all_rows(&from, &cut, blank.buf, &out, bounds.buf);
+    if (others)
+        PyEval_RestoreThread(others);
+    result = Py_NewRef(Py_None);
+    close_runs(&from);
+close_cut:
+    close_cut(&cut);
+close_bounds:
+    PyBuffer_Release(&bounds);
+close_blank:
+    PyBuffer_Release(&blank);
+close_out:
+    PyBuffer_Release(&out);
+    return result;
+}
+
 static PyMethodDef functions[] = {
     {"find_lengths", find_lengths, METH_VARARGS,
-     "find_lengths(rows, places, blank, offset, step, count, lengths)\n--\n\nFind where padding begins."},
+     "find_lengths(rows, places, blank, offset, step, bounds, lengths)\n--\n\nFind where padding begins."},
+    {"trim_rows", trim_rows, METH_VARARGS,
+     "trim_rows(rows, places, lengths, offsets, fixed, steps, to, which, starts)\n--\n\nCopy rows without padding."},
+    {"pad_rows", pad_rows, METH_VARARGS,
+     "pad_rows(source, which, starts, lengths, offsets, fixed, steps, blank, out, bounds)\n--\n\nCopy and pad rows."},
     {"copy_runs", copy_runs, METH_VARARGS,
      "copy_runs(to, to_array, to_start, source, from_array, from_start, sizes)\n--\n\nCopy runs of bytes."},
     {"scatter", scatter, METH_VARARGS, "scatter(rows, slots, offsets, columns, places)\n--\n\nStore samples as rows."},

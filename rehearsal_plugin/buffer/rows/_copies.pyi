@@ -67,7 +67,7 @@ def find_lengths(
     blank: NDArray[np.uint8],
     offset: int,
     step: int,
-    count: int,
+    bounds: IntArray,
     lengths: IntArray,
 ) -> None:
     """Raise `lengths` `[n]` int64 to the positions of a field up to its last that differs from the blank row.
@@ -78,10 +78,70 @@ def find_lengths(
         blank: `[row_bytes]`, a row of padding.
         offset: First byte of the field.
         step: Bytes of a position.
-        count: Positions.
+        bounds: `[m]` int64, the position from which on each row is known to be blank.
         lengths: Changed in place.
 
     Raises:
-        IndexError: There is no such row; nothing was written.
+        IndexError: There is no such row or position; nothing was written.
         ValueError: The field or the lengths do not fit; nothing was written.
+    """
+
+def trim_rows(
+    rows: NDArray[np.uint8],
+    places: IntArray,
+    lengths: IntArray,
+    offsets: IntArray,
+    fixed: IntArray,
+    steps: IntArray,
+    to: list[NDArray[np.uint8]],
+    which: IntArray,
+    starts: IntArray,
+) -> None:
+    """Copy the pieces of rows one after the other, without what lies behind their length.
+
+    Args:
+        rows: `[m, row_bytes]`, contiguous.
+        places: `[n]` int64, which of them.
+        lengths: `[n]` int64, positions of each.
+        offsets: `[pieces]` int64, the byte of a row at which each piece begins.
+        fixed: `[pieces]` int64, bytes of each that do not depend on the length.
+        steps: `[pieces]` int64, bytes of each for a position.
+        to: Arrays that are written, contiguous.
+        which: `[n]` int64, the array that each row is copied to.
+        starts: `[n]` int64, the byte at which it begins there.
+
+    Raises:
+        IndexError: There is no such row, position, array or byte; nothing was written.
+        ValueError: Lengths or pieces do not match, or what must be contiguous is not; nothing was written.
+    """
+
+def pad_rows(
+    source: list[NDArray[np.uint8]],
+    which: IntArray,
+    starts: IntArray,
+    lengths: IntArray,
+    offsets: IntArray,
+    fixed: IntArray,
+    steps: IntArray,
+    blank: NDArray[np.uint8],
+    out: NDArray[np.uint8],
+    bounds: IntArray,
+) -> None:
+    """Copy what `trim_rows` wrote back to whole rows, and the blank row behind each length, up to its bound.
+
+    Args:
+        source: Arrays that are read, contiguous.
+        which: See `trim_rows`.
+        starts: See `trim_rows`.
+        lengths: See `trim_rows`.
+        offsets: See `trim_rows`.
+        fixed: See `trim_rows`.
+        steps: See `trim_rows`.
+        blank: `[row_bytes]`, a row of padding.
+        out: `[n, row_bytes]`, contiguous.
+        bounds: `[n]` int64, the position from which on each row of `out` is blank already; becomes `lengths`.
+
+    Raises:
+        IndexError: There is no such position, array or byte; nothing was written.
+        ValueError: Lengths or pieces do not match, or what must be contiguous is not; nothing was written.
     """

@@ -32,7 +32,7 @@ class BatchForm(Protocol):
         """
 
     def samples(self, batch: FlatBatch, layout: RowLayout) -> FlatBatch:
-        """The batch with one entry a sample in each field.
+        """The batch with one entry a sample in each field; padded ones may be shorter than those of the layout.
 
         Raises:
             BatchError: The batch is not of this form.
@@ -83,7 +83,7 @@ class RowForm:
 
     def samples(self, batch: FlatBatch, layout: RowLayout) -> FlatBatch:
         """See `BatchForm.samples`."""
-        return self._widened(batch)
+        return self._limited(batch)
 
     def fit(self, batch: FlatBatch, replayed: Mapping[str, Tensor]) -> tuple[FlatBatch, Mapping[str, Tensor]]:
         """See `BatchForm.fit`."""
@@ -125,6 +125,9 @@ class RowForm:
     def _widened(self, batch: FlatBatch, only: Collection[str] | None = None) -> FlatBatch:
         return batch if self._padding is None else self._padding.widen(batch, only)
 
+    def _limited(self, batch: FlatBatch) -> FlatBatch:
+        return batch if self._padding is None else self._padding.limit(batch)
+
     def _padded(self, layout: RowLayout) -> RowLayout:
         return layout if self._padding is None else replace(layout, pads=self._padding.values)
 
@@ -148,7 +151,7 @@ class GroupForm(RowForm):
 
     def samples(self, batch: FlatBatch, layout: RowLayout) -> FlatBatch:
         """See `BatchForm.samples`."""
-        return self._groups.grouped(self._widened(batch), layout.names)
+        return self._groups.grouped(self._limited(batch), layout.names)
 
     def fit(self, batch: FlatBatch, replayed: Mapping[str, Tensor]) -> tuple[FlatBatch, Mapping[str, Tensor]]:
         """See `BatchForm.fit`."""

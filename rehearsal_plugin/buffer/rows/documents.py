@@ -67,7 +67,7 @@ class DocumentForm:
                 "give 'input_ids', or set rehearsal.packing to 'rows'"
             )
         self._counted = counted[0]
-        samples = self._split(batch, lengths, tokens, pads)
+        samples = self._split(batch, lengths, tokens, pads, self._longest)
         layout = RowLayout.infer(samples, {*tokens, *entries})
         passing = {**layout.passing, **{name: "made anew" for name in batch.names if last_name(name) in DERIVED}}
         return replace(layout, passing=passing, lengths={}, selected=True, pads=pads), samples
@@ -110,7 +110,7 @@ class DocumentForm:
         return self._note(batch.with_leaves({**tokens, **entries}), documents)
 
     def as_batch(self, layout: RowLayout, replayed: Mapping[str, Tensor]) -> FlatBatch:
-        """See `BatchForm.as_batch`: documents `[r, longest]`, padded with -1, labels with -100."""
+        """See `BatchForm.as_batch`: documents `[r, length]`, padded with -1, labels with -100."""
         return layout.nesting.with_leaves(replayed)
 
     def as_samples(self, batch: FlatBatch, names: Collection[str]) -> Mapping[str, Tensor]:
@@ -154,7 +154,7 @@ class DocumentForm:
         return batch
 
     def _lengths_of(self, samples: Mapping[str, Tensor]) -> Tensor:
-        """Tokens of each document `[n]` of samples `[n, longest]`."""
+        """Tokens of each document `[n]` of samples `[n, length]`."""
         return (samples[self._counted] != NO_TOKEN).sum(1)
 
     def _behind(
@@ -176,19 +176,22 @@ class DocumentForm:
         rows = {name: torch.cat((batch[name][:kept], more)) for name, more in names.items()}
         return {**rows, **positions_of_rows(batch, kept + len(replayed[next(iter(pads))]))}
 
-    def _split(self, batch: FlatBatch, lengths: Tensor, tokens: list[str], pads: Mapping[str, float]) -> FlatBatch:
-        """The documents as padded rows."""
+    def _split(
+        self, batch: FlatBatch, lengths: Tensor, tokens: list[str], pads: Mapping[str, float], width: int = 0
+    ) -> FlatBatch:
+        """The documents as padded rows, as wide as the longest of them, or `width`."""
         longest = int(lengths.max()) if len(lengths) else 0
         if longest > self._longest:
             raise BatchError(
                 f"a document of this batch has {longest} tokens, and {self._longest} is the most that is stored; raise "
                 "rehearsal.padding.length"
             )
-        inside = torch.arange(self._longest, device=lengths.device) < lengths.unsqueeze(1)
+        width = max(width, longest)
+        inside = torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)
         rows: dict[str, Any] = {name: None for name in batch.names if last_name(name) in DERIVED}
         for name in tokens:
             leaf = batch[name]
-            row = leaf.new_full((len(lengths), self._longest, *leaf.shape[2:]), pads[name])
+            row = leaf.new_full((len(lengths), width, *leaf.shape[2:]), pads[name])
             row[inside.to(leaf.device)] = leaf.flatten(0, 1)
             if name == self._counted and bool((leaf == NO_TOKEN).any()):
                 raise BatchError(f"batch field '{name}' has tokens of -1, by which the end of a document is told")

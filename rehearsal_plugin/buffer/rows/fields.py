@@ -79,18 +79,29 @@ class Field:
         except TypeError:
             return None
 
-    def check(self, tensor: object, batch_size: int) -> Tensor:
-        """Return `tensor` if it can fill this field, else raise `BatchError`."""
+    def check(self, tensor: object, batch_size: int, axis: int | None = None) -> Tensor:
+        """Return `tensor` if it can fill this field, else raise `BatchError`; it may be shorter along `axis`."""
         if (
             isinstance(tensor, Tensor)
             and tensor.dtype == self.dtype
             and not tensor.is_nested  # has no shape
-            and tensor.shape == (batch_size, *self.shape)
+            and (tensor.shape == (batch_size, *self.shape) or self._is_narrow(tensor, batch_size, axis))
             and tensor.layout == torch.strided
             and (type(tensor) is Tensor or unsupported_kind(self.name, tensor) is None)
         ):
             return tensor
         raise BatchError(self._misfit(tensor, batch_size))
+
+    def _is_narrow(self, tensor: Tensor, batch_size: int, axis: int | None) -> bool:
+        """Whether `tensor` has this field's shape but for fewer entries along `axis`."""
+        whole = (batch_size, *self.shape)
+        if axis is None or len(whole) <= axis or tensor.ndim != len(whole):
+            return False
+        return tensor.shape[axis] <= whole[axis] and tensor.shape == (
+            *whole[:axis],
+            tensor.shape[axis],
+            *whole[axis + 1 :],
+        )
 
     def _misfit(self, tensor: object, batch_size: int) -> str:
         """Why `tensor` cannot fill this field."""

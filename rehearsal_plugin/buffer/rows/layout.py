@@ -15,14 +15,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.batch_size import entries_of, size_of
-from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, copy_rows, lay_out, put
+from rehearsal_plugin.buffer.rows.cells import Cell, cells_of, pack_columns
+from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out
 from rehearsal_plugin.buffer.rows.leaves import as_column, classify, like
+from rehearsal_plugin.buffer.rows.passing_leaves import refuse_entries_of_rows
 from rehearsal_plugin.buffer.rows.rows_in_lists import refuse_rows_of_lists
 from rehearsal_plugin.core.tree import FlatBatch, flatten
 from rehearsal_plugin.errors import BatchError
@@ -119,7 +120,11 @@ class RowLayout:
     @property
     def longest(self) -> int | None:
         """Positions of a padded row; None where no field is padded."""
-        return self.padded[0].shape[0 if self.rows_per_sample == 1 else 1] if self.padded else None
+        return self.padded[0].shape[self._positions_axis - 1] if self.padded else None
+
+    @property
+    def _positions_axis(self) -> int:  # of a padded column
+        return 1 if self.rows_per_sample == 1 else 2
 
     @property
     def fingerprint(self) -> int:
@@ -138,8 +143,12 @@ class RowLayout:
                 return field
         raise BatchError(f"the batch has no field '{name}'; it has {[f.name for f in self.fields]}")
 
-    def columns(self, batch: Any) -> list[Tensor]:
+    def columns(self, batch: Any, *, narrow: bool = False) -> list[Tensor]:
         """The batch's tensors in the order of `fields`, each `[b, *shape]`, checked.
+
+        Args:
+            batch: Samples.
+            narrow: Whether padded fields may have fewer positions.
 
         Raises:
             BatchError: A field is missing, new, or of another dtype or shape than in the first batch.
@@ -151,7 +160,11 @@ class RowLayout:
         if not self.selected and (self.lengths or flat.structure is not self.nesting.structure):
             self._refuse_new(flat, size * self.rows_per_sample)
         return [
-            field.check(constants.get(field.name) if place is None else _tensor(flat.leaves[place], field), size)
+            field.check(
+                constants.get(field.name) if place is None else _tensor(flat.leaves[place], field),
+                size,
+                self._positions_axis if narrow and field.name in self.pads else None,
+            )
             for field, place in zip(self.fields, places, strict=True)
         ]
 
@@ -167,21 +180,7 @@ class RowLayout:
 
     def _refuse_new(self, flat: FlatBatch, size: int) -> None:
         """Raise `BatchError` if a leaf that passes through, or a new one, may belong to the rows after all."""
-        for name, length in self.lengths.items():
-            leaf = flat.get(name)
-            entries = size_of(leaf)
-            if entries == size != length:
-                was = "a value without entries" if length is None else f"of {length} entries"
-                raise BatchError(
-                    f"batch field '{name}' was {was} in the first batch, so it is no part of a row, and has one entry "
-                    "a row now; give it from the first batch on, or name the fields of a row in rehearsal.fields"
-                )
-            if length is not None and entries != length and isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim:
-                raise BatchError(
-                    f"batch field '{name}' had {length} entries in the first batch and has {entries} in this one of "
-                    f"{size} rows, so it is no table but may belong to the rows; give it one entry a row, or name the "
-                    "fields of a row in rehearsal.fields"
-                )
+        refuse_entries_of_rows(flat, size, self.lengths)
         if flat.structure is self.nesting.structure:
             return
         refuse_rows_of_lists(flat, size)
@@ -201,17 +200,15 @@ class RowLayout:
 
         Args:
             columns: The result of `columns`, followed by that of `state_columns` if rows have state.
-            out: `[n, row_bytes]` uint8, overwritten.
+            out: `[n, row_bytes]` uint8, overwritten but for what lies behind narrow columns; see `pad_behind`.
             index: `[n]` int64 in host memory, which samples; None takes all, and then n is the batch size.
         """
-        fields = (*self.fields, *self.state)
-        if out.is_cpu and all(column.is_cpu for column in columns):
-            put(out.numpy(), np.arange(out.shape[0]), fields, columns, None if index is None else index.numpy())
-            return
-        with torch.no_grad():
-            for field, column in zip(fields, columns, strict=True):
-                if field.nbytes:
-                    copy_rows(column, field.view(out), index)
+        pack_columns(self.cells, columns, out, index)
+
+    @cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """Where each column of a row goes."""
+        return tuple(cells_of((*self.fields, *self.state), self.pads, self.rows_per_sample))
 
     def state_columns(self, state: Mapping[str, Tensor], size: int) -> list[Tensor]:
         """The state of `size` rows in the order of `self.state`, checked as a batch is.
@@ -235,9 +232,12 @@ class RowLayout:
         """The state of rows `[n, row_bytes]` by name, as views."""
         return self.state_of(rows[:, self.row_bytes - self.state_bytes :])
 
-    def views(self, rows: Tensor) -> dict[str, Tensor]:
-        """The fields of rows `[n, row_bytes]` by name, as views."""
-        return {field.name: field.view(rows) for field in self.fields}
+    def views(self, rows: Tensor, longest: int | None = None) -> dict[str, Tensor]:
+        """The fields of rows `[n, row_bytes]` by name, as views, padded ones of no more than `longest` positions."""
+        views = {field.name: field.view(rows) for field in self.fields}
+        if longest is not None:
+            views |= {field.name: views[field.name].narrow(self._positions_axis, 0, longest) for field in self.padded}
+        return views
 
     def unpack(self, rows: Tensor) -> Any:
         """Rows `[n, row_bytes]` as a batch of views; leaves that are not fields come back as None."""

@@ -90,6 +90,17 @@ class Padding:
         self.length = self.length or longest_for(longest)
         return flat.with_leaves(self._fitted(flat, self.values, self.length))
 
+    def limit(self, batch: FlatBatch) -> FlatBatch:
+        """The batch no wider than rows are stored; most are as they are.
+
+        Raises:
+            BatchError: As for `widen`.
+        """
+        width = max(self._names_by_width(batch))
+        if self.length is None or width <= self.length:
+            return batch
+        return batch.with_leaves({name: batch[name][:, : self.length] for name in self.values})
+
     def narrow(self, batch: FlatBatch) -> FlatBatch:
         """A batch of the stored length at that of its longest row, in all fields."""
         return batch.with_leaves(self._fitted(batch, self.values, self._longest(batch, self.values)))

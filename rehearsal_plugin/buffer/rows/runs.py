@@ -43,11 +43,6 @@ class Runs:
         """The runs at `index` `[m]`."""
         return Runs(self.arrays, self.which[index], self.starts[index])
 
-    def pieces(self, starts: IntArray) -> Runs:
-        """Several pieces of each run, piece by piece: `starts` `[n, pieces]` are their first bytes within the run."""
-        first = (self.starts[:, None] + starts).reshape(-1)
-        return Runs(self.arrays, np.repeat(self.which, starts.shape[1]), first)
-
     def copy_to(self, to: Runs, sizes: IntArray) -> None:
         """Copy `sizes` `[n]` bytes of each run to those of `to`, which must not overlap."""
         copy_runs(to.arrays, to.which, to.starts, self.arrays, self.which, self.starts, sizes)

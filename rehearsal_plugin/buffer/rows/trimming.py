@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows._copies import find_lengths
+from rehearsal_plugin.buffer.rows._copies import find_lengths, pad_rows, trim_rows
 from rehearsal_plugin.buffer.rows.fields import Field
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.runs import Runs
@@ -59,45 +59,48 @@ class RowTrimmer:
         self._strips = [strip for field in layout.padded for strip in _strips(field, layout, self.longest)]
         self._pieces = list(_pieces(self._strips, self.longest, self.row_bytes))
         self._offsets, self._fixed, self._steps = (np.array(column) for column in zip(*self._pieces, strict=True))
-        self._padded = np.flatnonzero(self._steps)
+        self._fixed_bytes, self._step_bytes = int(self._fixed.sum()), int(self._steps.sum())
         self._blank = np.zeros(self.row_bytes, dtype=np.uint8)
         for strip in self._strips:
             self._blank[strip.offset : strip.offset + self.longest * strip.step] = np.tile(strip.padding, self.longest)
 
-    def lengths(self, rows: ByteArray, places: IntArray) -> IntArray:
-        """Positions `[n]` up to the last that is no padding, of the rows at `places` `[n]` of `[m, row_bytes]`."""
+    def lengths(self, rows: ByteArray, places: IntArray, bounds: IntArray | None = None) -> IntArray:
+        """Positions `[n]` up to the last that is no padding, of the rows at `places` `[n]` of `[m, row_bytes]`.
+
+        `bounds` `[m]` tells from which position on each of the rows is padding; None where nobody knows.
+        """
+        bounds = np.full(len(rows), self.longest) if bounds is None else bounds
         lengths = np.zeros(len(places), dtype=np.int64)
         for strip in self._strips:
-            find_lengths(rows, places, self._blank, strip.offset, strip.step, self.longest, lengths)
+            find_lengths(rows, places, self._blank, strip.offset, strip.step, bounds, lengths)
         return lengths
 
     def sizes(self, lengths: IntArray) -> IntArray:
         """Bytes `[n]` of trimmed rows of `lengths` `[n]`."""
-        return int(self._fixed.sum()) + lengths * int(self._steps.sum())
+        return lengths * self._step_bytes + self._fixed_bytes
 
-    def trim(self, rows: Runs, lengths: IntArray, to: Runs) -> None:
-        """Copy padded rows of `lengths` `[n]` without their padding."""
-        sizes, starts = self._cut(lengths)
-        rows.pieces(np.broadcast_to(self._offsets, starts.shape)).copy_to(to.pieces(starts), sizes.reshape(-1))
+    def trim(self, rows: ByteArray, places: IntArray, lengths: IntArray, to: Runs) -> None:
+        """Copy the padded rows at `places` `[n]` of `[m, row_bytes]`, of `lengths` `[n]`, without their padding."""
+        trim_rows(rows, places, lengths, self._offsets, self._fixed, self._steps, to.arrays, to.which, to.starts)
 
-    def pad(self, trimmed: Runs, lengths: IntArray, out: ByteArray) -> None:
-        """Copy trimmed rows of `lengths` `[n]` to `out` `[n, row_bytes]`, contiguous, and pad them."""
-        sizes, starts = self._cut(lengths)
-        rows = self.runs_of(out, np.arange(len(out)))
-        trimmed.pieces(starts).copy_to(rows.pieces(np.broadcast_to(self._offsets, starts.shape)), sizes.reshape(-1))
-        steps = self._steps[self._padded]
-        behind = self._offsets[self._padded] + lengths[:, None] * steps
-        blank = Runs.within(self._blank, behind.reshape(-1))
-        blank.copy_to(rows.pieces(behind), ((self.longest - lengths)[:, None] * steps).reshape(-1))
+    def pad(self, trimmed: Runs, lengths: IntArray, out: ByteArray, bounds: IntArray | None = None) -> None:
+        """Copy trimmed rows of `lengths` `[n]` to `out` `[n, row_bytes]`, contiguous, and pad them.
 
-    def runs_of(self, rows: ByteArray, places: IntArray) -> Runs:
-        """The rows at `places` `[n]` of padded rows `[m, row_bytes]`, contiguous."""
-        return Runs.within(rows.reshape(-1), places * self.row_bytes)
+        `bounds` `[n]` tells from which position on each row of `out` is padding already, and becomes `lengths`; None
+        where nobody knows.
+        """
+        bounds = np.full(len(out), self.longest) if bounds is None else bounds
+        pad_rows(
+            trimmed.arrays, trimmed.which, trimmed.starts, lengths, self._offsets, self._fixed, self._steps,
+            self._blank, out, bounds,
+        )  # fmt: skip
 
-    def _cut(self, lengths: IntArray) -> tuple[IntArray, IntArray]:
-        """Bytes and first byte of every piece of trimmed rows of `lengths` `[n]`, `[n, pieces]` each."""
-        sizes = self._fixed + lengths[:, None] * self._steps
-        return sizes, sizes.cumsum(1) - sizes
+    def blank(self, rows: Tensor) -> None:
+        """Write padding to all positions of rows `[n, row_bytes]` of zeros."""
+        for strip in self._strips:
+            if strip.padding.any():  # else it is as fresh memory is
+                cells = slice(strip.offset, strip.offset + self.longest * strip.step)
+                rows.numpy()[:, cells] = self._blank[cells]
 
 
 class TrimmedRows:
@@ -182,9 +185,9 @@ class TrimmedRows:
         """Copy the trimmed rows."""
         self._runs.copy_to(to, self._trimmer.sizes(self.lengths))
 
-    def pad_into(self, out: Tensor) -> None:
-        """Write the padded rows to `out` `[n, row_bytes]` uint8 in host memory, contiguous."""
-        self._trimmer.pad(self._runs, self.lengths, out.numpy())
+    def pad_into(self, out: Tensor, bounds: IntArray | None = None) -> None:
+        """Write the padded rows to `out` `[n, row_bytes]` uint8 in host memory, contiguous; see `RowTrimmer.pad`."""
+        self._trimmer.pad(self._runs, self.lengths, out.numpy(), bounds)
 
 
 def _strips(field: Field, layout: RowLayout, longest: int) -> Iterator[Strip]:

@@ -33,13 +33,6 @@ def test_selected_runs_lie_where_they_lay() -> None:
     assert bytes(out) == b"yya"
 
 
-def test_pieces_of_runs_begin_within_them() -> None:
-    pieces = Runs.within(array("abcdefgh"), numbers(0, 4)).pieces(np.array([[0, 2], [1, 3]]))
-    out = array("....")
-    pieces.copy_to(Runs.packed(out, numbers(1, 1, 1, 1)), numbers(1, 1, 1, 1))
-    assert bytes(out) == b"acfh"
-
-
 def test_nothing_is_copied_of_nothing() -> None:
     Runs([], numbers(), numbers()).copy_to(Runs([], numbers(), numbers()), numbers())
 

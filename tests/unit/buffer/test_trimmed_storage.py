@@ -70,6 +70,17 @@ def test_columns_are_written_as_rows_are(storage: TrimmedStorage) -> None:
     assert torch.equal(read(storage, np.array([5, 6])), rows[[2, 0]])
 
 
+def test_rows_are_looked_at_up_to_their_bounds_alone(storage: TrimmedStorage) -> None:
+    """What lies behind counts as padding, whatever it is."""
+    rows = packed_rows([4, 0, 9, LONGEST])
+    marked = rows.clone()
+    for row, bound in enumerate(bounds := [6, 0, 9, LONGEST]):
+        LAYOUT.field("tokens").view(marked)[row, bound:] = 5
+    storage.write(np.array([5, 6, 7]), marked, np.array([3, 0, 2]), np.array(bounds))
+    storage.write(np.array([8]), marked[1:2], None, np.array(bounds[1:2]))
+    assert torch.equal(read(storage, np.array([5, 6, 7, 8])), rows[[3, 0, 2, 1]])
+
+
 def test_a_list_of_first_rows_stays_as_it_was(storage: TrimmedStorage) -> None:
     rows = packed_rows([3, 5])
     storage.write(np.arange(2), rows)

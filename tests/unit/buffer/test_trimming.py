@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows._copies import find_lengths, pad_rows, trim_rows
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.runs import Runs
 from rehearsal_plugin.buffer.rows.sample_groups import SampleGroups
@@ -27,7 +28,7 @@ def trimmed(rows: Tensor, layout: RowLayout = LAYOUT) -> TrimmedRows:
     lengths = trimmer.lengths(rows.numpy(), places)
     sizes = trimmer.sizes(lengths)
     packed = np.zeros(int(sizes.sum()), dtype=np.uint8)
-    trimmer.trim(trimmer.runs_of(rows.numpy(), places), lengths, Runs.packed(packed, sizes))
+    trimmer.trim(rows.numpy(), places, lengths, Runs.packed(packed, sizes))
     return TrimmedRows(trimmer, Runs.packed(packed, sizes), lengths)
 
 
@@ -122,3 +123,80 @@ def test_rows_of_a_sample_are_trimmed_to_the_longest_of_them(layout: Any) -> Non
     assert torch.equal(one[:], rows)
     again = layout_from_json(json.loads(json.dumps(layout_to_json(rows_layout))))
     assert torch.equal(TrimmedRows.of(again, one.packed(), one.lengths)[:], rows)
+
+
+TRIM: dict[str, Any] = {"places": np.array([0, 1]), "lengths": np.array([3, 1]), "to": 64, "starts": np.array([0, 20])}
+
+
+@pytest.mark.parametrize(
+    ("error", "change"),
+    [
+        (IndexError, {"places": np.array([0, 2])}),
+        (IndexError, {"places": np.array([-1, 0])}),
+        (ValueError, {"lengths": np.array([3, 7])}),
+        (ValueError, {"lengths": np.array([3])}),
+        (IndexError, {"lengths": np.array([3, -1])}),
+        (IndexError, {"lengths": np.array([3, 1 << 62])}),
+        (IndexError, {"starts": np.array([0, 60])}),
+        (IndexError, {"starts": np.array([0, -1])}),
+        (IndexError, {"to": 20}),
+    ],
+)
+def test_rows_that_do_not_fit_are_not_trimmed(error: type[Exception], change: dict[str, Any]) -> None:
+    call = {**TRIM, **change}
+    rows, to, which = (
+        np.ones((2, 32), dtype=np.uint8),
+        np.zeros(call["to"], dtype=np.uint8),
+        np.zeros(2, dtype=np.int64),
+    )
+    pieces = np.array([0, 8]), np.array([4, 0]), np.array([0, 4])
+    with pytest.raises(error):
+        trim_rows(rows, call["places"], call["lengths"], *pieces, [to], which, call["starts"])
+    assert not to.any()
+
+
+PAD: dict[str, Any] = {
+    "source": 64, "starts": np.array([0, 20]), "lengths": np.array([3, 1]), "blank": 32, "bounds": np.array([5, 0])
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("error", "change"),
+    [
+        (None, {}),
+        (IndexError, {"source": 20}),
+        (IndexError, {"starts": np.array([-1, 0])}),
+        (ValueError, {"lengths": np.array([7, 1])}),
+        (ValueError, {"lengths": np.array([7])}),
+        (ValueError, {"blank": 31}),
+        (ValueError, {"bounds": np.array([7, 0])}),
+        (ValueError, {"bounds": np.array([5])}),
+    ],
+)
+def test_rows_that_do_not_fit_are_not_padded(error: type[Exception] | None, change: dict[str, Any]) -> None:
+    call = {**PAD, **change}
+    source, blank = np.ones(call["source"], dtype=np.uint8), np.full(call["blank"], 9, dtype=np.uint8)
+    out, bounds, which = np.zeros((2, 32), dtype=np.uint8), call["bounds"].copy(), np.zeros(2, dtype=np.int64)
+    pieces = np.array([0, 8]), np.array([4, 0]), np.array([0, 4])
+
+    def pad() -> None:
+        pad_rows([source], which, call["starts"], call["lengths"], *pieces, blank, out, bounds)
+
+    if error is None:
+        pad()
+        assert out[0].tolist() == [1] * 4 + [0] * 4 + [1] * 12 + [9] * 8 + [0] * 4
+        assert out[1].tolist() == [1] * 4 + [0] * 4 + [1] * 4 + [0] * 20
+        assert bounds.tolist() == [3, 1]
+        return
+    with pytest.raises(error):
+        pad()
+    assert not out.any()
+    assert np.array_equal(bounds, call["bounds"])
+
+
+@pytest.mark.parametrize("bounds", [np.array([9]), np.array([-1]), np.array([3, 3])])
+def test_bounds_that_do_not_fit_are_refused(bounds: Any) -> None:
+    rows, lengths = np.ones((1, 32), dtype=np.uint8), np.zeros(1, dtype=np.int64)
+    with pytest.raises((IndexError, ValueError), match="bounds"):
+        find_lengths(rows, np.zeros(1, dtype=np.int64), np.zeros(32, dtype=np.uint8), 0, 4, bounds, lengths)
+    assert lengths.tolist() == [0]

@@ -30,7 +30,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def staging(seed: int = 0, policy: str = "reservoir") -> CandidateStaging:
     config = RehearsalConfig.load({"seed": seed, "buffer": {"policy": policy}})
-    return CandidateStaging(config, 0, 4, LAYOUT.row_bytes, torch.device("cpu"))
+    return CandidateStaging(config, 0, 4, LAYOUT, torch.device("cpu"))
 
 
 def stage(staged: CandidateStaging, first: int, count: int) -> int:
@@ -100,7 +100,7 @@ def test_fifo_holds_the_newest_in_their_order(sizes: list[int]) -> None:
         if number % 2:
             assert ids(staged) == list(range(max(0, first - HELD), first))
     assert staged.offered == first
-    assert LAYOUT.views(staged.flush())["id"].tolist() == list(range(max(0, first - HELD), first))
+    assert LAYOUT.views(staged.flush().rows)["id"].tolist() == list(range(max(0, first - HELD), first))
     stage(staged, 0, 5)
     assert ids(staged) == list(range(5))
 

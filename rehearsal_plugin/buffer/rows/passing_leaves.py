@@ -1,0 +1,39 @@
+"""Leaves that are no part of a row: refused where they may belong to the rows of a later batch after all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from torch import Tensor
+
+from rehearsal_plugin.buffer.rows.batch_size import size_of
+from rehearsal_plugin.core.tree import FlatBatch
+from rehearsal_plugin.errors import BatchError
+
+__all__ = ["refuse_entries_of_rows"]
+
+
+def refuse_entries_of_rows(batch: FlatBatch, size: int, lengths: Mapping[str, int | None]) -> None:
+    """Raise `BatchError` if a leaf that passes through may have one entry a row in this batch.
+
+    Args:
+        batch: With so many rows as `size` tells.
+        size: Rows.
+        lengths: Entries that each such leaf had in the first batch; None for a value without entries.
+    """
+    for name, length in lengths.items():
+        leaf = batch.get(name)
+        entries = size_of(leaf)
+        if entries == size != length:
+            was = "a value without entries" if length is None else f"of {length} entries"
+            raise BatchError(
+                f"batch field '{name}' was {was} in the first batch, so it is no part of a row, and has one entry "
+                "a row now; give it from the first batch on, or name the fields of a row in rehearsal.fields"
+            )
+        if length is not None and entries != length and isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim:
+            raise BatchError(
+                f"batch field '{name}' had {length} entries in the first batch and has {entries} in this one of "
+                f"{size} rows, so it is no table but may belong to the rows; give it one entry a row, or name the "
+                "fields of a row in rehearsal.fields"
+            )
