@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
@@ -128,12 +129,36 @@ class Chunks:
         self.arrays = arrays
 
 
+class _SpareChunk:
+    """Makes chunks, the last of which is used again once nothing refers to it: fresh pages take longer than copies.
+
+    It is safe as nobody slices a chunk: a view would not keep it, as numpy's views refer to the memory below.
+    """
+
+    def __init__(self, new_memory: NewChunk) -> None:
+        self._new_memory = new_memory
+        self._spare: list[ByteArray] = []
+
+    def __call__(self, nbytes: int) -> ByteArray:
+        try:
+            memory = self._spare.pop()  # one atomic operation: the last reader may be on another thread
+        except IndexError:
+            memory = self._new_memory(nbytes)
+        chunk = memory[:nbytes]
+        weakref.finalize(chunk, self._give_back, memory).atexit = False
+        return chunk
+
+    def _give_back(self, memory: ByteArray) -> None:
+        if not self._spare:
+            self._spare.append(memory)
+
+
 def _in_memory(config: BufferConfig, rank: int) -> NewChunk:
-    return zeros
+    return _SpareChunk(zeros)
 
 
 def _pinned(config: BufferConfig, rank: int) -> NewChunk:
-    return lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8, pin_memory=True, device="cpu").numpy()
+    return _SpareChunk(lambda nbytes: torch.zeros(nbytes, dtype=torch.uint8, pin_memory=True, device="cpu").numpy())
 
 
 def _in_files(config: BufferConfig, rank: int) -> NewChunk:

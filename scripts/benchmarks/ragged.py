@@ -4,31 +4,42 @@
 
 Texts of up to 4,096 tokens, three int64 fields each (ids, labels, mask), whose lengths are log-normal with a mean of
 300. `--admissions` of them are written to random slots, 14 at a time; then the bytes held are compared with those of
-the rows stored. W14 writes 14 texts, G7 and G64 read 7 and 64. They go in and come out as padded rows, as they do in a
-job. Beside it there is a storage of rows of one length, that of the mean text: as many bytes stored, none of padding.
+the rows stored. The calls are those of a job: S14 stages a batch of 14 texts, padded to the longest of them; W14 stages
+it and writes it to slots that were chosen before; G7 and G64 read 7 and 64 to the memory that they are sent from.
+Beside it there is a storage of rows of one length, that of the mean text: as many bytes stored, none of padding.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.buffer.chunks import CHUNK_OPENERS
+from rehearsal_plugin.buffer.row_reader import RowReader
 from rehearsal_plugin.buffer.rows.allocator import zeros
 from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.staging import BoundedRows, Staging
 from rehearsal_plugin.buffer.storage import HostStorage, RowStorage
 from rehearsal_plugin.buffer.trimmed_storage import TrimmedStorage
-from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.config import BufferConfig
+from rehearsal_plugin.core.arrays import ByteArray, IntArray
 from scripts.benchmarks.measure import arguments_of, measure, publish, ratio
 from scripts.common.tables import print_table
 
 LONGEST, MEAN = 4096, 300
 WRITTEN, GATHERED = 14, (7, 64)
+BATCHES = 64  # that take turns
 PADS = {"input_ids": 0.0, "labels": -100.0, "attention_mask": 0.0}
+
+Batch: TypeAlias = Mapping[str, Tensor]
+Write: TypeAlias = Callable[[IntArray, BoundedRows], None]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,18 +47,33 @@ def main(argv: Sequence[str]) -> int:
     description = (__doc__ or "").partition("\n")[0]
     arguments = arguments_of(description, argv, admissions=1_000_000, capacity=20_000, rounds=301)
     rng = np.random.default_rng(0)
-    layout, texts = some_texts(rng)
-    storage = TrimmedStorage(layout, arguments.capacity, zeros)
-    fill(storage, texts, arguments.capacity, arguments.admissions, rng)
-    mean = storage.live_bytes // arguments.capacity // 16 * 16
-    rows = zeros(arguments.capacity * mean).reshape(arguments.capacity, mean)
+    texts = some_texts(rng)
+    layout = dataclasses.replace(RowLayout.infer(texts), pads=PADS)
+    in_memory, opened = CHUNK_OPENERS["memory"](BufferConfig(), 0), [0]
+
+    def new_chunk(nbytes: int) -> ByteArray:
+        opened[0] += nbytes
+        return in_memory(nbytes)
+
+    storage = TrimmedStorage(layout, arguments.capacity, new_chunk)
+    written = fill(storage, texts, layout, arguments.capacity, arguments.admissions, rng)
+    moved = opened[0] / written - 1
+    batches = [narrow({name: texts[name][rng.integers(0, len(texts["labels"]), WRITTEN)] for name in PADS})
+               for _ in range(BATCHES)]  # fmt: skip
+    mean = storage.live_bytes // arguments.capacity // 24 // 2 * 2  # tokens, in whole multiples of 16 bytes
+    of_one = [{name: texts[name][:WRITTEN, :mean].contiguous() for name in PADS} for _ in range(BATCHES)]
+    one_layout = RowLayout.infer(of_one[0])
+    rows = zeros(arguments.capacity * one_layout.row_bytes).reshape(arguments.capacity, -1)
     rows[:] = 1  # so that its pages are there
+    one = HostStorage(rows)
     calls = {
-        **operations("different", storage, texts, arguments.capacity, rng),
-        **operations("one", HostStorage(rows), texts[:, :mean].contiguous(), arguments.capacity, rng),
-    }
+        **operations("different", layout, batches, RowReader(storage, storage), arguments.capacity, rng,
+                     lambda slots, staged: storage.write(slots, staged.rows, None, staged.bounds)),
+        **operations("one", one_layout, of_one, RowReader(one), arguments.capacity, rng,
+                     lambda slots, staged: one.write(slots, staged.rows)),
+    }  # fmt: skip
     timings = measure(calls, arguments.rounds)
-    names = [f"W{WRITTEN}", *(f"G{count}" for count in GATHERED)]
+    names = [f"S{WRITTEN}", f"W{WRITTEN}", *(f"G{count}" for count in GATHERED)]
     ratios = {name: ratio(timings[f"different {name}"], timings[f"one {name}"]) for name in names}
     table = [
         {"operation": name, "different_us": 1e3 * float(timings[f"different {name}"].row()["ms"]),
@@ -61,6 +87,7 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     memory = {
         "held_vs_stored": storage.held_bytes / storage.live_bytes,
+        "moved_vs_written": moved,
         "padded_vs_stored": arguments.capacity * layout.row_bytes / storage.live_bytes,
     }
     publish(arguments.json, {**memory, **{f"{name.lower()}_vs_one": found.median for name, found in ratios.items()}},
@@ -68,43 +95,67 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def some_texts(rng: np.random.Generator, count: int = 256) -> tuple[RowLayout, Tensor]:
-    """The layout of a text, and padded rows `[count, row_bytes]` uint8 of random ones."""
+def some_texts(rng: np.random.Generator, count: int = 256) -> Batch:
+    """Random texts, padded to the longest length, `[count, LONGEST]` a field."""
     lengths = np.minimum(rng.lognormal(np.log(MEAN) - 0.5, 1.0, count), LONGEST).astype(int)
     batch = {name: torch.full((count, LONGEST), int(value)) for name, value in PADS.items()}
     for row, length in enumerate(lengths.tolist()):
         batch["input_ids"][row, :length] = torch.from_numpy(rng.integers(1, 50_000, length))
         batch["labels"][row, :length] = batch["input_ids"][row, :length]
         batch["attention_mask"][row, :length] = 1
-    layout = dataclasses.replace(RowLayout.infer(batch), pads=PADS)
-    rows = torch.zeros((count, layout.row_bytes), dtype=torch.uint8)
+    return batch
+
+
+def narrow(batch: Batch) -> Batch:
+    """The texts padded to the longest of them, as a collator does."""
+    width = int(batch["attention_mask"].sum(1).max())
+    return {name: field[:, :width].contiguous() for name, field in batch.items()}
+
+
+def packed(batch: Batch, layout: RowLayout) -> Tensor:
+    """Texts as rows `[n, row_bytes]` uint8."""
+    rows = torch.zeros((len(batch["labels"]), layout.row_bytes), dtype=torch.uint8)
     layout.pack(layout.columns(batch), rows)
-    return layout, rows
+    return rows
 
 
-def fill(storage: RowStorage, texts: Tensor, capacity: int, admissions: int, rng: np.random.Generator) -> None:
-    """Write random texts, first to every slot, then to random ones."""
+def fill(
+    storage: RowStorage, texts: Batch, layout: RowLayout, capacity: int, admissions: int, rng: np.random.Generator
+) -> int:
+    """Write random texts, first to every slot, then to random ones; returns the bytes of their tokens."""
+    rows, tokens, written = packed(texts, layout), texts["attention_mask"].sum(1).numpy(), 0
     for start in range(0, admissions, WRITTEN):
         first = np.arange(start, min(start + WRITTEN, capacity))
         slots = first if len(first) else rng.choice(capacity, WRITTEN, replace=False)
-        storage.write(slots, texts, rng.integers(0, len(texts), len(slots)))
+        places = rng.integers(0, len(tokens), len(slots))
+        storage.write(slots, rows, places)
+        written += 24 * int(tokens[places].sum())
+    return written
 
 
 def operations(
-    name: str, storage: RowStorage, texts: Tensor, capacity: int, rng: np.random.Generator
-) -> dict[str, Callable[[], object]]:
-    """The calls that are timed, by name; each goes to other slots every time."""
+    name: str, layout: RowLayout, batches: Sequence[Batch], reader: RowReader, capacity: int, rng: np.random.Generator,
+    write: Write,
+) -> dict[str, Callable[[], object]]:  # fmt: skip
+    """The calls that are timed, by name; each takes another batch and other slots every time."""
+    staging = Staging(layout, torch.device("cpu"))
+    columns = itertools.cycle([layout.columns(batch, narrow=True) for batch in batches])
 
-    def places(count: int) -> IntArray:
-        return rng.choice(capacity, count, replace=False)
+    def slots(count: int) -> itertools.cycle[IntArray]:
+        return itertools.cycle([rng.choice(capacity, count, replace=False) for _ in range(BATCHES)])
+
+    def stage() -> BoundedRows:
+        staging.pack(next(columns), layout, WRITTEN)
+        return staging.flush()
 
     def gather(count: int) -> Callable[[], object]:
-        out = torch.empty((count, storage.row_bytes), dtype=torch.uint8)
-        return lambda: storage.read(places(count), out)
+        chosen = slots(count)
+        return lambda: reader.read(next(chosen))
 
-    chosen = rng.integers(0, len(texts), WRITTEN)
+    to = slots(WRITTEN)
     return {
-        f"{name} W{WRITTEN}": lambda: storage.write(places(WRITTEN), texts, chosen),
+        f"{name} S{WRITTEN}": stage,
+        f"{name} W{WRITTEN}": lambda: write(next(to), stage()),
         **{f"{name} G{count}": gather(count) for count in GATHERED},
     }
 

@@ -347,13 +347,17 @@ close_which:
     return result;
 }
 
+/* Past the cache, as all runs are: rows that are moved or saved are as little looked at as those that are stored. */
 static void copy_all_runs(const Runs *to, const Runs *from, const Py_buffer *sizes)
 {
     for (Py_ssize_t i = 0; i < sizes->shape[0]; i++) {
         if (i + ABREAST < sizes->shape[0])
             __builtin_prefetch(from->runs[i + ABREAST]);
-        memcpy(to->runs[i], from->runs[i], at(sizes, i));
+        write_past_cache(to->runs[i], from->runs[i], at(sizes, i));
     }
+#ifdef STREAMS
+    _mm_sfence();
+#endif
 }
 
 static Py_ssize_t sum_of(const Py_buffer *sizes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -65,3 +66,26 @@ def test_chunks_in_files_leave_nothing_behind(tmp_path: Path) -> None:
     first[:], second[:] = 1, 2
     assert (first.min(), first.max(), second.min(), second.max()) == (1, 1, 2, 2)
     assert not list((tmp_path / "rows").iterdir())
+
+
+def test_memory_of_a_chunk_is_used_again_once_nobody_reads_it() -> None:
+    new_chunk = CHUNK_OPENERS["memory"](BufferConfig(), 0)
+    first, second = new_chunk(1 << 12), new_chunk(1 << 12)
+    places = [chunk.ctypes.data for chunk in (first, second)]
+    assert len(set(places)) == 2
+    third = new_chunk(1 << 12)  # while both are read
+    assert third.ctypes.data not in places
+    del first
+    assert new_chunk(1 << 12).ctypes.data == places[0]
+    assert len(new_chunk(1 << 12)) == 1 << 12
+
+
+def test_one_chunk_is_kept_and_no_more() -> None:
+    new_chunk = CHUNK_OPENERS["memory"](BufferConfig(), 0)
+    tracemalloc.start()
+    try:
+        chunks = [new_chunk(1 << 20) for _ in range(8)]
+        chunks.clear()
+        assert tracemalloc.get_traced_memory()[0] < 1.5 * (1 << 20)
+    finally:
+        tracemalloc.stop()
