@@ -154,12 +154,15 @@ def test_documents_of_another_longest_length_are_refused_with_that_length(tmp_pa
         return {"input_ids": torch.ones(1, length, dtype=torch.int64), "position_ids": torch.arange(length)[None]}
 
     with job(padding=None) as rehearsal:
-        rehearsal.update(flat(2000))  # so up to 8,192 tokens are stored
+        rehearsal.update(flat(40_000))  # so up to 262,144 tokens are stored
         rehearsal.save(tmp_path)
     section: dict[str, Any] = {"buffer": {"capacity": 60, "preload": str(tmp_path)}}
-    with job(**section, padding=None) as other, pytest.raises(CheckpointError, match=r"padding\.length to 8192, give"):
+    with (
+        job(**section, padding=None) as other,
+        pytest.raises(CheckpointError, match=r"padding\.length to 262144, give"),
+    ):
         other.update(flat(5))
-    with job(**section, padding={"length": 8192}) as other:
+    with job(**section, padding={"length": 262_144}) as other:
         other.update(flat(5))
         assert other.buffer is not None
         assert len(other.buffer) == 2
