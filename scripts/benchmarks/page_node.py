@@ -192,7 +192,7 @@ def ragged_tables(report: Report, docs: Path) -> list[str]:
     ]  # fmt: skip
     return [
         f"Held are {memory['held_vs_stored']:.3f} bytes for each byte stored; padded rows would take "
-        f"{memory['padded_vs_stored']:.1f}. For each byte written, {memory['moved_vs_written']:.1f} are moved.",
+        f"{memory['padded_vs_stored']:.1f}. For each byte written, {memory['moved_vs_written']:.1f} are moved.\n",
         markdown_table(["", "different lengths, µs", "one length, µs", "ratio"], lines),
     ]
 

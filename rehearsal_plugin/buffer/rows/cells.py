@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.fields import Field, copy_rows, put
 
-__all__ = ["Cell", "blank", "cells_of", "pack_columns", "pad_behind", "width_of"]
+__all__ = ["Cell", "blank", "cells_of", "copy_cells", "pack_columns", "pad_behind", "width_of"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,12 @@ def pack_columns(cells: Sequence[Cell], columns: Sequence[Tensor], out: Tensor, 
     if out.is_cpu and all(part.is_cpu for part in parts):
         fields = [cell.field for cell in cells]
         put(out.numpy(), np.arange(out.shape[0]), fields, parts, None if index is None else index.numpy())
-        return
+    else:
+        copy_cells(cells, parts, out, index)
+
+
+def copy_cells(cells: Sequence[Cell], parts: Sequence[Tensor], out: Tensor, index: Tensor | None) -> None:
+    """The same of the part of each cell, on any device."""
     with torch.no_grad():
         for cell, part in zip(cells, parts, strict=True):
             if part.numel():

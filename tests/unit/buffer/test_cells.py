@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rehearsal_plugin.buffer.rows.cells import blank, pad_behind, width_of
+from rehearsal_plugin.buffer.rows.cells import blank, copy_cells, pad_behind, width_of
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.sample_groups import SampleGroups
 from rehearsal_plugin.core.tree import flatten
@@ -89,6 +89,17 @@ def test_only_padded_fields_may_be_narrow_and_only_where_that_is_asked_for() -> 
     plain = dataclasses.replace(LAYOUT, pads={"tokens": 0.0})
     with pytest.raises(BatchError, match="'labels' must have shape"):
         plain.columns(narrowed(batch, tokens=7, labels=7), narrow=True)
+
+
+@pytest.mark.parametrize("index", [None, [2, 0, 2]])
+def test_copies_on_a_device_are_those_in_host_memory(index: list[int] | None) -> None:
+    """Called here with memory of the host."""
+    columns = LAYOUT.columns(narrowed(padded_batch([3, 7, 0]), tokens=9, labels=7), narrow=True)
+    places = None if index is None else torch.tensor(index)
+    rows = [torch.full((3, LAYOUT.row_bytes), 9, dtype=torch.uint8) for _ in range(2)]
+    LAYOUT.pack(columns, rows[0], places)
+    copy_cells(LAYOUT.cells, [cell.of(columns) for cell in LAYOUT.cells], rows[1], places)
+    assert torch.equal(*rows)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
