@@ -26,7 +26,9 @@ NONE = np.zeros(0, dtype=np.int64)
 
 def prepared(rows: Tensor, layout: RowLayout) -> Arrival:
     buffer = RehearsalBuffer(BufferConfig(capacity=4), layout)
-    plan = Plan(NONE, NONE, [len(rows)], [len(rows)], np.zeros(len(rows), dtype=np.int64), len(rows))
+    plan = Plan(
+        NONE, NONE, np.array([len(rows)]), np.array([len(rows)]), np.zeros(len(rows), dtype=np.int64), len(rows)
+    )
     return ArrivedRows(buffer, CPU).prepare(Arrival(rows, Outgoing(rows[:0], plan, NONE, NONE)))
 
 
