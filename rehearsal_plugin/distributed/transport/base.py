@@ -15,7 +15,7 @@ from rehearsal_plugin.config.registries import TRANSPORTS
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError, ExchangeTimeout
 
-__all__ = ["Connect", "Pending", "Transport", "poll", "register", "wait"]
+__all__ = ["Connect", "Pending", "Refused", "Transport", "poll", "register", "wait"]
 
 FIRST_POLL_S = 50e-6
 
@@ -31,6 +31,21 @@ class Pending(Protocol):
 
     def result(self) -> Tensor:
         """What was received; call it once, after `done`. Raises what the library raises."""
+
+
+class Refused:
+    """An operation that the library would not take, as after a rank was lost: fails where its result is waited for."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def done(self, within_s: float = 0.0) -> bool:
+        """See `Pending.done`."""
+        raise self._error
+
+    def result(self) -> Tensor:
+        """See `Pending.result`."""
+        raise self._error
 
 
 def poll(ended: Callable[[], bool], within_s: float) -> bool:

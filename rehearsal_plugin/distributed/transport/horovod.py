@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.optional_import import optional_import
-from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll
+from rehearsal_plugin.distributed.transport.base import Pending, Refused, Transport, poll
 from rehearsal_plugin.distributed.transport.horovod_start import StartWords
 from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError, ExchangeTimeout, RehearsalError
 
@@ -53,21 +53,6 @@ class Enqueued:
         # An alltoall also tells how many rows came from whom; the plan knows that.
         rows: Tensor = received[0] if isinstance(received, tuple) else received
         return rows
-
-
-class Refused:
-    """An operation that Horovod would not take, as after a rank was lost: fails where its result is waited for."""
-
-    def __init__(self, error: Exception) -> None:
-        self._error = error
-
-    def done(self, within_s: float = 0.0) -> bool:
-        """See `Pending.done`."""
-        raise self._error
-
-    def result(self) -> Tensor:
-        """See `Pending.result`."""
-        raise self._error
 
 
 class HorovodTransport(Transport):

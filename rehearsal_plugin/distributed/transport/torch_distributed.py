@@ -34,7 +34,7 @@ from torch import Tensor
 
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.background_thread import BackgroundThread
-from rehearsal_plugin.distributed.transport.base import Pending, Transport, poll, register
+from rehearsal_plugin.distributed.transport.base import Pending, Refused, Transport, poll, register
 from rehearsal_plugin.distributed.transport.late_ranks import describe_silent
 from rehearsal_plugin.distributed.transport.local import Finished, LocalTransport
 from rehearsal_plugin.distributed.transport.start import next_store, ranks_of, wait_for_ranks
@@ -141,10 +141,15 @@ class TorchDistributedTransport(Transport):
             return self._send_coalesced(send, recv, outward, inward)
         if self.rank in outward:
             inward.pop(self.rank).copy_(outward.pop(self.rank))
-        works = [group.recv([rows], rank, tag) for rank, rows in inward.items()]
-        works += [group.send([rows], rank, tag) for rank, rows in outward.items()]
+        works, refused = list[dist.Work](), None
+        try:
+            works.extend(group.recv([rows], rank, tag) for rank, rows in inward.items())
+            works.extend(group.send([rows], rank, tag) for rank, rows in outward.items())
+        except RuntimeError as error:  # unlike a collective, a message to a rank that is gone fails at once
+            refused = Refused(error)
         self._waiter = self._waiter or BackgroundThread(f"rehearsal-messages-rank{self.rank}")
-        return Messages(self._waiter.submit(partial(_wait_for_all, group, works, send)), recv)
+        messages = Messages(self._waiter.submit(partial(_wait_for_all, group, works, send)), recv)
+        return refused or messages
 
     def _send_coalesced(
         self, send: Tensor, recv: Tensor, outward: Mapping[int, Tensor], inward: Mapping[int, Tensor]
