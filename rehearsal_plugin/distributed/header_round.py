@@ -86,10 +86,10 @@ class HeaderRound:
         changes, pairs = self.global_counts.changes(holdings.keys, holdings.sizes, holdings.offered)
         steady = holdings.settled and request.is_steady and nearest is None and not changes
         told = [request.numerator, request.denominator, *astuple(notes)]
-        promise = self._schedule.promise(step, told, steady=steady)
-        if self._transport.size == 1:  # it costs nothing
+        promise, room = self._schedule.promise(step, told, steady=steady), self.global_counts.room
+        if self._transport.size == 1 or changes > room:  # it costs nothing; or this rank is left out until it is heard
             promise = 0
-        room, opening = self.global_counts.room, None if self._opening is None else self._opening.words
+        opening = None if self._opening is None else self._opening.words
         header = compose(self._fingerprint, step, request, changes, promise, notes, pairs, room, nearest, opening)
         return self._transport.all_gather(torch.from_numpy(header))
 

@@ -42,6 +42,7 @@ class Mixture:
         self._proposed = self._weights
         self._file = None if config.weights_file is None else Path(config.weights_file)
         self._file_stamp: tuple[int, int] | None = None  # when the file was written last, and its size
+        self._keys: IntArray | None = None  # those that `_columns` are the weights of
         self._columns = np.empty(0)
 
     def propose(self, weights: Mapping[Any, float]) -> None:
@@ -99,7 +100,7 @@ class Mixture:
         if proposed == self._weights or (digests != digests[0]).any():
             return False
         LOG.info("rehearsal: the mixture is %s from this step on", proposed)
-        self._weights, self._columns = proposed, np.empty(0)
+        self._weights, self._keys = proposed, None
         return True
 
     @property
@@ -111,7 +112,8 @@ class Mixture:
         """The weights in force of partitions with `keys` `[n]`, `[n]` float64; None where all count alike."""
         if self._weights is None:
             return None
-        if len(self._columns) != len(keys):  # keys only ever grow
+        if keys is not self._keys:  # a table makes a new array of keys when it grows
+            self._keys = keys
             self._columns = np.array([self._weights.get(str(key), 0.0) for key in keys.tolist()], dtype=np.float64)
         return self._columns
 
@@ -125,4 +127,4 @@ class Mixture:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self._weights, self._proposed = state["weights"], state["proposed"]
-        self._columns = np.empty(0)
+        self._keys = None

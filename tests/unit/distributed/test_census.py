@@ -94,3 +94,17 @@ def test_the_state_of_other_groups_is_refused_with_the_cure() -> None:
     state = {**census.state_dict(), "groups": np.array([0, 1])}
     with pytest.raises(CheckpointError, match=r"in other groups.*set rehearsal\.sampling\.scope to another value"):
         census.load_state_dict(state, census.mixture.state_dict())
+
+
+def weights_by_key(transport: Transport) -> dict[int, float]:
+    """The groups hear of partition 9 first, and all ranks together of 3, so that tables differ in their order."""
+    census = census_of(transport, weights={"3": 1.0, "9": 8.0})
+    exchange(census, 0, rows=4, key=9 if transport.rank % 2 == 0 else 3)
+    for step in (1, 2, 3):
+        exchange(census, step, rows=4, key=3 if transport.rank % 2 == 0 else 9)
+    return dict(zip(census.table.keys.tolist(), np.asarray(census.weights()).tolist(), strict=True))
+
+
+def test_a_weight_stays_with_its_partition_where_tables_have_other_orders() -> None:
+    for weights in run_threads(weights_by_key, 4):
+        assert weights[9] == pytest.approx(8 * weights[3])

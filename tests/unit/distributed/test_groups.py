@@ -186,3 +186,19 @@ def test_a_group_holds_its_own_transport_only() -> None:
     RankGroup(own, everyone, np.array([0]), 0).close()
     RankGroup.of_all(everyone).close()
     assert (own.closed, everyone.closed) == (1, 0)
+
+
+def rows_with_many_partitions(transport: Transport) -> list[int]:
+    """Replayed rows of each step, where each brings partitions that nobody has told of."""
+    rng, replayed = np.random.default_rng(transport.rank), []
+    keys = {"buffer": {"capacity": 2000, "partition_by": "y"}, "ratio": 0.25, "exchange": {"timeout_s": 30}}
+    with Rehearsal({**keys, "sampling": {"weights": "balanced", "scope": 2}}, transport) as rehearsal:
+        for _ in range(120):
+            batch = {"x": torch.zeros(16, 1), "y": torch.from_numpy(rng.integers(0, 1000, 16))}
+            replayed.append(len(rehearsal.update(batch)["y"]) - 16)
+    return replayed
+
+
+def test_groups_with_more_to_tell_than_headers_have_room_for_miss_single_draws_alone() -> None:
+    for replayed in run_threads(rows_with_many_partitions, 4):
+        assert replayed[3:].count(0) <= 5
