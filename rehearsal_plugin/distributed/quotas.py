@@ -121,14 +121,16 @@ def shifted_into(begin: IntArray, length: IntArray, space: IntArray, readers: in
         Number of the interval and reader of every hit, two arrays `[hits]` int64.
     """
     width, begin = np.maximum(space // readers, 1), begin % space
-    around = int(((readers - 1) * width // space).max(initial=0)) if len(space) else 0
-    turns = np.arange(-1, around + 1)[:, None] * space  # an interval may go over the end, and small circles wind up
-    first = np.clip(-(-(begin + turns) // width), 0, readers).ravel()
-    stop = np.clip(-(-(begin + length + turns) // width), 0, readers).ravel()
+    times = (readers - 1) * width // space + 2  # an interval may go over the end, and shifts wind around small circles
+    interval = np.repeat(np.arange(len(begin)), times)
+    turn = np.arange(len(interval)) - (times.cumsum() - times)[interval] - 1
+    begin, width = begin[interval] + turn * space[interval], width[interval]
+    first = np.clip(-(-begin // width), 0, readers)
+    stop = np.clip(-(-(begin + length[interval]) // width), 0, readers)
     counts = stop - first
     piece = np.repeat(np.arange(len(counts)), counts)
     reader = np.arange(len(piece)) - (counts.cumsum() - counts - first)[piece]
-    return piece % max(1, len(begin)), reader
+    return interval[piece], reader
 
 
 def _split(totals: IntArray, weights: Float64Array | None, wanted: int) -> tuple[IntArray, IntArray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -114,3 +115,15 @@ def test_hits_are_the_shifts_within_an_interval(intervals: list[tuple[int, int, 
 def test_a_line_of_one_stratum_is_as_long_as_a_unit() -> None:
     number, reader = shifted_into(np.array([5]), np.array([UNIT]), np.array([UNIT]), 7)
     assert (number.tolist(), sorted(reader.tolist())) == ([0] * 7, list(range(7)))
+
+
+def test_one_small_circle_does_not_make_the_others_dear() -> None:
+    n, readers = 1000, 8192
+    begin, length, space = np.zeros(n, dtype=np.int64), np.ones(n, dtype=np.int64), np.full(n, 1 << 20)
+    space[7] = 1
+    tracemalloc.start()
+    number, _ = shifted_into(begin, length, space, readers)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert np.count_nonzero(number == 7) == readers
+    assert peak < 2e6  # it was hundreds of MB
