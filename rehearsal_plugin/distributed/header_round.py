@@ -40,6 +40,9 @@ class Holdings:
 class HeaderRound:
     """The headers of one transport.
 
+    After a load between two headers the first exchange has some that say no more than who this rank is: ranks at odds
+    are refused at once, and a library that connects all ranks in their first operation (NCCL) finds them all.
+
     Args:
         transport: The ranks.
         fingerprint: What ranks must have in common, see `header`.
@@ -63,7 +66,7 @@ class HeaderRound:
     ) -> None:
         self._transport, self._fingerprint, self._schedule = transport, fingerprint, schedule
         self.global_counts, self._opening = counts, opening
-        self._heard_at = 0
+        self._has_met, self._heard_at = False, 0
         self._requests = np.zeros(transport.size, dtype=np.int64)
         self._rates = np.zeros((3, transport.size), dtype=np.int64)
         self.notes = np.zeros((transport.size, NOTES), dtype=np.int64)
@@ -81,34 +84,43 @@ class HeaderRound:
             notes: The words of the layers above.
             nearest: The words of the nearest draw.
         """
+        opening = None if self._opening is None else self._opening.words
         if not self._schedule.is_due(step):
-            return None
+            return None if self._has_met else self._greet(step, opening)
         changes, pairs = self.global_counts.changes(holdings.keys, holdings.sizes, holdings.offered)
         steady = holdings.settled and request.is_steady and nearest is None and not changes
         told = [request.numerator, request.denominator, *astuple(notes)]
         promise, room = self._schedule.promise(step, told, steady=steady), self.global_counts.room
         if self._transport.size == 1 or changes > room:  # it costs nothing; or this rank is left out until it is heard
             promise = 0
-        opening = None if self._opening is None else self._opening.words
         header = compose(self._fingerprint, step, request, changes, promise, notes, pairs, room, nearest, opening)
         return self._transport.all_gather(torch.from_numpy(header))
 
-    def hear(self, step: int, words: IntArray) -> Headers:
-        """Take in the headers of all ranks, `[ranks, words]` int64.
+    def hear(self, step: int, words: IntArray) -> Headers | None:
+        """Take in the headers of all ranks, `[ranks, words]` int64; None where they only say who the ranks are.
 
         Raises:
             ExchangeError: A rank is at odds with this one.
         """
-        rank = self._transport.rank
-        headers = Headers(words, self.global_counts.room, 0 if self._opening is None else len(self._opening.words))
+        rank, is_due = self._transport.rank, self._schedule.is_due(step)
+        room = self.global_counts.room if is_due else 0
+        headers = Headers(words, room, 0 if self._opening is None else len(self._opening.words))
         if self._opening is not None:
             self.run, self._opening = self._opening.agree(headers.opening, rank), None
         headers.check(rank)
+        self._has_met = True
+        if not is_due:
+            return None
         self.global_counts.absorb(headers)
         self._heard_at, self._requests, self.notes = step, headers.of(Word.REQUEST).copy(), headers.notes
         self._rates = headers.rates
         self._schedule.agree(step, headers.of(Word.PROMISE))
         return headers
+
+    def _greet(self, step: int, opening: IntArray | None) -> Pending:
+        no_pairs: IntArray = np.empty((0, 2), dtype=np.int64)
+        header = compose(self._fingerprint, step, Request(0), 0, 0, Notes(), no_pairs, 0, opening=opening)
+        return self._transport.all_gather(torch.from_numpy(header))
 
     def requests(self, step: int) -> IntArray:
         """Rows that each rank asks for in the exchange `step`, `[ranks]` int64."""
