@@ -21,6 +21,9 @@ HIGHEST_BOOST = 1e6
 LARGEST_TOLD = 1 << 31
 """Of the terms of a rate that ranks tell each other: their products stay within an int64."""
 
+ROUGH_UNIT = 1 << 20
+"""Rates with larger terms are told in units of its reciprocal. What that is off is owed, and asked for later."""
+
 
 class ReplayRatio:
     """Whole numbers of rows whose running sum never strays from the ratio by a whole row a draw.
@@ -131,6 +134,9 @@ class ReplayRatio:
         numerator, denominator = sum(numerator for numerator, _ in due), due[0][1]
         carried, unit = self._carry.reduced
         if denominator % unit or max(numerator, denominator) >= LARGEST_TOLD:
+            numerator, carried = numerator * ROUGH_UNIT // denominator, carried * ROUGH_UNIT // unit
+            denominator = unit = ROUGH_UNIT
+        if numerator >= LARGEST_TOLD:
             return 0, 0, 0
         return numerator, denominator, carried * (denominator // unit)
 

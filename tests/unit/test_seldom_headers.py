@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,27 @@ def with_smaller_batches(transport: Transport) -> tuple[int, int]:
 def test_the_ratio_is_met_though_a_change_is_told_late() -> None:
     for seen, replayed in run_threads(with_smaller_batches, 2):
         assert abs(replayed - 0.25 * seen) < 4
+
+
+def with_batches_at_random(transport: Transport, mode: str) -> tuple[float, float, int]:
+    """Rows too many at most, rows too few at the end, and exchanges without headers; batches change at any moment."""
+    draw, changes, owed, most = random.Random(transport.rank), [8] * 100, 0.0, 0.0
+    for _ in range(8):
+        changes += [draw.choice((1, 3, 5, 8, 13))] * draw.choice((1, 2, 30, 100))
+    changes = (changes + [8] * 1000)[:1000]
+    with Rehearsal(section(mode=mode), transport) as rehearsal:
+        for step, rows in enumerate(changes):
+            new = new_batch(transport.rank, step, rows)
+            seen = rehearsal.update(new)["id"]
+            if step >= 3:
+                owed += 0.25 * len(seen) - int((~torch.isin(seen, new["id"])).sum())
+                most = max(most, -owed)
+        return most, owed, int(2 * len(changes) - rehearsal.metrics()["collectives"])
+
+
+@pytest.mark.parametrize("mode", ["append", "replace"])
+def test_the_ratio_is_met_by_the_row_whenever_batches_change(mode: str) -> None:
+    for too_many, too_few, quiet in run_threads(with_batches_at_random, 3, mode):
+        assert too_many < 1
+        assert abs(too_few) <= 2
+        assert quiet > 100

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.distributed.request import requests_after
 from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 
 STEPS = 1000
@@ -145,3 +147,18 @@ def test_what_was_learnt_is_kept() -> None:
     for schedule in (first, second):
         schedule.go_by(5)
     assert [first.rows_for(n) for n in range(20)] == [second.rows_for(n) for n in range(20)]
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.7311111111])
+@pytest.mark.parametrize("keys", [{"ratio": 0.3}, {"ratio": 0.123456789}, {"representatives": 5}])
+def test_a_rate_with_large_terms_is_told_too(keys: dict[str, Any], factor: float) -> None:
+    """As after a group held less than others for a while."""
+    schedule = ReplayRatio(RehearsalConfig(**keys))
+    schedule.share_among_groups(1.2345678)
+    for _ in range(10):
+        schedule.rows_for(8)
+    schedule.share_among_groups(factor)
+    rate = np.array(schedule.rate_of_step([8]))[:, None]
+    assert rate[1] > 0
+    told = [int(requests_after(rate, n)[0]) for n in range(1, 65)]
+    assert abs(sum(told) - sum(schedule.rows_for(8) for _ in told)) <= 1
