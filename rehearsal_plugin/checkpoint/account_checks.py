@@ -12,6 +12,9 @@ MOST = 1 << 50
 
 LARGEST = (1 << 63) - 1
 
+MOST_RANKS = 1 << 20
+"""A group asks for as many times its part at most."""
+
 LARGEST_TERM = 1 << 128
 """Of a fraction: a ratio of 17 digits carries fractions with terms of twice as many."""
 
@@ -38,9 +41,10 @@ def check_schedule(schedule: Mapping[str, Any]) -> None:
         check_int(schedule[name])
     if not isinstance(schedule["known"], bool):
         raise ValueError("rows that are neither known nor unknown")
-    for name, least, most in (("boost", 1.0, 1e6), ("most", 0.0, 1.0)):
-        if type(schedule[name]) is not float or not least <= schedule[name] <= most:
-            raise ValueError(f"{schedule[name]!r} is no number from {least} to {most}")
+    numbers = {"group_share": 1.0, **schedule}  # left out where it is 1, and by earlier releases
+    for name, least, most in (("boost", 1.0, 1e6), ("most", 0.0, 1.0), ("group_share", 0.0, MOST_RANKS)):
+        if type(numbers[name]) is not float or not least <= numbers[name] <= most:
+            raise ValueError(f"{numbers[name]!r} is no number from {least} to {most}")
 
 
 def check_account(account: Mapping[str, Any], micro_batches: int, requests: int) -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from rehearsal_plugin.checkpoint.account_checks import LARGEST, MOST, check_int, check_ints
 from rehearsal_plugin.checkpoint.array_checks import check_array, check_distinct
 from rehearsal_plugin.distributed.header import NOTES
+from rehearsal_plugin.distributed.header_schedule import LONGEST
+from rehearsal_plugin.distributed.request import LARGEST_TOLD
 
 __all__ = ["check_census", "place_in_group"]
 
@@ -34,14 +36,14 @@ def place_in_group(scope: Any, rank: int, size: int, pipeline: Mapping[str, Any]
     return int(np.count_nonzero(groups[:rank] == groups[rank])), int(np.count_nonzero(groups == groups[rank]))
 
 
-def check_census(census: Mapping[str, Any], ranks: int, all_ranks: int) -> None:
-    """Check the state of a `Census`: of so many ranks that drew from each other, out of all."""
-    _check_round(census, ranks)
+def check_census(census: Mapping[str, Any], ranks: int, all_ranks: int, step: int) -> None:
+    """Check the state of a `Census` before the exchange `step`: of so many ranks that drew from each other, of all."""
+    _check_round(census, ranks, step)
     if "of_all" in census:
-        _check_round(census["of_all"], all_ranks)
+        _check_round(census["of_all"], all_ranks, step)
 
 
-def _check_round(known: Mapping[str, Any], ranks: int) -> None:
+def _check_round(known: Mapping[str, Any], ranks: int, step: int) -> None:
     columns = check_array(known["keys"], np.int64, (None,))
     check_distinct(known["keys"])
     check_array(known["counts"], np.int64, (ranks, columns), 0, MOST)
@@ -54,14 +56,16 @@ def _check_round(known: Mapping[str, Any], ranks: int) -> None:
             raise ValueError("headers of no possible length")
     if "schedule" in known:  # earlier releases had headers in every exchange
         check_array(known["requests"], np.int64, (ranks,), 0, MOST)
-        check_array(known["rates"], np.int64, (3, ranks), -MOST, MOST)
-        check_int(known["heard_at"], 0, LARGEST)
-        _check_schedule(known["schedule"])
+        check_array(known["rates"], np.int64, (3, ranks), 0, LARGEST_TOLD - 1)
+        _check_schedule(known["schedule"], check_int(known["heard_at"], 0, step))
 
 
-def _check_schedule(schedule: Mapping[str, Any]) -> None:
-    check_int(schedule["next"], 0, LARGEST)
+def _check_schedule(schedule: Mapping[str, Any], heard_at: int) -> None:
+    """Check the state of a `HeaderSchedule`, of which the last headers were those of the exchange `heard_at`."""
     check_int(schedule["unchanged"])
-    if schedule["first"] is not None:
-        check_int(schedule["first"], 0, LARGEST)
+    if schedule["first"] is None:
+        check_int(schedule["next"], 0, 0)
+    else:
+        check_int(schedule["first"], 0, heard_at)
+        check_int(schedule["next"], heard_at + 1, heard_at + LONGEST)
     check_ints([abs(word) for word in schedule["told"]], LARGEST)

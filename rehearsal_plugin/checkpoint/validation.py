@@ -34,8 +34,6 @@ __all__ = ["LAST_STEP", "ExpectedState", "check_buffer", "check_progress"]
 LAST_STEP = 1 << 40
 """Random numbers are keyed by steps of at most 43 bits."""
 
-"""Partitions in a header."""
-
 MOST_DRAWS = 64
 """Draws of a strategy."""
 
@@ -123,7 +121,7 @@ def _check_prefetcher(prefetcher: Mapping[str, Any], expected: ExpectedState, st
     check_int(prefetcher["micro_batch"])
     _check_rows(prefetcher["staged"], expected.row_bytes)
     outgoing, arrival = prefetcher["outgoing"], prefetcher["arrival"]
-    check_census(prefetcher["census"], expected.ranks, expected.all_ranks)
+    check_census(prefetcher["census"], expected.ranks, expected.all_ranks, step)
     for weights in (prefetcher["mixture"]["weights"], prefetcher["mixture"]["proposed"]):
         _check_weights(weights)
     neighbours = prefetcher.get("neighbours")

@@ -17,12 +17,15 @@ import numpy as np
 
 from rehearsal_plugin.core.arrays import IntArray
 
-__all__ = ["Request", "requests_after"]
+__all__ = ["LARGEST_TOLD", "Request", "requests_after"]
+
+LARGEST_TOLD = 1 << 31
+"""The terms of a rate are below it, so that their products stay within an int64."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """Rows that a rank asks for in each draw; the terms of a rate are below 2^31, so that products fit an int64.
+    """Rows that a rank asks for in each draw; the terms of a rate are below `LARGEST_TOLD`.
 
     Attributes:
         rows: In this exchange.

@@ -9,6 +9,7 @@ from typing import Any
 
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.exact_sum import ExactSum, Ratio
+from rehearsal_plugin.distributed.request import LARGEST_TOLD
 
 __all__ = ["ReplayRatio"]
 
@@ -17,9 +18,6 @@ UNIT = 1 << 40
 
 FURTHEST = 1 << 62
 HIGHEST_BOOST = 1e6
-
-LARGEST_TOLD = 1 << 31
-"""Of the terms of a rate that ranks tell each other: their products stay within an int64."""
 
 ROUGH_UNIT = 1 << 20
 """Rates with larger terms are told in units of its reciprocal. What that is off is owed, and asked for later."""
