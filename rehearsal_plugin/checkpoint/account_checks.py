@@ -57,7 +57,7 @@ def check_account(account: Mapping[str, Any], micro_batches: int, requests: int)
     _check_sizes(account.get("sizes", []), account.get("steps", [0] * 4))
     check_ints([rows + 1 for rows in account["rows"]], LARGEST)  # -1 where they were not noted
     for plan in (*account["requested"], account["ready"]):
-        check_int(plan["owed"], 0, LARGEST)
+        check_int(plan.get("spare", 0), 0, check_int(plan["owed"], 0, LARGEST))
         if plan["rate"] is not None:
             _check_fraction(plan["rate"])
         for rows, share in plan["shares"]:

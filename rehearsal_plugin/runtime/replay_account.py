@@ -123,9 +123,9 @@ class ReplayAccount:
 
     def write_off(self, plan: StepPlan, arrived: int) -> None:
         """Rows of each draw that no buffer had are not owed any more."""
-        if self._owed is None or arrived >= plan.requested:
+        missing = plan.requested - plan.spare - arrived
+        if self._owed is None or missing <= 0:
             return
-        missing = plan.requested - arrived
         if self._in_trouble:  # what is owed was asked for more than once
             missing = max(0, plan.planned - arrived)
             missing += max(0, self._rows_owed() - missing - max(0, arrived - plan.planned))

@@ -31,6 +31,7 @@ class StepPlan:
         shares: Rows and share of each micro-batch that is still to come.
         rate: Rows or tokens due for each row or token seen, when they were asked for; None where it was not noted.
         owed: Rows beyond the shares.
+        spare: Those of them that other ranks count on and that are not due here, as batches became smaller.
         untouched: Whether no micro-batch had its turn.
     """
 
@@ -38,6 +39,7 @@ class StepPlan:
     rate: Ratio | None = None
     owed: int = 0
     untouched: bool = True
+    spare: int = 0
 
     def __post_init__(self) -> None:
         self.planned = sum(share for _, share in self.shares)
@@ -49,7 +51,8 @@ class StepPlan:
 
     def fit(self, rows: int) -> None:
         """Make it a plan for so many rows: others are owed, or were promised beyond it."""
-        self.owed = max(0, rows - self.planned)
+        due = self.requested
+        self.owed, self.spare = max(0, rows - self.planned), max(0, rows - due)
         surplus = max(0, self.planned - rows)
         for place in reversed(range(len(self.shares))):
             size, share = self.shares[place]
@@ -96,13 +99,15 @@ class StepPlan:
         """The plan as numbers."""
         rate = None if self.rate is None else list(self.rate)
         shares = [list(planned) for planned in self.shares]
-        return {"shares": shares, "rate": rate, "owed": self.owed, "untouched": self.untouched}
+        spare = {"spare": self.spare} if self.spare else {}
+        return {"shares": shares, "rate": rate, "owed": self.owed, "untouched": self.untouched, **spare}
 
     @classmethod
     def load(cls, state: Mapping[str, Any]) -> StepPlan:
         """What `state_dict` gave."""
         rate = None if state["rate"] is None else (state["rate"][0], state["rate"][1])
-        return cls(deque((rows, share) for rows, share in state["shares"]), rate, state["owed"], state["untouched"])
+        shares = deque((rows, share) for rows, share in state["shares"])
+        return cls(shares, rate, state["owed"], state["untouched"], state.get("spare", 0))
 
     @classmethod
     def of_earlier_release(cls, shares: Iterable[int]) -> StepPlan:

@@ -117,3 +117,19 @@ def test_the_ratio_is_met_by_the_row_whenever_batches_change(mode: str) -> None:
         assert too_many < 1
         assert abs(too_few) <= 2
         assert quiet > 100
+
+
+def with_few_rows(transport: Transport) -> list[int]:
+    """Replayed rows of each step, of 4 that all ranks hold; batches that shrink need no more than these."""
+    replayed = []
+    with Rehearsal(section(buffer={"capacity": 2}, ratio=0.5), transport) as rehearsal:
+        for step in range(200):
+            rows = 8 if step < 120 else 3
+            replayed.append(len(rehearsal.update(new_batch(transport.rank, step, rows))["id"]) - rows)
+    return replayed
+
+
+def test_rows_promised_and_not_due_are_not_missed_where_buffers_are_tiny() -> None:
+    for replayed in run_threads(with_few_rows, 2):
+        assert replayed[100:120] == [4] * 20
+        assert replayed[124:] == [3] * 76

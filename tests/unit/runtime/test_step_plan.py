@@ -40,17 +40,29 @@ def test_a_turn_is_undone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("owed", "rows", "shares", "left"),
-    [(0, 7, [3, 2, 2], 0), (2, 7, [3, 2, 2], 0), (0, 9, [3, 2, 2], 2), (1, 6, [3, 2, 1], 0), (0, 2, [2, 0, 0], 0)],
+    ("owed", "rows", "shares", "left", "spare"),
+    [
+        (0, 7, [3, 2, 2], 0, 0),
+        (2, 7, [3, 2, 2], 0, 0),
+        (0, 9, [3, 2, 2], 2, 2),
+        (1, 9, [3, 2, 2], 2, 1),
+        (5, 9, [3, 2, 2], 2, 0),
+        (1, 6, [3, 2, 1], 0, 0),
+        (0, 2, [2, 0, 0], 0, 0),
+    ],
 )
-def test_a_plan_is_fitted_to_the_rows_that_will_come(owed: int, rows: int, shares: list[int], left: int) -> None:
+def test_a_plan_is_fitted_to_the_rows_that_will_come(
+    owed: int, rows: int, shares: list[int], left: int, spare: int
+) -> None:
     one = plan(owed)
     one.fit(rows)
     assert one.requested == rows
-    assert ([share for _, share in one.shares], one.owed) == (shares, left)
+    assert ([share for _, share in one.shares], one.owed, one.spare) == (shares, left, spare)
 
 
 def test_it_comes_back_from_its_state() -> None:
     one = plan(owed=2)
     one.pop()
+    assert StepPlan.load(one.state_dict()) == one
+    one.fit(20)
     assert StepPlan.load(one.state_dict()) == one
