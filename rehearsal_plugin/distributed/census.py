@@ -71,7 +71,7 @@ class Census:
             group.transport,
             fingerprint,
             self._counts_of(group.transport),
-            HeaderSchedule(),
+            HeaderSchedule(always=everyone is not None and group.transport.numbered),
             opening if everyone is None else None,
         )
         self._of_all, self._shares = self._of_group, None

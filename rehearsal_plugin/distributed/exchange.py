@@ -82,6 +82,7 @@ class Exchange:
     ) -> None:
         self._buffer, self._transport, self._metrics = buffer, group.transport, metrics
         self._many = self._transport.size > 1 or group.everyone is not None
+        self._always_sends = group.everyone is not None and group.transport.numbered
         self._memory = RecycledMemory()
         self._draws, self._stream, self._rank = draws, group.stream, rank
         self._numbers = RandomStream(config.seed, Purpose.DRAW)
@@ -124,7 +125,7 @@ class Exchange:
             notes: What this rank tells the others beside it; the mixture is added here.
             proposed: The weights by partition that this rank wants; see `Mixture`.
         """
-        rows = self._send_rows(outgoing) if outgoing and outgoing.plan.moved else None
+        rows = self._send_rows(outgoing) if outgoing and (outgoing.plan.moved or self._always_sends) else None
         back = None if refresh is None else self._send_state_back(refresh)
         nearest = None if self.nearest_draw is None else self.nearest_draw.ask(staged, request.rows, step)
         headers = self.census.post(step, request, self._holdings(), notes, proposed, nearest)

@@ -34,10 +34,11 @@ class HeaderSchedule:
     Args:
         most_apart: Exchanges from one header to the next that a rank asks for at least, once there were as many; 1
             where it wants each change to be known.
+        always: Whether every exchange has headers.
     """
 
-    def __init__(self, most_apart: int = 1) -> None:
-        self._most_apart = most_apart
+    def __init__(self, most_apart: int = 1, *, always: bool = False) -> None:
+        self._most_apart, self._always = most_apart, always
         self._first: int | None = None
         self._next = 0
         self._unchanged = 0  # headers like the one before
@@ -57,6 +58,8 @@ class HeaderSchedule:
         """
         self._unchanged = self._unchanged + 1 if steady and told == self._told else 0
         self._told = told
+        if self._always:
+            return 0
         doublings = max(0, self._unchanged - STEADY_AFTER + 1)
         sparse = min(self._most_apart - 1, step - (step if self._first is None else self._first))
         return max(sparse, min(1 << min(doublings, LONGEST), LONGEST) - 1)

@@ -85,7 +85,7 @@ class ThreadTransport(Transport):
         ranks = np.flatnonzero(groups == groups[self.rank]).tolist()
         self._numbers["splits"] += 1
         name = f"{self._name}, {ranks} of split {self._numbers['splits']}"
-        return ThreadTransport(ranks.index(self.rank), self._meetings, len(ranks), name)
+        return type(self)(ranks.index(self.rank), self._meetings, len(ranks), name)
 
     def close(self) -> None:
         pass
@@ -97,10 +97,12 @@ class ThreadTransport(Transport):
         return meeting
 
 
-def run_threads(function: Callable[..., Any], size: int, *args: Any) -> list[Any]:
-    """Call `function(transport, *args)` on `size` threads; the results by rank."""
+def run_threads(
+    function: Callable[..., Any], size: int, *args: Any, kind: type[ThreadTransport] = ThreadTransport
+) -> list[Any]:
+    """Call `function(transport, *args)` on `size` threads, with transports of a `kind`; the results by rank."""
     meetings = Meetings()
     deadline = time.monotonic() + DEADLINE_S
     with ThreadPoolExecutor(size) as pool:
-        ranks = [pool.submit(function, ThreadTransport(rank, meetings, size), *args) for rank in range(size)]
+        ranks = [pool.submit(function, kind(rank, meetings, size), *args) for rank in range(size)]
         return [rank.result(max(0.0, deadline - time.monotonic())) for rank in ranks]

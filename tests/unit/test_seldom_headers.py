@@ -14,7 +14,7 @@ from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.distributed.header_schedule import LONGEST, STEADY_AFTER
 from rehearsal_plugin.distributed.transport import Transport
 from tests.helpers.samples import new_batch
-from tests.helpers.thread_ranks import run_threads
+from tests.helpers.thread_ranks import ThreadTransport, run_threads
 
 STEPS = 200
 
@@ -133,3 +133,42 @@ def test_rows_promised_and_not_due_are_not_missed_where_buffers_are_tiny() -> No
     for replayed in run_threads(with_few_rows, 2):
         assert replayed[100:120] == [4] * 20
         assert replayed[124:] == [3] * 76
+
+
+class NumberedTransport(ThreadTransport):
+    """Ranks must issue as many operations, as with Horovod."""
+
+    numbered = True
+
+    def __init__(self, *args: Any, **keys: Any) -> None:
+        super().__init__(*args, **keys)
+        self.issued, self.groups = 0, list[Any]()
+
+    def all_gather(self, send: torch.Tensor) -> Any:
+        self.issued += 1
+        return super().all_gather(send)
+
+    def all_to_all(self, *args: Any, **keys: Any) -> Any:
+        self.issued += 1
+        return super().all_to_all(*args, **keys)
+
+    def split(self, groups: Any) -> ThreadTransport:
+        group = super().split(groups)
+        self.groups.append(group)
+        return group
+
+
+def operations_of_groups(transport: NumberedTransport) -> list[int]:
+    """Operations that a rank has issued after each step; the buffers of group 1 are full later."""
+    is_late, issued = transport.rank % 2, []
+    keys = section(sampling={"scope": 2}, exchange={"timeout_s": 60, "launch": "inline"})
+    with Rehearsal(keys, transport) as rehearsal:
+        for step in range(90):
+            rehearsal.update(new_batch(transport.rank, step, 1 if is_late else 8))
+            issued.append(transport.issued + sum(group.issued for group in transport.groups))
+    return issued
+
+
+def test_ranks_of_all_groups_issue_as_many_operations_where_the_library_numbers_them() -> None:
+    ranks = run_threads(operations_of_groups, 4, kind=NumberedTransport)
+    assert ranks[0] == ranks[1] == ranks[2] == ranks[3]

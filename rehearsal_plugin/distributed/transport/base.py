@@ -71,12 +71,15 @@ class Transport(ABC):
         device: Where tensors given to `all_to_all` must live.
         main_thread: Whether collectives must be issued from the training thread because the library needs one
             order between them and the framework's own.
+        numbered: Whether the library numbers the operations of a process, so that ranks of all groups must issue as
+            many.
     """
 
     rank: int
     size: int
     device: torch.device = torch.device("cpu")
     main_thread: bool = False
+    numbered: bool = False
 
     @property
     def outdated(self) -> bool:

@@ -5,7 +5,8 @@ the training thread at a fixed point of the step: an operation of the user's wit
 order in which a process issues it, and a second thread would change that order. Waiting is polling:
 `synchronize` on its own would spin, and this release gives no warning of a lost peer.
 
-For the same reason all ranks must issue the same number of operations. Where only some ranks share a buffer, the
+For the same reason all ranks must issue the same number of operations: groups of ranks (`split`) have headers and rows
+in every exchange, whether or not they have news. Where only some ranks share a buffer, the
 others either share one among themselves, or the script names its own operations.
 """
 
@@ -73,7 +74,7 @@ class HorovodTransport(Transport):
         sets_made: Process sets of groups, by their ranks.
     """
 
-    main_thread = True
+    main_thread = numbered = True
     made = 0
     sets_made: ClassVar[dict[tuple[int, ...], Any]] = {}
 
