@@ -45,6 +45,7 @@ RANKS = (2, 4, 8, 16)
 SIZES = (1 << 10, 32 << 10, 147 << 10)
 HEADER_BYTES, BY_PARTITION_BYTES = WORD_BYTES * (FIXED + 2), WORD_BYTES * (FIXED + 16)  # of 8 changes in a step
 GROUP = 64
+REPRESENTATIVES = 8
 LOADS = {
     "2,048 tokens and labels, r = 8 of 40": Load(32, 8, 32 << 10, HEADER_BYTES, 1),
     f"2,048 tokens and labels, groups of {GROUP}": Load(32, 8, 32 << 10, HEADER_BYTES, 1, group=GROUP),
@@ -187,22 +188,32 @@ def copy_rate(rounds: int, row_bytes: int = 16 << 10) -> float:
 def check_threads(ranks: int, steps: int, scope: int | str) -> dict[str, Any]:
     """Uniformity of replay on `ranks` ranks as threads, as a standard score of Pearson's statistic.
 
-    In draws without replacement rows exclude each other, so the statistic is scaled by (n - 1) / (n - r).
+    A step takes rows of each rank in proportion to what it holds, nearly to the row. So each row is compared with the
+    mean of its rank, and the ranks with what they hold. A reader gets no row twice, so of n rows of which it gets m the
+    statistic expects n - m; m is 1, and more by the chance of each of its other rows to be of the same rank.
     """
-    ids, metrics = replayed_ids(ranks, steps, representatives=8, sampling={"scope": scope})
-    stored = torch.tensor([4 * rank + i for rank in range(ranks) for i in range(rows_of(rank))])
-    counts = torch.bincount(ids, minlength=4 * ranks)[stored].double()
-    expected, n = ids.numel() / len(stored), len(stored)
-    drawn_from = n if scope == "global" else n * int(scope) / ranks
-    statistic = float(((counts - expected) ** 2).sum() / expected) * (drawn_from - 1) / (drawn_from - 8)
+    ids, metrics = replayed_ids(ranks, steps, REPRESENTATIVES, sampling={"scope": scope})
+    held = torch.tensor([rows_of(rank) for rank in range(ranks)])
+    counts = torch.bincount(ids, minlength=4 * ranks).reshape(ranks, 4).double()
+    by_rank, n = counts.sum(1), int(held.sum())
+    expected = by_rank / held
+    is_stored = torch.arange(4) < held[:, None]
+    statistic = float((((counts - expected[:, None]) ** 2) / expected[:, None])[is_stored].sum())
+    size = ranks if scope == "global" else int(scope)
+    of_group = torch.bincount(torch.arange(ranks) % (ranks // size), held.double())[
+        torch.arange(ranks) % (ranks // size)
+    ]
+    together = 1 + held * (REPRESENTATIVES * ranks / (n * size) - 1 / of_group)
+    freedom = float((held - together).clamp(min=0).sum())
     return {
         "kind": "threads",
         "scope": str(scope),
         "ranks": ranks,
         "rows_stored": n,
+        "rank_off_by": float((by_rank / len(ids) * n / held - 1).abs().max()),
         "rows_replayed": ids.numel(),
         "collectives_a_step": metrics["collectives"] / metrics["steps"],
-        "z": (statistic - (n - 1)) / (2 * (n - 1)) ** 0.5,
+        "z": (statistic - freedom) / (2 * freedom) ** 0.5,
     }
 
 
