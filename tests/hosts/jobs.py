@@ -33,7 +33,8 @@ Options = Mapping[str, Any]
 
 def section(options: Options) -> dict[str, Any]:
     exchange = {"timeout_s": options.get("timeout_s", 30), "on_failure": options.get("on_failure", "raise")}
-    return {"buffer": {"capacity": 60}, "representatives": WANTED, "exchange": exchange}
+    sampling = {"scope": options.get("scope", "global")}
+    return {"buffer": {"capacity": 60}, "representatives": WANTED, "exchange": exchange, "sampling": sampling}
 
 
 def pause(out: Path, rank: int) -> None:

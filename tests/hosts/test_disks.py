@@ -64,3 +64,12 @@ def test_every_host_gets_rows_of_every_other(
         assert owners == set(range(count))
         assert [len(rows) for rows in result[""]] == [0, 0] + [6] * 28
         assert result["metrics"]["failures"] == 0
+
+
+@pytest.mark.parametrize(("scope", "groups"), [("node", [{0, 1}, {0, 1}, {2, 3}, {2, 3}]), (2, [{0, 2}, {1, 3}] * 2)])
+def test_ranks_draw_in_groups_of_a_host_or_over_all_hosts(
+    scope: str | int, groups: list[set[int]], hosts: Callable[[int], Network], out: Callable[[str], Path]
+) -> None:
+    job = start_by_torchrun(hosts(2), out("job"), "plain", {"steps": 30, "scope": scope}, ranks=2)
+    owners = [{row // 1_000_000 for rows in result[""] for row in rows} for result in job.results()]
+    assert owners == groups
