@@ -684,7 +684,7 @@ def test_an_engine_without_a_section_is_told_of_once(found: list[Any]) -> None:
 def test_destroy_ends_thread_and_group_and_another_engine_may_follow(found: list[Any]) -> None:
     for rank in found:
         (idle_threads, idle_sockets), (running_threads, running_sockets) = rank["idle"], rank["running"]
-        assert running_threads == idle_threads + 1
+        assert running_threads == idle_threads + 2, "the background, and who waits for messages"
         assert running_sockets > idle_sockets
         assert rank["ended"] == rank["idle"]
         assert rank["rows"] > 0
