@@ -18,6 +18,7 @@ PLACE = {"ranks": 2, "cores": 2, "versions": {"torch": "2.13"}, "commit": "0" * 
 COUNTS = {"collectives": 2.0, "messages": 1.0, "segments": 9.0, "row_bytes": 4000.0, "wire_bytes": 4400.0}
 EXCHANGE = [
     {"rows": "small", "ranks": 2, "bytes_a_row": 1000, **COUNTS, "bytes_ratio": 1.1},
+    {"rows": "threads", "ranks": 64, "scope": "16", "messages_max": 17.5},
     {
         "rows": "draw",
         "ranks": 1024,
@@ -36,7 +37,11 @@ SCALE = [
         "held_out": True,
     },
     *bench_scale.model_rows(),
-    {"kind": "threads", "rows_stored": 320, "rows_replayed": 20480, "ranks": 128, "collectives_a_step": 2.0, "z": 0.5},
+    *(
+        {"kind": "threads", "scope": scope, "rows_stored": 320, "rows_replayed": 20480, "ranks": 128, "z": z,
+         "rank_off_by": 0.1}
+        for scope, z in (("global", 0.5), ("16", -0.25))
+    ),
 ]  # fmt: skip
 
 BUFFER = [
@@ -94,11 +99,12 @@ def test_every_section_is_built_from_its_report(tmp_path: Path) -> None:
     page = (tmp_path / "performance.md").read_text()
 
     assert "| small | 1,000 | 2 | 2.0 | 1.0 | 9.0 | 4,000 | 4,400 | 1.100 |" in page
-    assert "≤ 1.05 | 1.100 | short by 0.050 |" in page
+    assert "≤ 1.02 | 1.100 | short by 0.080 |" in page
     assert "≤ 1 | 0.700 | met |" in page
     assert "| 1,024 | 10 | 0.7 | 0.9 (0.8 to 1.2) | 11 |" in page
     assert "| 16 (foretold) | 1,024 | 10 | 12 | 1.2 |" in page
-    assert "320 stored rows were replayed 20,480 times" in page
+    assert "| groups of 16 | 320 | 20,480 | 10.0% | -0.25 |" in page
+    assert "| 64 | groups of 16 | 17.50 |" in page
     assert "| rehearsal_plugin | 250.0 |" in page
     assert "| rehearsal_plugin | 500.0 | 500.0 | 500.0 |" in page
     assert "| fifo | 12.0 |" in page
