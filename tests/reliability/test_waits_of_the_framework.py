@@ -51,6 +51,7 @@ def train_with_a_frozen_rank(on_failure: str) -> dict[str, Any]:
     with Rehearsal({"buffer": {"capacity": 64}, "representatives": 6, "exchange": exchange}) as rehearsal:
         for step in range(STEPS):
             if rank == 1 and step == FROZEN_AT:
+                rehearsal.drain()  # so that the exchange before is over on both
                 os.kill(os.getpid(), signal.SIGSTOP)
             batch = new_batch(rank, step, 8)
             try:
