@@ -19,6 +19,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rehearsal_plugin import Rehearsal
+from rehearsal_plugin.buffer.row_reader import RowReader
 from rehearsal_plugin.buffer.rows import allocator as memory
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.storage import HostStorage
@@ -230,13 +231,12 @@ def test_closing_a_rehearsal_that_never_saw_a_batch() -> None:
     rehearsal.close()
 
 
-def test_a_failure_in_the_background_is_raised_at_the_next_update_and_again() -> None:
+def test_a_failure_in_the_background_is_raised_at_the_next_update_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with alone() as rehearsal:
         for step in range(3):
             rehearsal.update(new_batch(0, step, SIZE))
         rehearsal.commit()  # waits for the background
-        assert rehearsal.buffer is not None
-        rehearsal.buffer.read = _fail  # type: ignore[assignment, method-assign]
+        monkeypatch.setattr(RowReader, "read", _fail)
         rehearsal.update(new_batch(0, 3, SIZE))
         for _ in range(3):
             with pytest.raises(RehearsalError, match="rank 0 at step 3 failed: OSError: the disk is gone"):

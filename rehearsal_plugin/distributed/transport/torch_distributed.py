@@ -43,6 +43,8 @@ from rehearsal_plugin.errors import ClosedError, ConfigError, ExchangeError
 __all__ = ["TorchDistributedTransport"]
 
 LINGER_POLL_S = 0.1
+CLOSE_WITHIN_S = 0.2
+"""For messages that have arrived, or are about to; those of a lost peer end later, and the thread with them."""
 
 
 class Issued:
@@ -177,7 +179,7 @@ class TorchDistributedTransport(Transport):
         """See `Transport.close`; does not wait for collectives in flight."""
         group, self._group = self._group, None
         if self._waiter is not None:
-            self._waiter.close(0.0)  # messages of a lost peer end later, and then the thread
+            self._waiter.close(CLOSE_WITHIN_S)
         unfinished = [work for work in self._unfinished if not work.is_completed()]
         self._unfinished = []  # finished ones hold the group's sockets too
         if unfinished:
