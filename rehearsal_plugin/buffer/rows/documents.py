@@ -1,9 +1,9 @@
 """Batches without padding: one flat row of several documents, each of which is a sample.
 
 In the buffer every document is a row of its own length. Replayed ones are appended to the flat row, and all leaves that
-tell where documents lie are made anew (see `flat_rows`). A document that stands alone in its row, without boundaries
-for kernels, may as well be a row of a job that packs nothing: replayed ones of its length become rows below it, which
-any model takes rightly.
+tell where documents lie are made anew (see `flat_rows`). What only fills the row up is no sample, and makes room for
+them. A document that stands alone in its row, without boundaries for kernels, may as well be a row of a job that packs
+nothing: replayed ones of its length become rows below it, which any model takes rightly.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.flat_rows import (
     DERIVED,
+    NO_LABEL,
     derived_leaves,
     last_name,
     leaves_but_derived,
@@ -26,6 +27,7 @@ from rehearsal_plugin.buffer.rows.flat_rows import (
     positions_of_rows,
     rows_of,
     stand_alone,
+    without_filling,
 )
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.core.tree import FlatBatch
@@ -33,8 +35,8 @@ from rehearsal_plugin.errors import BatchError
 
 __all__ = ["DocumentForm"]
 
-NO_LABEL, NO_TOKEN = -100, -1
-"""What documents are padded with in the buffer. No token is -1, so that their lengths can be told."""
+NO_TOKEN = -1
+"""What documents are padded with in the buffer, and labels with -100. No token is -1, so that lengths can be told."""
 
 
 class DocumentForm:
@@ -47,12 +49,12 @@ class DocumentForm:
     def __init__(self, longest: int) -> None:
         self._longest = longest
         self._counted = ""  # the field by whose padding lengths are told
-        self._known: list[tuple[weakref.ref[FlatBatch], Tensor]] = []  # lengths of the newest batches
+        self._known: list[tuple[weakref.ref[FlatBatch], Tensor, int]] = []  # of the newest batches
 
     def infer(self, batch: FlatBatch, only: Collection[str] | None) -> tuple[RowLayout, FlatBatch]:
         """See `BatchForm.infer`."""
-        lengths = self._lengths_in(batch)
-        tokens, entries = _fields(batch, lengths)
+        lengths, total = self._documents_in(batch)
+        tokens, entries = _fields(batch, total, len(lengths))
         left_out = sorted({*tokens, *entries}.difference(only or (*tokens, *entries)))
         if left_out:
             raise BatchError(
@@ -74,8 +76,8 @@ class DocumentForm:
 
     def samples(self, batch: FlatBatch, layout: RowLayout) -> FlatBatch:
         """See `BatchForm.samples`."""
-        lengths = self._lengths_in(batch)
-        tokens, entries = _fields(batch, lengths)
+        lengths, total = self._documents_in(batch)
+        tokens, entries = _fields(batch, total, len(lengths))
         other = {*tokens, *entries}.symmetric_difference(layout.names)
         if other:
             raise BatchError(
@@ -90,10 +92,11 @@ class DocumentForm:
 
     def join(self, layout: RowLayout, batch: FlatBatch, replayed: Mapping[str, Tensor], displaced: int) -> FlatBatch:
         """See `BatchForm.join`."""
-        lengths = self._lengths_in(batch)
+        lengths, total = self._documents_in(batch)
         kept, added = lengths[: len(lengths) - displaced], self._lengths_of(replayed)
+        whole = total == int(lengths.sum())
         documents = torch.cat((kept, added.to(kept.device)))
-        if stand_alone(batch, lengths) and bool((documents == lengths[0]).all()):
+        if whole and stand_alone(batch, lengths) and bool((documents == lengths[0]).all()):
             tokens = self._below(batch, replayed, layout.pads, len(kept), int(lengths[0]))
         elif rows_of(batch) > 1:
             raise BatchError(
@@ -107,7 +110,7 @@ class DocumentForm:
         entries = {
             name: torch.cat((batch[name][: len(kept)], replayed[name].to(batch[name].device))) for name in others
         }
-        return self._note(batch.with_leaves({**tokens, **entries}), documents)
+        return self._note(batch.with_leaves({**tokens, **entries}), documents, int(documents.sum()))
 
     def as_batch(self, layout: RowLayout, replayed: Mapping[str, Tensor]) -> FlatBatch:
         """See `BatchForm.as_batch`: documents `[r, length]`, padded with -1, labels with -100."""
@@ -140,17 +143,22 @@ class DocumentForm:
         return torch.diff(upto, prepend=upto.new_zeros(1))
 
     def _lengths_in(self, batch: FlatBatch) -> Tensor:
-        """Tokens of each document of a batch `[documents]`, which are told once."""
-        for known, lengths in self._known:
-            if known() is batch:
-                return lengths
-        lengths = lengths_of(batch)
-        self._note(batch, lengths)
-        return lengths
+        """Tokens of each document of a batch `[documents]`."""
+        return self._documents_in(batch)[0]
 
-    def _note(self, batch: FlatBatch, lengths: Tensor) -> FlatBatch:
+    def _documents_in(self, batch: FlatBatch) -> tuple[Tensor, int]:
+        """Tokens of each document of a batch `[documents]`, and of the batch with its filling; counted once."""
+        for known, lengths, total in self._known:
+            if known() is batch:
+                return lengths, total
+        every = lengths_of(batch)
+        lengths, total = without_filling(batch, every), int(every.sum())
+        self._note(batch, lengths, total)
+        return lengths, total
+
+    def _note(self, batch: FlatBatch, lengths: Tensor, total: int) -> FlatBatch:
         """Remember the lengths of a batch, and of the one before it, to which documents may be joined."""
-        self._known = [(weakref.ref(batch), lengths), *self._known[:1]]
+        self._known = [(weakref.ref(batch), lengths, total), *self._known[:1]]
         return batch
 
     def _lengths_of(self, samples: Mapping[str, Tensor]) -> Tensor:
@@ -187,26 +195,25 @@ class DocumentForm:
                 "rehearsal.padding.length"
             )
         width = max(width, longest)
-        inside = torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)
+        inside, stop = torch.arange(width, device=lengths.device) < lengths.unsqueeze(1), int(lengths.sum())
         rows: dict[str, Any] = {name: None for name in batch.names if last_name(name) in DERIVED}
         for name in tokens:
             leaf = batch[name]
             row = leaf.new_full((len(lengths), width, *leaf.shape[2:]), pads[name])
-            row[inside.to(leaf.device)] = leaf.flatten(0, 1)
+            row[inside.to(leaf.device)] = leaf.flatten(0, 1)[:stop]
             if name == self._counted and bool((leaf == NO_TOKEN).any()):
                 raise BatchError(f"batch field '{name}' has tokens of -1, by which the end of a document is told")
             rows[name] = row
         return batch.with_leaves(rows)
 
 
-def _fields(batch: FlatBatch, lengths: Tensor) -> tuple[list[str], list[str]]:
-    """Names of the leaves with one entry a token, `[rows, tokens, ...]`, and of those with one a document.
+def _fields(batch: FlatBatch, total: int, documents: int) -> tuple[list[str], list[str]]:
+    """Names of the leaves with one entry for each of `total` tokens, `[rows, tokens, ...]`, and with one a document.
 
     Raises:
         BatchError: A leaf belongs to the flat row as a whole.
     """
-    total, documents, rows = int(lengths.sum()), len(lengths), rows_of(batch)
-    tokens, entries = [], []
+    rows, tokens, entries = rows_of(batch), list[str](), list[str]()
     for name, leaf in leaves_but_derived(batch).items():
         if not isinstance(leaf, Tensor):
             _refuse_sequence(name, leaf, total, documents)

@@ -23,6 +23,7 @@ from rehearsal_plugin.errors import BatchError
 
 __all__ = [
     "DERIVED",
+    "NO_LABEL",
     "POSITIONS",
     "boundaries_of",
     "derived_leaves",
@@ -33,8 +34,11 @@ __all__ = [
     "positions_of_rows",
     "rows_of",
     "stand_alone",
+    "without_filling",
 ]
 
+NO_LABEL = -100
+"""The label of a token that the loss leaves out."""
 POSITIONS, SEQUENCE = "position_ids", "seq_idx"
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k")
 LONGEST = ("max_length_q", "max_length_k")
@@ -92,6 +96,26 @@ def lengths_of(batch: FlatBatch) -> Tensor:
             "set rehearsal.packing to 'rows'"
         )
     return torch.diff(told[0], prepend=told[0].new_zeros(1))
+
+
+def without_filling(batch: FlatBatch, lengths: Tensor) -> Tensor:
+    """The `lengths` `[documents]` of a flat row without those that only fill it up to a length.
+
+    They are the last ones, all of one and the same token and without a label, in one piece or each token on its own::
+
+        input_ids   5 6 7 | 8 9 | 0 0        position_ids of the filling: 0 1, or 0 0
+        labels      5 6 7 | 8 9 | -100 -100
+    """
+    tokens, labels = _leaf(batch, "input_ids"), _leaf(batch, "labels")
+    if not isinstance(tokens, Tensor) or not isinstance(labels, Tensor) or tokens.shape != labels.shape:
+        return lengths
+    if tokens.ndim != 2 or rows_of(batch) > 1:
+        return lengths
+    told = ((labels != NO_LABEL) | (tokens != tokens[:, -1:])).reshape(-1).nonzero()
+    if not len(told):
+        return lengths
+    starts = lengths.cumsum(0) - lengths
+    return lengths[starts <= int(told[-1])]
 
 
 def leaves_but_derived(batch: FlatBatch) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rehearsal_plugin import LocalTransport, Rehearsal
 from rehearsal_plugin.buffer.rows import documents as documents_module
 from rehearsal_plugin.buffer.rows.documents import DocumentForm
-from rehearsal_plugin.buffer.rows.flat_rows import has_documents, lengths_of
+from rehearsal_plugin.buffer.rows.flat_rows import has_documents, lengths_of, without_filling
 from rehearsal_plugin.core.tree import flatten
 from rehearsal_plugin.errors import BatchError, ConfigError
 
@@ -77,7 +77,36 @@ def test_a_document_of_any_tokens_comes_back_whole() -> None:
     first, second = flat_row([2]), flat_row([4, 3], seed=1)
     second["input_ids"][0, 2:] = 0
     second["labels"][0, 1:] = -100
+    second["labels"][0, 4] = 5
     assert documents(joined(first, second)) == documents(first) + documents(second)
+
+
+@pytest.mark.parametrize("pieces", [[4], [1, 1, 1, 1]])  # axolotl counts on from 0, TRL gives each token a 0
+@pytest.mark.parametrize("displaced", [0, 1])
+@pytest.mark.parametrize("lengths", [[3, 2], [5]])
+def test_what_fills_a_flat_row_up_is_no_sample_and_makes_room(
+    pieces: list[int], displaced: int, lengths: list[int]
+) -> None:
+    first, second = filled(lengths, pieces, seed=0), filled([4, 3], pieces, seed=1)
+    plain = [flat_row(lengths), flat_row([4, 3], seed=1)]
+    result, wanted = joined(first, second, displaced), joined(plain[0], plain[1], displaced)
+    for name, leaf in result.items():
+        assert torch.equal(torch.as_tensor(leaf), torch.as_tensor(wanted[name])), name
+
+
+def filled(lengths: list[int], pieces: list[int], seed: int) -> dict[str, Any]:
+    """`flat_row` filled up with zeros that have no label."""
+    row = flat_row([*lengths, *pieces], seed)
+    plain = flat_row(lengths, seed)
+    for name, filling in {"input_ids": 0, "labels": -100}.items():
+        more = torch.full((1, sum(pieces)), filling)
+        row[name] = torch.cat((plain[name], more), 1)
+    return {**row, "domain": plain["domain"]}
+
+
+def test_a_flat_row_without_any_label_is_all_documents() -> None:
+    row = flat_row([2, 3], input_ids=torch.zeros(1, 5, dtype=torch.int64), labels=torch.full((1, 5), -100))
+    assert without_filling(flatten(row), lengths_of(flatten(row))).tolist() == [2, 3]
 
 
 @pytest.mark.parametrize("left_out", [("position_ids",), ("cu_seq_lens_q", "cu_seq_lens_k"), ("seq_idx", "domain")])
