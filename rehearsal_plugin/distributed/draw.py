@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from rehearsal_plugin.core.arrays import Float64Array, IntArray
+from rehearsal_plugin.core.arrays import Float64Array, IntArray, Mask
 from rehearsal_plugin.distributed.quotas import Quotas, shifted_into
 from rehearsal_plugin.distributed.without_replacement import choose
 
@@ -154,8 +154,7 @@ class Places:
 
     def __init__(self, partition: IntArray, draw_number: IntArray, place: IntArray, totals: IntArray) -> None:
         self._partition, self._draw_number, self._place, self._totals = partition, draw_number, place, totals
-        is_first = np.ones(len(place), dtype=bool)
-        is_first[1:] = (partition[1:] != partition[:-1]) | (draw_number[1:] != draw_number[:-1])
+        is_first = _first_of_runs(partition, draw_number)
         starts = np.flatnonzero(is_first)
         self._number = np.arange(len(place)) - starts[is_first.cumsum() - 1]  # of the places of a partition and draw
 
@@ -265,13 +264,18 @@ def _pick(
         return NO_ROWS, NO_ROWS, NO_ROWS, NO_ROWS
     order = np.lexsort((partition, draw_number, reader))
     columns = [column[order] for column in (reader, draw_number, partition)]
-    is_first = np.ones(len(reader), dtype=bool)
-    is_first[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
-    first = np.flatnonzero(is_first)
+    first = np.flatnonzero(_first_of_runs(*columns))
     wanted = np.diff(first, append=len(reader))
     segment, index = choose(held[columns[2][first]], wanted, rng)
     reader, draw_number, partition = (column[first[segment]] for column in columns)
     return reader, draw_number, partition, index
+
+
+def _first_of_runs(*columns: IntArray) -> Mask:
+    """Where a run of equal rows of a table begins, `[n]` bool; `columns` `[n]` each."""
+    is_first = np.ones(len(columns[0]), dtype=bool)
+    is_first[1:] = np.logical_or.reduce([column[1:] != column[:-1] for column in columns])
+    return is_first
 
 
 def _no_moves() -> Moves:

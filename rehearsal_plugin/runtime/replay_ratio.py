@@ -74,8 +74,7 @@ class ReplayRatio:
     def due(self, amount: int, rate: Ratio | None = None) -> Ratio:
         """Rows or tokens due from each draw for a batch of `amount` of them, at a `rate`, or the present one."""
         if self._representatives is not None:
-            each = self._representatives * self._group_share
-            return each.numerator, each.denominator
+            return self._each
         numerator, denominator = self._per_unit if rate is None else rate
         return numerator * amount, denominator
 
@@ -106,6 +105,8 @@ class ReplayRatio:
         per_unit *= self._group_share
         rate = (per_unit if unchanged else Fraction(round(per_unit * UNIT), UNIT)) / self._draws
         self._per_unit = rate.numerator, rate.denominator
+        each = (self._representatives or 0) * self._group_share
+        self._each = each.numerator, each.denominator
 
     def boost(self, factor: float, most: float) -> None:
         """From the next step on ask for `factor` times as much, but for no higher ratio than `most`."""
