@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch.distributed as dist
+from torch.torch_version import TorchVersion
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -56,6 +58,10 @@ def resume_on_hosts(root: Path) -> list[Any]:
         return results
 
 
+@pytest.mark.skipif(
+    TorchVersion(version("transformers")) < "5",
+    reason="the Trainer of transformers 4 loads its optimizer to 'cpu:0' on a rank that has a GPU's number, and fails",
+)
 def test_ranks_resume_from_the_same_checkpoint_or_none_does(tmp_path: Path) -> None:
     for whole, resumed, refusal in run_ranks(resume_on_hosts, 2, tmp_path, timeout_s=150):
         assert resumed == whole
