@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from scripts.common.paths import ROOT
 
-__all__ = ["is_rank", "launch"]
+__all__ = ["free_port", "is_rank", "launch"]
 
 
 def is_rank() -> bool:
@@ -26,15 +28,17 @@ def launch(module: str, ranks: int, arguments: Sequence[str] = (), environment: 
     with goes before `environment`.
     """
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--log_level", "error", "--no_local_rank"]
-    command += ["--num_gpus", str(ranks), "--master_port", str(_free_port()), "--module", module, *arguments]
+    command += ["--num_gpus", str(ranks), "--master_port", str(free_port()), "--module", module, *arguments]
     defaults = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     variables = defaults | dict(environment or {}) | os.environ | {"PYTHONPATH": path}
     return subprocess.run(command, env=variables, check=False).returncode
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port() -> int:
+    """A port that nobody listens on, and that no connection is given meanwhile: Linux takes theirs from 32768 on."""
+    while True:
+        port = random.SystemRandom().randrange(15000, 32768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port

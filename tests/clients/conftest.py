@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator
 from importlib import metadata
 from pathlib import Path
 
@@ -23,7 +22,6 @@ TOOLS = (
     "transformers",
     "trl",
 )
-OUTCOMES = pytest.StashKey[dict[str, str]]()
 
 
 @pytest.fixture(scope="session")
@@ -37,35 +35,42 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[OUTCOMES] = {}
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    report = yield
-    if report.when == "call" or not report.passed:
-        note(item.config.stash[OUTCOMES], item.nodeid, report.outcome)
-    return report
-
-
-def note(outcomes: dict[str, str], test: str, outcome: str) -> None:
-    """Note the outcome of a test; those that other environments run, too, are noted by their file."""
-    name = test if test.startswith("tests/clients/") else test.partition("::")[0]
-    outcomes[name] = outcome if outcomes.get(name) in (None, "passed", "skipped") else outcomes[name]
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the outcomes under the name of the environment, where the script asks for them."""
     place = os.environ.get("CLIENT_RESULTS")
-    if place is None or not session.config.stash[OUTCOMES]:
-        return
-    path = Path(place)
-    results = json.loads(path.read_text()) if path.is_file() else {}
-    results[os.environ["CLIENT_NAME"]] = {
-        "versions": {name: metadata.version(name) for name in TOOLS if is_installed(name)},
-        "tests": dict(sorted(session.config.stash[OUTCOMES].items())),
-    }
-    path.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
+    if place is not None:
+        config.pluginmanager.register(Outcomes(Path(place), os.environ["CLIENT_NAME"]))
+
+
+class Outcomes:
+    """Notes the outcomes of tests, also of those in other folders, which the hooks of a `conftest.py` do not reach.
+
+    Args:
+        path: File to write.
+        environment: Under whose name.
+    """
+
+    def __init__(self, path: Path, environment: str) -> None:
+        self._path, self._environment = path, environment
+        self._by_test: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note one; those of tests that other environments run, too, by their file."""
+        if report.when != "call" and report.passed:
+            return
+        test = report.nodeid
+        name = test if test.startswith("tests/clients/") else test.partition("::")[0]
+        before = self._by_test.get(name)
+        self._by_test[name] = report.outcome if before in (None, "passed", "skipped") else before
+
+    def pytest_sessionfinish(self) -> None:
+        """Write them all."""
+        if not self._by_test:
+            return
+        results = json.loads(self._path.read_text()) if self._path.is_file() else {}
+        results[self._environment] = {
+            "versions": {name: metadata.version(name) for name in TOOLS if is_installed(name)},
+            "tests": dict(sorted(self._by_test.items())),
+        }
+        self._path.write_text(json.dumps(results, indent=2, sort_keys=True) + "\n")
 
 
 def is_installed(name: str) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tests.helpers.ranks import free_port
+from scripts.common.launch import free_port
 
 __all__ = ["run_exits"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import time
 import traceback
 from collections.abc import Callable
@@ -12,6 +11,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch.distributed as dist
+
+from scripts.common.launch import free_port
 
 # Ranks are forked from one process that has the slow imports behind it and has started no thread.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -45,13 +46,6 @@ def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout_s: fl
         for process in ranks:
             process.join(max(0.1, deadline - time.monotonic()) if process.exitcode is None else None)
             process.kill()
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _rank(

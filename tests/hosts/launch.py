@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scripts.common.launch import free_port
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import free_port
 from tests.hosts.network import Network, address
 
 __all__ = ["Job", "Options", "start_by_deepspeed", "start_by_environment", "start_by_horovodrun", "start_by_torchrun"]

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from scripts.common.launch import free_port
 from tests.helpers.paths import JOBS, ROOT
-from tests.helpers.ranks import free_port
 from tests.helpers.witness import config_of
 
 pytest.importorskip("deepspeed")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.common.launch import free_port
 from tests.helpers.paths import JOBS
-from tests.helpers.ranks import free_port
 from tests.helpers.witness import config_of
 from tests.integrations.test_run import ENDS, notes, start, succeed
 

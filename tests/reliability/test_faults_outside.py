@@ -16,9 +16,10 @@ import torch
 import torch.distributed as dist
 
 from rehearsal_plugin import Rehearsal
+from scripts.common.launch import free_port
 from tests.helpers.faults import SIZE, WANTED, section, train
 from tests.helpers.paths import ROOT
-from tests.helpers.ranks import free_port, run_ranks
+from tests.helpers.ranks import run_ranks
 from tests.helpers.samples import Batch, new_batch, rank_of
 
 pytestmark = pytest.mark.fault

@@ -12,10 +12,10 @@ pytest.importorskip("axolotl")
 
 import yaml
 
+from scripts.common.launch import free_port
 from tests.helpers.clients.claims import assert_replay, assert_same_from
 from tests.helpers.clients.runs import Run, run_client, section_file
 from tests.helpers.clients.tiny_llm import LONGEST
-from tests.helpers.ranks import free_port
 
 pytestmark = pytest.mark.clients
 

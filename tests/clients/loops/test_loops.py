@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("lightning")
 
+from scripts.common.launch import free_port
 from tests.helpers.clients.claims import assert_replay, assert_same_from
 from tests.helpers.clients.runs import Run, run_client, section_file
-from tests.helpers.ranks import free_port
 
 pytestmark = pytest.mark.clients
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from scripts.common.launch import free_port
 from tests.helpers.horovod_ranks import ROOT, Job, horovodrun
 from tests.helpers.paths import JOBS
-from tests.helpers.ranks import free_port
 from tests.helpers.witness import config_of
 
 JOB = JOBS / "horovod_train.py"

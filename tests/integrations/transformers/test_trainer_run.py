@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from scripts.common.launch import free_port
 from tests.helpers.paths import JOBS
-from tests.helpers.ranks import free_port
 from tests.integrations.test_run import DEEPSPEED, TORCHRUN, start, succeed
 
 pytest.importorskip("deepspeed")
