@@ -9,7 +9,7 @@
 # are generated; no network is used after the installation.
 #
 # Every command starts several processes with slow imports, so this is run by hand before a release. Without arguments
-# of pytest the outcomes go to docs/results/clients.json; `python -m scripts.clients.page` builds docs/trainers of them.
+# of pytest the outcomes go to docs/results/clients.json; `python -m scripts.clients.page` builds docs/guides/trainers of them.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

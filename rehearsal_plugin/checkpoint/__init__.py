@@ -1,4 +1,4 @@
-"""The buffer and everything that the next steps depend on, in files; see `docs/checkpoints.md`."""
+"""The buffer and everything that the next steps depend on, in files; see `docs/guides/checkpoints.md`."""
 
 from __future__ import annotations
 

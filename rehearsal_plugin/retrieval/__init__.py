@@ -1,4 +1,4 @@
-"""Nearest-neighbour search over the rows of all ranks; see `docs/retrieval.md`."""
+"""Nearest-neighbour search over the rows of all ranks; see `docs/guides/retrieval.md`."""
 
 from __future__ import annotations
 

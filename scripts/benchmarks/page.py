@@ -1,4 +1,4 @@
-"""Builds `docs/performance.md` and its picture from the reports of the benchmarks.
+"""Builds `docs/results/performance.md` and its picture from the reports of the benchmarks.
 
     python -m scripts.benchmarks.page
 
@@ -55,7 +55,7 @@ SECTIONS = (BUFFER, FILE, RAGGED, EXCHANGE, SCALE, OVERHEAD)
 
 def main(argv: Sequence[str]) -> int:
     """Writes the page and says where it is."""
-    parser = argparse.ArgumentParser(description="docs/performance.md from the reports of the benchmarks.")
+    parser = argparse.ArgumentParser(description="docs/results/performance.md from the reports of the benchmarks.")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page (default: %(default)s)")
     print(build(parser.parse_args(argv).docs))
     return 0
@@ -68,7 +68,7 @@ def build(docs: Path) -> Path:
         path = docs / "results" / f"bench_{section.name}.json"
         if path.is_file():
             parts += written(section, json.loads(path.read_text()), docs)
-    return write_text(docs / "performance.md", "\n".join([*parts, PLAN, *map(planned, PLANS)]))
+    return write_text(docs / "results" / "performance.md", "\n".join([*parts, PLAN, *map(planned, PLANS)]))
 
 
 def written(section: Section, report: Report, docs: Path) -> list[str]:

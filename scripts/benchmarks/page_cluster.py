@@ -131,7 +131,7 @@ def scale_tables(report: Report, docs: Path) -> list[str]:
         CLUSTERS,
         clusters(by_kind["model"]),
         markdown_table(["a step of", *LINKS], hidden(by_kind["model"], first)),
-        f"![The background of a step on clusters]({PICTURE})\n\nThe picture and the last table are of {first}.\n",
+        f"![The background of a step on clusters](../{PICTURE})\n\nThe picture and the last table are of {first}.\n",
         "".join(f"- `{name}`: {links.source}.\n" for name, links in LINKS.items()),
     ]
 

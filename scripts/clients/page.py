@@ -1,4 +1,4 @@
-"""Builds `docs/trainers/index.md` from the results of `scripts/test_clients.sh`.
+"""Builds `docs/guides/trainers/index.md` from the results of `scripts/test_clients.sh`.
 
 python -m scripts.clients.page
 """
@@ -89,7 +89,7 @@ the tests of the Trainer itself. Run the clients by hand before a release.
 
 def main(argv: Sequence[str]) -> int:
     """Writes the page and says where it is."""
-    parser = argparse.ArgumentParser(description="docs/trainers/index.md from the results of the clients.")
+    parser = argparse.ArgumentParser(description="docs/guides/trainers/index.md from the results of the clients.")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the pages (default: %(default)s)")
     print(build(parser.parse_args(argv).docs))
     return 0
@@ -100,7 +100,7 @@ def build(docs: Path) -> Path:
     results: Results = json.loads((docs / "results" / "clients.json").read_text())
     heads = ["", *(heading(tool, results) for tool in TOOLS)]
     table = markdown_table(heads, (line(scenario, results) for scenario in SCENARIOS))
-    return write_text(docs / "trainers" / "index.md", f"{HEAD}{table}\n{FOOT}")
+    return write_text(docs / "guides" / "trainers" / "index.md", f"{HEAD}{table}\n{FOOT}")
 
 
 def heading(tool: Tool, results: Results) -> str:

@@ -1,4 +1,4 @@
-"""What is tested with which tool: the tests behind each cell of the table in `docs/trainers/index.md`."""
+"""What is tested with which tool: the tests behind each cell of the table in `docs/guides/trainers/index.md`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Tool:
 
     Attributes:
         name: As people write it.
-        page: File in `docs/trainers`.
+        page: File in `docs/guides/trainers`.
         environment: The one of `scripts/test_clients.sh` that it is tested in.
         package: Package whose version counts.
     """

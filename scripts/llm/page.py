@@ -1,4 +1,4 @@
-"""Builds `docs/llm.md` and its picture from the report of the recipe.
+"""Builds `docs/results/llm.md` and its picture from the report of the recipe.
 
     python -m scripts.llm.page
 
@@ -61,7 +61,7 @@ repeat bit for bit, between the two the losses differ from the fourth digit on (
 
 def main(argv: Sequence[str]) -> int:
     """Writes the page and says where it is."""
-    parser = argparse.ArgumentParser(description="docs/llm.md from the report of the recipe.")
+    parser = argparse.ArgumentParser(description="docs/results/llm.md from the report of the recipe.")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page (default: %(default)s)")
     parser.add_argument("--report", type=Path, help="a new report, which is kept in the folder of the page")
     parser.add_argument("--pretrained", type=Path, help="the same of a pretrained model")
@@ -97,13 +97,13 @@ def build(docs: Path) -> Path:
         results(base, "french"),
         goals(report["summary"]),
     ]
-    parts += [f"![Losses during the phases, and shares of the gap]({picture})\n", levelling(base)]
+    parts += [f"![Losses during the phases, and shares of the gap](../{picture})\n", levelling(base)]
     if select(base, after="german"):
         parts += ["## After German", results(base, "german")]
     parts += held_back(report["rows"])
     if (docs / PRETRAINED).is_file():
         parts += pretrained(json.loads((docs / PRETRAINED).read_text()))
-    return write_text(docs / "llm.md", "\n".join(parts))
+    return write_text(docs / "results" / "llm.md", "\n".join(parts))
 
 
 def scope(base: Sequence[Row], report: dict[str, Any]) -> str:

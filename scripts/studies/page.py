@@ -1,4 +1,4 @@
-"""Builds `docs/study.md` and its pictures from the reports of both studies.
+"""Builds `docs/results/study.md` and its pictures from the reports of both studies.
 
     python -m scripts.studies.page
 
@@ -162,7 +162,7 @@ def build(reports: Path, docs: Path) -> Path:
     """
     loaded = [(study, load(reports / study.folder / "report.json", study)) for study in STUDIES]
     sections = [section(study, report, docs) for study, report in loaded]
-    return write_text(docs / "study.md", "\n".join([HEAD, *sections]))
+    return write_text(docs / "results" / "study.md", "\n".join([HEAD, *sections]))
 
 
 def load(path: Path, study: Study) -> Report:
@@ -199,7 +199,7 @@ def results(study: Study, metric: Metric, rows: Sequence[Row], drift: str | None
     picture = Path("images") / f"{'_'.join(filter(None, [study.folder, drift, metric.name]))}.png"
     groups, draws = group_seeds(rows, metric), group_seeds(rows, metric, "rows")
     plot_study(groups, metric, title, docs / picture)
-    parts = [f"### {title}", "", f"![{title}]({picture})", ""]
+    parts = [f"### {title}", "", f"![{title}](../{picture})", ""]
     parts.append(markdown_table(*table_cells(groups, tasks=len(groups[0].tasks) <= MOST_TASKS, digits=metric.digits)))
     if draws:
         parts.append(f"{title}, with r rows replayed and c rows offered to the buffer a step and rank; one seed:\n")

@@ -543,7 +543,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 # --- the docs --------------------------------------------------------------------------------------------------------
 
-DOC = (ROOT / "docs" / "seeding.md").read_text()
+DOC = (ROOT / "docs" / "guides" / "preloading.md").read_text()
 
 
 def blocks(language: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers.paths import ROOT
 
 PACKAGE = ROOT / "rehearsal_plugin"
-PAGE = (ROOT / "docs" / "architecture.md").read_text()
+PAGE = (ROOT / "docs" / "contribute" / "architecture.md").read_text()
 PICTURE = (ROOT / "docs" / "images" / "architecture.svg").read_text()
 LAYERS = re.search(r"^layers = \[(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
 

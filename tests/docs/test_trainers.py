@@ -14,7 +14,7 @@ from scripts.clients.page import build
 from scripts.clients.scenarios import CELLS, SCENARIOS, TOOLS, Tool
 from tests.helpers.paths import ROOT
 
-PAGES = sorted((ROOT / "docs" / "trainers").glob("*.md"))
+PAGES = sorted((ROOT / "docs" / "guides" / "trainers").glob("*.md"))
 WRITTEN = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RESULTS = json.loads((ROOT / "docs" / "results" / "clients.json").read_text())
 TESTS = [(tool, name) for cells in CELLS.values() for tool, cell in cells.items() for name in cell.tests]
@@ -43,14 +43,14 @@ def test_the_sections_are_valid(path: Path) -> None:
 
 def test_the_methods_for_lightning_are_those_of_the_tested_module() -> None:
     tested = (ROOT / "tests/helpers/clients/jobs/lightning_ddp.py").read_text()
-    (shown,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs/trainers/lightning.md").read_text(), re.DOTALL)
+    (shown,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs/guides/trainers/lightning.md").read_text(), re.DOTALL)
     lines = {line.strip() for line in tested.splitlines()}
     assert [line for line in shown.splitlines() if line.strip() and line.strip() not in lines] == []
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.environment + tool.name)
 def test_each_tool_has_its_page_and_its_pins(tool: Tool) -> None:
-    assert (ROOT / "docs" / "trainers" / tool.page).is_file()
+    assert (ROOT / "docs" / "guides" / "trainers" / tool.page).is_file()
     assert (ROOT / "tests" / "clients" / f"{tool.environment}.txt").is_file()
     assert tool.environment in (ROOT / "scripts" / "test_clients.sh").read_text()
 

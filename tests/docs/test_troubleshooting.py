@@ -12,7 +12,7 @@ from tests.helpers.paths import ROOT
 
 ROWS = [
     line.split("|")[1].strip()
-    for line in (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8").splitlines()
+    for line in (ROOT / "docs" / "reference" / "troubleshooting.md").read_text(encoding="utf-8").splitlines()
     if line.startswith("| ") and not line.startswith("| message")
 ]
 FREE = re.compile(

@@ -11,7 +11,7 @@ import pytest
 from scripts.benchmarks import reliability
 from tests.helpers.paths import ROOT
 
-DOC = (ROOT / "docs" / "reliability.md").read_text()
+DOC = (ROOT / "docs" / "results" / "reliability.md").read_text()
 NAMED = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", DOC)
 
 

@@ -49,9 +49,9 @@ def test_a_package_of_scripts_imports_only_what_is_common(path: Path) -> None:
 @pytest.mark.parametrize(
     ("build", "name"),
     [
-        (performance_page.build, "performance.md"),
-        (llm_page.build, "llm.md"),
-        (trainers_page.build, "trainers/index.md"),
+        (performance_page.build, "results/performance.md"),
+        (llm_page.build, "results/llm.md"),
+        (trainers_page.build, "guides/trainers/index.md"),
     ],
 )
 def test_a_page_that_is_shipped_is_what_its_script_makes_of_the_shipped_reports(
@@ -62,7 +62,7 @@ def test_a_page_that_is_shipped_is_what_its_script_makes_of_the_shipped_reports(
 
 
 def test_the_words_of_the_page_of_studies_are_those_of_its_script() -> None:
-    page = (ROOT / "docs/study.md").read_text()
+    page = (ROOT / "docs/results/study.md").read_text()
     assert page.startswith(HEAD)
     for study in STUDIES:
         assert study.text in page

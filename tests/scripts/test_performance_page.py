@@ -96,7 +96,7 @@ def test_every_section_is_built_from_its_report(tmp_path: Path) -> None:
         RAGGED,
     )
     performance_page.main(["--docs", str(tmp_path)])
-    page = (tmp_path / "performance.md").read_text()
+    page = (tmp_path / "results/performance.md").read_text()
 
     assert "| small | 1,000 | 2 | 2.0 | 1.0 | 9.0 | 4,000 | 4,400 | 1.100 |" in page
     assert "≤ 1.02 | 1.100 | short by 0.080 |" in page
@@ -131,7 +131,7 @@ def test_the_largest_cluster_that_a_step_hides_is_the_last_below_it() -> None:
 
 
 def test_the_page_that_is_shipped_names_files_that_exist() -> None:
-    page = (ROOT / "docs/performance.md").read_text()
+    page = (ROOT / "docs/results/performance.md").read_text()
     named = set(re.findall(r"(?:scripts|configs|docs/results)/[\w./]+\w", page))
     assert named
     assert [name for name in named if not (ROOT / name).is_file()] == []
@@ -140,4 +140,4 @@ def test_the_page_that_is_shipped_names_files_that_exist() -> None:
 @pytest.mark.parametrize("name", ["buffer", "exchange", "file", "overhead", "ragged", "scale"])
 def test_the_results_that_are_shipped_are_those_on_the_page(name: str) -> None:
     report = json.loads((ROOT / f"docs/results/bench_{name}.json").read_text())
-    assert report["environment"]["commit"][:12] in (ROOT / "docs/performance.md").read_text()
+    assert report["environment"]["commit"][:12] in (ROOT / "docs/results/performance.md").read_text()

@@ -20,7 +20,7 @@ from tests.helpers.script_runs import read_report, run_module
 
 pytest.importorskip("faiss")
 
-PAGE = (ROOT / "docs/retrieval.md").read_text()
+PAGE = (ROOT / "docs/guides/retrieval.md").read_text()
 
 
 def test_the_benchmark_writes_what_was_measured(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Domains of mixed datasets, by the column that docs/trainers/hf_trainer.md adds to each before they are mixed."""
+"""Domains of mixed datasets, by the column that docs/guides/trainers/hf_trainer.md adds to each before they are mixed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.clients
 
 RECIPE = next(
     block
-    for block in re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "trainers" / "hf_trainer.md").read_text(), re.DOTALL)
+    for block in re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "guides" / "trainers" / "hf_trainer.md").read_text(), re.DOTALL)
     if "interleave_datasets" in block
 )
 

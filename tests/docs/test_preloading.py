@@ -23,7 +23,7 @@ from tests.helpers.data_sets import save_to_disk, write_mds, write_megatron, wri
 from tests.helpers.language import tokenizer_in
 from tests.helpers.paths import ROOT
 
-PAGE = (ROOT / "docs" / "seeding.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "guides" / "preloading.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^\| .* \| `rehearsal (seed .*?)` \|$", PAGE, re.MULTILINE)
 TEXTS = [f"the cat sat on mat number {number}. " * 4 for number in range(60)]
 TEMPLATE = (

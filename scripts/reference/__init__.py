@@ -1,0 +1,1 @@
+"""Pages of the reference that are built from the code: the config, the command line, the metrics."""
