@@ -90,7 +90,10 @@ def section_of(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[s
 def written(section: str, its_keys: list[Key], schema: Mapping[str, Any]) -> list[str]:
     """One section of the page."""
     about = description(schema["properties"][section], schema) if section else "Keys of the section itself."
-    head = [f"## {f'`{section}`' if section else 'Top level'}\n", f"{about} Read more: {GUIDES.get(section, GUIDES[''])}.\n"]
+    head = [
+        f"## {f'`{section}`' if section else 'Top level'}\n",
+        f"{about} Read more: {GUIDES.get(section, GUIDES[''])}.\n",
+    ]
     return [*head, *(entry(key) for key in its_keys)]
 
 
@@ -159,5 +162,9 @@ NO_BOUND = 1 << 62
 def bounds(schema: Mapping[str, Any]) -> str:
     """The range of a number, such as ` from 0 to below 1`."""
     words = {"minimum": "from", "exclusiveMinimum": "above", "maximum": "to", "exclusiveMaximum": "to below"}
-    given = [f"{word} {schema[key]:,}".removesuffix(".0") for key, word in words.items() if abs(schema.get(key, NO_BOUND)) < NO_BOUND]
+    given = [
+        f"{word} {schema[key]:,}".removesuffix(".0")
+        for key, word in words.items()
+        if abs(schema.get(key, NO_BOUND)) < NO_BOUND
+    ]
     return f" {' '.join(given)}" if given else ""

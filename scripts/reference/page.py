@@ -1,6 +1,6 @@
 """Builds the pages of the reference that come from the code: `docs/reference/{config,cli,metrics}.md`.
 
-    python -m scripts.reference.page
+python -m scripts.reference.page
 """
 
 from __future__ import annotations

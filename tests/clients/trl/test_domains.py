@@ -24,7 +24,9 @@ pytestmark = pytest.mark.clients
 
 RECIPE = next(
     block
-    for block in re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "guides" / "trainers" / "hf_trainer.md").read_text(), re.DOTALL)
+    for block in re.findall(
+        r"```py\n(.*?)```", (ROOT / "docs" / "guides" / "trainers" / "hf_trainer.md").read_text(), re.DOTALL
+    )
     if "interleave_datasets" in block
 )
 
