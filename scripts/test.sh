@@ -13,7 +13,7 @@ cd "$ROOT"
 
 have_build_tools() { command -v "${CXX:-g++}" >/dev/null && command -v make >/dev/null; }
 
-bash scripts/setup.sh dev deepspeed transformers plot retrieval
+bash scripts/setup.sh dev docs deepspeed transformers plot retrieval
 
 # Horovod is built once, against the torch of this environment, and kept. Without it its tests are skipped.
 if [ -f scripts/install_horovod.sh ]; then
@@ -31,4 +31,5 @@ python -m ruff check
 python -m ruff format --check
 python -m mypy
 lint-imports --no-logo
+bash scripts/docs.sh --quiet
 python -m pytest "$@"

@@ -79,8 +79,8 @@ bash scripts/test_clients.sh
 python -m scripts.clients.page
 ```
 
-The first command installs each tool into an environment of its own and runs `tests/clients`; with a name, such as
-`trl`, one of them. The second builds this page from the outcomes in `docs/results/clients.json`.
+The first command installs each tool into an environment of its own and runs `tests/clients`. With a name, such as
+`trl`, it does so for one of them. The second builds this page from the outcomes in `docs/results/clients.json`.
 
 It all takes an hour on two cores, as the tools start many processes with slow imports. That does not fit CI, which has
 the tests of the Trainer itself. Run the clients by hand before a release.

@@ -90,11 +90,8 @@ def section_of(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[s
 def written(section: str, its_keys: list[Key], schema: Mapping[str, Any]) -> list[str]:
     """One section of the page."""
     about = description(schema["properties"][section], schema) if section else "Keys of the section itself."
-    head = [
-        f"## {f'`{section}`' if section else 'Top level'}\n",
-        f"{about} Read more: {GUIDES.get(section, GUIDES[''])}.\n",
-    ]
-    return [*head, *(entry(key) for key in its_keys)]
+    title, guides = f"`{section}`" if section else "Top level", GUIDES.get(section, GUIDES[""])
+    return [f"## {title}\n", f"{about} Read more: {guides}.\n", *(entry(key) for key in its_keys)]
 
 
 def description(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> str:

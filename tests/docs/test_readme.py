@@ -34,7 +34,7 @@ def mean_loss(arm: str, after: str) -> float:
     report = json.loads((ROOT / "docs/results/train_llm.json").read_text())
     chosen = [row for row in report["rows"] if (row["variant"], row["arm"], row["after"]) == ("base", arm, after)]
     assert len(chosen) == 3
-    return statistics.mean(row["english"] for row in chosen)
+    return statistics.mean(float(row["english"]) for row in chosen)
 
 
 def test_it_is_short() -> None:

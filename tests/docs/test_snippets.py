@@ -55,9 +55,8 @@ def snippets(page: str) -> list[Snippet]:
         if language != "diff" or "import" not in text:
             continue
         rest = blocks[place + 1 :]
-        configs = [
-            after(body) if kind == "diff" else body for kind, body in rest[:1] if body.lstrip(" ").startswith("{")
-        ]
+        beside = [after(body) if kind == "diff" else body for kind, body in rest[:1]]
+        configs = [body for body in beside if body.startswith("{")]
         logged = next(body for kind, body in rest if not kind and body.startswith("rehearsal"))
         framework = next(name for name in LAUNCHERS if re.search(rf"^.(?:import|from) {name}", text, re.MULTILINE))
         found.append(Snippet(page, framework, text, "".join(configs), logged.splitlines()))

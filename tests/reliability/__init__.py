@@ -1,1 +1,1 @@
-"""Faults on purpose and endurance: each row of `docs/results/reliability.md` names one of these tests or of the others."""
+"""Faults on purpose and endurance: each row of the page on reliability names one of these or other tests."""

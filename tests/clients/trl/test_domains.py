@@ -1,4 +1,4 @@
-"""Domains of mixed datasets, by the column that docs/guides/trainers/hf_trainer.md adds to each before they are mixed."""
+"""Domains of mixed datasets, by the column that the page on the Trainer adds to each before they are mixed."""
 
 from __future__ import annotations
 
@@ -22,13 +22,8 @@ from tests.helpers.paths import ROOT
 
 pytestmark = pytest.mark.clients
 
-RECIPE = next(
-    block
-    for block in re.findall(
-        r"```py\n(.*?)```", (ROOT / "docs" / "guides" / "trainers" / "hf_trainer.md").read_text(), re.DOTALL
-    )
-    if "interleave_datasets" in block
-)
+PAGE = (ROOT / "docs" / "guides" / "trainers" / "hf_trainer.md").read_text()
+RECIPE = next(block for block in re.findall(r"```py\n(.*?)```", PAGE, re.DOTALL) if "interleave_datasets" in block)
 
 
 def parts(tiny: Path, folder: Path, data: str, *, streamed: bool) -> list[Any]:
