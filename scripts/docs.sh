@@ -3,7 +3,8 @@
 #
 #     bash scripts/docs.sh [argument of mkdocs build ...]
 #
-# Then open out/site/index.html. The pages that are generated come first: the config, the command line, the metrics.
+# Then `python -m http.server -d out/site` shows it; the search needs a server, the pages do not. The pages of the
+# reference that come from the code are built first.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

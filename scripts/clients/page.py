@@ -46,14 +46,14 @@ With `--strict`, a job that ends without a rehearsal has the exit status 3. So y
 
 | tool | whole command, log lines, limits |
 |---|---|
-| TRL: `trl sft`, `trl dpo`, its trainers in a script | [trl.md](trl.md) |
-| LLaMA-Factory: `llamafactory-cli train` | [llama_factory.md](llama_factory.md) |
-| axolotl: `axolotl train` | [axolotl.md](axolotl.md) |
-| ms-swift: `swift sft`, `swift rlhf` | [ms_swift.md](ms_swift.md) |
-| Hugging Face Trainer in a script of your own | [hf_trainer.md](hf_trainer.md) |
-| `accelerate launch`, loops of Accelerate or Lightning Fabric | [accelerate.md](accelerate.md) |
-| Lightning's Trainer | [lightning.md](lightning.md) |
-| a loop of your own, as of nanoGPT | [plain_loop.md](plain_loop.md) |
+| TRL: `trl sft`, `trl dpo`, its trainers in a script | [TRL](trl.md) |
+| LLaMA-Factory: `llamafactory-cli train` | [LLaMA-Factory](llama_factory.md) |
+| axolotl: `axolotl train` | [axolotl](axolotl.md) |
+| ms-swift: `swift sft`, `swift rlhf` | [ms-swift](ms_swift.md) |
+| Hugging Face Trainer in a script of your own | [Hugging Face Trainer](hf_trainer.md) |
+| `accelerate launch`, loops of Accelerate or Lightning Fabric | [Accelerate and Fabric](accelerate.md) |
+| Lightning's Trainer | [Lightning](lightning.md) |
+| a loop of your own, as of nanoGPT | [Plain loops](plain_loop.md) |
 
 ## What works
 

@@ -63,7 +63,7 @@ def table(summary: dict[str, float]) -> str:
 
 def plot(course: Course, path: Path) -> None:
     """Draws held-out loss against steps, one panel a domain, and writes it to `path`."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.5, 3.6), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, domain, name in zip(panels, course.corpora, ("Python", "C++"), strict=True):
         learnt = [point for point in course.evaluations if point.phase == 1]

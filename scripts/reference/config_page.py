@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from rehearsal_plugin.config import json_schema
+from rehearsal_plugin.config import RehearsalConfig, json_schema
 from scripts.reference.examples import EXAMPLES, NEEDED
 
 __all__ = ["Key", "config_page", "keys"]
@@ -103,16 +103,20 @@ def description(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
 
 def entry(key: Key) -> str:
     """One key: what it means, then its default, what it takes, and an example."""
-    value = key.schema.get("default")
-    default = "none, you have to give it" if key.required else "none" if value is None else f"`{json.dumps(value)}`"
     lines = [
         f"### `{key.name}`\n",
         f"{key.schema['description']}\n",
-        f"- default: {default}",
-        f"- takes: {taken(key.schema)}",
-        f"- example: {example(key.name)}\n",
+        f"Default: {default(key)} · Takes: {taken(key.schema)} · Example: {example(key.name)}\n",
     ]
     return "\n".join(lines)
+
+
+def default(key: Key) -> str:
+    """The default of a key; that of the ratio depends on another key."""
+    if key.name == "ratio":
+        return f"`{RehearsalConfig().ratio}` without `representatives`"
+    value = key.schema.get("default")
+    return "you have to give it" if key.required else "none" if value is None else f"`{json.dumps(value)}`"
 
 
 def example(name: str) -> str:

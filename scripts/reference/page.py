@@ -25,7 +25,7 @@ CLI_HEAD = """\
 # Command line
 
 `rehearsal` works on the files of a job, without the job. `python -m rehearsal_plugin.run` starts your script with the
-plugin; [Get started](../get_started.md) shows it.
+plugin, as [Get started](../get_started.md) shows.
 """
 
 METRICS_HEAD = """\
@@ -69,7 +69,10 @@ def cli_page() -> str:
     """The commands, as typer tells them."""
     call = [sys.executable, "-m", "typer", "rehearsal_plugin.cli", "utils", "docs", "--name", "rehearsal"]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=True)
-    return CLI_HEAD + "\n" + done.stdout.partition("\n")[2].strip() + "\n"
+    commands = done.stdout[done.stdout.index("## `rehearsal ") :].strip()
+    told = re.findall(r"^## `(rehearsal (\w+))`\n\n(.*)$", commands, re.MULTILINE)
+    lines = ([f"[`{name}`](#rehearsal-{word})", text] for name, word, text in told)
+    return "\n".join([CLI_HEAD, markdown_table(["command", "what it does"], lines), commands, ""])
 
 
 def metrics_page() -> str:

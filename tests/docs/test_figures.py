@@ -49,3 +49,13 @@ def test_half_of_the_rows_keep_most_where_classes_do_not_return() -> None:
     kept = [float(value) for _, value in draws]
     assert [rows for rows, _ in draws] == ["8", "16", "32"]
     assert kept == sorted(kept)
+
+
+def test_the_first_table_of_the_results_is_that_of_the_quickstart() -> None:
+    figures, text = summary("quickstart"), page("results/index.md")
+    rows = {"after Python": "after_phase_one", "after C++, without rehearsal": "without"}
+    for title, state in {**rows, "after C++, with rehearsal": "with"}.items():
+        assert f"| {title} | {figures[f'python_{state}']:.3f} | {figures[f'cpp_{state}']:.3f} |" in text
+    assert f"So {100 * figures['forgetting_removed']:.1f} % of the forgetting is gone" in text
+    assert figures["cost_on_new"] < 0.001
+    assert json.loads((ROOT / "configs/quickstart.json").read_text())["rehearsal"]["ratio"] == 1 / 8

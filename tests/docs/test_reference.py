@@ -59,9 +59,11 @@ def test_an_example_is_valid_and_not_the_default(name: str) -> None:
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_default_that_is_shown_is_that_of_the_code(name: str) -> None:
     page = (ROOT / "docs/reference/config.md").read_text()
-    (shown,) = re.findall(rf"### `{re.escape(name)}`\n.*?- default: (.*?)\n", page, re.DOTALL)
-    default = KEYS[name].schema.get("default")
-    assert shown.startswith("none" if default is None else f"`{json.dumps(default)}`")
+    (shown,) = re.findall(rf"### `{re.escape(name)}`\n.*?^Default: (.*?) · ", page, re.DOTALL | re.MULTILINE)
+    key = KEYS[name]
+    default = RehearsalConfig().ratio if name == "ratio" else key.schema.get("default")
+    words = "you have to give it" if key.required else "none"
+    assert shown.startswith(words if default is None else f"`{json.dumps(default)}`")
 
 
 def test_the_metrics_of_every_job_are_on_the_page() -> None:
