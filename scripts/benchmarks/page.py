@@ -14,7 +14,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scripts.benchmarks.page_cluster import EXCHANGE, SCALE
@@ -29,19 +29,23 @@ __all__ = ["PLANS", "SECTIONS", "build"]
 HEAD = """\
 # Performance
 
-Counts are exact. Times are medians over alternating rounds on a machine that does other work as well, so that they are
-compared as ratios within a round where there is something to compare, and CPU time of the thread stands beside the
-clock where the clock says more of the machine than of the code. *Load* is how many processes wanted one of the cores.
+What does rehearsal cost you, and how does it scale? Counts on this page are exact. Times are medians over alternating
+rounds, on a machine that does other work as well. So compare ratios within a round. CPU time of the thread stands
+beside the clock where the clock says more of the machine than of the code. *Load* is how many processes wanted one of
+the cores.
 """
 
 PLAN = """\
 ## `rehearsal plan`
 
-It tells beforehand what a job will take: memory and bytes of a rank, whether a step hides the background, and how much
-of the past the buffers cover. A whole DeepSpeed config gives the micro-batch and the accumulation itself; with a bare
-section, `--batch` and `--accumulation` do. `--row-bytes` is a row with all that is recorded beside it, each field
-rounded up to 16 bytes. `--links` names published figures, and each of them can be given by itself (`--net-gb-s`,
-`--net-hop-us`, ...); `--json` prints what the table is made of.
+It tells you beforehand what your job will take: memory and bytes of a rank, whether a step hides the background, and
+how much of the past the buffers cover.
+
+- A whole DeepSpeed config gives the micro-batch and the accumulation itself. With a bare section, give `--batch` and
+  `--accumulation`.
+- `--row-bytes` is a row with all that is recorded beside it, each field rounded up to 16 bytes.
+- `--links` names published figures. You can give each of them by itself (`--net-gb-s`, `--net-hop-us`, ...).
+- `--json` prints what the table is made of.
 """
 
 PLANS = (
@@ -49,6 +53,15 @@ PLANS = (
     "rehearsal plan configs/horovod_rehearsal.yaml --batch 64 --ranks 1024 --row-bytes 1KiB --step-ms 20 --links tcp",
 )
 
+
+SHORT = (
+    (OVERHEAD, "ratio_busy", "time of a step against plain DeepSpeed, two busy cores, the worst size", "{:.3f} times"),
+    (OVERHEAD, "ratio_free_core", "the same where a core is free", "{:.3f} times"),
+    (BUFFER, "write_vs_torchrl", "speed of writing rows against torchrl's replay buffer", "{:.1f} times"),
+    (EXCHANGE, "bytes_ratio_max", "bytes that travel for each byte of rows, texts of 2,048 tokens", "{:.3f}"),
+    (SCALE, "background_ms_16384_group", "background of a step on 16,384 GPUs by the model, not run", "{:.1f} ms"),
+)
+"""Figures at the top of the page: section, key of its summary, words, form."""
 
 SECTIONS = (BUFFER, FILE, RAGGED, EXCHANGE, SCALE, OVERHEAD)
 
@@ -63,12 +76,19 @@ def main(argv: Sequence[str]) -> int:
 
 def build(docs: Path) -> Path:
     """Writes the page from the reports in `docs/results`."""
-    parts = [HEAD]
-    for section in SECTIONS:
-        path = docs / "results" / f"bench_{section.name}.json"
-        if path.is_file():
-            parts += written(section, json.loads(path.read_text()), docs)
+    paths = {section: docs / "results" / f"bench_{section.name}.json" for section in SECTIONS}
+    reports = {section: json.loads(path.read_text()) for section, path in paths.items() if path.is_file()}
+    parts = [HEAD, *in_short(reports)]
+    for section, report in reports.items():
+        parts += written(section, report, docs)
     return write_text(docs / "results" / "performance.md", "\n".join([*parts, PLAN, *map(planned, PLANS)]))
+
+
+def in_short(reports: Mapping[Section, Report]) -> list[str]:
+    """The few figures that most readers come for."""
+    given = [(reports[section]["summary"].get(key), *rest) for section, key, *rest in SHORT if section in reports]
+    lines = [[words, form.format(value)] for value, words, form in given if value is not None]
+    return ["## In short\n", markdown_table(["", "measured"], lines)] if lines else []
 
 
 def written(section: Section, report: Report, docs: Path) -> list[str]:

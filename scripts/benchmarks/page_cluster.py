@@ -17,46 +17,48 @@ __all__ = ["EXCHANGE", "PICTURE", "SCALE", "hidden"]
 PICTURE = Path("images/scale.png")
 
 EXCHANGE_TEXT = """\
-2 to 16 processes on gloo run `Rehearsal` with nothing between two steps; each asks for 8 rows a step. Buffers are full,
-and the 64 steps that are counted have headers once, as later ones do; draws by partition have them in every step. Bytes
-are those that the kernel counts on the TCP connections of the exchange's own group, between two points at which nothing
-is under way, so headers and all that gloo adds are in them. The *ratio* is that of these bytes to the rows among them
-that went to another rank. *Messages* are those with rows that a rank sends and receives, counted at the transport, and
-one to and from every other rank for headers; *segments* are TCP segments with data. Numbers are means over the steps
-and over the ranks, and the goal for messages is that of the busiest rank. The draw is what one rank does for its own
-rows, out of the rows of all ranks, each asking for 8.
+2 to 16 processes on gloo run `Rehearsal` with nothing between two steps, and each asks for 8 rows a step. Buffers are
+full. The 64 steps that are counted have headers once, as later ones do. Draws by partition have them in every step.
+
+- *Bytes* are those that the kernel counts on the TCP connections of the exchange's own group, between two points at
+  which nothing is under way. So headers and all that gloo adds are in them.
+- The *ratio* is that of these bytes to the rows among them that went to another rank.
+- *Messages* are those with rows that a rank sends and receives, counted at the transport, and one to and from every
+  other rank for headers. *Segments* are TCP segments with data.
+
+Numbers are means over the steps and over the ranks, and the bound on messages is for the busiest rank. The draw is
+what one rank does for its own rows, out of the rows of all ranks, each asking for 8.
 """
 
 EXCHANGE_LIMITS = """\
-Rows, messages and bytes stop growing where there are more ranks than rows asked for. What a rank sums up over the table
+Rows, messages and bytes stop growing once you have more ranks than rows asked for. What a rank sums up over the table
 of all ranks still grows with them: a few nanoseconds a rank, more by partition.
 """
 
 SCALE_TEXT = """\
-The model of `rehearsal plan` is an alpha-beta model: headers go round a ring in one step of 64, rows straight from
-owner to reader, nothing overlaps. For this machine its three figures (a collective, a message, a byte) are fitted to
-steps of 2, 4 and 8 real ranks, and *foretell* those of 16, which took no part in the fit. Ranks that outnumber the
-cores share them. All jobs are run several times by turns, and the pass that other work disturbed least counts: a median
-over the steps of all ranks.
+The model of `rehearsal plan` is an alpha-beta model. Headers go round a ring in one step of 64, rows go straight from
+owner to reader, and nothing overlaps. For this machine its three figures (a collective, a message, a byte) are fitted
+to steps of 2, 4 and 8 real ranks. They *foretell* those of 16, which took no part in the fit. Ranks that outnumber
+the cores share them. All jobs are run several times by turns, and the pass that other work disturbed least counts: a
+median over the steps of all ranks.
 """
 
 CLUSTERS = """\
-For clusters the figures are published ones, and the costs of the draw and of copies those measured here. None of it has
-been run on a cluster. What the background takes in a step, in ms, in the mean; a step that takes longer than that hides
-it:
+For clusters the figures are published ones, and the costs of the draw and of copies those measured here. None of it
+has been run on a cluster. You see what the background takes in a step, in ms, in the mean. A step that takes longer
+than that hides it:
 """
 
 SCALE_LIMITS = """\
-A step with the headers of all ranks takes longer than the mean: that is the ring over all ranks, once in 64 steps, and
-the training waits for what a step does not hide of it. Where rows are drawn by partition, headers go round in every
-step, and groups keep them short (`sampling.scope`).
+A step with the headers of all ranks takes longer than the mean. That is the ring over all ranks, once in 64 steps,
+and your training waits for what a step does not hide of it. Where rows are drawn by partition, headers go round in
+every step, and groups keep them short (`sampling.scope`).
 
 What the model leaves out: with NCCL a rank's first message to another one makes a connection, which takes time and
 memory. Under the scope `global` a rank comes to talk to all others, so take groups from some hundred GPUs on.
 
-A GPU run would have to show that `exchanged_ms` and `drawn_ms` a step (`rehearsal.metrics()`, or
-`Train/Rehearsal/...` in DeepSpeed's monitor) stay below what `rehearsal plan` says, and `waited_ms` a step near 0,
-with these commands on the cluster:
+Measure on your own cluster with these commands. Compare `exchanged_ms` and `drawn_ms` a step (`rehearsal.metrics()`,
+or `Train/Rehearsal/...` in DeepSpeed's monitor) with what `rehearsal plan` says. `waited_ms` a step should be near 0:
 
 ```
 python -m pytest -m gpu
@@ -137,9 +139,9 @@ def scale_tables(report: Report, docs: Path) -> list[str]:
 
 
 THREADS = """\
-{ranks} ranks as threads of one process run the real code, with buffers of one to four rows. Each rank gave its share of
-the rows, but for *off by*, and each row came as often as the others of its rank: the *score* tells by how many standard
-deviations Pearson's statistic lies from its mean. Tests hold both.
+{ranks} ranks as threads of one process run the real code, with buffers of one to four rows. Each rank gave its share
+of the rows, but for *off by*, and each row came as often as the others of its rank. The *score* tells by how many
+standard deviations Pearson's statistic lies from its mean. Tests hold both.
 """
 
 

@@ -16,12 +16,16 @@ from scripts.common.tables import markdown_table
 __all__ = ["BUFFER", "FILE", "OVERHEAD", "RAGGED"]
 
 BUFFER_TEXT = """\
-Each store holds about 1 GB of rows. W14 writes 14 rows to random places, G7 and G64 gather 7 and 64; drawing the places
-is part of all, and everything runs on one thread. Of this package it is the public way: `RehearsalBuffer.offer` of a
-batch of tensors with the policy `random_replace`, which keeps every row, and `sample` of a batch of tensors into memory
-that is used again. A store is called up to 100 times while it is its turn. *raw numpy* is the bare copy of rows that
-are packed already and stay so. Of torchrl there are the replay buffer with its own methods, and the storage alone
-without writer, sampler and lock. `--peers` measures whatever is installed of them.
+Each store holds about 1 GB of rows. *W14* writes 14 rows to random places, and *G7* and *G64* gather 7 and 64.
+Drawing the places is part of all. Everything runs on one thread, and a store is called up to 100 times while it is
+its turn.
+
+- **rehearsal_plugin** is measured the public way. `RehearsalBuffer.offer` takes a batch of tensors with the policy
+  `random_replace`, which keeps every row. `sample` gives a batch of tensors in memory that is used again.
+- **raw numpy** is the bare copy of rows that are packed already and stay so.
+- **torchrl** is the replay buffer with its own methods, and the storage alone without writer, sampler and lock.
+
+`--peers` measures whatever you have installed of them.
 """
 
 BUFFER_GOALS = (
@@ -35,47 +39,54 @@ BUFFER_GOALS = (
 )
 
 BUFFER_LIMITS = """\
-Rows are stored past the cache ("non-temporal"), so that nothing is fetched only to be overwritten and the training step
-keeps what it has in the cache; rows below 64 KiB are read four side by side; both by whole lines of the cache where
-there is AVX-512. That is a file of C, `rehearsal_plugin/buffer/rows/_copies.c`, which does so on x86-64 with glibc, and
-copies plainly elsewhere. It is why a batch of long rows is stored, admission included, in less time than numpy's bare
-copy takes.
+**Why it is fast.** Rows are stored past the cache ("non-temporal"). So nothing is fetched only to be overwritten, and
+your training step keeps what it has in the cache. Rows below 64 KiB are read four side by side. Both go by whole
+lines of the cache where there is AVX-512. That is a file of C, `rehearsal_plugin/buffer/rows/_copies.c`, for x86-64
+with glibc. It copies plainly elsewhere. So a batch of long rows is stored, admission included, in less time than
+numpy's bare copy takes.
 
-On virtual machines the ratios vary with the machine and from hour to hour. Of five runs within two hours on one, with
-Intel's processor, the first had 5.2 and 3.4 for `write_vs_torchrl` and `gather_vs_torchrl`, the last 4.5 and 2.8. On
-another, whose speed varied by more, a run had 5.6 and 3.2, and one that followed within two hours 3.1 and 3.0; there
-`write_vs_numpy` was 0.95 and 0.62, and `admission_us_max` 102 and 84, all policies taking about twice as long as above.
-The run above is of a third, with AMD's. There, in a loop, 14 rows of 16 KB are stored in as much time as it takes to
-copy them from one place to another, and that copy alone takes a quarter of what torchrl's write does.
+**How much it varies.** On virtual machines the ratios vary with the machine and from hour to hour. Of five runs
+within two hours on one, with Intel's processor, the first had 5.2 and 3.4 for `write_vs_torchrl` and
+`gather_vs_torchrl`, the last 4.5 and 2.8. On another, whose speed varied by more, a run had 5.6 and 3.2. One that
+followed within two hours had 3.1 and 3.0. There `write_vs_numpy` was 0.95 and 0.62, and `admission_us_max` 102 and
+84, as all policies took about twice as long. The run above is of a third, with AMD's. There, in a loop, 14 rows of 16
+KB are stored in as much time as it takes to copy them from one place to another. That copy alone takes a quarter of
+what torchrl's write does.
 
-What is left beside the copy is Python: to look at the batch, to draw, to keep the index and to hand over each field.
-Few rows of 16 KB are copied in less time, which is what limits small writes now; with larger rows or more of them it
-vanishes. `balanced` pays for its partitions, `score` for finding rows that may leave; both together, `score` with
-`partition_by`, are not in the table. Nor are `herding` and `closest_to_centre`, which look at all features of the
-partitions that a batch touches and are meant for small buffers. In the steady state neither call allocates memory for
-rows, faults in a page or waits for the kernel, and neither calls more functions for more rows, which tests hold: of
-buffers in memory without `deduplicate`, which looks at each row that it turns away or replaces; a buffer in a file asks
-the kernel for each row beforehand. Copies of up to 64 KiB keep the GIL, longer ones give it up once.
+**What is left beside the copy** is Python: to look at the batch, to draw, to keep the index and to hand over each
+field. It limits small writes, and vanishes with larger rows or more of them. `balanced` pays for its partitions,
+`score` for finding rows that may leave. The table leaves out `score` with `partition_by`. It also leaves out
+`herding` and `closest_to_centre`, which look at all features of the partitions that a batch touches and are meant for
+small buffers.
 
-Memory beside the rows is 8 bytes a row, 4 more once rows of other ranks were loaded, one more where changes are asked
-for, up to 27 more with partitions, 4 with scores, 8 more where rows are drawn by them, and up to 21 with `deduplicate`:
-2 % of a row of 3 KB with partitions, and more of smaller ones. A `commit` keeps a copy of these numbers.
+**What tests hold.** In the steady state neither call allocates memory for rows, faults in a page or waits for the
+kernel. Neither calls more functions for more rows. That goes for buffers in memory without `deduplicate`, which looks
+at each row that it turns away or replaces. A buffer in a file asks the kernel for each row beforehand. Copies of up
+to 64 KiB keep the GIL, and longer ones give it up once.
+
+**Memory beside the rows** is 8 bytes a row. Add 4 once rows of other ranks were loaded, 1 where changes are asked
+for, up to 27 with partitions, 4 with scores, 8 where rows are drawn by them, and up to 21 with `deduplicate`. That is
+2 % of a row of 3 KB with partitions. A `commit` keeps a copy of these numbers.
 """
 
 FILE_TEXT = """\
-Two storages over one file of rows take turns to read random ones: *ahead*, that of a buffer with `storage: mmap`, which
-asks the kernel for all pages of the rows before it touches them; *on demand*, which leaves it to the kernel to find out
+Two storages over one file of rows take turns to read random ones. *Ahead* is that of a buffer with `storage: mmap`:
+it asks the kernel for all pages of the rows before it touches them. *On demand* leaves it to the kernel to find out
 page by page. A memory cgroup leaves a tenth of the file for the page cache. Major faults are pages that a step waited
 for, each by itself.
 """
 
 RAGGED_TEXT = """\
-Texts of up to 4,096 tokens, three int64 fields each, of log-normal lengths with a mean of 300. They are written to
-random slots, 14 at a time, and read 7 or 64 at a time, by the calls of a job: *S14* copies a batch of 14 to the staging
-area, padded to its longest text as a collator does it; *W14* does that, and writes them to slots that were chosen
-before; *G7* and *G64* read to the memory that rows are sent from. Beside them is a storage of rows of one length, that
-of the mean text, with the same calls: as many bytes stored, and no padding. The two take turns. *Held* is all memory of
-the rows, with the places of replaced ones and the table of what lies where.
+Texts of up to 4,096 tokens, three int64 fields each, have log-normal lengths with a mean of 300. They are written to
+random slots, 14 at a time, and read 7 or 64 at a time, by the calls of a job:
+
+- *S14* copies a batch of 14 to the staging area, padded to its longest text as a collator does it.
+- *W14* does that, and writes them to slots that were chosen before.
+- *G7* and *G64* read to the memory that rows are sent from.
+
+Beside them is a storage of rows of one length, that of the mean text, with the same calls. It stores as many bytes,
+and no padding. The two take turns. *Held* is all memory of the rows, with the places of replaced ones and the table
+of what lies where.
 """
 
 RAGGED_GOALS = (
@@ -85,39 +96,45 @@ RAGGED_GOALS = (
 )
 
 RAGGED_LIMITS = """\
-No call goes over the 98 KB of a padded row. Padding is written once, when the memory is taken; from then on each row
+No call goes over the 98 KB of a padded row. Padding is written once, when the memory is taken. From then on each row
 has it behind a bound that is remembered. What is left:
 
-- A batch is as wide as its longest text, three times the mean one. It is staged like that, and the texts are looked at
-  from there on for where they end.
-- Where a text is read to the place of a longer one, the difference is padded again: about half as many bytes as the
-  texts have.
-- Memory near the bytes stored means that rows are moved: out of chunks with many dead bytes, before these are used
+- A batch is as wide as its longest text, three times the mean one. It is staged like that, and the texts are looked
+  at from there on for where they end.
+- Where a text is read to the place of a longer one, the difference is padded again. That is about half as many bytes
+  as the texts have.
+- Memory near the bytes stored means that rows are moved out of chunks with many dead bytes, before these are used
   again. That is most of W14.
 
-Staging is on the training thread; it takes as long whatever the limit on the length is. All else is in the background.
+Staging is on the training thread, and takes as long whatever the limit on the length is. All else is in the
+background.
 """
 
 OVERHEAD_TEXT = """\
-One DeepSpeed engine (ZeRO-1) takes turns in a job of two ranks: *plain*, without the block, on batches of b + r = 6 + 2
-rows; *control*, once more the same; *thread*, with the block, on the first 6 of these rows, to which 2 are replayed;
-*inline*, whose collectives are issued from the training thread. The buffers are full, and every candidate is stored. A
-turn begins with a step that is not timed, so that the background of a step runs behind the next one. The ratio is that
-to the turns without rehearsal of the same round, by the clock; the ratio of CPU time is that of all threads of a rank;
-*error* is the standard error of the median.
+One DeepSpeed engine (ZeRO-1) takes turns in a job of two ranks:
 
-Such a machine changes its speed from second to second, by more than rehearsal costs. So a product of matrices is timed
-in every pass of the model, and turns are told in units of its median. *Raw* is the ratio to *plain* without that. What
-*control* has beside 1 is the noise that is left. Whatever slows all of a step would slow the product as well, and not
-show: *unit* is by how much it was slower than in the turns of *plain*. *Paid* does without all that: it is the CPU time
-of the training thread inside of rehearsal. Where the background has a core of its own, a step pays that, *waited*, and
-whatever becomes slower.
+- *plain*: without rehearsal, on batches of b + r = 6 + 2 rows,
+- *control*: once more the same,
+- *thread*: with rehearsal, on the first 6 of these rows, to which 2 are replayed,
+- *inline*: the same, with collectives from the training thread.
 
-The model makes at least as many operations for each byte of a row as a ResNet-18 for each byte of an image of 3 x 224 x
-224 float32 (18,000, forwards and backwards; 14 such images are 8 MiB), and computes for at least 200 ms. A *light*
-model computes for 200 ms whatever the rows. Once on two cores, which the ranks keep busy; once with the training
-threads of both ranks on one core, so that a step takes twice as long, and those of the plugin on the other, which is
-free for them.
+The buffers are full, and every candidate is stored. A turn begins with a step that is not timed, so that the
+background of a step runs behind the next one. The *ratio* is that to the turns without rehearsal of the same round,
+by the clock. The *ratio of CPU time* is that of all threads of a rank. *Error* is the standard error of the median.
+
+Such a machine changes its speed from second to second, by more than rehearsal costs. So a product of matrices is
+timed in every pass of the model, and turns are told in units of its median. *Raw* is the ratio to *plain* without
+that. What *control* has beside 1 is the noise that is left. Whatever slows all of a step would slow the product as
+well, and not show. *Unit* is by how much it was slower than in the turns of *plain*.
+
+*Paid* does without all that: it is the CPU time of the training thread inside of rehearsal. Where the background has
+a core of its own, a step pays that, *waited*, and whatever becomes slower.
+
+The model makes at least as many operations for each byte of a row as a ResNet-18 for each byte of an image of 3 x 224
+x 224 float32. That is 18,000, forwards and backwards, and 14 such images are 8 MiB. It computes for at least 200 ms.
+A *light* model computes for 200 ms whatever the rows. All runs once on two cores, which the ranks keep busy. It runs
+once more with the training threads of both ranks on one core, so that a step takes twice as long. Then the other core
+is free for the threads of the plugin.
 """
 
 OVERHEAD_GOALS = (
@@ -128,19 +145,19 @@ OVERHEAD_GOALS = (
 )
 
 OVERHEAD_LIMITS = """\
-On the training thread a step pays for two copies, of its candidates out of the batch and of the replayed rows into it;
-in the background for a copy into the buffer, one out of it, and the exchange. On two busy cores all of that is time
-that the model does not get. Replayed rows are taken where they arrived unless several micro-batches share them. In
-host memory they and the batch lie in blocks that are used again once nobody refers to them.
+On the training thread your step pays for two copies: of its candidates out of the batch, and of the replayed rows
+into it. The background makes a copy into the buffer, one out of it, and the exchange. On two busy cores all of that
+is time that the model does not get. Replayed rows are taken where they arrived unless several micro-batches share
+them. In host memory they and the batch lie in blocks that are used again once nobody refers to them.
 
-With a free core and a model that computes as much as a ResNet-18, what a step pays is of the size of the errors: an
+With a free core and a model that computes as much as a ResNet-18, what a step pays is of the size of the errors. An
 earlier run with longer turns had 0.998, 0.998 and 1.011 for the three sizes, in their order. For a light model and 8
-MiB it had 1.013, with an error of 0.005. There the training thread spends 2 ms of CPU time in rehearsal, most of it on
-the two copies, in a step of which its own part is 210 ms.
+MiB it had 1.013, with an error of 0.005. There the training thread spends 2 ms of CPU time in rehearsal, most of it
+on the two copies, in a step of which its own part is 210 ms.
 
-On GPUs the copies run on a side stream and the exchange is NCCL's; none of this has been run there. There *thread* and
-*inline* are the same, as NCCL's collectives are issued from the training thread. A run on two GPUs would have to show
-`ratio_busy` at most 1.01, as the background has cores enough there, with
+On GPUs the copies run on a side stream and the exchange is NCCL's, but none of this has been run there. *Thread* and
+*inline* are the same with NCCL, whose collectives are issued from the training thread. You measure it on two GPUs
+with
 
 ```
 python -m pytest -m gpu

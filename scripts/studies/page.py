@@ -73,16 +73,22 @@ class Study:
 HEAD = """\
 # What rehearsal keeps, and what it costs
 
-Two studies, each of real components on two ranks that share one buffer. *From scratch* trains on all tasks at once,
-shuffled, in as many steps and with as many rows a step as rehearsal takes: the upper bound. *Incremental* trains on
-one task after the other and keeps nothing: the lower bound. `er`, `der` and `der++` see the same tasks with a buffer.
-Its size is that of all ranks together, in percent of the training data; with the policy `reservoir`, every row offered
-so far has the same chance to be in it, so k tasks of one size share it in k equal parts, whatever their order.
+Which method keeps most, and how large has your buffer to be? Two studies answer, each of real components on two ranks
+that share one buffer:
 
-All methods replay the same number of rows a step, r; `der++` takes two draws of r / 2. *Forgetting* is how far a task
+- *From scratch* trains on all tasks at once, shuffled, in as many steps and with as many rows a step as rehearsal
+  takes. It is the upper bound.
+- *Incremental* trains on one task after the other and keeps nothing. It is the lower bound.
+- `er`, `der` and `der++` see the same tasks with a buffer.
+
+The size of the buffer is that of all ranks together, in percent of the training data. With the policy `reservoir`,
+every row offered so far has the same chance to be in it. So k tasks of one size share it in k equal parts, whatever
+their order.
+
+All methods replay the same number of rows a step, r. `der++` takes two draws of r / 2. *Forgetting* is how far a task
 fell from its best value after its own training to its last one, averaged over the tasks. Numbers are means with one
-standard deviation over the seeds, s is training time without evaluation on a machine that may have done other things
-as well, MiB what the stored rows of all ranks take.
+standard deviation over the seeds. *s* is training time without evaluation, on a machine that may have done other
+things as well. *MiB* is what the stored rows of all ranks take.
 """
 
 CLASSIFICATION = Study(
@@ -90,17 +96,17 @@ CLASSIFICATION = Study(
     "Images: new classes come, old ones do not return",
     """\
 Ten classes come in five tasks of two. A network of residual blocks with group norms (78,000 parameters) is trained
-with SGD (momentum 0.9) under DistributedDataParallel on gloo; each rank takes 32 new images a step and sees every image
-once. It answers among all ten classes, without being told the task. A stored row is the image as bytes and its label;
-`der` and `der++` store the ten scores beside them.
+with SGD (momentum 0.9) under DistributedDataParallel on gloo. Each rank takes 32 new images a step and sees every
+image once. It answers among all ten classes, without being told the task. A stored row is the image as bytes and its
+label. `der` and `der++` store the ten scores beside them.
 
 The learning rate is constant and falls to zero over the last tenth of all steps. It was chosen for training from
-scratch, and the weights in the losses for each method, with `--size choose`: on a tenth of the training images that was
-held out, with a seed that is not reported, with buffers of 2.5 and 30 %. They are the same for all sizes of the
-buffer; the test images chose nothing.
+scratch, and the weights in the losses for each method, with `--size choose`. That is on a tenth of the training
+images that was held out, with a seed that is not reported, with buffers of 2.5 and 30 %. They are the same for all
+sizes of the buffer. The test images chose nothing.
 
-The time ratio is that of two trainings that take turns in one process, 20 steps each: `er` with a buffer of 30 %, and
-plain training with b + r new images a step. It is the median over the pairs.
+The time ratio is that of two trainings that take turns in one process, 20 steps each. One is `er` with a buffer of 30
+%, the other plain training with b + r new images a step. It is the median over the pairs.
 """,
     (Metric("accuracy", "accuracy", higher_is_better=True),),
     (
@@ -114,13 +120,13 @@ PTYCHOGRAPHY = Study(
     "ptychography",
     "Ptychography: scans drift while they are learnt from",
     """\
-A network with one encoder and two decoders learns to see amplitude and phase of an object in its diffraction patterns.
-The scans are simulated; focus, photons or texture drift from task to task. Patterns arrive while training goes on. A
-stored row is a pattern with both images; `der` and `der++` store what both decoders said beside them. Errors are
-mean absolute errors on patterns that were not trained on. Nothing is replayed during the first task.
+A network with one encoder and two decoders learns to see amplitude and phase of an object in its diffraction
+patterns. The scans are simulated, and focus, photons or texture drift from task to task. Patterns arrive while
+training goes on. A stored row is a pattern with both images. `der` and `der++` store what both decoders said beside
+them. Errors are mean absolute errors on patterns that were not trained on. Nothing is replayed during the first task.
 
-All methods have one learning rate; the weights in the losses are those that did best with `--size choose`: on the drift
-of photons, with a buffer of 10 % and a seed that is not reported.
+All methods have one learning rate. The weights in the losses are those that did best with `--size choose`: on the
+drift of photons, with a buffer of 10 % and a seed that is not reported.
 """,
     (
         Metric("amplitude_error", "amplitude error", higher_is_better=False, digits=4),
