@@ -251,10 +251,10 @@ class Rehearsal(Checkpointed):
             ConfigError: They are no weights, or rows are not drawn by partition.
         """
         self._check_process()
-        if not self.config.sampling.by_partition:
+        if not self.config.sampling.weights_given:
             raise ConfigError(
-                f"rehearsal.sampling.weights is '{self.config.sampling.weights}', so ranks do not know each other's "
-                "partitions; start the job with 'balanced' or with weights by partition"
+                f"rehearsal.sampling.weights is '{self.config.sampling.weights}', so nobody can give weights by "
+                "partition; start the job with 'balanced' or with weights by partition"
             )
         SamplingConfig(weights=dict(weights))
         self._coordinator.lifecycle.propose_mixture(weights)

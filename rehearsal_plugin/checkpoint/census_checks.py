@@ -9,7 +9,7 @@ import numpy as np
 
 from rehearsal_plugin.checkpoint.account_checks import LARGEST, MOST, check_int, check_ints
 from rehearsal_plugin.checkpoint.array_checks import check_array, check_distinct
-from rehearsal_plugin.distributed.header import NOTES
+from rehearsal_plugin.distributed.header import NOTES, PartitionWord
 from rehearsal_plugin.distributed.header_schedule import LONGEST
 from rehearsal_plugin.distributed.request import LARGEST_TOLD
 
@@ -50,6 +50,8 @@ def _check_round(known: Mapping[str, Any], ranks: int, step: int) -> None:
     if "offers" in known:
         check_array(known["offers"], np.int64, (ranks, columns), 0, MOST)
     check_array(known["notes"], np.int64, (ranks, NOTES))
+    if "losses" in known:
+        check_array(known["losses"], np.int64, (ranks, None, len(PartitionWord)))
     for name in ("pairs", "least"):
         pairs = check_int(known[name], 1, MOST_PAIRS)
         if pairs & (pairs - 1):

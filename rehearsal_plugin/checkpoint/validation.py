@@ -7,6 +7,7 @@ into a CheckpointError.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,8 @@ def check_progress(
         check_int(word, -LARGEST, LARGEST)
     if coordinator["guard"] is not None:
         _check_guard(coordinator["guard"])
+    if "forgetting" in coordinator:
+        _check_forgetting(coordinator["forgetting"], coordinator["partitions"])
     in_flight = prefetcher is not None and prefetcher["in_flight"]
     if not isinstance(in_flight, bool) or len(coordinator["asked"]) != 1 + in_flight:
         raise ValueError("another number of requests than there are exchanges on their way")
@@ -222,6 +225,35 @@ def _check_guard(guard: Mapping[str, Any]) -> None:
         check_int(step)
         if not isinstance(folder, str):
             raise ValueError(f"{folder!r} is no folder")
+
+
+def _check_forgetting(forgetting: Mapping[str, Any], partitions: Mapping[str, Any]) -> None:
+    """Check the state of a `Forgetting`, and of the `PartitionLosses` beside it."""
+    heard = check_int(forgetting["meter"]["heard"])
+    for key, mean, rows, reference, new_at in forgetting["meter"]["levels"]:
+        check_int(key, -LARGEST, LARGEST)
+        _check_number(mean)
+        check_int(rows)
+        if reference is not None:
+            _check_number(reference)
+        if new_at is not None:
+            check_int(new_at, 0, heard)
+    budget = forgetting["budget"]
+    if budget is not None:
+        _check_number(budget["level"])
+        if budget["integral"] is not None:
+            _check_number(budget["integral"])
+        if type(budget["exceeded"]) is not bool:
+            raise ValueError("a budget that is neither exceeded nor met")
+    _check_weights(forgetting["weights"])
+    for words in partitions["waiting"]:
+        for word in words:
+            check_int(word, -LARGEST, LARGEST)
+
+
+def _check_number(number: Any) -> None:
+    if type(number) is not float or not math.isfinite(number):
+        raise ValueError(f"{number!r} is no number")
 
 
 def _check_weights(weights: Any) -> None:

@@ -6,9 +6,10 @@ value is plain JSON. `python -m rehearsal_plugin.config` writes the section's JS
 
 from __future__ import annotations
 
+from rehearsal_plugin.config.amounts import GuardConfig, RatioBudget, RatioSchedule
 from rehearsal_plugin.config.buffer import BufferConfig
 from rehearsal_plugin.config.models import ConfigSource, RehearsalConfig
-from rehearsal_plugin.config.replay import GuardConfig, PaddingConfig, RatioSchedule, SamplingConfig, StrategyConfig
+from rehearsal_plugin.config.replay import PaddingConfig, SamplingConfig, StrategyConfig
 from rehearsal_plugin.config.retrieval import RetrievalConfig
 from rehearsal_plugin.config.running import CheckpointConfig, ExchangeConfig
 from rehearsal_plugin.config.schema import json_schema
@@ -21,6 +22,7 @@ __all__ = [
     "ExchangeConfig",
     "GuardConfig",
     "PaddingConfig",
+    "RatioBudget",
     "RatioSchedule",
     "RehearsalConfig",
     "RetrievalConfig",

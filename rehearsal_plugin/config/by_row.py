@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from rehearsal_plugin.config.amounts import RatioBudget
 from rehearsal_plugin.config.buffer import BufferConfig
-from rehearsal_plugin.config.replay import StrategyConfig
+from rehearsal_plugin.config.replay import SamplingConfig, StrategyConfig
 from rehearsal_plugin.config.retrieval import RetrievalConfig
 
 __all__ = ["settings_by_loss", "settings_by_output"]
@@ -22,6 +23,12 @@ class Settings(Protocol):
 
     @property
     def losses_every(self) -> int: ...
+
+    @property
+    def ratio(self) -> float | RatioBudget | None: ...
+
+    @property
+    def sampling(self) -> SamplingConfig: ...
 
     @property
     def retrieval(self) -> RetrievalConfig | None: ...
@@ -49,6 +56,8 @@ def settings_by_loss(config: Settings) -> list[str]:
     settings = {
         "rehearsal.strategy.loss_weight": config.strategy.loss_weight != 1.0,
         "rehearsal.strategy.partition_weights": config.strategy.partition_weights is not None,
+        "rehearsal.ratio.budget": isinstance(config.ratio, RatioBudget),
+        "rehearsal.sampling.weights 'forgetting'": config.sampling.weights == "forgetting",
         "rehearsal.losses_every": bool(config.losses_every),
         "rehearsal.buffer.score_by": config.buffer.by_loss,
     }

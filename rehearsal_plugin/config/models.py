@@ -8,11 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, Union
 
 from pydantic import Field, model_validator
 
+from rehearsal_plugin.config.amounts import GuardConfig, Ratio, RatioBudget, RatioSchedule, broken_amounts
 from rehearsal_plugin.config.buffer import BufferConfig
 from rehearsal_plugin.config.by_row import settings_by_loss, settings_by_output
 from rehearsal_plugin.config.names import PARTITION, Name, SampleLayout
 from rehearsal_plugin.config.registries import POLICIES, STORAGES, STRATEGIES, TRANSPORTS
-from rehearsal_plugin.config.replay import GuardConfig, PaddingConfig, RatioSchedule, SamplingConfig, StrategyConfig
+from rehearsal_plugin.config.replay import PaddingConfig, SamplingConfig, StrategyConfig
 from rehearsal_plugin.config.retrieval import RetrievalConfig
 from rehearsal_plugin.config.running import CheckpointConfig, ExchangeConfig
 from rehearsal_plugin.config.section import Section, refusing
@@ -24,6 +25,9 @@ __all__ = ["ConfigSource", "RehearsalConfig"]
 
 DEFAULT_RATIO = 0.05
 
+LOSSES_EVERY = 4
+"""Default of `losses_every` where what is replayed follows the losses."""
+
 
 class RehearsalConfig(Section):
     """The whole `rehearsal` section. Every key has a default."""
@@ -32,12 +36,11 @@ class RehearsalConfig(Section):
 
     enabled: bool = Field(default=True, description="False leaves the training exactly as it is without the section.")
     buffer: BufferConfig = Field(default=BufferConfig(), description="How many rows a rank keeps, where, and which.")
-    ratio: float | None = Field(
+    ratio: Ratio | None = Field(
         default=None,
-        ge=0,
-        lt=1,
         description=f"Share of replayed rows in what the model sees, from 0 to below 1; {DEFAULT_RATIO} when "
-        "neither this nor 'representatives' is given.",
+        "neither this nor 'representatives' is given. Or a forgetting budget, for which the ratio is raised and "
+        "lowered while the job runs.",
     )
     representatives: int | None = Field(
         default=None,
@@ -112,7 +115,8 @@ class RehearsalConfig(Section):
         ge=0,
         lt=INT64,
         description="Every how many optimizer steps the losses of new and of replayed rows are measured apart, by "
-        "partition; 0 for never.",
+        f"partition; 0 for never. {LOSSES_EVERY} when left out where 'ratio' is a budget, or sampling.weights "
+        "'forgetting'.",
     )
     guard: GuardConfig | None = Field(
         default=None, description="What happens when the loss on replayed rows rises; nothing when left out."
@@ -176,16 +180,38 @@ class RehearsalConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_ratio(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("ratio") is None and values.get("representatives") is None:
-            return {**values, "ratio": DEFAULT_RATIO}
-        return values
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        defaults: dict[str, Any] = {}
+        if values.get("ratio") is None and values.get("representatives") is None:
+            defaults["ratio"] = DEFAULT_RATIO
+        sampling = values.get("sampling")
+        weights = sampling.get("weights") if isinstance(sampling, dict) else getattr(sampling, "weights", None)
+        if "losses_every" not in values and (
+            isinstance(values.get("ratio"), (dict, RatioBudget)) or weights == "forgetting"
+        ):
+            defaults["losses_every"] = LOSSES_EVERY
+        return {**values, **defaults}
+
+    @property
+    def ratio_budget(self) -> RatioBudget | None:
+        """The forgetting budget that the ratio is controlled by; None for a ratio that is given."""
+        return self.ratio if isinstance(self.ratio, RatioBudget) else None
+
+    @property
+    def given_ratio(self) -> float | None:
+        """The ratio that is given; None where it is controlled, or rows are counted."""
+        return None if isinstance(self.ratio, RatioBudget) else self.ratio
+
+    @property
+    def follows_losses(self) -> bool:
+        """Whether the losses on replayed rows of each partition decide how much of it is replayed."""
+        return self.ratio_budget is not None or self.sampling.weights == "forgetting"
 
     def broken_rules(self) -> Iterator[str]:
         """Amount of replay, weights with partitions and scores, fields of a row."""
         key = self.buffer.partition_by
-        if self.ratio is not None and self.representatives is not None:
-            yield "rehearsal.ratio and rehearsal.representatives both say how much is replayed; keep one of them"
         yield from self.sampling.unsuited_policy(self.buffer)
         padded = () if self.padding is None or self.fields is None else self.padding.values or ()
         if left_out := sorted(set(padded).difference(self.fields or ())):
@@ -220,7 +246,9 @@ class RehearsalConfig(Section):
                 "rehearsal.buffer.score_by has no use: set rehearsal.buffer.policy or rehearsal.sampling.weights "
                 "to 'score', or leave it out"
             )
-        yield from self._broken_amounts()
+        yield from broken_amounts(self)
+        if self.rows_per_sample > 1:
+            yield from self._broken_samples()
         weights_of_strategy = self.strategy.partition_weights
         weighted = {"sampling.weights": self.sampling.mixture, "strategy.partition_weights": weights_of_strategy}
         for option, weights in weighted.items():
@@ -229,7 +257,7 @@ class RehearsalConfig(Section):
                     f"rehearsal.buffer.partition_by is missing: rehearsal.{option} has a weight for each partition, "
                     "so name the batch field that tells them apart"
                 )
-        if self.sampling.weights_file is not None and not self.sampling.by_partition:
+        if self.sampling.weights_file is not None and not self.sampling.weights_given:
             yield (
                 "rehearsal.sampling.weights_file changes the weights of partitions; set rehearsal.sampling.weights to "
                 "'balanced' or to the weights at the start"
@@ -242,20 +270,6 @@ class RehearsalConfig(Section):
             if name not in (None, PARTITION) and self.fields is not None and name not in self.fields:
                 yield f"rehearsal.fields lacks '{name}', which rehearsal.buffer.{option} names; add it to the list"
 
-    def _broken_amounts(self) -> Iterator[str]:
-        """What the ratio, its schedule and the guard ask of each other."""
-        if self.ratio is None and self.ratio_schedule is not None:
-            yield "rehearsal.ratio_schedule changes a ratio, and rehearsal.representatives is given; give 'ratio'"
-        if self.ratio is None and self.ratio_in == "tokens":
-            yield "rehearsal.ratio_in is 'tokens', and rehearsal.representatives counts rows; give 'ratio'"
-        if self.guard is not None and not self.losses_every:
-            yield "rehearsal.guard watches the loss on replayed rows; set rehearsal.losses_every to measure it"
-        if self.guard is not None and self.guard.action == "raise_ratio" and self.ratio is None:
-            yield "rehearsal.guard raises a ratio, and rehearsal.representatives is given; give 'ratio'"
-        yield from self._broken_guard()
-        if self.rows_per_sample > 1:
-            yield from self._broken_samples()
-
     def _broken_samples(self) -> Iterator[str]:
         """What goes by single rows, where samples have several."""
         settings = [*settings_by_output(self), *settings_by_loss(self)]
@@ -265,26 +279,6 @@ class RehearsalConfig(Section):
             yield (
                 f"{setting} goes by single rows, and rehearsal.rows_per_sample is {self.rows_per_sample}; leave one of "
                 "them out"
-            )
-
-    def _broken_guard(self) -> Iterator[str]:
-        """What keeps the guard from seeing or doing anything."""
-        if self.guard is None:
-            return
-        if self.guard.partitions is not None and self.buffer.partition_by is None:
-            yield (
-                "rehearsal.buffer.partition_by is missing: rehearsal.guard.partitions names partitions to watch, so "
-                "name the batch field that tells them apart"
-            )
-        if self.sampling.scope == "local":
-            yield (
-                "rehearsal.guard watches what all ranks measured together, and rehearsal.sampling.scope is 'local', so "
-                "that they tell each other nothing; set it to 'global'"
-            )
-        if self.guard.action == "raise_ratio" and self.ratio is not None and self.ratio >= self.guard.most:
-            yield (
-                f"rehearsal.guard.most is {self.guard.most:g}, to which rehearsal.ratio {self.ratio:g} cannot be "
-                "raised; give a higher one"
             )
 
 

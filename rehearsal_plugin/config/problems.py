@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -61,7 +61,7 @@ def _cure(problem: ErrorDetails, model: type[BaseModel], location: tuple[int | s
         field = model.model_fields.get(str(part))
         if field is None:
             break
-        meaning, model = field.description or meaning, section_type(field) or model
+        meaning, model = field.description or meaning, _section_among(field) or model
     return meaning
 
 
@@ -81,7 +81,7 @@ def _nearest_key(key: str, model: type[BaseModel], location: tuple[int | str, ..
 def _section_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
     """The model at a location of the key tree; every step is the name of a section."""
     for part in location:
-        model = section_type(model.model_fields[str(part)]) or model
+        model = _section_among(model.model_fields[str(part)]) or model
     return model
 
 
@@ -89,7 +89,7 @@ def _key_paths(model: type[BaseModel], path: str) -> Iterator[str]:
     """Paths of all keys below a section."""
     for name, field in model.model_fields.items():
         yield f"{path}.{name}"
-        inner = section_type(field)
+        inner = _section_among(field)
         if inner:
             yield from _key_paths(inner, f"{path}.{name}")
 
@@ -100,6 +100,18 @@ def section_type(field: FieldInfo) -> type[BaseModel] | None:
     # On Python 3.10 `list[int]` is an instance of `type`, and no class.
     classes = (kind for kind in kinds if isinstance(kind, type) and get_origin(kind) is None)
     return next((kind for kind in classes if issubclass(kind, BaseModel)), None)
+
+
+def _section_among(field: FieldInfo) -> type[BaseModel] | None:
+    """The section that a key may hold, also where it may hold a number in its place."""
+    return section_type(field) or next(filter(None, map(_section_within, get_args(field.annotation))), None)
+
+
+def _section_within(kind: Any) -> type[BaseModel] | None:
+    """The section among the alternatives of a type."""
+    if isinstance(kind, type) and get_origin(kind) is None:
+        return kind if issubclass(kind, BaseModel) else None
+    return next(filter(None, map(_section_within, get_args(kind))), None)
 
 
 def _is_tag(part: int | str) -> bool:

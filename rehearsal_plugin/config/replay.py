@@ -13,11 +13,11 @@ from rehearsal_plugin.config.registries import POLICIES, STRATEGIES, registered_
 from rehearsal_plugin.config.section import Section
 from rehearsal_plugin.config.size import INT64
 
-__all__ = ["GuardConfig", "PaddingConfig", "RatioSchedule", "SamplingConfig", "StrategyConfig"]
+__all__ = ["PaddingConfig", "SamplingConfig", "StrategyConfig"]
 
 
 Weights: TypeAlias = Annotated[
-    Annotated[Literal["uniform", "balanced", "score", "retrieved", "stream"], Tag("<name>")]
+    Annotated[Literal["uniform", "balanced", "score", "retrieved", "stream", "forgetting"], Tag("<name>")]
     | Annotated[PartitionWeights, Tag("<mixture>")],
     Discriminator(lambda weights: "<mixture>" if isinstance(weights, Mapping) else "<name>"),
 ]
@@ -47,8 +47,9 @@ class SamplingConfig(Section):
         "buffer.score_by; a row can then come several times in one draw. 'retrieved' draws the rows whose embeddings "
         "(rehearsal.retrieval) are nearest to those of the new rows, mixed with uniform ones. 'stream' gives every row "
         "that was ever offered to any rank the same chance, also where ranks offer at different rates: a stored row "
-        "counts for all that it stands for (buffer.policy 'reservoir' or 'balanced'). Or the share of each "
-        'partition in what is replayed, as {"0": 3, "1": 1}; partitions that are not named get none.',
+        "counts for all that it stands for (buffer.policy 'reservoir' or 'balanced'). 'forgetting' draws partitions in "
+        "proportion to how far the loss on each has risen, and a tenth of the rows from all alike. Or the share of "
+        'each partition in what is replayed, as {"0": 3, "1": 1}; partitions that are not named get none.',
     )
     retrieved_share: float = Field(
         default=0.5,
@@ -74,6 +75,11 @@ class SamplingConfig(Section):
     def by_partition(self) -> bool:
         """Whether rows are drawn partition by partition."""
         return self.weights not in ("uniform", "score", "retrieved", "stream")
+
+    @property
+    def weights_given(self) -> bool:
+        """Whether partitions have weights that somebody gives, and may give anew."""
+        return self.by_partition and self.weights != "forgetting"
 
     def unsuited_policy(self, buffer: BufferConfig) -> Iterator[str]:
         """A policy whose rows stand for no known part of the stream."""
@@ -164,33 +170,3 @@ class PaddingConfig(Section):
                 f"{self.KEY_PATH}.token_id has no use beside {self.KEY_PATH}.values, which say what each field is "
                 "padded with; leave one of them out"
             )
-
-
-class RatioSchedule(Section):
-    """A ratio that changes in equal steps."""
-
-    KEY_PATH: ClassVar[str] = "rehearsal.ratio_schedule"
-
-    to: float = Field(ge=0, lt=1, description="The ratio at the end.")
-    steps: int = Field(ge=1, lt=INT64, description="Optimizer steps from 'ratio' to it, counted from 'start_step'.")
-
-
-class GuardConfig(Section):
-    """What happens when the loss on replayed rows rises."""
-
-    KEY_PATH: ClassVar[str] = "rehearsal.guard"
-
-    bound: float = Field(
-        default=1.1, gt=1, le=1e6, description="How many times its lowest value the mean loss on replayed rows may be."
-    )
-    window: int = Field(default=100, ge=1, lt=INT64, description="Measured steps that the mean is taken over.")
-    action: Literal["warn", "raise_ratio", "stop"] = Field(
-        default="warn",
-        description="A warning; a higher ratio, step by step up to 'most'; or the end of the job with an error that "
-        "names the last good checkpoint, also when the loss was NaN or infinite for a whole window.",
-    )
-    partitions: Annotated[list[int], Field(min_length=1)] | None = Field(
-        default=None, description="Keys of the partitions whose replayed rows are watched; all when left out."
-    )
-    factor: float = Field(default=1.5, gt=1, le=1e3, description="By which 'raise_ratio' multiplies the ratio.")
-    most: float = Field(default=0.5, gt=0, lt=1, description="The highest ratio that 'raise_ratio' leads to.")

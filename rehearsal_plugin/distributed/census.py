@@ -73,11 +73,19 @@ class Census:
             self._counts_of(group.transport),
             HeaderSchedule(always=everyone is not None and group.transport.numbered),
             opening if everyone is None else None,
+            with_losses=everyone is None and config.follows_losses,
         )
         self._of_all, self._shares = self._of_group, None
         if everyone is not None:
             schedule = HeaderSchedule(GROUPS_TOLD_EVERY)
-            self._of_all = HeaderRound(everyone, fingerprint, self._counts_of(everyone), schedule, opening)
+            self._of_all = HeaderRound(
+                everyone,
+                fingerprint,
+                self._counts_of(everyone),
+                schedule,
+                opening,
+                with_losses=config.follows_losses,
+            )
             self._shares = GroupShares(group.numbers, everyone.rank)
 
     def post(
@@ -147,6 +155,10 @@ class Census:
     def notes(self) -> IntArray:
         """`[ranks, NOTES]` int64, the words of other layers in the last headers of all ranks; see `header`."""
         return self._of_all.notes
+
+    def take_losses(self) -> IntArray:
+        """`[ranks, places, 5]` int64, the losses by partition in headers that came since; see `header`."""
+        return self._of_all.take_losses()
 
     @property
     def group_share(self) -> float:

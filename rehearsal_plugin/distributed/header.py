@@ -16,6 +16,7 @@ in this order:
 | 1 | `LOSS_WEIGHT` | `LossConsensus`: what that sum is divided by, fixed point | `LossConsensus` |
 | 1 | `LOSSES_MEASURED` | `LossConsensus`: how often it has measured | `LossConsensus` |
 | 2 x room | pairs of partition key and rows stored, see `global_counts` | `GlobalCounts` | `GlobalCounts` |
+| 40 | losses by partition, see below | `LossConsensus` | `LossConsensus` |
 | any | nearest draw, see below | `NearestDraw` | `NearestDraw` |
 | any | opening, see below | `Opening` | `Opening` |
 
@@ -23,6 +24,17 @@ All ranks' headers are equally wide. `room` is 64 pairs in the first header, so 
 so, then 1, or 8 where rows are drawn by partition, and twice as many for the weights `stream`. A rank with more changes
 than that sends no pairs, is left out of one draw, and writes in `CHANGES` how many it takes; the next header has room
 for them, on all ranks.
+
+The losses by partition stand in headers of jobs that follow them (`ratio.budget`, `sampling.weights: forgetting`), and
+in the one with the opening, which is equally wide on a rank with another config. There is room for 8 partitions:
+
+| words | name | |
+|---|---|---|
+| 1 | `KEY` | of the partition |
+| 1 | `SUM` | sum of losses on replayed rows since this rank last told of it, fixed point |
+| 1 | `WEIGHT` | what that sum is divided by, fixed point |
+| 1 | `ROWS` | replayed rows that it is of; 0 in a place without a partition |
+| 1 | `NEW_ROWS` | new rows of the partition |
 
 The words of the nearest draw (`sampling.weights: retrieved`) follow from the second step on:
 
@@ -58,11 +70,14 @@ from rehearsal_plugin.errors import ExchangeError
 __all__ = [
     "FIXED",
     "NOTES",
+    "PARTITIONS",
+    "PARTITION_WORDS",
     "WORD_BYTES",
     "Headers",
     "NearestWord",
     "Notes",
     "OpeningWord",
+    "PartitionWord",
     "Progress",
     "Word",
     "compose",
@@ -95,6 +110,22 @@ NOTES = FIXED - Word.MIXTURE
 """Words that the last header leaves behind for the layers above; they are in checkpoints."""
 
 
+class PartitionWord(IntEnum):
+    """The words of each partition in the losses by partition."""
+
+    KEY = 0
+    SUM = 1
+    WEIGHT = 2
+    ROWS = 3
+    NEW_ROWS = 4
+
+
+PARTITIONS = 8
+"""Partitions that a header has losses of, at most."""
+
+PARTITION_WORDS = PARTITIONS * len(PartitionWord)
+
+
 class NearestWord(IntEnum):
     """The words that the nearest draw's part of a header begins with."""
 
@@ -118,12 +149,22 @@ class Progress(IntEnum):
 
 @dataclass(frozen=True)
 class Notes:
-    """The words of the layers above; see the table."""
+    """The words of the layers above; see the table.
+
+    Attributes:
+        losses: Those of the losses by partition; none where nobody follows them.
+    """
 
     mixture: int = 0
     loss_sum: int = 0
     loss_weight: int = 0
     losses_measured: int = 0
+    losses: tuple[int, ...] = ()
+
+    @property
+    def words(self) -> list[int]:
+        """All of them in a row."""
+        return [self.mixture, self.loss_sum, self.loss_weight, self.losses_measured, *self.losses]
 
 
 def compose(
@@ -153,14 +194,20 @@ def compose(
         opening: The words of the opening.
 
     Returns:
-        `[FIXED + 2 * room + len(nearest) + len(opening)]` int64.
+        `[FIXED + 2 * room + losses + len(nearest) + len(opening)]` int64.
     """
     header = np.zeros(FIXED + 2 * room, dtype=np.int64)
-    of_layers_above = (notes.mixture, notes.loss_sum, notes.loss_weight, notes.losses_measured)
-    header[:FIXED] = fingerprint, step, *astuple(request), changes, promise, *of_layers_above
+    header[:FIXED] = fingerprint, step, *astuple(request), changes, promise, *notes.words[:NOTES]
     header[FIXED : FIXED + pairs.size] = pairs.ravel()
-    parts = [part for part in (header, nearest, opening) if part is not None]
+    parts = [part for part in (header, _losses_of(notes, opening), nearest, opening) if part is not None]
     return header if len(parts) == 1 else np.concatenate(parts)
+
+
+def _losses_of(notes: Notes, opening: IntArray | None) -> IntArray | None:
+    """The losses by partition; zeros where a header has room for them and its rank has none."""
+    if notes.losses:
+        return np.array(notes.losses, dtype=np.int64)
+    return None if opening is None else np.zeros(PARTITION_WORDS, dtype=np.int64)
 
 
 class Headers:
@@ -170,10 +217,13 @@ class Headers:
         words: `[ranks, words]` int64.
         room: Pairs that each has room for.
         opening: Words of the opening at their end.
+        losses: Words of the losses by partition.
     """
 
-    def __init__(self, words: IntArray, room: int, opening: int = 0) -> None:
+    def __init__(self, words: IntArray, room: int, opening: int = 0, losses: int = 0) -> None:
         self._words, self._room, self._end = words, room, words.shape[1] - opening
+        self._first_loss = FIXED + 2 * room
+        self._first_nearest = self._first_loss + losses
 
     def of(self, word: Word) -> IntArray:
         """One word of every rank, `[ranks]` int64."""
@@ -187,7 +237,13 @@ class Headers:
     @property
     def nearest(self) -> IntArray:
         """The words of the nearest draw, `[ranks, words]` int64."""
-        return self._words[:, FIXED + 2 * self._room : self._end]
+        return self._words[:, self._first_nearest : self._end]
+
+    @property
+    def losses(self) -> IntArray:
+        """The losses by partition, `[ranks, places, 5]` int64; no places where headers have none."""
+        words = self._words[:, self._first_loss : self._first_nearest]
+        return words.reshape(len(words), -1, len(PartitionWord)).copy()
 
     @property
     def opening(self) -> IntArray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.global_counts import GlobalCounts
-from rehearsal_plugin.distributed.header import NOTES, Headers, Notes, Word, compose
+from rehearsal_plugin.distributed.header import NOTES, PARTITION_WORDS, Headers, Notes, PartitionWord, Word, compose
 from rehearsal_plugin.distributed.header_schedule import HeaderSchedule
 from rehearsal_plugin.distributed.opening import Opening
 from rehearsal_plugin.distributed.request import Request, requests_after
@@ -49,6 +49,7 @@ class HeaderRound:
         counts: What all ranks of the transport hold.
         schedule: When there are headers.
         opening: What is told once; None where another round tells it.
+        with_losses: Whether ranks tell each other losses by partition.
 
     Attributes:
         global_counts: As given.
@@ -63,13 +64,17 @@ class HeaderRound:
         counts: GlobalCounts,
         schedule: HeaderSchedule,
         opening: Opening | None = None,
+        *,
+        with_losses: bool = False,
     ) -> None:
+        self._with_losses = with_losses
         self._transport, self._fingerprint, self._schedule = transport, fingerprint, schedule
         self.global_counts, self._opening = counts, opening
         self._has_met, self._heard_at = False, 0
         self._requests = np.zeros(transport.size, dtype=np.int64)
         self._rates = np.zeros((3, transport.size), dtype=np.int64)
         self.notes = np.zeros((transport.size, NOTES), dtype=np.int64)
+        self._losses = self._no_losses = np.zeros((transport.size, 0, len(PartitionWord)), dtype=np.int64)
         self.run: int | None = None
 
     def post(
@@ -89,7 +94,7 @@ class HeaderRound:
             return None if self._has_met else self._greet(step, opening)
         changes, pairs = self.global_counts.changes(holdings.keys, holdings.sizes, holdings.offered)
         steady = holdings.settled and request.is_steady and nearest is None and not changes
-        told = [request.numerator, request.denominator, *astuple(notes)]
+        told = [request.numerator, request.denominator, *notes.words]
         promise, room = self._schedule.promise(step, told, steady=steady), self.global_counts.room
         if self._transport.size == 1 or changes > room:  # it costs nothing; or this rank is left out until it is heard
             promise = 0
@@ -104,7 +109,8 @@ class HeaderRound:
         """
         rank, is_due = self._transport.rank, self._schedule.is_due(step)
         room = self.global_counts.room if is_due else 0
-        headers = Headers(words, room, 0 if self._opening is None else len(self._opening.words))
+        opening = 0 if self._opening is None else len(self._opening.words)
+        headers = Headers(words, room, opening, PARTITION_WORDS if opening or self._with_losses else 0)
         if self._opening is not None:
             self.run, self._opening = self._opening.agree(headers.opening, rank), None
         headers.check(rank)
@@ -113,6 +119,8 @@ class HeaderRound:
             return None
         self.global_counts.absorb(headers)
         self._heard_at, self._requests, self.notes = step, headers.of(Word.REQUEST).copy(), headers.notes
+        if self._with_losses:
+            self._losses = headers.losses
         self._rates = headers.rates
         self._schedule.agree(step, headers.of(Word.PROMISE))
         return headers
@@ -121,6 +129,14 @@ class HeaderRound:
         no_pairs: IntArray = np.empty((0, 2), dtype=np.int64)
         header = compose(self._fingerprint, step, Request(0), 0, 0, Notes(), no_pairs, 0, opening=opening)
         return self._transport.all_gather(torch.from_numpy(header))
+
+    def take_losses(self) -> IntArray:
+        """The losses by partition in headers that came since the last call, `[ranks, places, 5]` int64.
+
+        There are no places where none came.
+        """
+        taken, self._losses = self._losses, self._no_losses
+        return taken
 
     def requests(self, step: int) -> IntArray:
         """Rows that each rank asks for in the exchange `step`, `[ranks]` int64."""
@@ -133,7 +149,8 @@ class HeaderRound:
     def state_dict(self) -> dict[str, Any]:
         """What this rank knows of all."""
         requests = {"requests": self._requests, "rates": self._rates, "heard_at": self._heard_at}
-        known = {"notes": self.notes, **requests, "schedule": self._schedule.state_dict()}
+        losses = {"losses": self._losses} if self._with_losses else {}
+        known = {"notes": self.notes, **losses, **requests, "schedule": self._schedule.state_dict()}
         return {**self.global_counts.state_dict(), **known}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -144,6 +161,8 @@ class HeaderRound:
         """
         self.global_counts.load_state_dict(state)
         self.notes = state["notes"].copy()
+        if "losses" in state:
+            self._losses = state["losses"].copy()
         if "schedule" in state:
             self._requests, self._rates = state["requests"].copy(), state["rates"].copy()
             self._heard_at = int(state["heard_at"])

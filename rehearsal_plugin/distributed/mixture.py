@@ -39,7 +39,8 @@ class Mixture:
 
     def __init__(self, config: SamplingConfig) -> None:
         self._weights: Weights | None = None if isinstance(config.weights, str) else config.weights
-        self._proposed = self._weights
+        self._proposed: Weights | None = self._weights
+        self._follows = config.weights == "forgetting"  # partitions that nobody knows of yet get a mean share
         self._file = None if config.weights_file is None else Path(config.weights_file)
         self._file_stamp: tuple[int, int] | None = None  # when the file was written last, and its size
         self._keys: IntArray | None = None  # those that `_columns` are the weights of
@@ -54,6 +55,11 @@ class Mixture:
         checked = SamplingConfig.model_validate({"weights": dict(weights)}).weights
         assert not isinstance(checked, str)
         self._proposed = checked
+
+    def follow(self, weights: Weights | None) -> None:
+        """Take the weights that follow from the losses as soon as all ranks have them; None for none yet."""
+        if weights is not None:
+            self._proposed = weights
 
     def read_file(self) -> None:
         """Propose what the file says, if it says something new; what cannot be used is logged once."""
@@ -99,7 +105,9 @@ class Mixture:
         """
         if proposed == self._weights or (digests != digests[0]).any():
             return False
-        LOG.info("rehearsal: the mixture is %s from this step on", proposed)
+        LOG.log(
+            logging.DEBUG if self._follows else logging.INFO, "rehearsal: the mixture is %s from this step on", proposed
+        )
         self._weights, self._keys = proposed, None
         return True
 
@@ -114,7 +122,8 @@ class Mixture:
             return None
         if keys is not self._keys:  # a table makes a new array of keys when it grows
             self._keys = keys
-            self._columns = np.array([self._weights.get(str(key), 0.0) for key in keys.tolist()], dtype=np.float64)
+            others = sum(self._weights.values()) / len(self._weights) if self._follows else 0.0
+            self._columns = np.array([self._weights.get(str(key), others) for key in keys.tolist()], dtype=np.float64)
         return self._columns
 
     def state_dict(self) -> dict[str, Any]:

@@ -202,6 +202,8 @@ def check_sequence_parallelism(engine: Any, config: RehearsalConfig) -> None:
         "rehearsal.buffer.deduplicate": config.buffer.deduplicate,
         "rehearsal.buffer.score_by 'loss'": config.buffer.by_loss,
         "rehearsal.retrieval.module": config.retrieval is not None and config.retrieval.module is not None,
+        "rehearsal.ratio.budget": config.ratio_budget is not None,
+        "rehearsal.sampling.weights 'forgetting'": config.sampling.weights == "forgetting",
         "rehearsal.guard.action 'raise_ratio'": config.guard is not None and config.guard.action == "raise_ratio",
     }
     used_keys = [key for key, used in by_content.items() if used]

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -153,9 +152,11 @@ class ReplayCoordinator:
             return
         # Only now: the job that just ended might have been given the same device memory.
         self.queue.receive(arrival, prefetcher.buffer.layout, prefetcher.step)
-        self.queue.ratio.share_among_groups(prefetcher.census.group_share)
+        census = prefetcher.census
+        self.queue.ratio.share_among_groups(census.group_share)
         if not self.lifecycle.alone:  # last: a job that is stopped here can save and load
-            self.losses.hear(prefetcher.census.notes, prefetcher.step, self.queue.ratio)
+            self.losses.hear(census.notes, prefetcher.step, self.queue.ratio, census.take_losses())
+            census.mixture.follow(self.losses.mixture)
 
     def launch(self) -> None:
         """Admit the staged candidates, and ask for the rows of a later step."""
@@ -177,7 +178,7 @@ class ReplayCoordinator:
         columns = (keys, partitions.offered[told].tolist(), partitions.sizes[told].tolist())
         for key, offered, stored in zip(*columns, strict=True):
             totals[f"rows_offered/{key}"], totals[f"rows_stored/{key}"] = offered, stored
-        return totals
+        return totals | self.losses.metrics
 
     def drain(self) -> None:
         """Wait until the exchange in flight, if any, has ended.
@@ -250,8 +251,7 @@ class ReplayCoordinator:
         self.reset(int(state["first_step"]))
         self.metrics.load_state_dict(state["metrics"])
         self.losses.load_state_dict(state)
-        with_rows = layout is not None and rows is not None
-        self.queue.load_state_dict(state, layout if with_rows else None, device)
+        self.queue.load_state_dict(state, None if rows is None else layout, device)
         if layout is not None and rows is not None:
             prefetcher = self.lifecycle.begin(layout, device)
             prefetcher.buffer.load_state_dict(rows)
@@ -277,20 +277,14 @@ class ReplayCoordinator:
         Raises:
             ExchangeError: A rank does not answer.
         """
-        data = text.encode()
-        lengths = [length for (length,) in self.agree(len(data))]
-        words = np.frombuffer(data.ljust(8 * -(-max(1, *lengths) // 8), b"\0"), dtype=np.int64)
-        answers = self.lifecycle.gather(*words.tolist())
-        return [
-            np.array(answer, dtype=np.int64).tobytes()[:length].decode()
-            for answer, length in zip(answers, lengths, strict=True)
-        ]
+        self.drain()
+        return self.lifecycle.gather_texts(text)
 
     def _forget_requests(self) -> None:
         """Nothing is asked for, on its way or ready any more, and no loss was measured."""
-        rank, guard = self.lifecycle.rank, self.losses.guard
-        self.queue = ReplayQueue(self._config, self._draws, rank)
-        self.losses = LossConsensus(self._config, rank, None if guard is None else guard.good)
+        self.queue = ReplayQueue(self._config, self._draws, self.lifecycle.rank)
+        self.losses = LossConsensus(self._config, self.lifecycle.rank, self.losses)
+        self.losses.steer(self.queue.ratio)
 
     def _fail(self, error: ExchangeError) -> None:
         """Raise the error, or go on without the others, as the config says."""

@@ -159,7 +159,8 @@ def load_of(config: RehearsalConfig, row_bytes: int, batch: int, accumulation: i
         replayed = float(config.representatives * strategy.draws)
     else:
         schedule = config.ratio_schedule
-        ratio = max(config.ratio or 0.0, 0.0 if schedule is None else schedule.to)
+        given = config.given_ratio or 0.0 if config.ratio_budget is None else config.ratio_budget.max
+        ratio = max(given, 0.0 if schedule is None else schedule.to)
         replayed = batch * (ratio if config.mode == "replace" else ratio / (1 - ratio))
     offered, scope = min(batch, config.candidates or batch), config.sampling.scope
     return Load(
@@ -177,7 +178,7 @@ def load_of(config: RehearsalConfig, row_bytes: int, batch: int, accumulation: i
 def has_seldom_news(config: RehearsalConfig) -> bool:
     """Whether ranks with full buffers, whose steps are alike, have nothing to tell each other for long."""
     by_row = config.sampling.weights == "uniform" and config.ratio_in == "rows"
-    return by_row and config.guard is None
+    return by_row and config.guard is None and not config.follows_losses
 
 
 def times(load: Load, ranks: int, links: Links, *, draw_us: float, rank_ns: float, copy_gb_s: float) -> Times:

@@ -163,6 +163,21 @@ class Lifecycle:
         answers: list[list[int]] = self._wait(pending, "an agreement").tolist()
         return answers
 
+    def gather_texts(self, text: str) -> list[str]:
+        """The text of every rank, by rank; under the rules of `gather`.
+
+        Raises:
+            ExchangeError: A rank does not answer.
+        """
+        data = text.encode()
+        lengths = [length for (length,) in self.gather(len(data))]
+        words = np.frombuffer(data.ljust(8 * -(-max(1, *lengths) // 8), b"\0"), dtype=np.int64)
+        answers = self.gather(*words.tolist())
+        return [
+            np.array(answer, dtype=np.int64).tobytes()[:length].decode()
+            for answer, length in zip(answers, lengths, strict=True)
+        ]
+
     def swap_bytes(self, sent: Mapping[int, bytes], expected: Mapping[int, int]) -> dict[int, bytes]:
         """Send bytes to other ranks, and receive as many as are `expected` from each; under the rules of `gather`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import Float64Array, IntArray
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
+from rehearsal_plugin.runtime.partition_losses import Tally
 from rehearsal_plugin.runtime.sample_losses import SampleLosses
 from rehearsal_plugin.runtime.token_losses import groups
 from rehearsal_plugin.strategies import Part
@@ -25,9 +27,14 @@ class LossMeter:
 
     def __init__(self) -> None:
         self._sums: dict[str, tuple[float, float]] = {}
+        self._rows: Counter[str] = Counter()
+        self._keys: set[int] = set()
 
-    def add(self, kind: str, key: int | None, total: float, weight: float) -> None:
-        """Add a sum of losses to `loss_<kind>`, and to that of the partition."""
+    def add(self, kind: str, key: int | None, total: float, weight: float, rows: int) -> None:
+        """Add a sum of losses of rows to `loss_<kind>`, and to that of the partition."""
+        if key is not None:
+            self._keys.add(key)
+            self._rows[f"loss_{kind}/{key}"] += rows
         for name in (f"loss_{kind}", *([] if key is None else [f"loss_{kind}/{key}"])):
             sums, weights = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = sums + total, weights + weight
@@ -38,10 +45,21 @@ class LossMeter:
         sums = [self._sums.get(name, (0.0, 0.0)) for name in names]
         return sum(total for total, _ in sums), sum(weight for _, weight in sums)
 
+    def by_partition(self) -> dict[int, Tally]:
+        """What was measured of each partition."""
+        return {
+            key: Tally.measured(
+                *self.total("replayed", [key]), self._rows[f"loss_replayed/{key}"], self._rows[f"loss_new/{key}"]
+            )
+            for key in sorted(self._keys)
+        }
+
     def close(self) -> dict[str, float]:
         """The means by name; then it begins anew."""
         means = {name: total / weight for name, (total, weight) in self._sums.items() if weight}
         self._sums.clear()
+        self._rows.clear()
+        self._keys.clear()
         return means
 
 
@@ -117,7 +135,7 @@ class LossMonitor:
             for key, places in groups(keys, part.size):
                 of_key = part.select(places)
                 if of_key.size:
-                    self._meter.add(kind, key, float(of_key.loss()) * of_key.size, of_key.size)
+                    self._meter.add(kind, key, float(of_key.loss()) * of_key.size, of_key.size, of_key.size)
 
     def measure_samples(self, micro_batch: MicroBatch, losses: SampleLosses) -> None:
         """Measure by the tokens of a model that computes its own loss: a mean over the tokens of each partition."""
@@ -128,12 +146,14 @@ class LossMonitor:
             keys = None if micro_batch.keys is None else micro_batch.keys[rows]
             for key, places in groups(keys, len(sums[rows])):
                 if len(places):
-                    self._meter.add(kind, key, float(sums[rows][places].sum()), float(counts[rows][places].sum()))
+                    total, weight = float(sums[rows][places].sum()), float(counts[rows][places].sum())
+                    self._meter.add(kind, key, total, weight, len(places))
 
     def end_step(self) -> None:
         """Report the losses that were measured in this step."""
         if self.due:
-            self._coordinator.losses.report(*self._meter.total("replayed", self._guarded))
+            watched = self._meter.total("replayed", self._guarded)
+            self._coordinator.losses.report(*watched, self._meter.by_partition())
             self._coordinator.metrics.losses = self._meter.close()
 
     def clear(self) -> None:

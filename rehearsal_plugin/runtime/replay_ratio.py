@@ -42,6 +42,7 @@ class ReplayRatio:
         self._config, self._draws = config, draws
         self._representatives = config.representatives
         self._in_tokens = config.ratio_in == "tokens"
+        self._set: float | None = None if config.ratio_budget is None else config.ratio_budget.middle
         self._boost = 1.0
         self._most = 0.0
         self._group_share = Fraction(1)
@@ -98,7 +99,7 @@ class ReplayRatio:
 
     def _take_rate(self) -> None:
         """Rows or tokens that are due for each one seen, by the present ratio."""
-        unchanged = self._ratio == self._config.ratio
+        unchanged = self._ratio == self._config.given_ratio
         share = Fraction(str(self._ratio)) if unchanged else Fraction(round(self._ratio * UNIT), UNIT)
         per_unit = share if self._config.mode == "replace" else share / (1 - share)
         unchanged = unchanged and self._group_share == 1
@@ -107,6 +108,10 @@ class ReplayRatio:
         self._per_unit = rate.numerator, rate.denominator
         each = (self._representatives or 0) * self._group_share
         self._each = each.numerator, each.denominator
+
+    def set(self, ratio: float) -> None:
+        """From the next step on ask for this ratio, whatever the config says."""
+        self._set = ratio
 
     def boost(self, factor: float, most: float) -> None:
         """From the next step on ask for `factor` times as much, but for no higher ratio than `most`."""
@@ -156,7 +161,8 @@ class ReplayRatio:
         boost = {"boost": self._boost, "most": self._most}
         numerator, denominator = self._carry.reduced
         group = {} if self._group_share == 1 else {"group_share": float(self._group_share)}
-        return {"numerator": numerator, "denominator": denominator, **learnt, **boost, **group}
+        controlled = {} if self._set is None else {"set": self._set}
+        return {"numerator": numerator, "denominator": denominator, **learnt, **boost, **group, **controlled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave.
@@ -170,10 +176,14 @@ class ReplayRatio:
         self._carry = ExactSum((numerator, denominator))
         self._rows, self._tokens, self._known = state["rows"], state["tokens"], state["known"]
         self._boost, self._most = state["boost"], state["most"]
+        if self._set is not None:  # a budget that was given since begins anew
+            self._set = float(state.get("set", self._set))
         self.share_among_groups(state.get("group_share", 1.0))
 
     def _ratio_at(self, step: int) -> float:
-        first, change = self._config.ratio or 0.0, self._config.ratio_schedule
+        if self._set is not None:
+            return self._set
+        first, change = self._config.given_ratio or 0.0, self._config.ratio_schedule
         if change is not None:
             done = min(1.0, max(0, step - self._config.start_step) / change.steps)
             first += (change.to - first) * done

@@ -111,6 +111,8 @@ def _keys_with_outputs(config: RehearsalConfig) -> dict[str, bool]:
         f"rehearsal.strategy.name '{config.strategy.name}'": strategy.records or not strategy.plain,
         "rehearsal.strategy.partition_weights": config.strategy.partition_weights is not None,
         "rehearsal.buffer.score_by 'loss'": config.buffer.by_loss,
+        "rehearsal.ratio.budget": config.ratio_budget is not None,
+        "rehearsal.sampling.weights 'forgetting'": config.sampling.weights == "forgetting",
         "rehearsal.losses_every": config.losses_every > 0,
         "rehearsal.retrieval.module": config.retrieval is not None and config.retrieval.module is not None,
     }

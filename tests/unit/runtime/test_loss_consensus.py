@@ -12,7 +12,8 @@ from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.header import Headers, Notes, compose
 from rehearsal_plugin.distributed.request import Request
 from rehearsal_plugin.errors import ForgettingError
-from rehearsal_plugin.runtime.loss_consensus import FIXED_POINT, NOT_FINITE, LossConsensus
+from rehearsal_plugin.runtime.loss_consensus import NOT_FINITE, LossConsensus
+from rehearsal_plugin.runtime.partition_losses import FIXED_POINT
 from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 
 SECTION: dict[str, Any] = {"losses_every": 1, "guard": {"window": 1, "bound": 1.5, "action": "stop"}}

@@ -1,0 +1,96 @@
+"""What follows from the losses on replayed rows of each partition: the ratio, and the mixture that is replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.arrays import IntArray
+from rehearsal_plugin.runtime.forgetting_budget import ForgettingBudget
+from rehearsal_plugin.runtime.forgetting_meter import ForgettingMeter
+from rehearsal_plugin.runtime.partition_losses import totals
+from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
+
+__all__ = ["Forgetting", "weights_by_need"]
+
+WINDOW = 256
+"""Rows that a level is a mean over, where no budget says so."""
+
+FLOOR = 0.1
+"""Share of the rows that comes from all partitions alike, so that none is lost sight of."""
+
+GRAIN = 64
+"""Weights are whole parts of it: a mixture that hardly changes is not told anew."""
+
+
+class Forgetting:
+    """Hears what all ranks measured together, and so does the same on all of them at the same step.
+
+    Args:
+        config: The `rehearsal` section; see `RehearsalConfig.follows_losses`.
+        rank: Which rank logs: 0.
+
+    Attributes:
+        weights: By partition key, for `sampling.weights: forgetting`; None before any is known.
+    """
+
+    def __init__(self, config: RehearsalConfig, rank: int) -> None:
+        budget = config.ratio_budget
+        self._meter = ForgettingMeter(WINDOW if budget is None else budget.window)
+        self._budget = None if budget is None else ForgettingBudget(budget, rank)
+        self._weighs = config.sampling.weights == "forgetting"
+        self.weights: dict[str, float] | None = None
+
+    def hear(self, words: IntArray, ratio: ReplayRatio) -> None:
+        """Take in the losses by partition in the headers of all ranks, `[ranks, places, 5]` int64."""
+        measured = totals(words)
+        if not measured:
+            return
+        self._meter.hear(measured)
+        if self._weighs:
+            self.weights = weights_by_need(self._meter.rises) or self.weights
+        if self._budget is not None:
+            self._budget.hear(self._meter, sum(tally.rows for tally in measured.values()), ratio)
+
+    def steer(self, ratio: ReplayRatio) -> None:
+        """Set the ratio, where it is controlled."""
+        if self._budget is not None:
+            ratio.set(self._budget.ratio)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The rise of each partition, and the ratio where it is controlled."""
+        rises = {f"forgetting/{key}": rise for key, rise in self._meter.rises.items()}
+        return rises if self._budget is None else {"ratio": self._budget.ratio, **rises}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was heard, and what follows from it."""
+        budget = None if self._budget is None else self._budget.state_dict()
+        return {"meter": self._meter.state_dict(), "budget": budget, "weights": self.weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave, also under a section that asks for less or for more of it."""
+        self._meter.load_state_dict(state["meter"])
+        if self._budget is not None and state["budget"] is not None:
+            self._budget.load_state_dict(state["budget"])
+        self.weights = state["weights"] if self._weighs else None
+
+
+def weights_by_need(rises: Mapping[int, float]) -> dict[str, float]:
+    """The share of each partition in what is replayed, in proportion to how far its loss has risen.
+
+    For example, of three partitions of which one has risen by 2 % and one by 6 %::
+
+        rise        0.00    0.02    0.06
+        need        0       1/4     3/4
+        weight      0.03    0.26    0.71        nine tenths by need, one tenth alike
+
+    Empty where none has risen: they stay as they were.
+    """
+    needs = {key: max(0.0, rise) for key, rise in rises.items()}
+    total = sum(needs.values())
+    if not total:
+        return {}
+    shares = {key: (1 - FLOOR) * need / total + FLOOR / len(needs) for key, need in needs.items()}
+    return {str(key): max(1, round(GRAIN * share)) / GRAIN for key, share in shares.items()}

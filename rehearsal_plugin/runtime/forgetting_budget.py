@@ -1,0 +1,117 @@
+"""Raises and lowers the ratio so that the loss on replayed rows rises by no more than a budget.
+
+A PI controller on the logarithm of the ratio, with a clamped integral and a limited slew (Astrom and Hagglund, "PID
+Controllers", 1995). With the error `e = rise - budget`, a measurement of `n` replayed rows out of a window of `w` sets
+
+    integral  +=  P / 3 * e * n / w                  held where the sum is at a bound, so that it does not wind up
+    wanted     =  integral + P * e
+    level     moves towards wanted by at most RATE * n / w
+
+It is stable as all its clocks are rows. The loss answers the ratio through the mean over the window, of which the
+integral sees a third at a time. The three steps from a request to its rows are few beside those that a window takes.
+The limit keeps the noise of a measurement of few rows from moving the ratio, and as it moves nothing but the level,
+noise does not add up. For example, with a budget of 0.02, a window of 256 rows and 32 rows a measurement::
+
+    rise              0.00     0.01     0.03     0.03
+    wanted           0.050    0.073    0.166    0.169
+    ratio            0.050    0.073    0.121    0.169         by at most e^0.5 a measurement
+
+Until there is a reference the ratio is the highest: what was forgotten before it is known would never be missed. Then
+it begins in the middle of the bounds, on the logarithmic scale.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rehearsal_plugin.config import RatioBudget
+from rehearsal_plugin.runtime.forgetting_meter import ForgettingMeter
+from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
+
+__all__ = ["ForgettingBudget"]
+
+LOG = logging.getLogger(__name__)
+
+PROPORTIONAL = 40.0
+"""E-folds of the ratio for a rise of 1, which is a doubled loss."""
+
+RATE = 4.0
+"""E-folds of the ratio for each window of rows, at most."""
+
+EXCEEDED = 1.5
+"""Times the budget; a rise above it at the highest ratio is told."""
+
+
+class ForgettingBudget:
+    """Sets the ratio; does the same on all ranks, as what it hears is.
+
+    Args:
+        config: The budget and its bounds.
+        rank: Which rank logs: 0.
+    """
+
+    def __init__(self, config: RatioBudget, rank: int) -> None:
+        self._config, self._rank = config, rank
+        self._low, self._high = math.log(config.min), math.log(config.max)
+        self._middle = math.log(config.middle)
+        self._level = self._middle  # logarithm of the ratio
+        self._integral: float | None = None  # None before there is a reference
+        self._exceeded = False
+
+    @property
+    def ratio(self) -> float:
+        """The ratio from the next step on."""
+        return min(self._config.max, max(self._config.min, math.exp(self._level)))
+
+    def hear(self, meter: ForgettingMeter, rows: int, ratio: ReplayRatio) -> None:
+        """Take in a measurement of `rows` replayed rows, and set the ratio."""
+        rise = meter.worst
+        if rise is None:
+            self._level = self._high if meter.awaits_reference else self._middle
+        elif self._integral is None:
+            self._level, self._integral = self._middle, self._middle - self._proportional(rise)
+        elif rows:
+            self._move(rise, min(1.0, rows / self._config.window))
+            self._tell(rise)
+        ratio.set(self.ratio)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The ratio, and what it follows from."""
+        return {"level": self._level, "integral": self._integral, "exceeded": self._exceeded}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; where the bounds are others, the nearest ratio within them."""
+        self._integral, self._exceeded = state["integral"], state["exceeded"]
+        self._level = self._clamped(state["level"])
+
+    def _clamped(self, level: float) -> float:
+        return min(self._high, max(self._low, level))
+
+    def _proportional(self, rise: float) -> float:
+        return PROPORTIONAL * (rise - self._config.budget)
+
+    def _move(self, rise: float, share: float) -> None:
+        assert self._integral is not None  # by `hear`
+        proportional = self._proportional(rise)
+        wanted = self._clamped(self._integral + proportional * (1 + share / 3))
+        self._integral = wanted - proportional
+        limit = RATE * share
+        self._level += min(limit, max(-limit, wanted - self._level))
+
+    def _tell(self, rise: float) -> None:
+        """Say once, and again after it was met, that the highest ratio does not hold the budget."""
+        if rise <= self._config.budget:
+            self._exceeded = False
+        elif self._level == self._high and rise > EXCEEDED * self._config.budget and not self._exceeded:
+            self._exceeded = True
+            if self._rank == 0:
+                LOG.warning(
+                    "the loss on replayed rows has risen by %.3g %%, more than the %.3g %% of rehearsal.ratio.budget, "
+                    "with the ratio at rehearsal.ratio.max, %.3g; give a higher maximum, or a lower learning rate",
+                    100 * rise,
+                    100 * self._config.budget,
+                    self._config.max,
+                )

@@ -1,0 +1,110 @@
+"""The level of each partition, the reference that it is compared with, and the rise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from rehearsal_plugin.runtime.forgetting_meter import NEW_FOR, ForgettingMeter
+from rehearsal_plugin.runtime.partition_losses import Tally
+
+WINDOW = 64
+
+
+def hear(meter: ForgettingMeter, loss: float, rows: int = 8, new_rows: int = 0, key: int = 0) -> None:
+    meter.hear({key: Tally.measured(loss * rows, rows, rows, new_rows)})
+
+
+def heard(losses: list[float], new_rows: int = 0) -> ForgettingMeter:
+    meter = ForgettingMeter(WINDOW)
+    for loss in losses:
+        hear(meter, loss, new_rows=new_rows)
+    return meter
+
+
+def test_the_reference_is_the_mean_of_the_first_half_window() -> None:
+    meter = heard([1.0, 3.0, 1.0])
+    assert meter.worst is None
+    assert meter.awaits_reference
+    hear(meter, 3.0)
+    assert meter.rises == {0: 0.0}
+    assert not meter.awaits_reference
+
+
+def test_the_rise_is_that_of_the_mean_over_a_window() -> None:
+    meter = heard([2.0] * 8)
+    for _ in range(200):
+        hear(meter, 2.2)
+    assert meter.worst == pytest.approx(0.1, abs=1e-4)
+
+
+def test_rows_move_the_level_by_their_part_of_the_window() -> None:
+    meter = heard([2.0] * 8)
+    hear(meter, 3.0, rows=16)
+    assert meter.worst == pytest.approx(16 / WINDOW * 0.5)
+
+
+def test_the_reference_of_an_old_partition_stays_though_it_gets_better() -> None:
+    meter = heard([2.0] * 4)
+    for _ in range(200):
+        hear(meter, 1.0)
+    assert meter.worst == pytest.approx(-0.5, abs=1e-4)
+
+
+def test_a_partition_that_is_still_learnt_is_compared_with_its_best() -> None:
+    meter = heard([8.0] * 8, new_rows=4)
+    for _ in range(200):
+        hear(meter, 2.0, new_rows=4)
+    hear(meter, 3.0, new_rows=4)
+    assert meter.worst == pytest.approx(8 / WINDOW * 0.5, abs=1e-3)
+
+
+def test_the_reference_is_held_once_no_new_rows_come() -> None:
+    meter = heard([2.0] * 8, new_rows=4)
+    for _ in range(NEW_FOR):
+        hear(meter, 2.0)
+    for _ in range(200):
+        hear(meter, 1.0)  # replay makes it better than it was when the domain ended
+    assert meter.worst == pytest.approx(-0.5, abs=1e-4)
+
+
+def test_new_rows_alone_are_no_loss() -> None:
+    meter = ForgettingMeter(WINDOW)
+    hear(meter, 0.0, rows=0, new_rows=5, key=3)
+    assert not meter.awaits_reference
+    assert meter.rises == {}
+
+
+def test_the_worst_partition_counts() -> None:
+    meter = ForgettingMeter(WINDOW)
+    for loss, key in ((2.0, 0), (3.0, 1)):
+        hear(meter, loss, rows=WINDOW, key=key)
+    hear(meter, 2.2, rows=WINDOW, key=0)
+    hear(meter, 3.9, rows=WINDOW, key=1)
+    assert meter.rises == {0: pytest.approx(0.1), 1: pytest.approx(0.3)}
+    assert meter.worst == pytest.approx(0.3)
+
+
+def test_the_level_is_within_its_noise() -> None:
+    """The exponential mean over w rows has the variance of about 2 w of them."""
+    rng, levels = np.random.default_rng(0), []
+    for _ in range(200):
+        meter = heard([1.0] * 8)
+        for _ in range(100):
+            hear(meter, 1.0 + float(rng.normal(0, 0.5 / np.sqrt(8))))
+        levels.append(meter.rises[0])
+    assert np.std(levels) == pytest.approx(0.5 / np.sqrt(2 * WINDOW), rel=0.2)
+
+
+def test_partitions_are_bounded() -> None:
+    meter = ForgettingMeter(WINDOW)
+    meter.hear({key: Tally.measured(1.0, 1.0, 1, 0) for key in range(3000)})
+    assert len(meter.state_dict()["levels"]) == 1024
+
+
+def test_a_loaded_meter_goes_on_alike() -> None:
+    meter, loaded = heard([2.0] * 8, new_rows=1), ForgettingMeter(WINDOW)
+    loaded.load_state_dict(meter.state_dict())
+    for one in (meter, loaded):
+        hear(one, 2.7)
+    assert loaded.state_dict() == meter.state_dict()
