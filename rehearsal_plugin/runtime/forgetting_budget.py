@@ -1,7 +1,8 @@
 """Raises and lowers the ratio so that the loss on replayed rows rises by no more than a budget.
 
 A PI controller on the logarithm of the ratio, with a clamped integral and a limited slew (Astrom and Hagglund, "PID
-Controllers", 1995). With the error `e = rise - budget`, a measurement of `n` replayed rows out of a window of `w` sets
+Controllers", 1995). With the gain P and the error `e = rise - budget`, a measurement of `n` replayed rows, out of a
+window of `w`, sets
 
     integral  +=  P / 3 * e * n / w                  held where the sum is at a bound, so that it does not wind up
     wanted     =  integral + P * e
@@ -35,8 +36,11 @@ __all__ = ["ForgettingBudget"]
 
 LOG = logging.getLogger(__name__)
 
-PROPORTIONAL = 40.0
-"""E-folds of the ratio for a rise of 1, which is a doubled loss."""
+PROPORTIONAL = 0.8
+"""E-folds of the ratio for a rise by a whole budget; a budget is what a few e-folds of the ratio cost or save."""
+
+HIGHEST_GAIN = 40.0
+"""E-folds of the ratio for a rise of 1, a doubled loss, at most: a small budget is no reason to follow the noise."""
 
 RATE = 4.0
 """E-folds of the ratio for each window of rows, at most."""
@@ -57,6 +61,7 @@ class ForgettingBudget:
         self._config, self._rank = config, rank
         self._low, self._high = math.log(config.min), math.log(config.max)
         self._middle = math.log(config.middle)
+        self._gain = min(HIGHEST_GAIN, PROPORTIONAL / config.budget)
         self._level = self._middle  # logarithm of the ratio
         self._integral: float | None = None  # None before there is a reference
         self._exceeded = False
@@ -91,7 +96,7 @@ class ForgettingBudget:
         return min(self._high, max(self._low, level))
 
     def _proportional(self, rise: float) -> float:
-        return PROPORTIONAL * (rise - self._config.budget)
+        return self._gain * (rise - self._config.budget)
 
     def _move(self, rise: float, share: float) -> None:
         assert self._integral is not None  # by `hear`

@@ -326,7 +326,7 @@ def test_a_capacity_that_is_no_size_is_refused(capacity: object) -> None:
         ("buffer.score_by", 3, "string"),
         ("buffer.score_by", "", "at least 1 character"),
         ("sampling.scope", "hosts", "'global', 'node' or 'local'"),
-        ("sampling.weights", [1, 2], "'uniform', 'balanced', 'score', 'retrieved' or 'stream'"),
+        ("sampling.weights", [1, 2], "'uniform', 'balanced', 'score', 'retrieved', 'stream' or 'forgetting'"),
         ("sampling.weights", {"code": 1}, "partitions"),
         ("sampling.weights", {"1": 0}, "above 0"),
         ("strategy.partition_weights", {}, "above 0"),

@@ -1,0 +1,128 @@
+"""Real ranks on gloo with a budget: where the ratio ends, that all ranks have the same one, and an exact resume.
+
+The model is one number w. Old rows want 0, new ones 1, and each costs 1 more than its distance: there is no noise. With
+a share r of old rows w comes to rest at 1 - r, where the loss on them has risen by (1 - r)^2: by 0.36 at r = 0.4.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from rehearsal_plugin import Rehearsal
+from tests.helpers.ranks import run_ranks
+
+OLD_STEPS, STEPS, ROWS = 30, 400, 16
+SECTION: dict[str, Any] = {
+    "buffer": {"capacity": 400, "partition_by": "domain"},
+    "ratio": {"budget": 0.36, "max": 0.8, "window": 64},
+    "sampling": {"weights": {"0": 1}},
+    "mode": "replace",
+    "losses_every": 1,
+    "exchange": {"timeout_s": 60},
+}
+BY_NEED = {**SECTION, "sampling": {"weights": "forgetting"}}
+
+
+def loss_of(predicted: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return 1 + torch.mean((predicted - wanted) ** 2)
+
+
+def train(rehearsal: Rehearsal, weight: torch.Tensor, first: int, stop: int) -> list[float]:
+    """Trains the number, with gradients averaged over the ranks; the ratio after each step."""
+    ratios = []
+    for step in range(first, stop):
+        domain = torch.full((ROWS,), int(step >= OLD_STEPS))
+        batch = rehearsal.augment({"domain": domain, "wanted": domain.float()})
+        loss = rehearsal.loss(loss_of, weight.expand(len(batch["wanted"])), batch["wanted"])
+        (gradient,) = torch.autograd.grad(loss, weight)
+        dist.all_reduce(gradient)
+        with torch.no_grad():
+            weight -= 0.1 * gradient / dist.get_world_size()
+        rehearsal.step()
+        ratios.append(rehearsal.metrics().get("ratio", 0.0))
+    return ratios
+
+
+def controlled(section: dict[str, Any]) -> tuple[list[float], dict[str, float], float]:
+    weight = torch.zeros((), requires_grad=True)
+    with Rehearsal(section) as rehearsal:
+        ratios = train(rehearsal, weight, 0, STEPS)
+        return ratios, rehearsal.metrics(), weight.item()
+
+
+def test_the_budget_is_held_with_the_replay_that_it_takes() -> None:
+    (ratios, metrics, weight), (others, _, _) = run_ranks(controlled, 2, SECTION)
+    assert ratios == others, "all ranks have the same ratio at every step"
+    assert weight**2 == pytest.approx(0.36, rel=0.1)
+    assert ratios[-1] == pytest.approx(0.4, rel=0.15)
+    assert metrics["forgetting/0"] == pytest.approx(0.36, rel=0.1)
+
+
+def test_rows_are_drawn_where_the_loss_has_risen() -> None:
+    (ratios, metrics, _), (others, theirs, _) = run_ranks(controlled, 2, BY_NEED)
+    assert ratios == others
+    assert metrics["forgetting/0"] == theirs["forgetting/0"] > 5 * max(0.0, metrics["forgetting/1"])
+    assert metrics["rows_replayed/0"] > 0.6 * (metrics["rows_replayed/0"] + metrics["rows_replayed/1"])
+
+
+def resumed(section: dict[str, Any], folder: Path) -> bool:
+    weight = torch.zeros((), requires_grad=True)
+    with Rehearsal(section) as rehearsal:
+        train(rehearsal, weight, 0, 100)
+        rehearsal.save(folder)
+        at_save = weight.detach().clone()
+        straight = train(rehearsal, weight, 100, 160)
+    again = at_save.requires_grad_()
+    with Rehearsal(section) as rehearsal:
+        rehearsal.load(folder)
+        return train(rehearsal, again, 100, 160) == straight and torch.equal(again, weight)
+
+
+@pytest.mark.parametrize("section", [SECTION, BY_NEED, {**BY_NEED, "losses_every": 4}])
+def test_a_job_resumes_bit_for_bit(section: dict[str, Any], tmp_path: Path) -> None:
+    assert run_ranks(resumed, 2, section, tmp_path) == [True, True]
+
+
+def rolled_back() -> tuple[float, float, float]:
+    weight = torch.zeros((), requires_grad=True)
+    with Rehearsal(SECTION) as rehearsal:
+        before = train(rehearsal, weight, 0, 200)[-1]
+        rehearsal.rollback()
+        after = train(rehearsal, weight, 200, 204)[0]
+        return before, after, rehearsal.metrics()["forgetting/0"]
+
+
+def test_a_rollback_forgets_neither_ratio_nor_reference() -> None:
+    for before, after, rise in run_ranks(rolled_back, 2):
+        assert after == pytest.approx(before, rel=0.2)
+        assert rise > 0.2
+
+
+def in_groups() -> list[float]:
+    return controlled({**SECTION, "sampling": {"weights": {"0": 1}, "scope": 2}})[0]
+
+
+def test_groups_of_ranks_have_one_ratio() -> None:
+    first, *others = run_ranks(in_groups, 4)
+    assert all(other == first for other in others)
+    assert first[-1] == pytest.approx(0.4, rel=0.3)
+
+
+def with_another(first: dict[str, Any], second: dict[str, Any]) -> str:
+    with Rehearsal([first, second][dist.get_rank()]) as rehearsal:
+        try:
+            train(rehearsal, torch.zeros((), requires_grad=True), 0, 6)
+        except Exception as error:
+            return str(error)
+    return ""
+
+
+def test_ranks_of_which_one_has_no_budget_are_refused_by_name() -> None:
+    without = {**SECTION, "ratio": 0.05}
+    for message in run_ranks(with_another, 2, SECTION, without):
+        assert "rehearsal.ratio" in message
