@@ -208,6 +208,8 @@ class ReplayCoordinator:
         """See `Rehearsal.restart`."""
         self.lifecycle.restart(step, connect)
         self._forget_requests()
+        if connect is not None and self._config.follows_losses:  # a rank that has just come knows of no loss
+            self.losses.adopt(self.gather_texts(self.losses.known), self.queue.ratio)
 
     def reset(self, step: int) -> None:
         """Begin anew at `step` without a row."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,18 @@ class LossConsensus:
     def steer(self, ratio: ReplayRatio) -> None:
         """Set the ratio of a queue that begins anew."""
         if self.forgetting is not None:
+            self.forgetting.steer(ratio)
+
+    @property
+    def known(self) -> str:
+        """What this rank knows of forgetting, for ranks that come later; empty where nothing follows the losses."""
+        return "" if self.forgetting is None else json.dumps(self.forgetting.state_dict())
+
+    def adopt(self, known: Sequence[str], ratio: ReplayRatio) -> None:
+        """Take over what the rank knows that has heard most, from the `known` of all ranks."""
+        if self.forgetting is not None:
+            states = [json.loads(text) for text in known if text]
+            self.forgetting.load_state_dict(max(states, key=lambda state: int(state["meter"]["heard"])))
             self.forgetting.steer(ratio)
 
     def report(self, total: float, weight: float, by_partition: Mapping[int, Tally] | None = None) -> None:
