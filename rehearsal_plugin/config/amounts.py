@@ -29,6 +29,14 @@ class RatioBudget(Section):
     )
     min: float = Field(default=0.005, gt=0, lt=1, description="The lowest ratio.")
     max: float = Field(default=0.5, gt=0, lt=1, description="The highest ratio.")
+    by: Literal["ratio", "loss_weight", "both"] = Field(
+        default="ratio",
+        description="What is raised and lowered: the ratio; what a replayed row counts for in the loss, at a ratio in "
+        "the middle of the bounds; or both, the weight first, as it costs no new rows. Strategies 'er' and 'er-ace'.",
+    )
+    max_weight: float = Field(
+        default=4.0, gt=1, le=1e3, description="The most that a replayed row counts for; at least it counts 1."
+    )
     window: int = Field(
         default=256,
         ge=8,
@@ -43,9 +51,11 @@ class RatioBudget(Section):
         return math.sqrt(self.min * self.max)
 
     def broken_rules(self) -> Iterator[str]:
-        """Bounds in their order."""
+        """Bounds in their order, and one that is read."""
         if self.min >= self.max:
             yield f"{self.KEY_PATH}.min is {self.min:g} and {self.KEY_PATH}.max is {self.max:g}; give a higher one"
+        if self.by == "ratio" and self.max_weight != type(self).model_fields["max_weight"].default:
+            yield f"{self.KEY_PATH}.max_weight has no use with {self.KEY_PATH}.by 'ratio'; set it to 'both'"
 
 
 Ratio: TypeAlias = Annotated[

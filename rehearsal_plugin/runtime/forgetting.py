@@ -59,10 +59,17 @@ class Forgetting:
             ratio.set(self._budget.ratio)
 
     @property
+    def loss_weight(self) -> float:
+        """What a replayed row counts for, beside its weights in the section."""
+        return 1.0 if self._budget is None else self._budget.loss_weight
+
+    @property
     def metrics(self) -> dict[str, float]:
-        """The rise of each partition, and the ratio where it is controlled."""
+        """The rise of each partition; ratio and weight where they are controlled."""
         rises = {f"forgetting/{key}": rise for key, rise in self._meter.rises.items()}
-        return rises if self._budget is None else {"ratio": self._budget.ratio, **rises}
+        if self._budget is None:
+            return rises
+        return {"ratio": self._budget.ratio, "loss_weight": self._budget.loss_weight, **rises}
 
     def state_dict(self) -> dict[str, Any]:
         """What was heard, and what follows from it."""

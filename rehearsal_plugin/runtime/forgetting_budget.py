@@ -1,8 +1,9 @@
 """Raises and lowers the ratio so that the loss on replayed rows rises by no more than a budget.
 
-A PI controller on the logarithm of the ratio, with a clamped integral and a limited slew (Astrom and Hagglund, "PID
-Controllers", 1995). With the gain P and the error `e = rise - budget`, a measurement of `n` replayed rows, out of a
-window of `w`, sets
+What is controlled is the effort, the ratio times what a replayed row counts for in the loss; `by` says which of the two
+moves. A PI controller on the logarithm of the effort, with a clamped integral and a limited slew (Astrom and Hagglund,
+"PID Controllers", 1995). With the gain P and the error `e = rise - budget`, a measurement of `n` replayed rows out of
+a window of `w` sets
 
     integral  +=  P / 3 * e * n / w                  held where the sum is at a bound, so that it does not wind up
     wanted     =  integral + P * e
@@ -25,7 +26,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rehearsal_plugin.config import RatioBudget
@@ -49,8 +51,40 @@ EXCEEDED = 1.5
 """Times the budget; a rise above it at the highest ratio is told."""
 
 
+@dataclass(frozen=True)
+class Split:
+    """How an effort is split into a ratio and a weight: the weight is raised first, as it costs no new rows.
+
+    Attributes:
+        lowest_ratio: The ratio up to the highest weight.
+        highest_ratio: That of the highest effort.
+        highest_weight: The weight from which on the ratio is raised.
+    """
+
+    lowest_ratio: float
+    highest_ratio: float
+    highest_weight: float
+
+    @property
+    def low(self) -> float:
+        """The least effort."""
+        return self.lowest_ratio
+
+    @property
+    def high(self) -> float:
+        """The highest effort."""
+        return self.highest_ratio * self.highest_weight
+
+
+EFFORTS: dict[str, Callable[[RatioBudget], Split]] = {
+    "ratio": lambda config: Split(config.min, config.max, 1.0),
+    "loss_weight": lambda config: Split(config.middle, config.middle, config.max_weight),
+    "both": lambda config: Split(config.min, config.max, config.max_weight),
+}
+
+
 class ForgettingBudget:
-    """Sets the ratio; does the same on all ranks, as what it hears is.
+    """Sets the ratio and the weight; does the same on all ranks, as what it hears is.
 
     Args:
         config: The budget and its bounds.
@@ -59,17 +93,23 @@ class ForgettingBudget:
 
     def __init__(self, config: RatioBudget, rank: int) -> None:
         self._config, self._rank = config, rank
-        self._low, self._high = math.log(config.min), math.log(config.max)
-        self._middle = math.log(config.middle)
+        self._split = EFFORTS[config.by](config)
+        self._low, self._high = math.log(self._split.low), math.log(self._split.high)
+        self._middle = (self._low + self._high) / 2
         self._gain = min(HIGHEST_GAIN, PROPORTIONAL / config.budget)
-        self._level = self._middle  # logarithm of the ratio
+        self._level = self._middle  # logarithm of the effort
         self._integral: float | None = None  # None before there is a reference
         self._exceeded = False
 
     @property
     def ratio(self) -> float:
         """The ratio from the next step on."""
-        return min(self._config.max, max(self._config.min, math.exp(self._level)))
+        return min(self._split.highest_ratio, max(self._split.lowest_ratio, math.exp(self._level) / self.loss_weight))
+
+    @property
+    def loss_weight(self) -> float:
+        """What a replayed row counts for from the next step on."""
+        return min(self._split.highest_weight, max(1.0, math.exp(self._level) / self._split.lowest_ratio))
 
     def hear(self, meter: ForgettingMeter, rows: int, ratio: ReplayRatio) -> None:
         """Take in a measurement of `rows` replayed rows, and set the ratio."""
@@ -115,8 +155,10 @@ class ForgettingBudget:
             if self._rank == 0:
                 LOG.warning(
                     "the loss on replayed rows has risen by %.3g %%, more than the %.3g %% of rehearsal.ratio.budget, "
-                    "with the ratio at rehearsal.ratio.max, %.3g; give a higher maximum, or a lower learning rate",
+                    "with the ratio at its highest, %.3g, where a row counts for %.3g; give a higher "
+                    "rehearsal.ratio.max, or a lower learning rate",
                     100 * rise,
                     100 * self._config.budget,
-                    self._config.max,
+                    self.ratio,
+                    self.loss_weight,
                 )

@@ -63,6 +63,11 @@ class LossConsensus:
         return None if self.forgetting is None else self.forgetting.weights
 
     @property
+    def loss_weight(self) -> float:
+        """What a replayed row counts for in this step, beside its weights in the section."""
+        return 1.0 if self.forgetting is None else self.forgetting.loss_weight
+
+    @property
     def metrics(self) -> dict[str, float]:
         """What is known of the forgetting of each partition, by name; see `Rehearsal.metrics`."""
         return {} if self.forgetting is None else self.forgetting.metrics

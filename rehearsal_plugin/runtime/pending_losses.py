@@ -82,7 +82,7 @@ class PendingLosses:
         self._monitor.measure_parts(self._current()[0], [new, *replayed])
         replayed = [part for part in replayed if part.size]
         # One call also where the criterion weights rows unequally, as a mean over tokens does.
-        if self._strategy.plain and self._weights.importance is None:
+        if self._strategy.plain and self._weights.importance is None and not self._weights.controlled:
             loss = criterion(outputs, *targets)
         else:
             loss = self._strategy.loss(new, self._weights.weigh_parts(self._current()[0], replayed))
@@ -172,12 +172,13 @@ class PendingLosses:
     @property
     def uses_sample_losses(self) -> bool:
         """Whether a model that computes its own loss is asked for that of each sample in this step."""
-        return self.measures or self._config.buffer.by_loss or self._strategy.replayed_weight not in (None, 1)
+        weighted = self._weights.controlled or self._strategy.replayed_weight not in (None, 1)
+        return weighted or self.measures or self._config.buffer.by_loss
 
     @property
     def measures(self) -> bool:
         """Whether losses are told apart in this step, or in every one."""
-        return self._weights.importance is not None or self._monitor.due
+        return self._weights.importance is not None or self._weights.controlled or self._monitor.due
 
     def end_step(self) -> None:
         """Check the step, see `check_step`; note what was measured in it, and expect nothing of it any more."""

@@ -18,13 +18,13 @@ from rehearsal_plugin.runtime.micro_batch import MicroBatch
 from rehearsal_plugin.runtime.sample_losses import SampleLosses, fused_log_probs, weighted_log_probs
 from rehearsal_plugin.runtime.term_gradient import TermGradients
 from rehearsal_plugin.strategies import Part, Strategy
-from rehearsal_plugin.strategies.base import tensors_of
+from rehearsal_plugin.strategies.base import Criterion, tensors_of
 
 __all__ = ["ReplayWeights", "add_to_loss"]
 
 
 class ReplayWeights:
-    """The weights of `strategy.loss_weight` and `strategy.partition_weights`.
+    """The weights of `strategy.loss_weight`, `strategy.partition_weights` and `ratio.by`.
 
     Args:
         config: The `rehearsal` section.
@@ -33,10 +33,21 @@ class ReplayWeights:
 
     Attributes:
         importance: What partitions count for; None where all rows count alike.
+        controlled: Whether what a replayed row counts for is raised and lowered while the job runs.
+
+    Raises:
+        ConfigError: It is to be, and the strategy's loss has no weight for replayed rows.
     """
 
     def __init__(self, config: RehearsalConfig, strategy: Strategy, coordinator: ReplayCoordinator) -> None:
-        self._config, self._strategy = config, strategy
+        self._config, self._strategy, self._coordinator = config, strategy, coordinator
+        budget = config.ratio_budget
+        self.controlled = budget is not None and budget.by != "ratio"
+        if self.controlled and not strategy.relearns:
+            raise ConfigError(
+                f"rehearsal.ratio.by changes what replayed rows count for in the task's loss, and strategy "
+                f"'{config.strategy.name}' takes none on them; set it to 'ratio', or use another strategy"
+            )
         by_partition = config.strategy.partition_weights is not None
         self.importance = PartitionImportance(config, coordinator) if by_partition else None
 
@@ -44,13 +55,13 @@ class ReplayWeights:
     def constant(self) -> float:
         """What each replayed sample counts for, its partition aside."""
         weight = self._strategy.replayed_weight
-        return 1.0 if weight is None else weight
+        return (1.0 if weight is None else weight) * self._coordinator.losses.loss_weight
 
     @property
     def subject(self) -> str:
         """Which part of the section makes the loss another one than the model's, for a message."""
         if self.constant != 1:
-            return "rehearsal.strategy.loss_weight"
+            return "rehearsal.ratio.by" if self.controlled else "rehearsal.strategy.loss_weight"
         weights = self._strategy.plain and self.importance is not None
         return "rehearsal.strategy.partition_weights" if weights else f"strategy '{self._config.strategy.name}'"
 
@@ -66,11 +77,14 @@ class ReplayWeights:
         return factors
 
     def weigh_parts(self, micro_batch: MicroBatch, replayed: Sequence[Part]) -> list[Part]:
-        """Replayed parts with rows whose loss counts by the importance of their partition.
+        """Replayed parts with rows whose loss counts by the importance of their partition, and by the budget.
 
         Raises:
             ConfigError: The strategy has no loss on replayed rows.
         """
+        factor = self._coordinator.losses.loss_weight
+        if factor != 1:
+            replayed = [replace(part, criterion=_times(factor, part.criterion)) for part in replayed]
         if self.importance is None:
             return list(replayed)
         if not self._strategy.relearns:
@@ -107,6 +121,10 @@ class ReplayWeights:
         log_probs, weighted = weighted_log_probs(micro_batch, fused[0], factors.to(fused[0]))
         terms.watch(weighted, [fused[0]])
         return map_leaves(outputs, lambda name, value: log_probs if name == "log_probs" else value)
+
+
+def _times(factor: float, criterion: Criterion) -> Criterion:
+    return lambda *outputs_and_targets: factor * criterion(*outputs_and_targets)
 
 
 def add_to_loss(outputs: Any, term: Tensor) -> Any:

@@ -65,6 +65,16 @@ def test_the_budget_is_held_with_the_replay_that_it_takes() -> None:
     assert metrics["forgetting/0"] == pytest.approx(0.36, rel=0.1)
 
 
+def test_weight_and_ratio_hold_it_with_fewer_rows() -> None:
+    """A row that counts for v moves w as v rows do, so v times the ratio comes to rest where the ratio alone does."""
+    by_both = {**SECTION, "ratio": {**SECTION["ratio"], "min": 0.1, "by": "both", "max_weight": 3.0}}
+    (ratios, metrics, weight), (others, theirs, _) = run_ranks(controlled, 2, by_both)
+    assert ratios == others
+    assert metrics["loss_weight"] == theirs["loss_weight"] > 1.5
+    assert weight**2 == pytest.approx(0.36, rel=0.1)
+    assert ratios[-1] < 0.3, "the ratio alone takes 0.4"
+
+
 def test_rows_are_drawn_where_the_loss_has_risen() -> None:
     (ratios, metrics, _), (others, theirs, _) = run_ranks(controlled, 2, BY_NEED)
     assert ratios == others

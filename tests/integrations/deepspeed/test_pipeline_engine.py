@@ -144,6 +144,7 @@ def refusals(folder: Path) -> dict[str, str]:
         "der": refused(strategy={"name": "der"}),
         "loss_weight": refused(strategy={"loss_weight": 0.5}),
         "losses_every": refused(losses_every=1),
+        "budget": refused(ratio={"budget": 0.02}, buffer={"partition_by": "y", "capacity": 9}),
         "score": refused(buffer={"policy": "score", "score_by": "loss", "capacity": 9}),
     }
 
@@ -283,3 +284,4 @@ def test_what_a_pipeline_cannot_do_is_refused_with_the_way_out(found: list[Any])
         assert "'er' needs the model's outputs" in rank["loss_weight"]
         assert "rehearsal.losses_every needs" in rank["losses_every"]
         assert "score_by 'loss' needs" in rank["score"]
+        assert "rehearsal.ratio.budget" in rank["budget"]

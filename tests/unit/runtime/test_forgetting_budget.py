@@ -129,7 +129,7 @@ def test_what_the_highest_ratio_cannot_hold_is_told_once(caplog: pytest.LogCaptu
             job.budget.hear(_At(0.1), 64, job.ratio)
     assert [record.message for record in caplog.records] == [
         "the loss on replayed rows has risen by 10 %, more than the 2 % of rehearsal.ratio.budget, with the ratio at "
-        "rehearsal.ratio.max, 0.5; give a higher maximum, or a lower learning rate"
+        "its highest, 0.5, where a row counts for 1; give a higher rehearsal.ratio.max, or a lower learning rate"
     ]
 
 
@@ -149,3 +149,21 @@ def test_other_bounds_hold_from_the_load_on() -> None:
     job.budget.hear(_At(0.0), 32, job.ratio)
     loaded.budget.load_state_dict(job.budget.state_dict())
     assert loaded.budget.ratio == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize(
+    ("by", "lowest", "begin", "highest"),
+    [
+        ("ratio", (0.01, 1), (0.05, 1), (0.25, 1)),
+        ("loss_weight", (0.05, 1), (0.05, 2), (0.05, 4)),
+        ("both", (0.01, 1), (0.025, 4), (0.25, 4)),
+    ],
+)
+def test_the_weight_is_raised_before_the_ratio(
+    by: str, lowest: tuple[float, float], begin: tuple[float, float], highest: tuple[float, float]
+) -> None:
+    job = Job(RatioBudget.model_validate({"budget": 0.02, "min": 0.01, "max": 0.25, "by": by}))
+    for rise, expected in ((0.0, begin), (1.0, highest), (0.0, lowest)):
+        for _ in range(1 if expected is begin else 3000):
+            job.budget.hear(_At(rise), 64, job.ratio)
+        assert (job.budget.ratio, job.budget.loss_weight) == pytest.approx(expected, rel=1e-3)
