@@ -277,7 +277,7 @@ class Rehearsal(Checkpointed):
         if self._closed or os.getpid() != self._process:  # a forked child has no thread to wait for
             return
         self._closed = True
-        self.report.log_end(self._coordinator.metrics, self._coordinator.lifecycle.rank)
+        self.report.log_end(self._coordinator.totals(), self._coordinator.lifecycle.rank)
         atexit.unregister(self._at_exit)
         if self.hidden_states is not None:
             self.hidden_states.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rehearsal_plugin.buffer.rows.fields import Field
@@ -78,8 +78,13 @@ class JobReport:
             self.joined_at,
         )
 
-    def log_end(self, metrics: Metrics, rank: int) -> None:
-        """Say how many rows were offered, stored and replayed, and the share met: a warning where none was replayed."""
+    def log_end(self, totals: Mapping[str, float], rank: int) -> None:
+        """Say how many rows were offered, stored and replayed, and the share met: a warning where none was replayed.
+
+        Args:
+            totals: See `Rehearsal.metrics`.
+            rank: This rank.
+        """
         if not self.rows_new and not self.rows_replayed:
             LOG.warning("rehearsal on rank %d: no batch came, so nothing was stored and nothing replayed", rank)
             return
@@ -88,21 +93,32 @@ class JobReport:
         missing = wants_replay and not self.rows_replayed
         LOG.log(
             logging.WARNING if missing else logging.INFO,
-            "rehearsal on rank %d: %d rows offered, %d stored, %d replayed; the share of replayed rows was %.4g%s",
+            "rehearsal on rank %d: %d rows offered, %d stored, %d replayed; the share of replayed rows was %.4g%s%s",
             rank,
-            metrics.rows_offered - self._offered_before,
-            metrics.rows_stored,
+            totals["rows_offered"] - self._offered_before,
+            totals["rows_stored"],
             self.rows_replayed,
             self.rows_replayed / (self.rows_new + self.rows_replayed),
-            f", {self._reason(metrics)}" if missing else "",
+            f", {self._reason(int(totals['steps']))}" if missing else "",
+            self._controlled(totals),
         )
 
-    def _reason(self, metrics: Metrics) -> str:
-        """Why nothing was replayed."""
-        steps = metrics.steps - self._steps_before
+    def _controlled(self, totals: Mapping[str, float]) -> str:
+        """How the forgetting budget was met; empty without one."""
+        budget, rises = self._config.ratio_budget, [totals[name] for name in totals if name.startswith("forgetting/")]
+        if budget is None or not rises:
+            return ""
+        return (
+            f"; the ratio is {totals['ratio']:.4g} in the end, and the loss on replayed rows has risen by "
+            f"{100 * max(rises):.3g} % of what it was (rehearsal.ratio.budget: {100 * budget.budget:.3g} %)"
+        )
+
+    def _reason(self, exchanges: int) -> str:
+        """Why nothing was replayed, after so many exchanges."""
+        steps = exchanges - self._steps_before
         if not steps:
             return "as no optimizer step was counted: call step() after each, or attach the rehearsal to your framework"
-        if metrics.steps < self._config.start_step:
+        if exchanges < self._config.start_step:
             return f"as the job ended before rehearsal.start_step {self._config.start_step}"
         return f"though {steps} steps were made: rows come three steps after they were asked for"
 

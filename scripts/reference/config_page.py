@@ -34,6 +34,7 @@ GUIDES = {
     "checkpoint": "[Checkpoints](../guides/checkpoints.md)",
     "guard": "[The guard](../guides/monitoring.md#the-guard)",
     "padding": "[Hugging Face Trainer](../guides/trainers/hf_trainer.md)",
+    "ratio": "[A forgetting budget](../guides/monitoring.md#a-forgetting-budget)",
     "ratio_schedule": "[Changing the ratio](../guides/monitoring.md#changing-the-ratio)",
     "retrieval": "[Retrieval](../guides/retrieval.md)",
 }
@@ -80,11 +81,11 @@ def takes_values(entry: Mapping[str, Any]) -> bool:
 
 def section_of(entry: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The section that a key holds; None where it holds a value."""
-    for option in (entry, *entry.get("anyOf", ()), *entry.get("oneOf", ()), *entry.get("allOf", ())):
-        found: Mapping[str, Any] = schema["$defs"].get(option.get("$ref", "").rpartition("/")[2], {})
-        if "properties" in found:
-            return found
-    return None
+    found: Mapping[str, Any] = schema["$defs"].get(entry.get("$ref", "").rpartition("/")[2], {})
+    if "properties" in found:
+        return found
+    options = (*entry.get("anyOf", ()), *entry.get("oneOf", ()), *entry.get("allOf", ()))
+    return next(filter(None, (section_of(option, schema) for option in options)), None)
 
 
 def written(section: str, its_keys: list[Key], schema: Mapping[str, Any]) -> list[str]:

@@ -40,6 +40,8 @@ METRICS_FOOT = """\
 
 With `buffer.partition_by` you also get `rows_offered/<key>`, `rows_stored/<key>` and `rows_replayed/<key>`. With
 `losses_every` there are `tokens_new/<key>`, `tokens_replayed/<key>`, `loss_new/<key>` and `loss_replayed/<key>` too.
+Where a budget or the weights `forgetting` follow the losses, there is `forgetting/<key>`: by which part the loss on the
+replayed rows of all ranks has risen. A budget adds `ratio` and `loss_weight`, as they are now.
 Where your data has more partitions, you get the numbers of the 1,024 that offered most rows.
 
 ## What to look at first
@@ -47,8 +49,9 @@ Where your data has more partitions, you get the numbers of the 1,024 that offer
 - `rows_replayed` stays 0: see [Nothing is replayed](troubleshooting.md#nothing-is-replayed).
 - `waited_ms` grows by milliseconds a step: your step is shorter than the exchange. `rehearsal plan` tells by how much.
 - `failures` is above 0: a rank goes on alone, because you set `exchange.on_failure: local`.
-- `loss_replayed` rises while `loss_new` falls: the model forgets. [The guard](../guides/monitoring.md#the-guard) can
-  react.
+- `loss_replayed` rises while `loss_new` falls: the model forgets. Give
+  [a forgetting budget](../guides/monitoring.md#a-forgetting-budget), or let
+  [the guard](../guides/monitoring.md#the-guard) react.
 """
 
 

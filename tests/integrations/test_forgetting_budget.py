@@ -6,6 +6,8 @@ a share r of old rows w comes to rest at 1 - r, where the loss on them has risen
 
 from __future__ import annotations
 
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,23 @@ def train(rehearsal: Rehearsal, weight: torch.Tensor, first: int, stop: int) -> 
         rehearsal.step()
         ratios.append(rehearsal.metrics().get("ratio", 0.0))
     return ratios
+
+
+def last_line() -> str:
+    lines: list[str] = []
+    handler = logging.Handler(logging.INFO)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("rehearsal_plugin")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    controlled(SECTION)
+    return lines[-1]
+
+
+def test_the_last_line_says_how_the_budget_was_met() -> None:
+    for line in run_ranks(last_line, 2):
+        assert re.search(r"; the ratio is 0\.[34]\d* in the end", line)
+        assert re.search(r"has risen by 3\d(\.\d)? % of what it was \(rehearsal\.ratio\.budget: 36 %\)", line)
 
 
 def controlled(section: dict[str, Any]) -> tuple[list[float], dict[str, float], float]:
