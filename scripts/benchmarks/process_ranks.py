@@ -96,7 +96,7 @@ def on_ranks(function: Callable[..., T], size: int, *arguments: object) -> list[
         Exception: A rank raised it, died, or did not end in time.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["torch", "rehearsal_plugin"])
+    context.set_forkserver_preload(["torch", "rehearsal_plugin.integrations"])
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(size, mp_context=context) as pool:
         place = f"file://{folder}/store"
         futures = [pool.submit(_rank, function, rank, size, place, arguments) for rank in range(size)]

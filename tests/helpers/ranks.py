@@ -16,7 +16,7 @@ from scripts.common.launch import free_port
 
 # Ranks are forked from one process that has the slow imports behind it and has started no thread.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "deepspeed", "rehearsal_plugin"])
+CONTEXT.set_forkserver_preload(["torch", "deepspeed", "rehearsal_plugin.integrations"])
 
 
 def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:

@@ -29,7 +29,7 @@ NEW, ADDED = 4, 2
 def resumed(folder: Path, network: Callable[[], Any] | None = None, **keys: Any) -> dict[str, Any]:
     """A job of ten steps, and one that was stopped after six and resumed by another process's trainer."""
     saving: dict[str, Any] = {"max_steps": 10, "save_strategy": "steps", "save_steps": 6, **keys}
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in ("whole", "resumed"):
         callback = RehearsalCallback(None if "deepspeed" in keys else SECTION)
         job, seen = trainer(folder, callbacks=[callback], network=None if network is None else network(), **saving)
