@@ -53,9 +53,9 @@ class RatioBudget(Section):
     def broken_rules(self) -> Iterator[str]:
         """Bounds in their order, and one that is read."""
         if self.min >= self.max:
-            yield f"{self.KEY_PATH}.min is {self.min:g} and {self.KEY_PATH}.max is {self.max:g}; give a higher one"
+            yield f"rehearsal.ratio.min is {self.min:g} and rehearsal.ratio.max is {self.max:g}; give a higher one"
         if self.by == "ratio" and self.max_weight != type(self).model_fields["max_weight"].default:
-            yield f"{self.KEY_PATH}.max_weight has no use with {self.KEY_PATH}.by 'ratio'; set it to 'both'"
+            yield "rehearsal.ratio.max_weight has no use with rehearsal.ratio.by 'ratio'; set it to 'both'"
 
 
 Ratio: TypeAlias = Annotated[
