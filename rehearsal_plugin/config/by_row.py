@@ -56,6 +56,7 @@ def settings_by_loss(config: Settings) -> list[str]:
     settings = {
         "rehearsal.strategy.loss_weight": config.strategy.loss_weight != 1.0,
         "rehearsal.strategy.partition_weights": config.strategy.partition_weights is not None,
+        "rehearsal.ratio.by": isinstance(config.ratio, RatioBudget) and config.ratio.by != "ratio",
         "rehearsal.ratio.budget": isinstance(config.ratio, RatioBudget),
         "rehearsal.sampling.weights 'forgetting'": config.sampling.weights == "forgetting",
         "rehearsal.losses_every": bool(config.losses_every),

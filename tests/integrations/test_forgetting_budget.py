@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,18 @@ def loss_of(predicted: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return 1 + torch.mean((predicted - wanted) ** 2)
 
 
-def train(rehearsal: Rehearsal, weight: torch.Tensor, first: int, stop: int) -> list[float]:
+def mean_over_ranks(gradient: torch.Tensor) -> torch.Tensor:
+    dist.all_reduce(gradient)
+    return gradient / dist.get_world_size()
+
+
+def train(
+    rehearsal: Rehearsal,
+    weight: torch.Tensor,
+    first: int,
+    stop: int,
+    mean: Callable[[torch.Tensor], torch.Tensor] = mean_over_ranks,
+) -> list[float]:
     """Trains the number, with gradients averaged over the ranks; the ratio after each step."""
     ratios = []
     for step in range(first, stop):
@@ -44,9 +56,8 @@ def train(rehearsal: Rehearsal, weight: torch.Tensor, first: int, stop: int) -> 
         batch = rehearsal.augment({"domain": domain, "wanted": domain.float()})
         loss = rehearsal.loss(loss_of, weight.expand(len(batch["wanted"])), batch["wanted"])
         (gradient,) = torch.autograd.grad(loss, weight)
-        dist.all_reduce(gradient)
         with torch.no_grad():
-            weight -= 0.1 * gradient / dist.get_world_size()
+            weight -= 0.1 * mean(gradient)
         rehearsal.step()
         ratios.append(rehearsal.metrics().get("ratio", 0.0))
     return ratios

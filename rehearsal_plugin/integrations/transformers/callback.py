@@ -58,8 +58,8 @@ LOG = logging.getLogger(__name__)
 SAVED = "rehearsal"
 """Key of `TrainerState.stateful_callbacks` under which a checkpoint names the step and run of its buffer."""
 
-SHOWN = ("rows_stored", "rows_replayed", "rows_displaced", "waited_ms")
-SHOWN_BY_PREFIX = ("loss_", "tokens_")
+SHOWN = ("rows_stored", "rows_replayed", "rows_displaced", "waited_ms", "ratio")
+SHOWN_BY_PREFIX = ("loss_", "tokens_", "forgetting/")
 
 
 class RehearsalCallback(TrainerCallback):

@@ -5,8 +5,8 @@ logits, and the trainer makes its loss of these.
 
 | setting | with the fused head of `SFTTrainer` |
 |---|---|
-| `losses_every`, `guard`, `buffer.score_by: loss` | from the log-probabilities: the cross-entropy |
-| `strategy.loss_weight`, `strategy.partition_weights` | those of replayed rows are scaled; `loss_type: nll` alone |
+| `losses_every`, `guard`, `ratio.budget`, `buffer.score_by: loss` | from the log-probabilities: the cross-entropy |
+| `strategy.loss_weight`, `strategy.partition_weights`, `ratio.by` | scaled in replayed rows; `loss_type: nll` alone |
 | strategies that need logits: all but `er` | refused |
 """
 
@@ -56,7 +56,7 @@ def check_own_loss(trainer: Any, rehearsal: Rehearsal) -> None:
             f"{settings[0]} takes the loss of a row from the log-probabilities of its labels, and that of {name} is "
             "another one; leave it out"
         )
-    weights = [setting for setting in settings if setting.startswith("rehearsal.strategy")]
+    weights = [setting for setting in settings if setting.startswith(("rehearsal.strategy", "rehearsal.ratio.by"))]
     loss_type = getattr(trainer.args, "loss_type", "nll")
     if weights and loss_type != "nll":
         raise ConfigError(

@@ -1,0 +1,1 @@
+"""Everything that wants a GPU, in one command: `bash scripts/gpu.sh`."""
