@@ -19,7 +19,7 @@ if ! "$PYTHON" -c "$NEEDED" 2>/dev/null; then
   [ -d "$WHEELS" ] || { echo "gpu: no folder $WHEELS; run scripts/gpu_wheels.sh where there is a network" >&2; exit 1; }
   "$PYTHON" -m venv --system-site-packages "$ROOT/out/gpu_venv"
   PYTHON=$ROOT/out/gpu_venv/bin/python
-  "$PYTHON" -m pip install -q --no-index --find-links "$WHEELS" -r "$ROOT/scripts/gpu/requirements.txt"
+  "$PYTHON" -m pip install -q --no-index --no-deps --find-links "$WHEELS" -r "$ROOT/scripts/gpu/requirements.txt"
 fi
 export PATH="$(dirname "$PYTHON"):$PATH" PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 exec "$PYTHON" -m scripts.gpu.run "$@"
