@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from rehearsal_plugin.buffer.rows.padding import IGNORED
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
 from rehearsal_plugin.runtime.token_losses import (
-    IGNORED,
     checked_labels,
     losses_by_token,
     predicts_next,

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
+from rehearsal_plugin.buffer.rows.padding import IGNORED
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
 __all__ = [
-    "IGNORED",
     "checked_labels",
     "counted_tokens",
     "groups",
@@ -24,9 +24,6 @@ __all__ = [
     "sums_by_row",
     "token_losses",
 ]
-
-IGNORED = -100
-"""The label of a token that does not count, as in torch and in models of Hugging Face."""
 
 MOST = 1 << 26
 """Logits that are turned to float32 at a time, where nothing is differentiated."""

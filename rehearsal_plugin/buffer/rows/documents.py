@@ -19,7 +19,6 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.flat_rows import (
     DERIVED,
-    NO_LABEL,
     derived_leaves,
     last_name,
     leaves_but_derived,
@@ -30,6 +29,7 @@ from rehearsal_plugin.buffer.rows.flat_rows import (
     without_filling,
 )
 from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.padding import IGNORED
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
@@ -245,6 +245,6 @@ def _refuse_sequence(name: str, leaf: Any, total: int, documents: int) -> None:
 
 def _padding_of(name: str, leaf: Tensor) -> float:
     if last_name(name) == "labels":
-        return NO_LABEL
+        return IGNORED
     unsigned = leaf.dtype == torch.bool or leaf.is_floating_point() or leaf.is_complex() or leaf.dtype == torch.uint8
     return 0 if unsigned or last_name(name).endswith("mask") else NO_TOKEN

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.padding import IGNORED
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
 __all__ = [
     "DERIVED",
-    "NO_LABEL",
     "POSITIONS",
     "boundaries_of",
     "derived_leaves",
@@ -37,8 +37,6 @@ __all__ = [
     "without_filling",
 ]
 
-NO_LABEL = -100
-"""The label of a token that the loss leaves out."""
 POSITIONS, SEQUENCE = "position_ids", "seq_idx"
 BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k")
 LONGEST = ("max_length_q", "max_length_k")
@@ -111,7 +109,7 @@ def without_filling(batch: FlatBatch, lengths: Tensor) -> Tensor:
         return lengths
     if tokens.ndim != 2 or rows_of(batch) > 1:
         return lengths
-    told = ((labels != NO_LABEL) | (tokens != tokens[:, -1:])).reshape(-1).nonzero()
+    told = ((labels != IGNORED) | (tokens != tokens[:, -1:])).reshape(-1).nonzero()
     if not len(told):
         return lengths
     starts = lengths.cumsum(0) - lengths

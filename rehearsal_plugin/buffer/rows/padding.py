@@ -29,13 +29,15 @@ from rehearsal_plugin.config import PaddingConfig
 from rehearsal_plugin.core.tree import FlatBatch, flatten
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["Padding", "longest_for"]
+__all__ = ["IGNORED", "Padding", "longest_for"]
 
+IGNORED = -100
+"""The label of a token that the loss leaves out, as in torch and in models of Hugging Face."""
 
 USUAL: Mapping[str, float] = {
     "input_ids": 0,
     "attention_mask": 0,
-    "labels": -100,
+    "labels": IGNORED,
     "position_ids": 0,
     "token_type_ids": 0,
     "special_tokens_mask": 1,

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.padding import IGNORED
 from rehearsal_plugin.checkpoint.convert.packing import cut_rows, joined_arrays
 from rehearsal_plugin.checkpoint.convert.records import RECORD_FORMS, read_values
 from rehearsal_plugin.checkpoint.convert.sources import Source, find_sources, name_unreadable
-from rehearsal_plugin.checkpoint.convert.tokens import IGNORED, load_pretrained_tokenizer, token_rows
+from rehearsal_plugin.checkpoint.convert.tokens import load_pretrained_tokenizer, token_rows
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import DataError
 

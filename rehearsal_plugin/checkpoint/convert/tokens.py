@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.padding import IGNORED
 from rehearsal_plugin.checkpoint.convert.sources import name_unreadable
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.optional_import import optional_import
 from rehearsal_plugin.errors import DataError
 
-__all__ = ["IGNORED", "Tokenizer", "load_pretrained_tokenizer", "load_tokenizer", "token_rows"]
-
-IGNORED = -100
-"""Label of a position without loss."""
+__all__ = ["Tokenizer", "load_pretrained_tokenizer", "load_tokenizer", "token_rows"]
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ class TorchDistributedTransport(Transport):
         return describe_silent(self._ranks, self.rank, step)
 
     def close(self) -> None:
-        """See `Transport.close`; does not wait for collectives in flight."""
+        """See `Transport.close`; does not wait for collectives in flight, and for messages at most `CLOSE_WITHIN_S`."""
         group, self._group = self._group, None
         if self._waiter is not None:
             self._waiter.close(CLOSE_WITHIN_S)
