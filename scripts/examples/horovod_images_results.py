@@ -11,6 +11,7 @@ import numpy as np
 
 from rehearsal_plugin.evaluation import Transfer
 from scripts.common.report import write_report
+from scripts.common.tables import print_table
 
 __all__ = ["NAIVE", "REHEARSAL", "Arm", "publish", "show"]
 
@@ -94,21 +95,17 @@ def plot(arms: Sequence[Arm], data: str, path: Path) -> None:
 
 def show(folder: Path) -> None:
     """Prints the report of `folder` as a table."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
     report = json.loads((folder / "report.json").read_text())
     summary, rows = report["summary"], report["rows"]
     tasks = [name for name in rows[0] if name.startswith("accuracy_task_")]
     heads = ["", *(str(number) for number in range(1, len(tasks) + 1)), "all", "learnt", "forgotten", "s"]
     title = f"Accuracy on the classes of each task at the end, {rows[0]['data']}"
-    table = Table(*heads, title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    lines = []
     for arm in (NAIVE, REHEARSAL):
         last = [row for row in rows if row["arm"] == arm][-1]
         whole = [summary[f"{name}_{arm}"] for name in ("accuracy", "learnt", "forgetting")]
         cells = [f"{value:.3f}" for value in [*(last[name] for name in tasks), *whole]]
-        table.add_row(arm, *cells, f"{summary[f'train_s_{arm}']:.1f}")
-    Console().print(table)
+        lines.append([arm, *cells, f"{summary[f'train_s_{arm}']:.1f}"])
+    print_table(title, heads, lines)
     same = "identical in every bit" if summary["ranks_identical"] else "NOT identical"
     print(f"parameters of the {report['environment']['ranks']} ranks: {same}\n{folder / 'report.json'}")
