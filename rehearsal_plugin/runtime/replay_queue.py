@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -170,7 +171,7 @@ class ReplayQueue:
         if self._plan.shares and step >= self._start_step:
             self.account.open()
         if arrival is not None:
-            rng = self._orders.at(step, self._rank)
+            rng = partial(self._orders.at, step, self._rank)
             self._ready = Representatives.shuffled(arrival, layout, self._draws, rng)
         arrived = 0 if self._ready is None else self._ready.left
         self.account.write_off(self._plan, arrived)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,22 +53,33 @@ class Representatives:
         micro-batch 0       rows 3, 2         left  [0, 1]  [4]
         micro-batch 1       rows 0, 4         left  [1]     []
 
+    Where one micro-batch takes the rows of the only draw, their order does not matter, and none is drawn.
+
     Args:
         arrival: The rows.
         layout: That of the rows.
-        draws: For each draw, which rows of the arrival are still to be given, in their order.
+        order: Gives, for each draw, which rows of the arrival are still to be given, in their order; called once.
     """
 
-    def __init__(self, arrival: Arrival, layout: RowLayout, draws: list[IntArray]) -> None:
-        self._arrival, self._layout, self._draws = arrival, layout, draws
+    def __init__(self, arrival: Arrival, layout: RowLayout, order: Callable[[], list[IntArray]]) -> None:
+        self._arrival, self._layout, self._order = arrival, layout, order
+        self._ordered: list[IntArray] | None = None
         self._state: Tensor | None = None
 
     @classmethod
-    def shuffled(cls, arrival: Arrival, layout: RowLayout, draws: int, rng: np.random.Generator) -> Representatives:
-        """The rows of so many independent draws, in an order from `rng`."""
-        numbers = arrival.source.plan.draw_numbers
-        shuffled = [rng.permutation(np.flatnonzero(numbers == number)) for number in range(draws)]
-        return cls(arrival, layout, shuffled)
+    def shuffled(
+        cls, arrival: Arrival, layout: RowLayout, draws: int, rng: Callable[[], np.random.Generator]
+    ) -> Representatives:
+        """The rows of so many independent draws, in an order from the generator that `rng` gives."""
+
+        def order() -> list[IntArray]:
+            numbers, numbered = arrival.source.plan.draw_numbers, rng()
+            return [numbered.permutation(np.flatnonzero(numbers == number)) for number in range(draws)]
+
+        shuffled = cls(arrival, layout, order)
+        if draws > 1:
+            shuffled._ordered = order()
+        return shuffled
 
     def state_dict(self) -> dict[str, Any]:
         """What is left of them, as plain tensors, arrays and numbers."""
@@ -78,22 +90,24 @@ class Representatives:
     def load(cls, state: Mapping[str, Any], layout: RowLayout, device: torch.device) -> Representatives:
         """What `state_dict` gave, with the rows on `device`."""
         draws = [state["orders"][str(number)] for number in range(len(state["orders"]))]
-        loaded = cls(Arrival.load(state["arrival"], device), layout, draws)
+        loaded = cls(Arrival.load(state["arrival"], device), layout, lambda: draws)
+        loaded._ordered = draws
         loaded._state = None if state["state"] is None else state["state"].to(device)
         return loaded
 
     @property
     def left(self) -> int:
         """Rows that every draw still has."""
-        return min(len(rows) for rows in self._draws)
+        return self._arrival.rows.shape[0] if self._ordered is None else min(len(rows) for rows in self._ordered)
 
     def most(self, share: int) -> int:
         """Rows that `take(share)` would give, of all draws together."""
-        return sum(min(share, len(rows)) for rows in self._draws)
+        return min(share, self.left) if self._ordered is None else sum(min(share, len(rows)) for rows in self._ordered)
 
     def take(self, share: int) -> Share:
         """The next rows, as many as `share` of each draw, or fewer where there are no more."""
-        if len(self._draws) == 1 and share >= len(self._draws[0]) == self._arrival.rows.shape[0]:
+        rows = self._arrival.rows.shape[0]
+        if share >= rows and (self._ordered is None or [len(draw) for draw in self._ordered] == [rows]):
             return self._take_all()
         chosen = [rows[:share] for rows in self._draws]
         self._draws = [rows[share:] for rows in self._draws]
@@ -104,10 +118,10 @@ class Representatives:
 
     def _take_all(self) -> Share:
         """All rows of the only draw, where they lie: one micro-batch gets them, so their order does not matter."""
-        self._draws = [self._draws[0][:0]]
+        self._ordered = [np.empty(0, dtype=np.int64)]
         rows = self._arrival.rows
         count = rows.shape[0]
-        return Share(rows, [count], torch.arange(count, device=rows.device), self._arrival.longest)
+        return Share(rows, [count], _numbers(count, rows.device), self._arrival.longest)
 
     def put_back(self, index: Tensor, sizes: Sequence[int]) -> None:
         """Undo `take`: the rows at `index` `[r]` are the next ones; `sizes` says how many each draw gave."""
@@ -127,5 +141,22 @@ class Representatives:
         packed = functional.pad(state, (0, ALIGNMENT), value=new)  # by as much as keeps fields aligned
         return Refresh(packed, self._arrival.source)
 
+    @property
+    def _draws(self) -> list[IntArray]:
+        """For each draw, the rows that are left, in their order."""
+        if self._ordered is None:
+            self._ordered = self._order()
+        return self._ordered
+
+    @_draws.setter
+    def _draws(self, draws: list[IntArray]) -> None:
+        self._ordered = draws
+
     def _packed_state(self) -> Tensor:
         return self._arrival.rows[:, self._layout.row_bytes - self._layout.state_bytes :]
+
+
+@lru_cache(maxsize=64)
+def _numbers(count: int, device: torch.device) -> Tensor:
+    """`[count]` int64, from 0 on; nobody writes to it."""
+    return torch.arange(count, device=device)

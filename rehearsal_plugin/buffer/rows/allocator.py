@@ -66,10 +66,10 @@ class RecycledMemory:
         nbytes = first.nbytes + second.nbytes
         if nbytes < LARGE or not _can_join(first, second):
             return torch.cat((first, second))
-        joined = self._lend_tensor(nbytes).view(len(first) + len(second), -1)
-        scatter(joined.numpy(), np.arange(len(first)), [0], [as_array(first)], None)
-        batch = joined.view(first.dtype).view(len(joined), *first.shape[1:])
-        batch[len(first) :] = second
+        joined = self._lend_tensor(nbytes).view(first.shape[0] + second.shape[0], -1)
+        scatter(joined.numpy(), np.arange(first.shape[0]), [0], [as_array(first)], None)
+        batch = joined.view(first.dtype).view(-1, *first.shape[1:])
+        batch[first.shape[0] :] = second
         return batch
 
     def _lend_tensor(self, nbytes: int) -> Tensor:

@@ -26,7 +26,7 @@ def arrival(draws: list[int]) -> Arrival:
 
 def shuffled(draws: list[int], seed: int = 0) -> Representatives:
     number = max(draws, default=0) + 1
-    return Representatives.shuffled(arrival(draws), LAYOUT, number, np.random.default_rng(seed))
+    return Representatives.shuffled(arrival(draws), LAYOUT, number, lambda: np.random.default_rng(seed))
 
 
 def ids_of(share: Share) -> list[int]:
