@@ -22,8 +22,10 @@ from scripts.llm import data as llm_data
 
 __all__ = [
     "BASE",
+    "BUDGET",
     "JOINT",
     "LANGUAGES",
+    "RISING",
     "SIZES",
     "VARIANT_RATIOS",
     "Run",
@@ -38,6 +40,11 @@ __all__ = [
 ENGLISH, FRENCH, GERMAN = LANGUAGES = tuple(llm_data.LANGUAGES)
 JOINT = "joint"
 BASE = "base"
+RISING = "a ratio that rises, and replayed rows count eightfold"
+BUDGET = "a forgetting budget of 2 %"
+
+BOUNDS: dict[str, Any] = {"min": 0.02, "max": 0.5}
+"""Of the ratio under a budget. Steps have eight rows, so a lower one would hardly see any."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,9 @@ class Setting:
             config's capacity.
         made_up: Whether the rows to replay come out of the model of phase one, and not out of its data.
         weight: Weight of a replayed row in the loss, against that of a new one.
+        rising: Whether the ratio rises in the course of a phase, from 0 to twice what it is in the mean.
+        budget: By which part the loss on replayed rows may rise, in place of ratios; None for ratios.
+        seeds: How many seeds it is run with, at most as many as the recipe has.
     """
 
     steps: int
@@ -60,6 +70,9 @@ class Setting:
     buffer: float | None = None
     made_up: bool = False
     weight: float = 1.0
+    rising: bool = False
+    budget: float | None = None
+    seeds: int = 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,7 @@ class Run:
     """One training.
 
     Attributes:
-        arm: "english", a percentage of replay, or "joint".
+        arm: "english", a percentage of replay, "budget", or "joint".
         seed: Of weights, batches and draws.
         learns: Languages of the new rows.
         old: Languages that are replayed.
@@ -78,6 +91,8 @@ class Run:
         after: The training whose model and buffer this one goes on with.
         made_up: As in `Setting`.
         weight: As in `Setting`.
+        rising: As in `Setting`.
+        budget: As in `Setting`.
     """
 
     arm: str
@@ -91,17 +106,20 @@ class Run:
     after: Run | None
     made_up: bool = False
     weight: float = 1.0
+    rising: bool = False
+    budget: float | None = None
 
     @property
     def name(self) -> str:
         """For a person."""
-        replay = f", {self.arm} % replay" if self.old else ""
+        how = "a budget" if self.budget is not None else f"{self.arm} % replay"
+        replay = f", {how}" if self.old else ""
         return f"seed {self.seed}, {' + '.join(self.learns)}{replay}"
 
     @property
     def ratio(self) -> float:
-        """Share of replayed rows."""
-        return float(self.arm) / 100 if self.old else 0.0
+        """Share of replayed rows that is asked for; 0 where a budget decides."""
+        return float(self.arm) / 100 if self.old and self.budget is None else 0.0
 
 
 @dataclass(frozen=True)
@@ -132,6 +150,8 @@ def variants(steps: int) -> dict[str, Setting]:
         "buffer of 10 % of English": replace(base, buffer=0.1),
         "10 % of English, made up by the model": replace(base, buffer=0.1, made_up=True),
         "replayed rows count threefold": replace(base, weight=3.0),
+        RISING: replace(base, weight=8.0, rising=True, seeds=3),
+        BUDGET: replace(base, budget=0.02, seeds=3),
         "half the steps": replace(base, steps=steps // 2),
         "half the width": replace(base, width=base.width // 2),
     }
@@ -150,13 +170,14 @@ def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) 
     english = replace(new, arm=ENGLISH)
     phases = LANGUAGES[1:] if german else LANGUAGES[1:2]
     runs = [english]
-    for ratio in ratios:
+    for arm in (f"{ratio:g}" for ratio in ratios):
         last = english
         for number, language in enumerate(phases, 1):
-            last = Run(f"{ratio:g}", seed, (language,), (), setting.steps, setting.rewarm, setting.width, None, last)
-            if ratio:
-                last = replace(last, old=LANGUAGES[:number], buffer=setting.buffer)
-                last = replace(last, made_up=setting.made_up, weight=setting.weight)
+            arm = "budget" if arm != "0" and setting.budget is not None else arm
+            last = Run(arm, seed, (language,), (), setting.steps, setting.rewarm, setting.width, None, last)
+            if arm != "0":
+                last = replace(last, old=LANGUAGES[:number], buffer=setting.buffer, made_up=setting.made_up)
+                last = replace(last, weight=setting.weight, rising=setting.rising, budget=setting.budget)
             runs.append(last)
     unions = (LANGUAGES[: number + 1] for number in range(1, len(phases) + 1))
     return runs + [replace(new, learns=union, steps=len(union) * setting.steps) for union in unions]
@@ -170,7 +191,8 @@ def rows_of(share: float, english_rows: int) -> int:
 def key_of(run: Run, config: Mapping[str, Any], ranks: int) -> str:
     """Eight letters that are others as soon as anything is that changes the result."""
     described = asdict(replace(run, after=None)) | {"config": config_of(run, config, 1000, ranks, None), "ranks": ranks}
-    del described["weight"]  # the config has it
+    for name in ("weight", "rising", "budget"):  # the config has them
+        del described[name]
     before = None if run.after is None else key_of(run.after, config, ranks)
     text = json.dumps([described, before], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -199,6 +221,10 @@ def config_of(
         block |= {"buffer": buffer, "sampling": {**block["sampling"], "weights": weights}}
         if run.weight != 1:
             block["strategy"] = {"loss_weight": run.weight}
+        if run.rising:
+            block |= {"ratio": 0.0, "ratio_schedule": {"to": 2 * run.ratio, "steps": run.steps}}
+        if run.budget is not None:
+            block |= {"ratio": {"budget": run.budget, **BOUNDS}, "losses_every": 1}
     elif run.arm == ENGLISH:
         block["sampling"] = {**block["sampling"], "weights": "uniform"}  # there is no old language yet
     else:

@@ -79,7 +79,9 @@ def wanted_runs(arguments: argparse.Namespace) -> Iterator[tuple[str, Run]]:
     seeds = range(arguments.seeds)
     yield from ((BASE, run) for seed in seeds for run in plan(base[1], seed, arguments.ratios, german=False))
     if arguments.variants:
-        yield from ((name, run) for name, it in others for run in plan(it, 0, VARIANT_RATIOS, german=False))
+        for seed in seeds:
+            of_seed = ((name, it) for name, it in others if seed < it.seeds)
+            yield from ((name, run) for name, it in of_seed for run in plan(it, seed, VARIANT_RATIOS, german=False))
     if arguments.german:
         runs = (run for seed in seeds for run in plan(base[1], seed, arguments.ratios, german=True))
         yield from ((BASE, run) for run in runs if run.learns[-1] == LANGUAGES[2])
@@ -96,7 +98,7 @@ class Recipe:
         self._arguments = arguments
         self._config: dict[str, Any] = json.loads(arguments.config.read_text())
         self._runs: Path = arguments.out / "runs"
-        self._cache = ROOT / "out/llm_data" if arguments.pages is None else arguments.out / "data"
+        self.cache = ROOT / "out/llm_data" if arguments.pages is None else arguments.out / "data"
 
     def folder(self, run: Run) -> Path:
         """Folder of a training: its config, its model, its buffer, its result."""
@@ -119,11 +121,11 @@ class Recipe:
         folder = self.folder(run)
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "deepspeed.json"
-        write_text(config, json.dumps(self._deepspeed_config(run), indent=1) + "\n")
+        write_text(config, json.dumps(self.deepspeed_config(run), indent=1) + "\n")
         if run.made_up:
             self._make_up(run)
         options = {"deepspeed": config, "steps": run.steps, "seed": run.seed, "width": run.width, "out": folder}
-        options |= {"cache": self._cache, "pages": self._arguments.pages}
+        options |= {"cache": self.cache, "pages": self._arguments.pages}
         options |= {"start": run.after and self.folder(run.after) / "model"}
         job = [*flags(options), "--learn", *run.learns]
         status = launch("scripts.llm.phase", self._arguments.ranks, job, MALLOC)
@@ -148,9 +150,9 @@ class Recipe:
 
     @cached_property
     def _corpora(self) -> dict[str, Corpus]:
-        return load(self._cache, LENGTH, self._arguments.pages)
+        return load(self.cache, LENGTH, self._arguments.pages)
 
-    def _deepspeed_config(self, run: Run) -> dict[str, Any]:
+    def deepspeed_config(self, run: Run) -> dict[str, Any]:
         english, preload = len(self._corpora[LANGUAGES[0]].train), self._preload(run)
         rows = None if preload is None else str(preload)
         return config_of(run, self._config, english, self._arguments.ranks, rows)

@@ -124,6 +124,24 @@ def test_a_variant_changes_what_it_says() -> None:
     assert len(set(variants(100).values())) == len(variants(100))
 
 
+def test_a_ratio_that_rises_is_the_same_in_the_mean() -> None:
+    block = config_of(runs(rising=True, weight=8.0)["5", "french"], CONFIG, 9000, 2, "rows")["rehearsal"]
+    assert (block["ratio"], block["ratio_schedule"]) == (0.0, {"to": 0.1, "steps": 100})
+    assert block["strategy"] == {"loss_weight": 8.0}
+
+
+def test_a_budget_takes_the_place_of_the_ratio() -> None:
+    made = runs(budget=0.02)
+    assert ("5", "french") not in made
+    budget = RehearsalConfig.load(
+        config_of(made["budget", "french"], CONFIG, 9000, 2, "rows")["rehearsal"]
+    ).ratio_budget
+    assert budget is not None
+    assert (budget.budget, budget.min, budget.max) == (0.02, 0.02, 0.5)
+    assert made["budget", "french"].ratio == 0
+    assert made["0", "french"].budget is None
+
+
 def test_another_setting_is_another_folder_and_a_shared_run_the_same() -> None:
     base, small = runs(), runs(buffer=0.1)
     keys = [key_of(made["5", "french"], CONFIG, 2) for made in (base, small)]
