@@ -22,13 +22,15 @@ from scripts.common.report import write_text
 from scripts.common.spread import Spread
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
-from scripts.llm.plan import BASE, JOINT, LANGUAGES, SIZES, VARIANT_RATIOS, variants
+from scripts.llm.levers import budgets, more_for_the_same, slow_weights
+from scripts.llm.plan import BASE, BUDGET, JOINT, LANGUAGES, SIZES, VARIANT_RATIOS, variants
 from scripts.llm.plots import plot_llm
 from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
 
 __all__ = ["build"]
 
 KEPT, PRETRAINED = Path("results/train_llm.json"), Path("results/train_smollm2.json")
+SLOW = Path("results/train_slow_weights.json")
 
 GOALS = (
     Goal("gap_closed_5", "share of the gap on English that 5 % replay closes", LITERATURE["5"]),
@@ -100,7 +102,9 @@ def build(docs: Path) -> Path:
     parts += [f"![Losses during the phases, and shares of the gap](../{picture})\n", levelling(base)]
     if select(base, after="german"):
         parts += ["## After German", results(base, "german")]
-    parts += held_back(report["rows"])
+    parts += more_for_the_same(report["rows"]) + budgets(report["rows"]) + held_back(report["rows"])
+    if (docs / SLOW).is_file():
+        parts += slow_weights(json.loads((docs / SLOW).read_text()))
     if (docs / PRETRAINED).is_file():
         parts += pretrained(json.loads((docs / PRETRAINED).read_text()))
     return write_text(docs / "results" / "llm.md", "\n".join(parts))
@@ -125,7 +129,8 @@ def missing(rows: Sequence[Row]) -> list[str]:
     parts = [part for after in LANGUAGES[1:] for part in missing_after(base, after)]
     for name in variants(full.steps):
         of_it = select(rows, variant=name)
-        few = [f"{ratio:g} %" for ratio in VARIANT_RATIOS if not select(of_it, arm=f"{ratio:g}")]
+        arms = [f"{ratio:g}" for ratio in VARIANT_RATIOS] if name != BUDGET else ["0", "budget"]
+        few = [f"{arm} %" if arm.isdigit() else f"the {arm}" for arm in arms if not select(of_it, arm=arm)]
         few += [] if select(of_it, arm=JOINT) else ["the union"]
         if name != BASE and few:
             parts.append(f"{', '.join(few) + ' of ' if of_it else ''}the variant '{name}'")

@@ -1,0 +1,96 @@
+"""Sections of the page on language models: what gets more out of the same replay, budgets, and slow weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from scripts.common.spread import Spread
+from scripts.common.tables import markdown_table
+from scripts.llm.data import LENGTH
+from scripts.llm.plan import BASE, BUDGET, RISING
+from scripts.llm.results import Row, cost_on_new, gap_closed, losses, percent, select
+
+__all__ = ["budgets", "more_for_the_same", "slow_weights"]
+
+
+def more_for_the_same(rows: Sequence[Row]) -> list[str]:
+    """The same 5 % of rows: as they come, and where the ratio rises and each counts more."""
+    lines = []
+    for name, variant in (("a constant ratio", BASE), (RISING, RISING)):
+        of_it = select(rows, variant=variant)
+        closed, cost = gap_closed(of_it, "5"), cost_on_new(of_it, "5")
+        ends = [losses(of_it, "5", "french", language) for language in ("english", "french")]
+        if closed is None or cost is None:
+            return []
+        seeds = len(select(of_it, arm="5", after="french"))
+        lines.append(
+            [name, *("" if end is None else end.text() for end in ends), percent(closed), percent(cost), seeds]
+        )
+    return [
+        "## More out of the same 5 %",
+        "Old rows count most at the end of a phase, when the learning rate falls. So let the ratio rise from 0 to "
+        "10 %, and let each replayed row count for eight. You replay as many rows as with a constant 5 %:\n",
+        '```json\n{"ratio": 0.0, "ratio_schedule": {"to": 0.1, "steps": 3000}, "strategy": {"loss_weight": 8}}\n```\n',
+        markdown_table(
+            ["5 % replay", "English", "French", "gap closed, English", "cost on French", "seeds"],
+            lines,
+        ),
+        "The weight was chosen on a seed that is not in the table.\n",
+    ]
+
+
+def budgets(rows: Sequence[Row]) -> list[str]:
+    """How well a budget was held, and with how much replay."""
+    controlled = select(rows, variant=BUDGET, arm="budget")
+    if not controlled:
+        return []
+    lines = []
+    for row in controlled:
+        told, steps_rows = row["rehearsal"], row["tokens"] / LENGTH
+        replayed = 2 * told["rows_replayed"] / steps_rows  # this rank's part is half of all
+        (before,) = select(rows, variant=BASE, arm="english", seed=row["seed"])
+        rise = row["english"] / before["english"] - 1
+        cells = [f"{100 * told['forgetting/0']:.1f} %", f"{100 * rise:.1f} %", f"{100 * replayed:.0f} %"]
+        fixed = fixed_ratio(rows, row["english"])
+        lines.append(
+            [str(row["seed"]), *cells, "" if fixed is None else f"{100 * fixed:.0f} %", f"{row['french']:.3f}"]
+        )
+    heads = ["seed", "rise, replayed rows", "rise, held out", "replayed", "fixed ratio with that loss", "French"]
+    return [
+        "## A forgetting budget",
+        "French with [a budget of 2 %](../guides/monitoring.md#a-forgetting-budget) in place of a ratio. The first rise "
+        "is what the controller sees at the end of the phase, the second that of the held-out loss. The *fixed ratio* "
+        "is the one that ends at the same loss on English, between the ratios of the table above.\n",
+        markdown_table(heads, lines),
+    ]
+
+
+def fixed_ratio(rows: Sequence[Row], loss: float) -> float | None:
+    """The constant ratio that ends at a loss on English, between those that were run; None beyond them."""
+    base = select(rows, variant=BASE, after="french")
+    arms = sorted({float(row["arm"]) for row in base if row["arm"].replace(".", "").isdigit()})
+    points = [(arm / 100, Spread.of([row["english"] for row in select(base, arm=f"{arm:g}")]).mean) for arm in arms]
+    for (low, above), (high, below) in pairwise(points):
+        if below <= loss <= above:
+            return low + (high - low) * (above - loss) / (above - below)
+    return None
+
+
+def slow_weights(report: dict[str, Any]) -> list[str]:
+    """Moving averages of the weights beside a phase."""
+    lines = [[row["weights"], f"{row['english']:.3f}", f"{row['french']:.3f}"] for row in report["rows"]]
+    told, (trained,) = report["summary"], select(report["rows"], weights="as trained")
+    (average,) = select(report["rows"], weights="average over 100 steps")
+    better = [trained[language] - average[language] for language in ("english", "french")]
+    return [
+        "## Slow weights",
+        "Moving averages of the weights, beside the training, and points on the line back to the English weights, as "
+        f"Reptile goes. One seed ({told['seed']:.0f}), 5 % replay that rises, each row counting for "
+        f"{told['weight']:.0f}:\n",
+        markdown_table(["weights", "English", "French"], lines),
+        f"An average over 100 steps is better by {better[0]:.3f} and {better[1]:.3f}. Longer ones and points further "
+        "back lose more on French than replay does for the same gain on English. So there is no key for it.\n",
+        "```\npython -m scripts.llm.slow_weights --seed 9 --weight 4\n```\n",
+    ]
