@@ -25,9 +25,8 @@ def more_for_the_same(rows: Sequence[Row]) -> list[str]:
         if closed is None or cost is None:
             return []
         seeds = len(select(of_it, arm="5", after="french"))
-        lines.append(
-            [name, *("" if end is None else end.text() for end in ends), percent(closed), percent(cost), seeds]
-        )
+        of_losses = ["" if end is None else end.text() for end in ends]
+        lines.append([name, *of_losses, percent(closed), percent(cost), str(seeds)])
     return [
         "## More out of the same 5 %",
         "Old rows count most at the end of a phase, when the learning rate falls. So let the ratio rise from 0 to "
@@ -54,14 +53,13 @@ def budgets(rows: Sequence[Row]) -> list[str]:
         rise = row["english"] / before["english"] - 1
         cells = [f"{100 * told['forgetting/0']:.1f} %", f"{100 * rise:.1f} %", f"{100 * replayed:.0f} %"]
         fixed = fixed_ratio(rows, row["english"])
-        lines.append(
-            [str(row["seed"]), *cells, "" if fixed is None else f"{100 * fixed:.0f} %", f"{row['french']:.3f}"]
-        )
+        cells += ["" if fixed is None else f"{100 * fixed:.0f} %", f"{row['french']:.3f}"]
+        lines.append([str(row["seed"]), *cells])
     heads = ["seed", "rise, replayed rows", "rise, held out", "replayed", "fixed ratio with that loss", "French"]
     return [
         "## A forgetting budget",
-        "French with [a budget of 2 %](../guides/monitoring.md#a-forgetting-budget) in place of a ratio. The first rise "
-        "is what the controller sees at the end of the phase, the second that of the held-out loss. The *fixed ratio* "
+        "French with [a budget of 2 %](../guides/monitoring.md#a-forgetting-budget) in place of a ratio. The first "
+        "rise is what the controller sees at the end of the phase, the second that of the held-out loss. The *fixed ratio* "
         "is the one that ends at the same loss on English, between the ratios of the table above.\n",
         markdown_table(heads, lines),
     ]
