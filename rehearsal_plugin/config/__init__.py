@@ -6,6 +6,8 @@ value is plain JSON. `python -m rehearsal_plugin.config` writes the section's JS
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from rehearsal_plugin.config.amounts import GuardConfig, RatioBudget, RatioSchedule
 from rehearsal_plugin.config.buffer import BufferConfig
 from rehearsal_plugin.config.models import ConfigSource, RehearsalConfig
@@ -31,3 +33,8 @@ __all__ = [
     "find_block",
     "json_schema",
 ]
+
+# The wings that register the package's own policies, storages, strategies and transports. By name, and last: they
+# import this package, and a section cannot be read without them.
+for _wing in ("buffer.policies", "buffer.storage", "strategies", "distributed.transport"):
+    import_module(f"rehearsal_plugin.{_wing}")

@@ -1,7 +1,7 @@
 """The names that keys of the section take, and what they stand for.
 
-Each wing fills its own registry when it is imported, which `import rehearsal_plugin` does. Register yours before the
-section is read::
+Each wing fills its own registry when it is imported, which importing the config does. Register yours before the section
+is read::
 
     from rehearsal_plugin.buffer.policies import register
 

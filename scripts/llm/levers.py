@@ -12,7 +12,7 @@ from scripts.llm.data import LENGTH
 from scripts.llm.plan import BASE, BUDGET, RISING
 from scripts.llm.results import Row, cost_on_new, gap_closed, losses, percent, select
 
-__all__ = ["budgets", "more_for_the_same", "slow_weights"]
+__all__ = ["budgets", "fixed_ratio", "more_for_the_same", "slow_weights"]
 
 
 def more_for_the_same(rows: Sequence[Row]) -> list[str]:
@@ -59,8 +59,8 @@ def budgets(rows: Sequence[Row]) -> list[str]:
     return [
         "## A forgetting budget",
         "French with [a budget of 2 %](../guides/monitoring.md#a-forgetting-budget) in place of a ratio. The first "
-        "rise is what the controller sees at the end of the phase, the second that of the held-out loss. The *fixed ratio* "
-        "is the one that ends at the same loss on English, between the ratios of the table above.\n",
+        "rise is what the controller sees at the end of the phase, the second that of the held-out loss. The *fixed "
+        "ratio* is the one that ends at the same loss on English, between the ratios of the table above.\n",
         markdown_table(heads, lines),
     ]
 

@@ -15,8 +15,9 @@ from scripts.common.spread import Spread
 from scripts.llm import data as llm_data
 from scripts.llm import page as llm_page
 from scripts.llm import train as train_llm
-from scripts.llm.data import END_TOKEN, LANGUAGES, held_out, rows_of, text_of
-from scripts.llm.plan import BASE, JOINT, Run, Setting, config_of, key_of, plan, variants
+from scripts.llm.data import END_TOKEN, LANGUAGES, LENGTH, held_out, rows_of, text_of
+from scripts.llm.levers import budgets, fixed_ratio, more_for_the_same
+from scripts.llm.plan import BASE, BUDGET, JOINT, RISING, Run, Setting, config_of, key_of, plan, variants
 from scripts.llm.results import Row, cost_on_new, gap_closed, summarise
 from tests.helpers.paths import ROOT
 
@@ -133,9 +134,8 @@ def test_a_ratio_that_rises_is_the_same_in_the_mean() -> None:
 def test_a_budget_takes_the_place_of_the_ratio() -> None:
     made = runs(budget=0.02)
     assert ("5", "french") not in made
-    budget = RehearsalConfig.load(
-        config_of(made["budget", "french"], CONFIG, 9000, 2, "rows")["rehearsal"]
-    ).ratio_budget
+    block = config_of(made["budget", "french"], CONFIG, 9000, 2, "rows")["rehearsal"]
+    budget = RehearsalConfig.load(block).ratio_budget
     assert budget is not None
     assert (budget.budget, budget.min, budget.max) == (0.02, 0.02, 0.5)
     assert made["budget", "french"].ratio == 0
@@ -270,3 +270,24 @@ def test_a_job_that_fails_ends_the_recipe_and_says_which(tmp_path: Path, monkeyp
 
     with pytest.raises(SystemExit, match="seed 0, english: the job ended with status 3"):
         recipe.train(run)
+
+
+def test_a_budget_is_compared_with_the_ratio_that_ends_at_its_loss() -> None:
+    rows = report_rows()
+    assert fixed_ratio(rows, 3.3) == pytest.approx(0.25)
+    assert fixed_ratio(rows, 3.65) == pytest.approx(0.15), "between 5 % at 4.0 and 25 % at 3.3"
+    assert fixed_ratio(rows, 3.0) is None
+
+
+def test_the_section_of_a_budget_counts_the_rows_of_both_ranks() -> None:
+    controlled = row("budget", "french", (3.06, 3.1, 7.0), variant=BUDGET)
+    controlled |= {"tokens": 100 * LENGTH, "rehearsal": {"rows_replayed": 10, "forgetting/0": 0.021}}
+    text = "\n".join(budgets([*report_rows(), controlled]))
+    assert "| 0 | 2.1 % | 2.0 % | 20 % |" in text
+
+
+def test_the_same_share_gets_more_where_the_ratio_rises() -> None:
+    text = "\n".join(more_for_the_same(report_rows() + report_rows(variant=RISING, with_5=3.3)))
+    assert "| a constant ratio | 4.000 | 3.030 | 66.7 % | 1.0 % | 1 |" in text
+    assert f"| {RISING} | 3.300 | 3.030 | 90.0 % | 1.0 % | 1 |" in text
+    assert more_for_the_same(report_rows()) == []

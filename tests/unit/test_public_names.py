@@ -35,3 +35,31 @@ def test_a_name_is_listed_where_it_is_found() -> None:
 def test_another_name_is_refused() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'reharsal'"):
         rehearsal_plugin.reharsal  # noqa: B018
+
+
+FIRST = ["config", "buffer", "buffer.policies", "buffer.storage", "strategies", "distributed.transport", "checkpoint",
+         "integrations", "rehearsal", "retrieval", "evaluation", "run", "cli", "errors"]  # fmt: skip
+
+
+def test_every_package_can_be_the_first_and_then_a_section_can_be_read() -> None:
+    """In processes of their own, as imports in another order may hide a circle."""
+    read = "from rehearsal_plugin import RehearsalConfig; print(RehearsalConfig.load({}).strategy.name)"
+    starts = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"import rehearsal_plugin.{name}; {read}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in FIRST
+    ]
+    for name, start in zip(FIRST, starts, strict=True):
+        printed, complaint = start.communicate()
+        assert printed == "er\n", f"{name}: {complaint}"
+
+
+@pytest.mark.parametrize("name", ["RehearsalConfig", "Rehearsal", "attach"])
+def test_a_public_name_alone_brings_all_that_a_section_names(name: str) -> None:
+    code = f"from rehearsal_plugin import {name}; from rehearsal_plugin.config.registries import STRATEGIES as known"
+    done = subprocess.run([sys.executable, "-c", f"{code}; print(*known)"], capture_output=True, text=True, check=True)
+    assert {"er", "der", "topk"} <= set(done.stdout.split())
