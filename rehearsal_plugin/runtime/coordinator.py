@@ -60,6 +60,7 @@ class ReplayCoordinator:
         self.lifecycle = Lifecycle(config, transport, self.metrics, draws)
         self.losses = LossConsensus(config, transport.rank)
         self.queue = ReplayQueue(config, draws, transport.rank)
+        self.losses.steer(self.queue.ratio)
         note_attached()
 
     @property

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.distributed.census import GROUPS_TOLD_EVERY
 from rehearsal_plugin.distributed.global_counts import least_pairs
-from rehearsal_plugin.distributed.header import FIXED, WORD_BYTES
+from rehearsal_plugin.distributed.header import FIXED, PARTITION_WORDS, WORD_BYTES
 from rehearsal_plugin.distributed.header_schedule import LONGEST
 from rehearsal_plugin.strategies import make_strategy
 
@@ -167,7 +167,7 @@ def load_of(config: RehearsalConfig, row_bytes: int, batch: int, accumulation: i
         offered * accumulation,
         replayed * accumulation,
         row_bytes,
-        WORD_BYTES * (FIXED + 2 * least_pairs(config)),
+        WORD_BYTES * (FIXED + 2 * least_pairs(config) + PARTITION_WORDS * config.follows_losses),
         0 if scope == "local" else 2 if strategy.refreshes else 1,
         LONGEST if has_seldom_news(config) else 1,
         scope if isinstance(scope, int) else None,

@@ -7,7 +7,17 @@ import pytest
 
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed import header
-from rehearsal_plugin.distributed.header import FIXED, NOTES, Headers, Notes, Word, compose
+from rehearsal_plugin.distributed.header import (
+    FIXED,
+    NOTES,
+    PARTITION_WORDS,
+    PARTITIONS,
+    Headers,
+    Notes,
+    PartitionWord,
+    Word,
+    compose,
+)
 from rehearsal_plugin.distributed.request import Request
 from rehearsal_plugin.errors import ExchangeError
 
@@ -85,3 +95,26 @@ def test_a_rank_with_other_rows_is_named_before_its_step() -> None:
 def test_every_word_stands_in_the_table() -> None:
     assert header.__doc__ is not None
     assert all(f"`{word.name}`" in header.__doc__ for kind in (Word, header.NearestWord) for word in kind)
+
+
+def test_losses_by_partition_stand_before_the_nearest_draw() -> None:
+    losses = tuple(range(100, 100 + PARTITION_WORDS))
+    words = compose(1, 2, Request(0), 0, 0, Notes(losses=losses), PAIRS, 4, np.array([7, 8]))
+    headers = Headers(np.stack([words, words]), 4, losses=PARTITION_WORDS)
+    assert headers.losses.shape == (2, PARTITIONS, len(PartitionWord))
+    assert tuple(headers.losses[1].ravel()) == losses
+    assert headers.nearest.tolist() == [[7, 8]] * 2
+
+
+def test_the_opening_is_equally_wide_with_and_without_losses() -> None:
+    """So that a rank with another section can say so."""
+    opening = np.arange(5)
+    without = compose(1, 2, Request(0), 0, 0, Notes(), PAIRS, 4, None, opening)
+    losses = compose(1, 2, Request(0), 0, 0, Notes(losses=(9,) * PARTITION_WORDS), PAIRS, 4, None, opening)
+    headers = Headers(np.stack([without, losses]), 4, len(opening), PARTITION_WORDS)
+    assert headers.opening.tolist() == [opening.tolist()] * 2
+    assert headers.losses[0].tolist() == [[0] * len(PartitionWord)] * PARTITIONS
+
+
+def test_headers_of_jobs_that_follow_no_losses_have_none() -> None:
+    assert headers_of((1, 2)).losses.shape == (1, 0, len(PartitionWord))

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from rehearsal_plugin import RehearsalConfig, cli
-from rehearsal_plugin.distributed.header import FIXED, WORD_BYTES
+from rehearsal_plugin.distributed.header import FIXED, PARTITION_WORDS, WORD_BYTES
 from rehearsal_plugin.distributed.header_schedule import LONGEST
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.runtime.cost_model import (
@@ -228,6 +228,8 @@ def test_one_rank_and_local_draws_need_no_links() -> None:
         ({"ratio": 0.25, "losses_every": 5}, True),
         ({"ratio": 0.25, "sampling": {"weights": "balanced"}, "buffer": {"partition_by": "y"}}, False),
         ({"ratio": 0.25, "losses_every": 1, "guard": {"bound": 1.1}}, False),
+        ({"ratio": {"budget": 0.02}, "buffer": {"partition_by": "domain"}}, False),
+        ({"sampling": {"weights": "forgetting"}, "buffer": {"partition_by": "domain"}}, False),
         ({"ratio": 0.25, "ratio_in": "tokens"}, False),
     ],
 )
@@ -260,3 +262,11 @@ def test_coverage_is_what_was_offered_until_the_buffers_are_full() -> None:
 
 def test_every_named_figure_has_a_source() -> None:
     assert all(links.source for links in LINKS.values())
+
+
+def test_a_budget_is_planned_for_with_its_highest_ratio_and_its_words() -> None:
+    block: dict[str, Any] = {"buffer": {"partition_by": "domain"}, "mode": "replace"}
+    budget = load_of(RehearsalConfig.load({**block, "ratio": {"budget": 0.02, "max": 0.5}}), 100, 16)
+    fixed = load_of(RehearsalConfig.load({**block, "ratio": 0.5}), 100, 16)
+    assert budget.replayed == fixed.replayed == 8
+    assert budget.header_bytes == fixed.header_bytes + 8 * PARTITION_WORDS
