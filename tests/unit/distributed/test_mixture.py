@@ -15,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rehearsal_plugin import Rehearsal
+from rehearsal_plugin.config import SamplingConfig
 from rehearsal_plugin.core.apportionment import weighted_shares
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.draw import draw
+from rehearsal_plugin.distributed.mixture import Mixture
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import ConfigError
 from tests.helpers.chance import SIGNIFICANCE, equally_included
@@ -253,3 +255,24 @@ def at_odds() -> str:
     finally:
         rehearsal.close(drain_s=0.0)
     return ""
+
+
+# --- by need ---------------------------------------------------------------------------------------------------------
+
+
+def test_weights_that_follow_the_losses_are_proposed_and_give_new_partitions_a_mean_share() -> None:
+    mixture, keys = Mixture(SamplingConfig(weights="forgetting")), np.array([3, 5, 9])
+    assert mixture.weights(keys) is None, "all alike before anything is known"
+    mixture.follow(None)
+    assert mixture.proposed is None
+    mixture.follow({"3": 0.25, "5": 0.75})
+    assert mixture.weights(keys) is None, "not before all ranks have told the same"
+    assert mixture.agree(np.array([Mixture.digest(mixture.proposed)] * 2), mixture.proposed)
+    assert mixture.weights(keys) == pytest.approx([0.25, 0.75, 0.5])
+
+
+def test_ranks_that_know_otherwise_keep_the_weights_as_they_are() -> None:
+    mixture = Mixture(SamplingConfig(weights="forgetting"))
+    mixture.follow({"3": 1.0})
+    assert not mixture.agree(np.array([Mixture.digest({"3": 1.0}), Mixture.digest({"3": 0.5})]), mixture.proposed)
+    assert mixture.in_force is None
