@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Set up and check everything: lint, format, types, layers, tests.
+# Set up and check everything: lint, format, types, layers, tests, docs.
 #
 #     bash scripts/test.sh [argument of pytest ...]
 set -euo pipefail
@@ -31,5 +31,5 @@ python -m ruff check
 python -m ruff format --check
 python -m mypy
 lint-imports --no-logo
-bash scripts/docs.sh --quiet
 python -m pytest "$@"
+bash scripts/docs.sh --quiet  # after the tests, which say if a generated page is behind the code
