@@ -38,7 +38,7 @@ class RatioBudget(Section):
         default=4.0, gt=1, le=1e3, description="The most that a replayed row counts for; at least it counts 1."
     )
     window: int = Field(
-        default=256,
+        default=1024,
         ge=8,
         lt=1 << 31,
         description="Replayed rows of all ranks that a mean is taken over. More of them are less noise and a slower "

@@ -14,7 +14,7 @@ from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 
 __all__ = ["Forgetting", "weights_by_need"]
 
-WINDOW = 256
+WINDOW = 1024
 """Rows that a level is a mean over, where no budget says so."""
 
 FLOOR = 0.1

@@ -22,7 +22,7 @@ from scripts.common.report import write_text
 from scripts.common.spread import Spread
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
-from scripts.llm.levers import budgets, more_for_the_same, slow_weights
+from scripts.llm.levers import budgets, more_for_the_same, slow_weights, tried
 from scripts.llm.plan import BASE, BUDGET, JOINT, LANGUAGES, SIZES, VARIANT_RATIOS, variants
 from scripts.llm.plots import plot_llm
 from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
@@ -30,7 +30,7 @@ from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses
 __all__ = ["build"]
 
 KEPT, PRETRAINED = Path("results/train_llm.json"), Path("results/train_smollm2.json")
-SLOW = Path("results/train_slow_weights.json")
+SLOW, TRIED = Path("results/train_slow_weights.json"), Path("results/train_llm_seed9.json")
 
 GOALS = (
     Goal("gap_closed_5", "share of the gap on English that 5 % replay closes", LITERATURE["5"]),
@@ -103,6 +103,8 @@ def build(docs: Path) -> Path:
     if select(base, after="german"):
         parts += ["## After German", results(base, "german")]
     parts += more_for_the_same(report["rows"]) + budgets(report["rows"]) + held_back(report["rows"])
+    if (docs / TRIED).is_file():
+        parts += tried(json.loads((docs / TRIED).read_text()))
     if (docs / SLOW).is_file():
         parts += slow_weights(json.loads((docs / SLOW).read_text()))
     if (docs / PRETRAINED).is_file():

@@ -40,7 +40,7 @@ __all__ = [
 ENGLISH, FRENCH, GERMAN = LANGUAGES = tuple(llm_data.LANGUAGES)
 JOINT = "joint"
 BASE = "base"
-RISING = "a ratio that rises, and replayed rows count eightfold"
+RISING = "a ratio that rises, and replayed rows count fourfold"
 BUDGET = "a forgetting budget of 2 %"
 
 BOUNDS: dict[str, Any] = {"min": 0.02, "max": 0.5}
@@ -150,7 +150,7 @@ def variants(steps: int) -> dict[str, Setting]:
         "buffer of 10 % of English": replace(base, buffer=0.1),
         "10 % of English, made up by the model": replace(base, buffer=0.1, made_up=True),
         "replayed rows count threefold": replace(base, weight=3.0),
-        RISING: replace(base, weight=8.0, rising=True, seeds=3),
+        RISING: replace(base, weight=4.0, rising=True, seeds=3),
         BUDGET: replace(base, budget=0.02, seeds=3),
         "half the steps": replace(base, steps=steps // 2),
         "half the width": replace(base, width=base.width // 2),

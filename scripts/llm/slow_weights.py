@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=9, help="one that nothing is reported of (default: %(default)s)")
     parser.add_argument("--steps", type=positive_int, default=3000, help="of a phase (default: %(default)s)")
-    parser.add_argument("--weight", type=float, default=8.0, help="of a replayed row (default: %(default)s)")
+    parser.add_argument("--weight", type=float, default=4.0, help="of a replayed row (default: %(default)s)")
     parser.add_argument("--pages", type=Path, help="folder of the pages, as for scripts.llm.train")
     parser.add_argument("--out", type=Path, default=ROOT / "out/slow_weights", help="folder of the report")
     arguments = parser.parse_args(argv)

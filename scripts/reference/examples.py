@@ -16,7 +16,7 @@ EXAMPLES: dict[str, Any] = {
     "ratio.max": 0.3,
     "ratio.by": "both",
     "ratio.max_weight": 3,
-    "ratio.window": 1024,
+    "ratio.window": 256,
     "ratio_schedule.to": 0.25,
     "ratio_schedule.steps": 10000,
     "candidates": 8,

@@ -16,7 +16,7 @@ from scripts.llm import data as llm_data
 from scripts.llm import page as llm_page
 from scripts.llm import train as train_llm
 from scripts.llm.data import END_TOKEN, LANGUAGES, LENGTH, held_out, rows_of, text_of
-from scripts.llm.levers import budgets, fixed_ratio, more_for_the_same
+from scripts.llm.levers import budgets, fixed_ratio, more_for_the_same, slow_weights, tried
 from scripts.llm.plan import BASE, BUDGET, JOINT, RISING, Run, Setting, config_of, key_of, plan, variants
 from scripts.llm.results import Row, cost_on_new, gap_closed, summarise
 from tests.helpers.paths import ROOT
@@ -291,3 +291,18 @@ def test_the_same_share_gets_more_where_the_ratio_rises() -> None:
     assert "| a constant ratio | 4.000 | 3.030 | 66.7 % | 1.0 % | 1 |" in text
     assert f"| {RISING} | 3.300 | 3.030 | 90.0 % | 1.0 % | 1 |" in text
     assert more_for_the_same(report_rows()) == []
+
+
+def test_what_was_tried_on_another_seed_is_told_with_its_share() -> None:
+    told = {"seed": 9, "english": 3.1, "ratio_at_end": 0.25, "rise_at_end": 0.032, "window": 256}
+    rows = [{"arm": "a budget of 2 %", "english": 3.08, "french": 2.83, "replayed": 0.39}]
+    text = "\n".join(tried({"summary": told, "rows": rows}))
+    assert "| a budget of 2 % | 3.080 | 2.830 | 39.0 % |" in text
+    assert "risen by 3.2 % then, over a window of 256 rows" in text
+
+
+def test_slow_weights_are_compared_with_those_that_were_trained() -> None:
+    rows = [{"weights": "as trained", "english": 3.5, "french": 2.7}]
+    rows += [{"weights": "average over 100 steps", "english": 3.49, "french": 2.68}]
+    text = "\n".join(slow_weights({"summary": {"seed": 9, "weight": 4}, "rows": rows}))
+    assert "better by 0.010 and 0.020" in text

@@ -23,7 +23,7 @@ def refusal(block: dict[str, Any]) -> str:
 
 def test_a_budget_alone_is_enough() -> None:
     config = RehearsalConfig.load(BUDGET)
-    assert config.ratio_budget == RatioBudget(budget=0.02, min=0.005, max=0.5, window=256, by="ratio")
+    assert config.ratio_budget == RatioBudget(budget=0.02, min=0.005, max=0.5, window=1024, by="ratio")
     assert config.given_ratio is None
     assert config.ratio_budget.middle == pytest.approx(0.05)
     assert config.losses_every == 4, "nobody has to ask for the losses that it goes by"

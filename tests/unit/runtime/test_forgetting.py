@@ -18,7 +18,7 @@ BY_NEED = {"sampling": {"weights": "forgetting"}, "buffer": {"partition_by": "do
 BOTH: dict[str, Any] = {**BY_NEED, "ratio": {"budget": 0.02}}
 
 
-def words(losses: dict[int, float], rows: int = 256) -> IntArray:
+def words(losses: dict[int, float], rows: int = 1024) -> IntArray:
     """What one rank tells of partitions with so many replayed rows each."""
     rank = PartitionLosses()
     rank.add({key: Tally.measured(loss * rows, rows, rows, 0) for key, loss in losses.items()})

@@ -15,7 +15,7 @@ from rehearsal_plugin.runtime.forgetting_meter import ForgettingMeter
 from rehearsal_plugin.runtime.partition_losses import Tally
 from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 
-BUDGET = RatioBudget(budget=0.02)
+BUDGET = RatioBudget(budget=0.02, window=256)
 SECTION = {"ratio": {"budget": 0.02}, "buffer": {"partition_by": "domain"}}
 MIDDLE = math.sqrt(0.005 * 0.5)
 
@@ -145,7 +145,7 @@ def test_a_loaded_controller_goes_on_alike() -> None:
 
 
 def test_other_bounds_hold_from_the_load_on() -> None:
-    job, loaded = Job(), Job(RatioBudget(budget=0.02, min=0.01, max=0.02))
+    job, loaded = Job(), Job(RatioBudget(budget=0.02, min=0.01, max=0.02, window=256))
     job.budget.hear(_At(0.0), 32, job.ratio)
     loaded.budget.load_state_dict(job.budget.state_dict())
     assert loaded.budget.ratio == pytest.approx(0.02)
@@ -162,7 +162,7 @@ def test_other_bounds_hold_from_the_load_on() -> None:
 def test_the_weight_is_raised_before_the_ratio(
     by: str, lowest: tuple[float, float], begin: tuple[float, float], highest: tuple[float, float]
 ) -> None:
-    job = Job(RatioBudget.model_validate({"budget": 0.02, "min": 0.01, "max": 0.25, "by": by}))
+    job = Job(RatioBudget.model_validate({"budget": 0.02, "min": 0.01, "max": 0.25, "window": 256, "by": by}))
     for rise, expected in ((0.0, begin), (1.0, highest), (0.0, lowest)):
         for _ in range(1 if expected is begin else 3000):
             job.budget.hear(_At(rise), 64, job.ratio)
