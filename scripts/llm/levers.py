@@ -90,8 +90,9 @@ def tried(report: dict[str, Any]) -> list[str]:
         markdown_table(["arm", "English", "French", "replayed"], lines),
         "A weight of 8 keeps no more than one of 4, and costs more. The budget of 2 % asked for the highest ratio, "
         f"0.5, until the learning rate fell, and ended at {told['ratio_at_end']:.2f}. The loss on replayed rows had "
-        f"risen by {100 * told['rise_at_end']:.1f} % then, over a window of {told['window']:.0f} rows. The held-out "
-        "loss was below what it was before. So short a window is noisy beside a budget of 2 %. The default has 1,024.\n",
+        f"risen by {100 * told['rise_at_end']:.1f} % then, over a window of {told['window']:.0f} rows. The "
+        "held-out loss was below what it was before. So short a window is noisy beside a budget of 2 %: the default is "
+        "1,024.\n",
     ]
 
 
