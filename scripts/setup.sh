@@ -26,9 +26,12 @@ if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
   python3 -m venv "$VENV" || fail "python3 cannot make $VENV; install its venv module (Debian, Ubuntu: python3-venv)"
 fi
 
-command -v "${CC:-cc}" >/dev/null || fail "no C compiler; install one (Debian, Ubuntu: gcc), or name it in CC"
+# Without them the package works, too: numpy copies then.
+command -v "${CC:-cc}" >/dev/null ||
+  echo "setup: no C compiler, so copies take longer; install one (Debian, Ubuntu: gcc), or name it in CC" >&2
 "$VENV/bin/python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
-  fail "no headers of $(python3 -V); install them (Debian, Ubuntu: python3-dev)"
+  echo "setup: no headers of $(python3 -V), so copies take longer; install them (Debian, Ubuntu: python3-dev)" >&2
+rm -f "$ROOT"/rehearsal_plugin/buffer/rows/_copies.cpython-*.so  # of an earlier build, which would go first
 
 echo "setup: installing${EXTRAS:+ $EXTRAS} into $VENV; this can take some minutes"
 # torch first and by its exact pin: left to the others' ranges, pip may choose another build of several gigabytes.

@@ -98,7 +98,7 @@ def _to_array(column: Tensor, dtype: torch.dtype) -> NDArray[Any]:
 
 
 def _find_key_field(layout: RowLayout, name: str) -> Field:
-    field = layout.field(name)
+    field = layout.field(name, "rehearsal.buffer.partition_by")
     if field.dtype.is_floating_point or field.dtype.is_complex or field.nbytes != field.dtype.itemsize:
         raise BatchError(
             f"rehearsal.buffer.partition_by names '{name}', which has {field.dtype} of shape {field.shape} a sample; "
@@ -109,7 +109,7 @@ def _find_key_field(layout: RowLayout, name: str) -> Field:
 
 def _find_score_field(layout: RowLayout, config: BufferConfig) -> Field:
     name = config.score_by or ""
-    field = layout.field(ROW_LOSS if config.by_loss else name)
+    field = layout.field(ROW_LOSS if config.by_loss else name, "rehearsal.buffer.score_by")
     if not field.dtype.is_floating_point or not field.nbytes:
         raise BatchError(
             f"rehearsal.buffer.score_by names '{name}', which has {field.dtype} of shape {field.shape} a sample; "

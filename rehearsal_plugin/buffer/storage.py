@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows._copies import gather, scatter
 from rehearsal_plugin.buffer.rows.allocator import zeros
+from rehearsal_plugin.buffer.rows.copies import gather, scatter, warn_of_numpy
 from rehearsal_plugin.buffer.rows.fields import Field, as_array, bytes_of, pick_rows, put
 from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
 from rehearsal_plugin.config import BufferConfig
@@ -238,6 +238,8 @@ def open_storage(config: BufferConfig, capacity: int, row_bytes: int, rank: int 
     Raises:
         StorageError: The memory, the device or the disk space cannot be had.
     """
+    if rank == 0:
+        warn_of_numpy()
     try:
         opener: Opener = STORAGES[config.storage]
         return opener(config, (capacity, row_bytes), rank)

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rehearsal_plugin.checkpoint.folders import checkpoint_folder
 from rehearsal_plugin.checkpoint.format import RankFile, list_files, write_file
 from rehearsal_plugin.checkpoint.record import (
     Record,
@@ -138,15 +139,19 @@ def export(folder: Path, path: Path) -> int:
 
 
 def newest_files(folder: Path) -> list[SavedFile]:
-    """The files of the newest checkpoint in a folder, by rank.
+    """The files of the newest checkpoint in a folder, by rank; see `checkpoint_folder`.
 
     Raises:
         CheckpointError: There is no checkpoint.
     """
-    files = find_newest(folder)
+    inner = checkpoint_folder(folder)
+    files = find_newest(inner)
     if files is None:
-        raise CheckpointError(f"{folder} has no rehearsal checkpoint (rehearsal-step*-rank*-of-*.safetensors)")
-    return [(folder, rank_file) for rank_file in files]
+        raise CheckpointError(
+            f"{folder} has no rehearsal checkpoint (rehearsal-step*-rank*-of-*.safetensors), nor have the folders that "
+            "'latest' or checkpoint-* name in it; give the folder of a checkpoint"
+        )
+    return [(inner, rank_file) for rank_file in files]
 
 
 def _named_columns(rows: RowSet) -> dict[str, Tensor]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+import rehearsal_plugin
 from rehearsal_plugin.cli import checkpoints
+from rehearsal_plugin.cli.doctor import doctor
+from rehearsal_plugin.cli.examples import EXAMPLES
 from rehearsal_plugin.cli.plan import plan
 from rehearsal_plugin.cli.retrieve import retrieve
 from rehearsal_plugin.cli.seed import seed
@@ -21,8 +25,26 @@ app = typer.Typer(
     no_args_is_help=True,
     help="The distributed rehearsal buffer: checkpoints, rows to begin with, plans, rows that are looked for.",
 )
-for command in (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, checkpoints.export, seed, plan, retrieve):
-    app.command()(command)
+ON_CHECKPOINTS = (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, checkpoints.export)
+for command in (doctor, plan, seed, *ON_CHECKPOINTS, retrieve):
+    # A paragraph a line, as rich joins the lines of a paragraph.
+    app.command(epilog="Examples:\n\n" + EXAMPLES[command.__name__].replace("\n", "\n\n"))(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"rehearsal_plugin {rehearsal_plugin.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Tell the version of the package."),
+    ] = False,
+) -> None:
+    """Options of the command itself."""
 
 
 def main() -> None:

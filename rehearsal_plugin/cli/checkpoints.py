@@ -13,7 +13,13 @@ from rehearsal_plugin.cli.tables import print_summary
 
 __all__ = ["export", "inspect", "merge", "reshard"]
 
-Checkpoint = Annotated[Path, typer.Argument(help="Folder of a checkpoint; the newest complete one in it is taken.")]
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        help="Folder of a checkpoint, DeepSpeed's save_dir, or a Trainer's output_dir; the newest complete checkpoint "
+        "in it is taken."
+    ),
+]
 
 
 def inspect(

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from rehearsal_plugin.cli.plan_table import print_plan
+from rehearsal_plugin.cli.row_size import row_size
 from rehearsal_plugin.config import RehearsalConfig
-from rehearsal_plugin.config.size import parse_size
 from rehearsal_plugin.config.source import read
 from rehearsal_plugin.errors import ConfigError
 from rehearsal_plugin.runtime.cost_model import (
@@ -41,8 +40,15 @@ MICRO_BATCH, ACCUMULATION = "train_micro_batch_size_per_gpu", "gradient_accumula
 def plan(
     config: Annotated[Path, typer.Argument(help="The section, or a whole DeepSpeed config: JSON or YAML.")],
     ranks: Annotated[int, Option(min=1, help="Data-parallel ranks that share the buffer.")],
-    row_bytes: Annotated[str, Option(help="A row with all that is recorded beside it: bytes, or such as 16KiB.")],
     step_ms: Annotated[float, Option(help="Milliseconds of an optimizer step without rehearsal, above 0.")],
+    row_bytes: Annotated[
+        str | None, Option(help="A row with all that is recorded beside it: bytes, or such as 16KiB.")
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        Option(help="In place of --row-bytes: a field of a sample as NAME=DTYPE[SHAPE], one option for each."),
+    ] = None,
+    rows_of: Annotated[Path | None, Option(help="In place of --row-bytes: a checkpoint with such rows.")] = None,
     batch: Annotated[int | None, Option(min=1, help="Rows of a micro-batch of a rank, where CONFIG has none.")] = None,
     accumulation: Annotated[int | None, Option(min=1, help="Micro-batches of a step; else of CONFIG, or 1.")] = None,
     rows: Annotated[int | None, Option(min=1, help="Rows of the past, of all ranks together.")] = None,
@@ -67,18 +73,19 @@ def plan(
         raise ConfigError(f"rehearsal.enabled is false in {config}: there is nothing to plan")
     figures = {"node": node, "base_us": base_us, "hop_us": hop_us, "net_hop_us": net_hop_us}
     figures |= {"message_us": message_us, "gb_s": gb_s, "net_gb_s": net_gb_s}
-    for name, value in (("--step-ms", step_ms), ("--copy-gb-s", copy_gb_s), ("--gb-s", gb_s), ("--net-gb-s", net_gb_s)):
-        if value is not None and not value > 0:
-            raise typer.BadParameter(f"{name} is {value:g}; give a number above 0")
-    size = _parse_row_bytes(row_bytes)
+    _check_positive({"--step-ms": step_ms, "--copy-gb-s": copy_gb_s, "--gb-s": gb_s, "--net-gb-s": net_gb_s})
+    size = row_size(row_bytes, field or [], rows_of)
     micro_batch, micro_batches = _batch_shape(read(config), ranks, batch, accumulation)
     load = load_of(section, size, micro_batch, micro_batches)
     offered = load.offered / (micro_batch * micro_batches)
     if rank_ns is None:
         rank_ns = DRAW_RANK_BY_PARTITION_NS if section.sampling.by_partition else DRAW_RANK_NS
-    load = replace(load, group=_chosen_links(links, figures).node) if load.within_node else load
-    clock = Clock(_chosen_links(links, figures), step_ms, draw_us, rank_ns, copy_gb_s)
+    chosen = _chosen_links(links, figures)
+    load = replace(load, group=chosen.node) if load.within_node else load
+    clock = Clock(chosen, step_ms, draw_us, rank_ns, copy_gb_s)
     estimate = {
+        "row_bytes": size,
+        "links_name": links,
         **_estimate_memory(section, load),
         **_estimate_traffic(load, ranks),
         **_estimate_time(load, ranks, clock),
@@ -89,7 +96,13 @@ def plan(
     if as_json:
         print(json.dumps(estimate, indent=2))
     else:
-        _print_plan(estimate)
+        print_plan(estimate)
+
+
+def _check_positive(options: Mapping[str, float | None]) -> None:
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise typer.BadParameter(f"{name} is {value:g}; give a number above 0")
 
 
 @dataclass(frozen=True)
@@ -114,13 +127,6 @@ class Clock:
         sizes = (1 << power for power in range(ranks.bit_length() - 1, 0, -1))
         fitting = (size for size in sizes if self.times(replace(load, group=size), ranks).total <= self.step_ms)
         return next(fitting, None)
-
-
-def _parse_row_bytes(text: str) -> int:
-    size = int(text) if text.isdecimal() else parse_size(text)
-    if not size:
-        raise typer.BadParameter(f"--row-bytes is '{text}'; give bytes above 0, or a size such as '16KiB'")
-    return size
 
 
 def _batch_shape(config: Mapping[str, Any], ranks: int, batch: int | None, accumulation: int | None) -> tuple[int, int]:
@@ -201,48 +207,3 @@ def _estimate_past(capacity: int, ranks: int, past_rows: int | None, offered: fl
     if past_rows is None:
         return {}
     return {"seen_rows": past_rows, "past_share": coverage(capacity, ranks, past_rows, offered)}
-
-
-def _print_plan(estimate: Mapping[str, Any]) -> None:
-    background = estimate["background_ms"]
-    parts = ", ".join(f"{name} {background[name]:.3g}" for name in ("headers", "draw", "copies", "rows"))
-    verdict = "hidden" if estimate["hides"] else "NOT hidden: every step waits for the rest"
-    table = Table("of one rank", "", show_header=False)
-    lines = {
-        "buffer": f"{estimate['buffer_rows']:,} rows, {_format_size(estimate['buffer_bytes'])} ({estimate['storage']})",
-        "rows on their way": _format_size(estimate["transit_bytes"]),
-        "rows a step": f"{estimate['replayed_rows']:g} replayed, {estimate['offered_rows']:g} offered to the buffer",
-        "bytes a step": f"{_format_size(estimate['rows_bytes'])} of rows, "
-        f"in {estimate['messages']:g} messages; headers of {_format_size(estimate['headers_bytes'])}, "
-        f"{_format_often(estimate['header_every'])}",
-        "background": f"{background['total']:.3g} ms a step ({parts})",
-        "step": f"{estimate['step_ms']:g} ms; the background takes {estimate['share_of_step']:.2%} of it: {verdict}",
-    }
-    if "past_share" in estimate:
-        lines["past"] = (
-            f"{estimate['past_share']:.2%} of {estimate['seen_rows']:,} rows are in the buffers of all ranks"
-        )
-    for name, text in lines.items():
-        table.add_row(name, text)
-    console = Console(markup=False, emoji=False, highlight=False)
-    console.print(table)
-    if estimate["scope"] is not None:
-        console.print(
-            f"Set rehearsal.sampling.scope to {estimate['scope']}: ranks then draw in groups, and a step hides that.",
-            soft_wrap=True,
-        )
-    console.print(f"A model, not a measurement. Links: {estimate['links']}.", soft_wrap=True)
-    if "left_out" in estimate:
-        console.print(f"Left out: {estimate['left_out']}.", soft_wrap=True)
-
-
-def _format_often(exchanges: int) -> str:
-    return {0: "never", 1: "in every step"}.get(exchanges, f"every {exchanges} steps once buffers are full")
-
-
-def _format_size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.4g} {unit}"
-        count /= 1024
-    return f"{count:.4g} TiB"

@@ -43,7 +43,9 @@ def seed(
             ".txt, WebDataset .tar, Megatron .idx, MDS shards, and what save_to_disk wrote."
         ),
     ] = None,
-    from_model: Annotated[Path | None, Option(help="Folder of a causal language model that makes up the rows.")] = None,
+    from_model: Annotated[
+        Path | None, Option(help="Folder of a causal language model that makes up the rows; needs --rows and --length.")
+    ] = None,
     rows: Annotated[int | None, Option(min=1, help="Rows, drawn uniformly; all of the data when left out.")] = None,
     length: Annotated[int | None, Option(min=1, help="Tokens of a row.")] = None,
     tokenizer: Annotated[Path | None, Option(help="Folder, or file such as tokenizer.json.")] = None,

@@ -43,6 +43,8 @@ def _lines(problem: ErrorDetails, model: type[BaseModel], root: str) -> list[str
     if problem["type"] == "model_type":
         keys = ", ".join(_section_at(model, location).model_fields)
         return [f"{path} must be a mapping with keys out of {keys}, not {value}"]
+    if problem["type"] == "missing":
+        return [f"{path} is missing. {_cure(problem, model, location)}"]
     return [f"{path} must {_demand(problem)}, not {value}. {_cure(problem, model, location)}"]
 
 

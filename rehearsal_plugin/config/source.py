@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,6 +22,8 @@ from rehearsal_plugin.errors import ConfigError
 __all__ = ["find_block", "parse_yaml", "read"]
 
 BLOCK = "rehearsal"
+LONGEST_PATH = 1024
+PATH = re.compile(r"[^A-Za-z0-9+/=_-]|/.*[^=]$")  # with what base64 has not, or with folders
 
 # Any of these makes a mapping a DeepSpeed config; DeepSpeed itself asks for a batch size or for elasticity.
 DEEPSPEED_KEYS = frozenset({
@@ -87,10 +90,31 @@ def _read_text(source: str | bytes) -> dict[str, Any]:
     try:
         config = _read_file(Path(os.fsdecode(source))) if is_file else _parse_json(_decode(source))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        if not is_file and _looks_like_path(source):
+            raise ConfigError(
+                f"the rehearsal config {source!r:.80} is no file; correct the path, {_nearest_file(source)}"
+            ) from None
         raise ConfigError(f"the rehearsal config {source!r:.80} cannot be read: {cure} ({error})") from error
     if not isinstance(config, dict):
         raise ConfigError(f"the rehearsal config {source!r:.80} must hold a mapping, not {config!r:.80}")
     return config
+
+
+def _looks_like_path(source: str | bytes) -> bool:
+    """Whether a text that names no file and is no base64 of JSON was meant to name a file."""
+    name = os.fsdecode(source)
+    return len(name) < LONGEST_PATH and PATH.search(name) is not None and "\0" not in name
+
+
+def _nearest_file(source: str | bytes) -> str:
+    """What there is in place of the file."""
+    path = Path(os.fsdecode(source))
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir())
+    except (OSError, ValueError):
+        return f"as there is no folder {str(path.parent)!r:.80} either"
+    nearest = get_close_matches(path.name, names, n=1)
+    return f"or did you mean {str(path.parent / nearest[0])!r}?" if nearest else f"seen from {str(Path.cwd())!r}"
 
 
 def _read_file(path: Path) -> Any:

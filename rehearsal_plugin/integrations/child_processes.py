@@ -13,6 +13,7 @@ from pathlib import Path
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.integrations.deepspeed import engine as deepspeed
 from rehearsal_plugin.integrations.horovod import optimizer as horovod
+from rehearsal_plugin.integrations.report_on_stderr import show_report
 
 __all__ = ["hand_on", "patch_framework", "patch_inherited", "withdraw"]
 
@@ -57,6 +58,7 @@ def patch_framework(framework: str, config: RehearsalConfig | None) -> None:
         framework: It is installed.
         config: The section of jobs that bring none of their own.
     """
+    show_report()
     if framework == "deepspeed":
         deepspeed.patch(fallback=config)
     elif framework == "horovod" and config is not None:

@@ -147,10 +147,11 @@ class PendingLosses:
         if not self.must_be_asked:
             self._waiting.clear()  # whoever wanted their loss has asked for it
             return
-        without = "" if self._config.buffer.by_loss else "record(outputs) to do without a loss, "
+        without = "" if self._config.buffer.by_loss else "rehearsal.record(outputs) to do without a loss, "
         raise BatchError(
-            f"{self.need}, and was not asked for that of the last micro-batch; call loss(criterion, outputs, "
-            f"*targets), {without}or drop() after a forward that failed"
+            f"{self.need}, and was not asked for that of the last micro-batch; call rehearsal.loss(criterion, outputs, "
+            f"*targets), {without}or rehearsal.drop() after a forward that failed (`rehearsal` is your Rehearsal, or "
+            "the handle that attach() returned)"
         )
 
     def check_step(self) -> None:

@@ -43,7 +43,7 @@ def text_of(node: ast.AST, file: ast.Module) -> list[str]:
         return [*text_of(node.body, file), *text_of(node.orelse, file)]
     name = node.func if isinstance(node, ast.Call) else node
     wanted = name.attr if isinstance(name, ast.Attribute) else getattr(name, "id", "")
-    for part in ast.walk(file):
+    for part in ast.walk(file) if wanted else ():
         if isinstance(part, ast.FunctionDef) and part.name == wanted:
             returns = [end.value for end in ast.walk(part) if isinstance(end, ast.Return) and end.value is not None]
             return [text for end in returns for text in text_of(end, file)]

@@ -59,6 +59,33 @@ def test_the_deepspeed_launcher_runs_an_untouched_script(tmp_path: Path, config:
         assert note["sizes"] == [8, 8, 8, 10, 10]
 
 
+def test_rank_0_says_that_rehearsal_is_on_and_what_came_of_it(tmp_path: Path, config: Path) -> None:
+    given = ["--out", str(tmp_path), "--deepspeed_config", str(config)]
+    done = start(*TORCHRUN, free_port(), "-m", "rehearsal_plugin.run", JOB, *given, folder=tmp_path)
+    succeed(done)
+    assert done.stderr.count("rehearsal: a row is x float32 [4]") == 1
+    assert done.stderr.count("replayed; the share of replayed rows was") == 1
+
+
+LOGGING = """
+import logging, sys, torch
+import transformers.trainer
+from rehearsal_plugin import Rehearsal
+logging.basicConfig(level=logging.WARNING, stream=sys.stdout)
+with Rehearsal({"buffer": {"capacity": 50}}) as rehearsal:
+    rehearsal.update({"x": torch.zeros(8, 2)})
+"""
+
+
+def test_a_script_that_logs_gets_the_lines_in_its_own_log(tmp_path: Path, config: Path) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "script.py").write_text(LOGGING)
+    done = start("-m", "rehearsal_plugin.run", "--rehearsal-config", config, tmp_path / "script.py")
+    succeed(done)
+    assert done.stdout.count("INFO:rehearsal_plugin.runtime.job_report:rehearsal: a row is") == 1
+    assert "a row is" not in done.stderr
+
+
 def test_torchrun_runs_an_untouched_script(tmp_path: Path, config: Path) -> None:
     given = ["--out", str(tmp_path), "--deepspeed_config", str(config)]
     succeed(start(*TORCHRUN, free_port(), "-m", "rehearsal_plugin.run", JOB, *given, folder=tmp_path))

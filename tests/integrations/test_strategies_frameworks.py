@@ -272,7 +272,7 @@ def test_deepspeed_refuses_a_models_own_loss_where_losses_are_needed_apart(jobs:
 def test_deepspeed_notices_that_a_strategy_was_never_asked_for_its_loss(jobs: Any, name: str) -> None:
     for told in found(jobs, name):
         assert told.startswith("BatchError")
-        assert "call loss(criterion, outputs, *targets)" in told
+        assert "call rehearsal.loss(criterion, outputs, *targets)" in told
 
 
 @pytest.mark.parametrize("name", ["plain-er", "mapping-der", "weighted"])
@@ -432,4 +432,4 @@ def test_horovod_takes_a_models_own_loss(horovod: Any) -> None:
 def test_horovod_says_that_the_loss_was_not_asked_for(horovod: Any) -> None:
     for _, _, told in horovod:
         assert "'der'" in told
-        assert "call loss(criterion, outputs, *targets)" in told
+        assert "call rehearsal.loss(criterion, outputs, *targets)" in told

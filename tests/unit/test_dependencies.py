@@ -21,7 +21,7 @@ FOLDER = ROOT / PACKAGE
 FRAMEWORKS = {"accelerate", "deepspeed", "faiss", "horovod", "lightning", "pyarrow", "tokenizers", "transformers"}
 OPTIONAL = FRAMEWORKS | {"matplotlib", "scipy"}
 REQUIRED = {"torch", "numpy", "optree", "pydantic", "safetensors", "yaml"}
-OF_COMMANDS = {"typer", "rich"}
+OF_COMMANDS = {"typer", "rich", "packaging"}
 """Dependencies that only `rehearsal_plugin.cli` imports."""
 PARTS_OF_PYDANTIC = {"annotated_types", "pydantic_core"}
 

@@ -17,6 +17,26 @@
 #include <Python.h>
 #include <stdint.h>
 #include <string.h>
+
+/* One build serves Python 3.10 and all later ones: it keeps to the limited API (Py_LIMITED_API, of 3.10). Buffers are a
+   part of that from 3.11 on; those of 3.10 are the same, and only not promised, so what is used of them stands here. */
+#if defined(Py_LIMITED_API) && Py_LIMITED_API + 0 < 0x030B0000
+typedef struct {
+    void *buf;
+    PyObject *obj;
+    Py_ssize_t len, itemsize;
+    int readonly, ndim;
+    char *format;
+    Py_ssize_t *shape, *strides, *suboffsets;
+    void *internal;
+} Py_buffer;
+PyAPI_FUNC(int) PyObject_GetBuffer(PyObject *object, Py_buffer *view, int flags);
+PyAPI_FUNC(void) PyBuffer_Release(Py_buffer *view);
+#define PyBUF_SIMPLE 0
+#define PyBUF_WRITABLE 0x0001
+#define PyBUF_ND 0x0008
+#define PyBUF_STRIDES (0x0010 | PyBUF_ND)
+#endif
 /* COPIES_NARROW builds it as for a processor without AVX-512, COPIES_PLAIN as for any other: tests reach these too. */
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(COPIES_PLAIN)
 #define STREAMS
@@ -186,19 +206,19 @@ static int open_column(PyObject *object, PyObject *offset, Py_ssize_t row_bytes,
 /* Open columns of as many samples each; returns how many there are, -1 after an error. */
 static Py_ssize_t open_columns(PyObject *given, PyObject *offsets, Py_ssize_t row_bytes, Column **columns)
 {
-    if (!PyList_Check(given) || !PyList_Check(offsets) || !PyList_GET_SIZE(given) ||
-        PyList_GET_SIZE(given) != PyList_GET_SIZE(offsets)) {
+    if (!PyList_Check(given) || !PyList_Check(offsets) || !PyList_Size(given) ||
+        PyList_Size(given) != PyList_Size(offsets)) {
         PyErr_SetString(PyExc_ValueError, "offsets and columns must be lists of one length, at least 1");
         return -1;
     }
-    Py_ssize_t opened = 0, count = PyList_GET_SIZE(given);
+    Py_ssize_t opened = 0, count = PyList_Size(given);
     if (!(*columns = PyMem_New(Column, count))) {
         PyErr_NoMemory();
         return -1;
     }
     for (; opened < count; opened++) {
         Column *column = &(*columns)[opened];
-        if (open_column(PyList_GET_ITEM(given, opened), PyList_GET_ITEM(offsets, opened), row_bytes, column) < 0)
+        if (open_column(PyList_GetItem(given, opened), PyList_GetItem(offsets, opened), row_bytes, column) < 0)
             goto failed;
         if (column->samples.shape[0] != (*columns)->samples.shape[0]) {
             PyErr_SetString(PyExc_ValueError, "columns must have one number of samples");
@@ -299,7 +319,7 @@ static int find_run(PyObject *given, const Py_buffer *which, Py_ssize_t i, Py_ss
                     Runs *runs)
 {
     if (!i || at(which, i) != at(which, i - 1)) {
-        if (PyObject_GetBuffer(PyList_GET_ITEM(given, at(which, i)), &runs->arrays[runs->held], flags) < 0)
+        if (PyObject_GetBuffer(PyList_GetItem(given, at(which, i)), &runs->arrays[runs->held], flags) < 0)
             return -1;
         runs->held++;
     }
@@ -322,7 +342,7 @@ static int open_runs(PyObject *given, PyObject *of, PyObject *from, const Py_buf
         PyErr_SetString(PyExc_ValueError, "arrays must be a list");
         return -1;
     }
-    if (open_index(of, "arrays", PyList_GET_SIZE(given), &which) < 0)
+    if (open_index(of, "arrays", PyList_Size(given), &which) < 0)
         return -1;
     if (open_index(from, "starts", PY_SSIZE_T_MAX, &starts) < 0)
         goto close_which;

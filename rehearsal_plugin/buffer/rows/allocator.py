@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows._copies import scatter
+from rehearsal_plugin.buffer.rows.copies import scatter
 from rehearsal_plugin.buffer.rows.fields import as_array
 
 __all__ = ["RecycledMemory", "zeros"]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows._copies import scatter
+from rehearsal_plugin.buffer.rows.copies import scatter
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.errors import BatchError
 
@@ -23,6 +23,7 @@ __all__ = [
     "as_array",
     "bytes_of",
     "copy_rows",
+    "find_field",
     "lay_out",
     "named_fields",
     "pick_rows",
@@ -139,6 +140,26 @@ def named_fields(fields: Sequence[Field], values: Mapping[str, Tensor], count: i
             raise BatchError(f"rows have no field '{name}'; they have {sorted(known)}")
         known[name].check(value, count)
     return {name: known[name] for name in values}
+
+
+def find_field(fields: Sequence[Field], name: str, named_by: str, *, offered: int) -> Field:
+    """The field called `name`.
+
+    Args:
+        fields: Those of the batch, then those of the state.
+        name: As in `Field.name`.
+        named_by: Key of the section that names it, for the message; empty where no key does.
+        offered: Fields of the batch.
+
+    Raises:
+        BatchError: There is none; the message lists those of the batch.
+    """
+    for field in fields:
+        if field.name == name:
+            return field
+    names, asked = [field.name for field in fields[:offered]], f", which {named_by} names" if named_by else ""
+    by_place = " (entries of a tuple are called by their place)" if any(name.isdecimal() for name in names) else ""
+    raise BatchError(f"the batch has no field '{name}'{asked}; it has {names}{by_place}")
 
 
 def lay_out(tensors: Mapping[str, Tensor], offset: int) -> tuple[tuple[Field, ...], int]:

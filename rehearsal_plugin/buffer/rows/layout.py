@@ -21,7 +21,7 @@ from torch import Tensor
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
 from rehearsal_plugin.buffer.rows.batch_size import entries_of, size_of
 from rehearsal_plugin.buffer.rows.cells import Cell, cells_of, pack_columns
-from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, lay_out
+from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field, find_field, lay_out
 from rehearsal_plugin.buffer.rows.leaves import as_column, classify, like
 from rehearsal_plugin.buffer.rows.passing_leaves import refuse_entries_of_rows
 from rehearsal_plugin.buffer.rows.rows_in_lists import refuse_rows_of_lists
@@ -132,16 +132,9 @@ class RowLayout:
         text = repr([(f.name, str(f.dtype), f.shape) for f in (*self.fields, *self.state)])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
-    def field(self, name: str) -> Field:
-        """The field called `name`, of the batch or of the state.
-
-        Raises:
-            BatchError: There is none; the message lists those that there are.
-        """
-        for field in (*self.fields, *self.state):
-            if field.name == name:
-                return field
-        raise BatchError(f"the batch has no field '{name}'; it has {[f.name for f in self.fields]}")
+    def field(self, name: str, named_by: str = "") -> Field:
+        """The field called `name`, of the batch or of the state; see `find_field`."""
+        return find_field((*self.fields, *self.state), name, named_by, offered=len(self.fields))
 
     def columns(self, batch: Any, *, narrow: bool = False) -> list[Tensor]:
         """The batch's tensors in the order of `fields`, each `[b, *shape]`, checked.

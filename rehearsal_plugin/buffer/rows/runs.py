@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rehearsal_plugin.buffer.rows._copies import copy_runs
+from rehearsal_plugin.buffer.rows.copies import copy_runs
 from rehearsal_plugin.core.arrays import ByteArray, IntArray
 
 __all__ = ["Runs"]

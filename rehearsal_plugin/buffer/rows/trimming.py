@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows._copies import find_lengths, pad_rows, trim_rows
+from rehearsal_plugin.buffer.rows.copies import find_lengths, pad_rows, trim_rows
 from rehearsal_plugin.buffer.rows.fields import Field
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.runs import Runs

@@ -109,3 +109,16 @@ def test_a_key_that_is_no_integer_is_refused() -> None:
 def test_a_score_that_is_no_number_a_sample_is_refused(name: str, reason: str) -> None:
     with pytest.raises(BatchError, match=rf"score_by names '{name}'.*{reason}"):
         reader(batch_of(), policy="score", score_by=name)
+
+
+@pytest.mark.parametrize("key", ["partition_by", "score_by"])
+def test_the_key_that_names_a_missing_field_is_told(key: str) -> None:
+    keys = {"policy": "score", "score_by": "scores"} if key == "score_by" else {"partition_by": "domain"}
+    with pytest.raises(BatchError, match=rf"has no field '\w+', which rehearsal\.buffer\.{key} names; it has \['x'"):
+        reader(batch_of(), **keys)
+
+
+def test_fields_of_a_tuple_are_said_to_be_called_by_their_place() -> None:
+    layout = RowLayout.infer((torch.ones(3, 2), torch.ones(3)))
+    with pytest.raises(BatchError, match=r"it has \['0', '1'\] \(entries of a tuple are called by their place\)"):
+        KeysAndScores(layout, BufferConfig(capacity=10, partition_by="label"))

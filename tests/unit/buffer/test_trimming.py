@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows._copies import find_lengths, pad_rows, trim_rows
+from rehearsal_plugin.buffer.rows.copies import find_lengths, pad_rows, trim_rows
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.runs import Runs
 from rehearsal_plugin.buffer.rows.sample_groups import SampleGroups

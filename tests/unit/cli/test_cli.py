@@ -354,5 +354,6 @@ def test_the_command_is_there_and_fails_as_commands_do(tmp_path: Path) -> None:
     assert failed.returncode == 1
     assert failed.stdout == ""
     assert failed.stderr.splitlines() == [
-        f"rehearsal: {tmp_path}/[none] has no rehearsal checkpoint (rehearsal-step*-rank*-of-*.safetensors)"
+        f"rehearsal: {tmp_path}/[none] has no rehearsal checkpoint (rehearsal-step*-rank*-of-*.safetensors), nor have "
+        "the folders that 'latest' or checkpoint-* name in it; give the folder of a checkpoint"
     ]

@@ -674,7 +674,8 @@ def test_a_source_of_no_known_form_is_refused(source: Any) -> None:
 
 
 def test_a_missing_file_is_said_to_be_missing() -> None:
-    assert "'missing.json' cannot be read: there is no such file" in refusal("missing.json")
+    assert refusal("missing.json").startswith("the rehearsal config 'missing.json' is no file; correct the path")
+    assert "base64" not in refusal("configs/missing.yaml")
 
 
 @pytest.mark.parametrize(

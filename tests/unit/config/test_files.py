@@ -55,3 +55,16 @@ def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("NOT_SET", raising=False)
     with pytest.raises(ConfigError, match="environment variable NOT_SET, which is not set"):
         RehearsalConfig.load({"buffer": {"storage": "mmap", "path": "$NOT_SET/rows"}})
+
+
+def test_the_nearest_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "ds_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"is no file; .* did you mean '.*/ds_config\.json'\?"):
+        RehearsalConfig.load(tmp_path / "ds_conifg.json")
+    with pytest.raises(ConfigError, match=r"as there is no folder '.*/none' either"):
+        RehearsalConfig.load(tmp_path / "none" / "ds_config.json")
+
+
+def test_a_key_without_which_a_section_cannot_be_is_called_missing() -> None:
+    with pytest.raises(ConfigError, match=r"rehearsal\.ratio_schedule\.to is missing\. The ratio at the end"):
+        RehearsalConfig.load({"ratio_schedule": {"steps": 5}})
