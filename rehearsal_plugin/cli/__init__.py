@@ -1,4 +1,4 @@
-"""The command `rehearsal`: checkpoints, preloading, cost plans and retrieval, without a job."""
+"""The command `rehearsal`: checks, plans, preloading, running jobs, checkpoints and retrieval."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rehearsal_plugin.cli.doctor import doctor
 from rehearsal_plugin.cli.examples import EXAMPLES
 from rehearsal_plugin.cli.plan import plan
 from rehearsal_plugin.cli.retrieve import retrieve
+from rehearsal_plugin.cli.runs import report, watch
 from rehearsal_plugin.cli.seed import seed
 from rehearsal_plugin.errors import RehearsalError
 
@@ -23,10 +24,10 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
-    help="The distributed rehearsal buffer: checkpoints, rows to begin with, plans, rows that are looked for.",
+    help="The distributed rehearsal buffer: checks, plans, rows to begin with, running jobs, checkpoints, retrieval.",
 )
 ON_CHECKPOINTS = (checkpoints.inspect, checkpoints.reshard, checkpoints.merge, checkpoints.export)
-for command in (doctor, plan, seed, *ON_CHECKPOINTS, retrieve):
+for command in (doctor, plan, seed, watch, report, *ON_CHECKPOINTS, retrieve):
     # A paragraph a line, as rich joins the lines of a paragraph.
     app.command(epilog="Examples:\n\n" + EXAMPLES[command.__name__].replace("\n", "\n\n"))(command)
 

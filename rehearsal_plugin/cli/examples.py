@@ -17,6 +17,8 @@ EXAMPLES: Mapping[str, str] = {
     "plan": "rehearsal plan ds_config.json --ranks 64 --step-ms 300 --row-bytes 16KiB\n"
     "rehearsal plan ds_config.json --ranks 8 --step-ms 300 --field input_ids=int64[1024] --field labels=int64[1024]\n"
     "rehearsal plan ds_config.json --ranks 8 --step-ms 300 --rows-of out/checkpoint-500",
+    "watch": "rehearsal watch metrics.jsonl\nrehearsal watch trainer_output_dir --once",
+    "report": "rehearsal report metrics.jsonl -o report.html",
     "retrieve": 'rehearsal retrieve out/checkpoint-500 "rain in spring" -k 5',
 }
 """Lines of a shell, by command."""

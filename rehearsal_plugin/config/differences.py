@@ -21,8 +21,12 @@ MAY_DIFFER = frozenset({
     "rehearsal.sampling.weights_file",
     "rehearsal.exchange.timeout_s",
     "rehearsal.checkpoint.write_timeout_s",
+    "rehearsal.metrics.file",
+    "rehearsal.metrics.every",
+    "rehearsal.metrics.rotate",
 })  # fmt: skip
-"""Keys that may have another value on each rank: paths, which name the disks of a host, and times to wait."""
+"""Keys that may have another value on each rank: paths, which name the disks of a host, times to wait, and
+what rank 0 alone reads."""
 
 
 def key_digests(config: RehearsalConfig) -> dict[str, int]:

@@ -15,7 +15,7 @@ from rehearsal_plugin.config.names import PARTITION, Name, SampleLayout
 from rehearsal_plugin.config.registries import POLICIES, STORAGES, STRATEGIES, TRANSPORTS
 from rehearsal_plugin.config.replay import PaddingConfig, SamplingConfig, StrategyConfig
 from rehearsal_plugin.config.retrieval import RetrievalConfig
-from rehearsal_plugin.config.running import CheckpointConfig, ExchangeConfig
+from rehearsal_plugin.config.running import CheckpointConfig, ExchangeConfig, MetricsConfig
 from rehearsal_plugin.config.section import Section, refusing
 from rehearsal_plugin.config.size import INT64
 from rehearsal_plugin.config.source import find_block
@@ -110,6 +110,7 @@ class RehearsalConfig(Section):
     strategy: StrategyConfig = Field(default=StrategyConfig(), description="What the replayed rows are used for.")
     exchange: ExchangeConfig = Field(default=ExchangeConfig(), description="How rows travel between ranks.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="How the buffer is saved.")
+    metrics: MetricsConfig = Field(default=MetricsConfig(), description="What rank 0 writes down while the job runs.")
     losses_every: int = Field(
         default=0,
         ge=0,

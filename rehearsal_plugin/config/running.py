@@ -7,11 +7,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from rehearsal_plugin.config.names import LONGEST_WAIT_S
+from rehearsal_plugin.config.names import LONGEST_WAIT_S, PathName
 from rehearsal_plugin.config.registries import TRANSPORTS, listing, registered_in
 from rehearsal_plugin.config.section import Section
+from rehearsal_plugin.config.size import INT64, Size, parse_size
 
-__all__ = ["CheckpointConfig", "ExchangeConfig"]
+__all__ = ["CheckpointConfig", "ExchangeConfig", "MetricsConfig"]
 
 
 class ExchangeConfig(Section):
@@ -70,3 +71,26 @@ class CheckpointConfig(Section):
         le=LONGEST_WAIT_S,
         description="Seconds to wait for a save in the background before an error is raised.",
     )
+
+
+class MetricsConfig(Section):
+    """What rank 0 writes down while the job runs."""
+
+    KEY_PATH: ClassVar[str] = "rehearsal.metrics"
+
+    file: PathName | None = Field(
+        default=None,
+        description="A file that rank 0 adds its metrics to, a JSON object a line, for 'rehearsal watch' and "
+        "'rehearsal report'; none when left out.",
+    )
+    every: int = Field(default=10, ge=1, lt=INT64, description="Every how many optimizer steps it does so.")
+    rotate: Size = Field(
+        default="16MiB",
+        description="Size such as '16MiB', from which on the file is renamed to '<file>.1', in place of an earlier "
+        "one, and begun anew.",
+    )
+
+    @property
+    def rotate_bytes(self) -> int:
+        """Bytes after which the file is begun anew."""
+        return self.rotate if isinstance(self.rotate, int) else parse_size(self.rotate) or 0

@@ -10,6 +10,8 @@ from rehearsal_plugin.buffer.rows.fields import Field
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.metrics import Metrics
+from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
+from rehearsal_plugin.runtime.metrics_file import MetricsFile
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
 
 __all__ = ["JobReport"]
@@ -33,7 +35,7 @@ class JobReport:
     """
 
     def __init__(self, config: RehearsalConfig) -> None:
-        self._config = config
+        self._config, self._file = config, MetricsFile(config)
         self._offered_before = self._steps_before = 0  # in jobs that wrote the checkpoints loaded here
         self.joined_at = "in update() or augment(), as the training loop calls them"
         self.rows_new = self.rows_replayed = 0
@@ -61,6 +63,10 @@ class JobReport:
         finally:
             self._offered_before, self._steps_before = metrics.rows_offered - offered, metrics.steps - steps
 
+    def note_step(self, coordinator: ReplayCoordinator) -> None:
+        """Write a record of the step that ends, if one is due."""
+        self._file.note_step(coordinator, self.rows_new, self.rows_replayed)
+
     def log_first_batch(self, layout: RowLayout, rank: int) -> None:
         """Say what a row is, what passes through, and where replayed rows join; on rank 0, at level INFO."""
         if rank:
@@ -85,6 +91,7 @@ class JobReport:
             totals: See `Rehearsal.metrics`.
             rank: This rank.
         """
+        self._file.close(self.rows_new, self.rows_replayed)
         if not self.rows_new and not self.rows_replayed:
             LOG.warning("rehearsal on rank %d: no batch came, so nothing was stored and nothing replayed", rank)
             return

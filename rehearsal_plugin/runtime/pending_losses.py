@@ -186,6 +186,7 @@ class PendingLosses:
         self.check_step()
         self._settle()
         self._monitor.end_step()
+        self._report.note_step(self._coordinator)
 
     @property
     def need(self) -> str:

@@ -74,6 +74,8 @@ def check_paths(config: RehearsalConfig) -> Iterator[Finding]:
     written = {"the folder for temporary files": tempfile.gettempdir()}
     if config.buffer.path is not None:
         written["rehearsal.buffer.path"] = config.buffer.path
+    if config.metrics.file is not None:
+        written["rehearsal.metrics.file"] = config.metrics.file
     yield from (_check_written(name, Path(path)) for name, path in written.items())
     read = {
         "rehearsal.buffer.preload": config.buffer.preload,
@@ -100,10 +102,10 @@ def _existing(path: Path) -> Path:
 
 
 def _check_written(name: str, path: Path) -> Finding:
-    folder = _existing(path)
-    if folder.is_dir() and os.access(folder, os.W_OK | os.X_OK):
+    there = _existing(path)
+    if os.access(there, os.W_OK) and (there.is_dir() or there == path.absolute()):
         return fine("paths", f"{name} {path} can be written")
-    return problem("paths", f"{name} {path} cannot be written", f"make {folder} writable, or name another folder")
+    return problem("paths", f"{name} {path} cannot be written", f"make {there} writable, or name another place")
 
 
 def _check_read(name: str, path: Path) -> Finding:
