@@ -41,7 +41,7 @@ install_llamafactory() {
 
 folders_of() {
   case $1 in
-    trl) echo tests/clients/trl tests/clients/loops ;;
+    trl) echo tests/clients/trl tests/clients/loops tests/scripts/test_examples.py ;;
     transformers*) echo tests/clients/transformers tests/integrations/transformers ;;
     *) echo "tests/clients/$1" ;;
   esac

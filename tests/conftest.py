@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import is_hypothesis_test
+from hypothesis import is_hypothesis_test, settings
+
+settings.register_profile("fast", max_examples=10)  # of scripts/test.sh --fast
 
 
 @pytest.hookimpl(wrapper=True)
