@@ -149,7 +149,13 @@ def _exit_on_sigterm() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m rehearsal_plugin.run", description=__doc__.partition("\n")[0])
+    title, _, rest = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m rehearsal_plugin.run",
+        description=title,
+        epilog="examples:\n" + rest.partition("These calls")[0].strip("\n"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--local_rank", "--local-rank", help="passed on to the script; the deepspeed launcher adds it")
     parser.add_argument(
         "--rehearsal-config",

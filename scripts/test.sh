@@ -4,8 +4,8 @@
 #     bash scripts/test.sh [argument of pytest ...]
 #     bash scripts/test.sh --fast [argument of pytest ...]
 #
-# With --fast, after the set-up, at most 90 seconds on two cores: lint, format, types, layers, and unit tests that start no
-# other process. Property tests then try a tenth of their examples.
+# With --fast, after the set-up, at most 90 seconds on two cores: lint, format, types, layers, and the unit tests of the
+# parts that need no other rank. Property tests then try a tenth of their examples.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -179,6 +179,12 @@ def test_no_script_is_a_usage_error() -> None:
     assert "the following arguments are required: script" in done.stderr
 
 
+def test_help_ends_with_examples_for_each_launcher() -> None:
+    shown = start("-m", "rehearsal_plugin.run", "--help").stdout
+    for launcher in ("deepspeed", "torchrun", "horovodrun", "python -m rehearsal_plugin.run"):
+        assert f"\n    {launcher} " in shown.partition("examples:")[2]
+
+
 PROGRAM = """#!{python}
 import sys
 print("program:", sys.argv[0], *sys.argv[1:])

@@ -82,6 +82,7 @@ def test_every_micro_batch_gets_both_draws() -> None:
     assert found.metrics["rows_offered"] == 2 * STEPS * SIZE
 
 
+@pytest.mark.slow
 def test_two_draws_are_still_one_exchange() -> None:
     for rank in ranks():
         assert rank["der++"].metrics["collectives"] == 2 * STEPS - 1, "headers each step, rows from the second on"
