@@ -13,10 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
 
+import pydantic
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
 from pydantic import BaseModel, ValidationError
 
 from rehearsal_plugin.config import (
@@ -707,6 +709,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
 # The published schema
 
 
+@pytest.mark.skipif(Version(pydantic.VERSION) < Version("2.14"), reason="pydantic before 2.14 words it otherwise")
 def test_the_published_schema_is_up_to_date() -> None:
     published = (ROOT / "docs" / "rehearsal.schema.json").read_text()
     assert json.loads(published) == json_schema(), "run: python -m rehearsal_plugin.config"
