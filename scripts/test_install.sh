@@ -3,7 +3,8 @@
 #
 #     bash scripts/test_install.sh [python ...]      # default: python3; others such as python3.10 python3.13
 #
-# Dependencies come from the package index by constraints.txt: some minutes for each Python.
+# Dependencies come from the package index by constraints.txt: some minutes for each Python. KINDS names some of the three:
+# wheel, sdist, no-compiler.
 set -euo pipefail
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -24,7 +25,7 @@ try() { # try NAME COMPILED FILE, away from the checkout
   (cd "$WORK" && "$WORK/$1/bin/rehearsal" doctor)
 }
 
-make_bare "$1" build
+"$1" -m venv "$WORK/build"
 "$WORK/build/bin/python" -m pip install -q build
 # From a copy, so that no file of an earlier build is taken.
 (cd "$ROOT" && git ls-files -co --exclude-standard | tar cf - -T -) | (mkdir "$WORK/source" && tar xf - -C "$WORK/source")
@@ -32,7 +33,7 @@ make_bare "$1" build
 (cd "$ROOT" && "$WORK/build/bin/python" -m scripts.common.check_wheel "$WORK/dist")
 for PYTHON in "$@"; do
   NAME=$(basename "$PYTHON")
-  for KIND in wheel sdist no-compiler; do
+  for KIND in ${KINDS:-wheel sdist no-compiler}; do
     make_bare "$PYTHON" "$NAME-$KIND"
     case $KIND in
       wheel) try "$NAME-$KIND" compiled "$WORK"/dist/*.whl ;;

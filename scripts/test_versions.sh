@@ -15,7 +15,7 @@ if [ $# -gt 0 ] && [[ " $ALL " == *" $1 "* ]]; then NAMES=$1; shift; else NAMES=
 declare -A PYTHONS=([oldest]=3.10 [middle]=3.11 [newest]=3.13)
 TESTS=(
   tests/unit/config tests/unit/cli tests/unit/core tests/unit/test_rehearsal.py tests/unit/test_rehearsal_ranks.py
-  tests/unit/buffer/test_buffer.py tests/unit/buffer/test_layout.py tests/unit/buffer/test_numpy_copies.py
+  tests/unit/buffer/test_buffer.py tests/unit/buffer/test_numpy_copies.py
   tests/checkpoint/test_checkpoint.py tests/checkpoint/test_earlier.py
   tests/integrations/deepspeed/test_engine.py tests/integrations/transformers/test_trainer.py
 )
