@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-as_built: ModuleType = pytest.importorskip("rehearsal_plugin.buffer.rows._copies", reason="installed without a compiler")
+as_built: ModuleType = pytest.importorskip("rehearsal_plugin.buffer.rows._copies", reason="no compiler")
 gather, scatter = as_built.gather, as_built.scatter
 
 LENGTHS = st.one_of(
@@ -44,7 +44,7 @@ def copies(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         pytest.skip("needs a compiler of C")
-    source = Path(as_built.__file__).with_name("_copies.c")
+    source = Path(str(as_built.__file__)).with_name("_copies.c")
     library = tmp_path_factory.mktemp(request.param) / "_copies.so"
     options = ["-O3", "-shared", "-fPIC", f"-D{request.param}", f"-I{sysconfig.get_path('include')}"]
     subprocess.run([compiler, *options, str(source), "-o", str(library)], check=True)
