@@ -44,4 +44,4 @@ for PYTHON in "$@"; do
     rm -rf "${WORK:?}/$NAME-$KIND"
   done
 done
-echo "install: wheel, sdist and sdist without a compiler work with $*"
+echo "install: ${KINDS:-wheel sdist no-compiler} work with $*"
