@@ -32,6 +32,7 @@ GUIDES = {
     "strategy": "[Strategies](../guides/strategies.md)",
     "exchange": "[Many nodes](../guides/multi_node.md) and [Reliability](../results/reliability.md)",
     "checkpoint": "[Checkpoints](../guides/checkpoints.md)",
+    "metrics": "[Watching a job](../guides/monitoring.md#watching-a-job)",
     "guard": "[The guard](../guides/monitoring.md#the-guard)",
     "padding": "[Hugging Face Trainer](../guides/trainers/hf_trainer.md)",
     "ratio": "[A forgetting budget](../guides/monitoring.md#a-forgetting-budget)",

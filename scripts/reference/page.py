@@ -46,8 +46,8 @@ Where your data has more partitions, you get the numbers of the 1,024 that offer
 
 ## How to read them
 
-- `rows_offered` counts the candidates that came to the buffer of your rank. `rows_admitted` counts those that the policy
-  let in, and newer rows may have replaced them since. `rows_stored` is what the buffer holds now.
+- `rows_offered` counts the candidates that came to the buffer of your rank. `rows_admitted` counts those that the
+  policy let in, and newer rows may have replaced them since. `rows_stored` is what the buffer holds now.
 - Divide `rows_replayed` by all rows that the model saw, and you have the share that you asked for.
 - Times are totals of the whole job. For the time of a step, divide the difference of two readings by the steps between.
 - `waited_ms` is what a step lost to the background, and `augmented_ms` is spent on the training thread. All others pass
