@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,8 @@ from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.rng import Purpose, generator
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.strategies import Strategy
+
+LOG = logging.getLogger(__name__)
 
 __all__ = ["JobParts", "check_file", "load_rank"]
 
@@ -90,6 +93,24 @@ def load_rank(
     if not exact:
         coordinator.lifecycle.go_on_as(run)
         _load_share(files, listed, parts, device)
+        if new_on is None and parts.config.follows_losses:
+            _load_forgetting(meta, file, parts)
+
+
+def _load_forgetting(meta: Mapping[str, Any], file: SavedFile, parts: JobParts) -> None:
+    """Go on from the levels that the ranks of the checkpoint knew, all the same ones, where partitions are the same."""
+    supply = (meta["state"]["progress"] or {}).get("supply") or {}
+    same_partitions = meta["job"].get("partition_by") == parts.config.buffer.partition_by
+    if "forgetting" in supply and same_partitions:
+        record = unpack_record(*file)
+        assert record.progress is not None  # as above
+        known, coordinator = record.progress["supply"]["forgetting"], parts.coordinator
+        coordinator.losses.go_on_from([known], coordinator.queue.ratio)
+    elif not parts.coordinator.lifecycle.rank:
+        LOG.warning(
+            "%s knows of no loss to compare with, so the forgetting budget and the mixture begin anew with this load",
+            file[0],
+        )
 
 
 def _load_share(

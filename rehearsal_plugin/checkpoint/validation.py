@@ -230,7 +230,8 @@ def _check_guard(guard: Mapping[str, Any]) -> None:
 def _check_forgetting(forgetting: Mapping[str, Any], partitions: Mapping[str, Any]) -> None:
     """Check the state of a `Forgetting`, and of the `PartitionLosses` beside it."""
     heard = check_int(forgetting["meter"]["heard"])
-    for key, mean, rows, reference, new_at in forgetting["meter"]["levels"]:
+    seen = check_int(forgetting["meter"]["rows"])
+    for key, mean, rows, reference, new_at, seen_at, best in forgetting["meter"]["levels"]:
         check_int(key, -LARGEST, LARGEST)
         _check_number(mean)
         check_int(rows)
@@ -238,6 +239,9 @@ def _check_forgetting(forgetting: Mapping[str, Any], partitions: Mapping[str, An
             _check_number(reference)
         if new_at is not None:
             check_int(new_at, 0, heard)
+        check_int(seen_at, 0, seen)
+        if best is not None:
+            _check_number(best)
     budget = forgetting["budget"]
     if budget is not None:
         _check_number(budget["level"])

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag
 
 from rehearsal_plugin.config.buffer import BufferConfig
 from rehearsal_plugin.config.replay import SamplingConfig
+from rehearsal_plugin.config.running import ExchangeConfig
 from rehearsal_plugin.config.section import Section
 from rehearsal_plugin.config.size import INT64
 
@@ -121,6 +122,9 @@ class Amounts(Protocol):
     @property
     def losses_every(self) -> int: ...
 
+    @property
+    def exchange(self) -> ExchangeConfig: ...
+
 
 def broken_amounts(config: Amounts) -> Iterator[str]:
     """What the ratio, its schedule, its budget and the guard ask of each other."""
@@ -152,6 +156,11 @@ def _broken_budget(config: Amounts) -> Iterator[str]:
             yield (
                 f"{user} goes by what all ranks measured together, and rehearsal.sampling.scope is 'local', so that "
                 "they tell each other nothing; set it to 'global'"
+            )
+        if config.exchange.on_failure == "local":
+            yield (
+                f"{user} goes by what all ranks measured together, and rehearsal.exchange.on_failure 'local' lets a "
+                "rank go on without the others; set it to 'raise'"
             )
     if not isinstance(config.ratio, RatioBudget):
         return

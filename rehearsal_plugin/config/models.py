@@ -25,7 +25,7 @@ __all__ = ["ConfigSource", "RehearsalConfig"]
 
 DEFAULT_RATIO = 0.05
 
-LOSSES_EVERY = 4
+LOSSES_EVERY = 1
 """Default of `losses_every` where what is replayed follows the losses."""
 
 

@@ -255,6 +255,7 @@ class ReplayCoordinator:
         self.metrics.load_state_dict(state["metrics"])
         self.losses.load_state_dict(state)
         self.queue.load_state_dict(state, None if rows is None else layout, device)
+        self.losses.steer(self.queue.ratio)  # its bounds may be others now
         if layout is not None and rows is not None:
             prefetcher = self.lifecycle.begin(layout, device)
             prefetcher.buffer.load_state_dict(rows)

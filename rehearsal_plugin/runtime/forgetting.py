@@ -21,7 +21,7 @@ FLOOR = 0.1
 """Share of the rows that comes from all partitions alike, so that none is lost sight of."""
 
 GRAIN = 64
-"""Weights are whole parts of it: a mixture that hardly changes is not told anew."""
+"""A mean weight has as many whole parts: a mixture that hardly changes is not told anew."""
 
 
 class Forgetting:
@@ -49,9 +49,11 @@ class Forgetting:
             return
         self._meter.hear(measured)
         if self._weighs:
-            self.weights = weights_by_need(self._meter.rises) or self.weights
+            self.weights = weights_by_need(self._meter.rises_above_best) or self.weights
         if self._budget is not None:
-            self._budget.hear(self._meter, sum(tally.rows for tally in measured.values()), ratio)
+            # The rows of the partition that counts: others tell nothing of it, however many they are.
+            worst = measured.get(self._meter.worst_partition) if self._meter.worst_partition is not None else None
+            self._budget.hear(self._meter, worst.rows if worst is not None and worst.weight > 0 else 0, ratio)
 
     def steer(self, ratio: ReplayRatio) -> None:
         """Set the ratio, where it is controlled."""
@@ -100,4 +102,5 @@ def weights_by_need(rises: Mapping[int, float]) -> dict[str, float]:
     if not total:
         return {}
     shares = {key: (1 - FLOOR) * need / total + FLOOR / len(needs) for key, need in needs.items()}
-    return {str(key): max(1, round(GRAIN * share)) / GRAIN for key, share in shares.items()}
+    grain = GRAIN * len(shares)
+    return {str(key): max(1, round(grain * share)) / grain for key, share in shares.items()}

@@ -7,12 +7,13 @@ rows is mostly noise, at any ratio. Its reference is the level when its replay b
     a partition without new rows      the level of its first window / 2 rows, and that for good
     one of which new rows come        its lowest level as long as they come, as it is still being learnt
 
-The rise is `level / reference - 1`.
+The rise is `level / reference - 1`. A mixture by need goes by the rise since a partition's own best level instead. A
+partition of which no row was replayed for long, as the buffer has none left, counts no more until one is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any
 
@@ -23,8 +24,11 @@ __all__ = ["ForgettingMeter", "Level"]
 NEW_FOR = 100
 """Measurements after the last new rows of a partition for which it counts as one of which new rows come."""
 
+SEEN_WITHIN = 8
+"""Windows of replayed rows, of all partitions together, in which one has to be seen to count."""
+
 MOST_PARTITIONS = 1024
-"""Partitions that are followed; of more, those with fewest replayed rows are forgotten."""
+"""Partitions that are followed; of more, those that were not seen for longest are forgotten."""
 
 TINY = 1e-12
 
@@ -38,19 +42,20 @@ class Level:
         rows: Replayed rows so far.
         reference: The level that rises are told against; None before there is one.
         new_at: Number of the last measurement with new rows; None for none.
+        seen_at: Replayed rows of all partitions until it was measured last.
+        best: The lowest level, from the first reference on; None before.
     """
 
     mean: float = 0.0
     rows: int = 0
     reference: float | None = None
     new_at: int | None = None
+    seen_at: int = 0
+    best: float | None = None
 
-    @property
-    def rise(self) -> float | None:
-        """By which part the level is above the reference; None without one."""
-        if self.reference is None:
-            return None
-        return (self.mean - self.reference) / max(abs(self.reference), TINY)
+    def rise_above(self, level: float) -> float:
+        """By which part the present level is above another one."""
+        return (self.mean - level) / max(abs(level), TINY)
 
 
 class ForgettingMeter:
@@ -63,7 +68,7 @@ class ForgettingMeter:
     def __init__(self, window: int) -> None:
         self._window = window
         self._levels: dict[int, Level] = {}
-        self._heard = 0
+        self._heard = self._rows = 0  # measurements, and replayed rows of all partitions in them
 
     def hear(self, measured: Mapping[int, Tally]) -> None:
         """Take in a measurement, by partition key."""
@@ -73,15 +78,30 @@ class ForgettingMeter:
             if tally.new_rows:
                 level.new_at = self._heard
             if tally.rows and tally.weight > 0:
+                self._rows += tally.rows
                 self._move(level, tally)
+        for key, tally in measured.items():
+            if tally.rows or tally.new_rows:
+                self._levels[key].seen_at = self._rows
         if len(self._levels) > MOST_PARTITIONS:
-            kept = sorted(self._levels.items(), key=lambda one: (-one[1].rows, one[0]))[:MOST_PARTITIONS]
-            self._levels = dict(kept)
+            kept = sorted(self._levels.items(), key=lambda one: (-one[1].seen_at, -one[1].rows, one[0]))
+            self._levels = dict(kept[:MOST_PARTITIONS])
 
     @property
     def rises(self) -> dict[int, float]:
-        """The rise of each partition that has a reference."""
-        return {key: rise for key, level in self._levels.items() if (rise := level.rise) is not None}
+        """The rise of each partition that has a reference and was seen lately."""
+        return {key: level.rise_above(level.reference) for key, level in self._known() if level.reference is not None}
+
+    @property
+    def rises_above_best(self) -> dict[int, float]:
+        """The same above the best level of each."""
+        return {key: level.rise_above(level.best) for key, level in self._known() if level.best is not None}
+
+    @property
+    def worst_partition(self) -> int | None:
+        """The key of the partition that has risen most; None before there is one."""
+        rises = self.rises
+        return max(rises, key=lambda key: (rises[key], key), default=None)
 
     @property
     def worst(self) -> float | None:
@@ -97,12 +117,21 @@ class ForgettingMeter:
 
     def state_dict(self) -> dict[str, Any]:
         """All levels, by partition."""
-        return {"heard": self._heard, "levels": [[key, *astuple(level)] for key, level in self._levels.items()]}
+        return {
+            "heard": self._heard,
+            "rows": self._rows,
+            "levels": [[key, *astuple(level)] for key, level in self._levels.items()],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self._heard = int(state["heard"])
+        self._heard, self._rows = int(state["heard"]), int(state["rows"])
         self._levels = {key: Level(*level) for key, *level in state["levels"]}
+
+    def _known(self) -> Iterator[tuple[int, Level]]:
+        """Partitions with a reference that were seen lately."""
+        since = self._rows - SEEN_WITHIN * self._window
+        return ((key, one) for key, one in self._levels.items() if one.reference is not None and one.seen_at >= since)
 
     def _is_new(self, level: Level) -> bool:
         return level.new_at is not None and self._heard - level.new_at < NEW_FOR
@@ -112,6 +141,7 @@ class ForgettingMeter:
         level.mean += min(1.0, tally.rows / min(level.rows, self._window)) * (tally.mean - level.mean)
         if 2 * level.rows < self._window:
             return
+        level.best = level.mean if level.best is None else min(level.best, level.mean)
         if level.reference is None:
             level.reference = level.mean
         elif self._is_new(level):

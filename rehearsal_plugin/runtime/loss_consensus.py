@@ -84,8 +84,11 @@ class LossConsensus:
 
     def adopt(self, known: Sequence[str], ratio: ReplayRatio) -> None:
         """Take over what the rank knows that has heard most, from the `known` of all ranks."""
+        self.go_on_from([json.loads(text) for text in known if text], ratio)
+
+    def go_on_from(self, states: Sequence[Mapping[str, Any]], ratio: ReplayRatio) -> None:
+        """Take over the state of the `Forgetting` that has heard most."""
         if self.forgetting is not None:
-            states = [json.loads(text) for text in known if text]
             self.forgetting.load_state_dict(max(states, key=lambda state: int(state["meter"]["heard"])))
             self.forgetting.steer(ratio)
 

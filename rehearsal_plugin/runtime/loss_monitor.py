@@ -22,6 +22,10 @@ from rehearsal_plugin.strategies.base import Criterion
 __all__ = ["LossMeter", "LossMonitor", "PartitionImportance"]
 
 
+GOLDEN = 0x9E3779B1
+"""Fibonacci hashing (Knuth, "The art of computer programming", volume 3, 6.4): multiples of it lie spread out."""
+
+
 class LossMeter:
     """Weighted means by name, from one call of `close` to the next."""
 
@@ -112,13 +116,21 @@ class LossMonitor:
 
     def __init__(self, config: RehearsalConfig, coordinator: ReplayCoordinator) -> None:
         self._every, self._coordinator = config.losses_every, coordinator
+        self._varies = config.follows_losses
         self._guarded = None if config.guard is None else config.guard.partitions
         self._meter = LossMeter()
 
     @property
     def due(self) -> bool:
-        """Whether this step is measured."""
-        return self._every > 0 and self._coordinator.step % self._every == 0
+        """Whether this step is measured.
+
+        Where the losses decide, it is another one in each block of `losses_every`: the steps in which rows are replayed
+        come in a rhythm of their own, and those that are measured must not miss them for ever.
+        """
+        if not self._every:
+            return False
+        block, place = divmod(self._coordinator.step, self._every)
+        return place == ((block * GOLDEN >> 16) % self._every if self._varies else 0)
 
     @torch.no_grad()
     def measure_parts(self, micro_batch: MicroBatch, parts: Sequence[Part]) -> None:

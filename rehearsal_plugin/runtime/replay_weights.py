@@ -43,10 +43,10 @@ class ReplayWeights:
         self._config, self._strategy, self._coordinator = config, strategy, coordinator
         budget = config.ratio_budget
         self.controlled = budget is not None and budget.by != "ratio"
-        if self.controlled and not strategy.relearns:
+        if self.controlled and strategy.replayed_weight is None and config.strategy.name != "er-ace":
             raise ConfigError(
                 f"rehearsal.ratio.by changes what replayed rows count for in the task's loss, and strategy "
-                f"'{config.strategy.name}' takes none on them; set it to 'ratio', or use another strategy"
+                f"'{config.strategy.name}' has no such weight; set it to 'ratio', or use strategy 'er'"
             )
         by_partition = config.strategy.partition_weights is not None
         self.importance = PartitionImportance(config, coordinator) if by_partition else None

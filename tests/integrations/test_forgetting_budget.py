@@ -184,3 +184,23 @@ def test_ranks_of_which_one_has_no_budget_are_refused_by_name() -> None:
     without = {**SECTION, "ratio": 0.05}
     for message in run_ranks(with_another, 2, SECTION, without):
         assert "rehearsal.ratio" in message
+
+
+def saved(folder: Path) -> tuple[float, float]:
+    weight = torch.zeros((), requires_grad=True)
+    with Rehearsal(SECTION) as rehearsal:
+        train(rehearsal, weight, 0, 200)
+        rehearsal.save(folder)
+        return rehearsal.metrics()["ratio"], rehearsal.metrics()["forgetting/0"]
+
+
+def taken_over(folder: Path) -> tuple[float, float]:
+    with Rehearsal(SECTION) as rehearsal:
+        rehearsal.load(folder)
+        return rehearsal.metrics()["ratio"], rehearsal.metrics()["forgetting/0"]
+
+
+def test_other_ranks_take_over_what_was_known(tmp_path: Path) -> None:
+    before = run_ranks(saved, 2, tmp_path)[0]
+    for ratio, rise in (*run_ranks(taken_over, 1, tmp_path), *run_ranks(taken_over, 3, tmp_path)):
+        assert (ratio, rise) == before

@@ -26,13 +26,13 @@ def test_a_budget_alone_is_enough() -> None:
     assert config.ratio_budget == RatioBudget(budget=0.02, min=0.005, max=0.5, window=1024, by="ratio")
     assert config.given_ratio is None
     assert config.ratio_budget.middle == pytest.approx(0.05)
-    assert config.losses_every == 4, "nobody has to ask for the losses that it goes by"
+    assert config.losses_every == 1, "nobody has to ask for the losses that it goes by"
     assert config.follows_losses
 
 
 def test_the_losses_that_are_asked_for_stay() -> None:
     assert RehearsalConfig.load({**BUDGET, "losses_every": 7}).losses_every == 7
-    assert RehearsalConfig.load(BY_NEED).losses_every == 4
+    assert RehearsalConfig.load(BY_NEED).losses_every == 1
     assert RehearsalConfig.load({}).losses_every == 0
 
 
@@ -53,7 +53,7 @@ def test_ranks_find_another_budget() -> None:
     [
         ({"budget": 0.0}, "rehearsal.ratio.budget must be greater than 0"),
         ({"budget": "2 %"}, "rehearsal.ratio.budget must be a valid number"),
-        ({"min": 0.1}, "rehearsal.ratio.budget must"),
+        ({"min": 0.1}, "rehearsal.ratio.budget is missing"),
         ({"budget": 0.1, "min": 0.5, "max": 0.1}, "rehearsal.ratio.min is 0.5 and rehearsal.ratio.max is 0.1"),
         ({"budget": 0.1, "max": 1.0}, "rehearsal.ratio.max must be less than 1"),
         ({"budget": 0.1, "maxi": 0.5}, "did you mean 'rehearsal.ratio.max'?"),
@@ -75,6 +75,7 @@ def test_a_budget_that_is_none_is_refused_by_its_key(ratio: Any, complaint: str)
         ({"losses_every": 0}, "set rehearsal.losses_every to 1 or more"),
         ({"scope": "local"}, "rehearsal.sampling.scope is 'local'"),
         ({"rows_per_sample": 2}, "goes by single rows"),
+        ({"exchange": {"on_failure": "local"}}, "rehearsal.exchange.on_failure 'local' lets a rank go on"),
     ],
 )
 def test_what_keeps_the_losses_from_being_known_is_refused(

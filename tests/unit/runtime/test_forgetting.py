@@ -94,3 +94,17 @@ def test_a_section_that_asks_for_less_takes_what_it_needs() -> None:
     loaded.load_state_dict(forgetting.state_dict())
     assert loaded.weights == forgetting.weights
     assert "ratio" not in loaded.metrics
+
+
+def test_the_one_that_has_risen_gets_its_part_among_many() -> None:
+    weights = weights_by_need({key: float(key == 7) for key in range(1000)})
+    assert weights["7"] / sum(weights.values()) == pytest.approx(0.9, abs=0.01)
+
+
+def test_rows_of_other_partitions_do_not_move_the_ratio() -> None:
+    """A budget is controlled by the rows of the partition that counts."""
+    forgetting, ratio = heard(BOTH, {0: 2.0, 1: 2.0}, {0: 2.1, 1: 2.0})
+    before = forgetting.metrics["ratio"]
+    for _ in range(50):
+        forgetting.hear(words({1: 2.0}, rows=64), ratio)
+    assert forgetting.metrics["ratio"] == before

@@ -108,3 +108,31 @@ def test_a_loaded_meter_goes_on_alike() -> None:
     for one in (meter, loaded):
         hear(one, 2.7)
     assert loaded.state_dict() == meter.state_dict()
+
+
+def test_a_partition_that_is_seen_no_more_does_not_count() -> None:
+    """As where a fifo buffer has lost all its rows: nothing that is replayed would bring its loss down."""
+    meter = heard([2.0] * 8)
+    hear(meter, 4.0, rows=WINDOW)
+    assert meter.worst == pytest.approx(1.0)
+    for _ in range(8 * WINDOW // 8 + 1):
+        hear(meter, 3.0, key=1)
+    assert meter.worst == 0.0
+    assert meter.worst_partition == 1
+    hear(meter, 4.0, rows=1)
+    assert meter.worst_partition == 0, "until a row of it is replayed again"
+
+
+def test_a_mixture_goes_by_the_rise_since_the_best_level() -> None:
+    meter = heard([2.0] * 8)
+    hear(meter, 1.0, rows=WINDOW)
+    hear(meter, 1.5, rows=WINDOW)
+    assert meter.rises == {0: pytest.approx(-0.25)}
+    assert meter.rises_above_best == {0: pytest.approx(0.5)}
+
+
+def test_partitions_that_come_late_are_followed_where_there_are_many() -> None:
+    meter = ForgettingMeter(WINDOW)
+    meter.hear({key: Tally.measured(5.0, 5.0, 5, 0) for key in range(1024)})
+    hear(meter, 2.0, rows=1, key=5000)
+    assert 5000 in {key for key, *_ in meter.state_dict()["levels"]}
