@@ -3,8 +3,9 @@
     python -m scripts.llm.page
 
 Every number on the page comes out of `docs/results`: `train_llm.json`, which is the report of `scripts/llm/train.py`,
-and `train_smollm2.json`, that of `scripts/llm/smollm2.py`. `--report out/train_llm/report.json` and `--pretrained
-out/train_smollm2/report.json` take new ones, and keep them there.
+`train_smollm2.json`, that of `scripts/llm/smollm2.py`, and `train_skills.json`, that of `scripts/llm/skills.py`.
+`--report out/train_llm/report.json`, `--pretrained out/train_smollm2/report.json` and `--skills
+out/train_skills/report.json` take new ones, and keep them there.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from scripts.llm.levers import budgets, more_for_the_same, slow_weights, tried
 from scripts.llm.plan import BASE, BUDGET, JOINT, LANGUAGES, SIZES, VARIANT_RATIOS, variants
 from scripts.llm.plots import plot_llm
 from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
+from scripts.llm.skills_page import section as skills
 
 __all__ = ["build"]
 
 KEPT, PRETRAINED = Path("results/train_llm.json"), Path("results/train_smollm2.json")
 SLOW, TRIED = Path("results/train_slow_weights.json"), Path("results/train_llm_seed9.json")
+SKILLS = Path("results/train_skills.json")
 
 GOALS = (
     Goal("gap_closed_5", "share of the gap on English that 5 % replay closes", LITERATURE["5"]),
@@ -67,8 +70,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page (default: %(default)s)")
     parser.add_argument("--report", type=Path, help="a new report, which is kept in the folder of the page")
     parser.add_argument("--pretrained", type=Path, help="the same of a pretrained model")
+    parser.add_argument("--skills", type=Path, help="the same of a skill")
     arguments = parser.parse_args(argv)
-    for new_report, kept in ((arguments.report, KEPT), (arguments.pretrained, PRETRAINED)):
+    new_reports = ((arguments.report, KEPT), (arguments.pretrained, PRETRAINED), (arguments.skills, SKILLS))
+    for new_report, kept in new_reports:
         if new_report is not None:
             write_text(arguments.docs / kept, new_report.read_text())
     print(build(arguments.docs))
@@ -109,6 +114,8 @@ def build(docs: Path) -> Path:
         parts += slow_weights(json.loads((docs / SLOW).read_text()))
     if (docs / PRETRAINED).is_file():
         parts += pretrained(json.loads((docs / PRETRAINED).read_text()))
+    if (docs / SKILLS).is_file():
+        parts += skills(json.loads((docs / SKILLS).read_text()), docs)
     return write_text(docs / "results" / "llm.md", "\n".join(parts))
 
 
