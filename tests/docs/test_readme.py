@@ -43,11 +43,11 @@ def test_it_is_short() -> None:
 
 
 def test_its_figures_are_those_of_the_reports() -> None:
-    gpt, images = summary("quickstart"), summary("horovod_images")
+    gpt, skill = summary("quickstart"), summary("train_skills")
     assert [[figure for cell in row for figure in re.findall(r"\d\.\d{3}", cell)] for row in rows("Results")] == [
         [f"{gpt[f'python_{state}']:.3f}" for state in ("after_phase_one", "without", "with")],
         [f"{mean_loss(arm, after):.3f}" for arm, after in (("english", "english"), ("0", "french"), ("25", "french"))],
-        [f"{images[f'accuracy_{arm}']:.3f}" for arm in ("naive", "rehearsal")],
+        [f"{skill[name]:.3f}" for name in ("skill_left", "skill_kept")],
     ]
 
 
