@@ -12,7 +12,7 @@ from scripts.llm.data import LENGTH
 from scripts.llm.plan import BASE, BUDGET, RISING
 from scripts.llm.results import Row, cost_on_new, gap_closed, losses, percent, select
 
-__all__ = ["budgets", "fixed_ratio", "more_for_the_same", "slow_weights", "tried"]
+__all__ = ["budgets", "fixed_ratio", "more_for_the_same", "seen_before", "slow_weights", "spaced", "tried"]
 
 
 def more_for_the_same(rows: Sequence[Row]) -> list[str]:
@@ -74,6 +74,32 @@ def fixed_ratio(rows: Sequence[Row], loss: float) -> float | None:
         if below <= loss <= above:
             return low + (high - low) * (above - loss) / (above - below)
     return None
+
+
+def seen_before(draws: float, rows: float) -> float:
+    """The share of uniform draws from so many rows that bring a row which came before."""
+    distinct = rows * (1 - (1 - 1 / rows) ** draws)
+    return 1 - distinct / draws
+
+
+def spaced(rows: Sequence[Row]) -> list[str]:
+    """How often a replayed row comes again, which is all that spaced repetition could place better."""
+    french = [row for row in select(rows, variant=BASE, seed=0, after="french") if row["arm"] in ("5", "25", "50")]
+    english = select(rows, variant=BASE, seed=0, arm="english")
+    if not french or not english:
+        return []
+    stored = english[0]["tokens"] / LENGTH / english[0]["epochs"]
+    lines = []
+    for row in french:
+        draws = row["ratio"] * row["tokens"] / LENGTH
+        lines.append([f"{row['arm']} %", f"{draws:,.0f}", f"{100 * seen_before(draws, stored):.0f} %"])
+    return [
+        "## Spaced repetition",
+        "It replays a row when it is about to be forgotten, so it can only place the rows that come again. Draws are "
+        f"uniform over {stored:,.0f} stored rows. This is how many rows of a phase are expected to be no news:\n",
+        markdown_table(["replay", "rows replayed", "of these, again"], lines),
+        "At small ratios there is next to nothing to space. So there is no key for it.\n",
+    ]
 
 
 def tried(report: dict[str, Any]) -> list[str]:

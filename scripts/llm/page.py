@@ -23,7 +23,7 @@ from scripts.common.report import write_text
 from scripts.common.spread import Spread
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
-from scripts.llm.levers import budgets, more_for_the_same, slow_weights, tried
+from scripts.llm.levers import budgets, more_for_the_same, slow_weights, spaced, tried
 from scripts.llm.plan import BASE, BUDGET, JOINT, LANGUAGES, SIZES, VARIANT_RATIOS, variants
 from scripts.llm.plots import plot_llm
 from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
@@ -110,6 +110,7 @@ def build(docs: Path) -> Path:
     parts += more_for_the_same(report["rows"]) + budgets(report["rows"]) + held_back(report["rows"])
     if (docs / TRIED).is_file():
         parts += tried(json.loads((docs / TRIED).read_text()))
+    parts += spaced(report["rows"])
     if (docs / SLOW).is_file():
         parts += slow_weights(json.loads((docs / SLOW).read_text()))
     if (docs / PRETRAINED).is_file():

@@ -16,7 +16,7 @@ from scripts.llm import data as llm_data
 from scripts.llm import page as llm_page
 from scripts.llm import train as train_llm
 from scripts.llm.data import END_TOKEN, LANGUAGES, LENGTH, held_out, rows_of, text_of
-from scripts.llm.levers import budgets, fixed_ratio, more_for_the_same, slow_weights, tried
+from scripts.llm.levers import budgets, fixed_ratio, more_for_the_same, seen_before, slow_weights, spaced, tried
 from scripts.llm.plan import BASE, BUDGET, JOINT, RISING, Run, Setting, config_of, key_of, plan, variants
 from scripts.llm.results import Row, cost_on_new, gap_closed, summarise
 from tests.helpers.paths import ROOT
@@ -306,3 +306,10 @@ def test_slow_weights_are_compared_with_those_that_were_trained() -> None:
     rows += [{"weights": "average over 100 steps", "english": 3.49, "french": 2.68}]
     text = "\n".join(slow_weights({"summary": {"seed": 9, "weight": 4}, "rows": rows}))
     assert "better by 0.010 and 0.020" in text
+
+
+def test_the_share_of_rows_that_come_again_is_that_of_uniform_draws() -> None:
+    drawn = np.random.default_rng(0).integers(1000, size=(200, 400))
+    again = np.mean([1 - len(np.unique(one)) / 400 for one in drawn])
+    assert seen_before(400, 1000) == pytest.approx(float(again), abs=0.01)
+    assert spaced([]) == []
