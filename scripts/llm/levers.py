@@ -78,7 +78,7 @@ def fixed_ratio(rows: Sequence[Row], loss: float) -> float | None:
 
 def seen_before(draws: float, rows: float) -> float:
     """The share of uniform draws from so many rows that bring a row which came before."""
-    distinct = rows * (1 - (1 - 1 / rows) ** draws)
+    distinct: float = rows * (1 - (1 - 1 / rows) ** draws)
     return 1 - distinct / draws
 
 
