@@ -142,7 +142,12 @@ def test_frameworks_are_compared_and_none_is_required(
 def test_every_extra_of_a_user_is_told(installed: Callable[..., None]) -> None:
     installed(**{name.replace("-", "_"): None for name in packages.FRAMEWORKS})
     text = " ".join(finding.text for finding in packages.check_packages())
-    extras = set(metadata.metadata("rehearsal_plugin").get_all("Provides-Extra") or ()) - {"dev", "plot", "horovod"}
+    extras = set(metadata.metadata("rehearsal_plugin").get_all("Provides-Extra") or ()) - {
+        "dev",
+        "docs",
+        "plot",
+        "horovod",
+    }
     assert not {extra for extra in extras if f"rehearsal_plugin[{extra}]" not in text}
     assert "install_horovod.sh" in text
 

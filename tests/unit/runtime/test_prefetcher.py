@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ def test_an_error_of_the_job_names_rank_and_step_and_comes_again(job: Job, monke
 def test_it_goes_on_from_its_state(job: Job) -> None:
     for number in range(4):
         job.step(number)
-    loaded, state = Job(), job.prefetcher.state_dict()  # which waits until the rows are written
+    loaded, state = Job(), deepcopy(job.prefetcher.state_dict())  # as in a file; it waits until the rows are written
     loaded.prefetcher.buffer.load_state_dict(job.prefetcher.buffer.state_dict())
     loaded.prefetcher.load_state_dict(state)
     for number in range(4, 7):
