@@ -84,7 +84,7 @@ def seen_before(draws: float, rows: float) -> float:
 
 def spaced(rows: Sequence[Row]) -> list[str]:
     """How often a replayed row comes again, which is all that spaced repetition could place better."""
-    french = [row for row in select(rows, variant=BASE, seed=0, after="french") if row["arm"] in ("5", "25", "50")]
+    french = [row for row in select(rows, variant=BASE, seed=0, after="french") if row["ratio"] >= 0.05]
     english = select(rows, variant=BASE, seed=0, arm="english")
     if not french or not english:
         return []

@@ -42,7 +42,7 @@ def test_no_script_is_run_by_its_path() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "scripts").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_package_of_scripts_imports_only_what_is_common(path: Path) -> None:
     package = path.relative_to(ROOT / "scripts").parts[0]
-    shared = {package, "common", *(["llm"] if package == "examples" else [])}
+    shared = {package, "common", *{"examples": ["llm"], "gpu": ["benchmarks"]}.get(package, [])}
     assert set(re.findall(r"^\s*from scripts\.(\w+)", path.read_text(), re.MULTILINE)) <= shared
 
 

@@ -63,7 +63,7 @@ def test_a_part_is_skipped_where_gpus_or_time_are_missing(tmp_path: Path) -> Non
 
 def test_figures_are_those_that_a_part_left_behind_now(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text('{"old": 1}')
-    write = "import sys, json; json.dump({'new': 2.0}, open(sys.argv[1], 'w'))"
+    write = "import sys, json; json.dump(dict(new=2.0), open(sys.argv[1], 'w'))"
     with (tmp_path / "log.txt").open("w") as log:
         assert outcome(Part("one", 0, 60, ("-c", write, "{out}")), 0, 60, tmp_path, log)["figures"] == {"new": 2.0}
         assert outcome(Part("one", 0, 60, ("-c", "pass")), 0, 60, tmp_path, log)["figures"] == {}

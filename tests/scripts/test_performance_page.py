@@ -122,7 +122,8 @@ def test_sections_without_a_report_are_left_out(tmp_path: Path) -> None:
     page = performance_page.build(tmp_path).read_text()
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == ["`rehearsal plan`"]
     for command in performance_page.PLANS:
-        assert f"$ {command}\n┌" in page
+        assert f"$ {command}\n" in page
+    assert page.count("┌") == len(performance_page.PLANS), "each with its table"
 
 
 def test_the_largest_cluster_that_a_step_hides_is_the_last_below_it() -> None:

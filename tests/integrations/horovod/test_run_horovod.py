@@ -113,4 +113,4 @@ def test_without_a_framework_the_error_says_what_to_install() -> None:
 def test_an_unusable_file_is_named() -> None:
     command = [sys.executable, "-m", "rehearsal_plugin.run", "--rehearsal-config", "nowhere.yaml", __file__]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert "'nowhere.yaml' cannot be read" in done.stderr
+    assert "'nowhere.yaml' is no file; correct the path" in done.stderr
