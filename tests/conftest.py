@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import is_hypothesis_test, settings
 
-settings.register_profile("fast", max_examples=10)  # of scripts/test.sh --fast
+settings.register_profile("untimed", deadline=None)  # no test goes by the clock
+settings.register_profile("fast", settings.get_profile("untimed"), max_examples=10)  # of scripts/test.sh --fast
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(wrapper=True)

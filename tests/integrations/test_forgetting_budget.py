@@ -204,3 +204,21 @@ def test_other_ranks_take_over_what_was_known(tmp_path: Path) -> None:
     before = run_ranks(saved, 2, tmp_path)[0]
     for ratio, rise in (*run_ranks(taken_over, 1, tmp_path), *run_ranks(taken_over, 3, tmp_path)):
         assert (ratio, rise) == before
+
+
+def within_other_bounds(folder: Path) -> tuple[float, float, float]:
+    weight = torch.zeros((), requires_grad=True)
+    tighter = {**SECTION, "ratio": {**SECTION["ratio"], "max": 0.2}, "losses_every": 50}
+    with Rehearsal(tighter) as rehearsal:
+        rehearsal.load(folder)
+        told = rehearsal.metrics()["ratio"]
+        before = rehearsal.metrics()["rows_replayed"]
+        train(rehearsal, weight, 200, 240)
+        return told, (rehearsal.metrics()["rows_replayed"] - before) / (40 * ROWS), rehearsal.metrics()["ratio"]
+
+
+def test_other_bounds_hold_from_the_load_on(tmp_path: Path) -> None:
+    assert run_ranks(saved, 2, tmp_path)[0][0] > 0.3
+    for told, share, _ in run_ranks(within_other_bounds, 2, tmp_path):
+        assert told == pytest.approx(0.2)
+        assert share < 0.25, "but for rows that were on their way"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from rehearsal_plugin import Rehearsal
+from rehearsal_plugin import Rehearsal, RehearsalConfig
 from rehearsal_plugin.core.metrics import MOST_PENDING, Metrics
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, ConfigError, ForgettingError
+from rehearsal_plugin.runtime.loss_monitor import LossMonitor
 from rehearsal_plugin.runtime.token_losses import token_losses
 from tests.helpers.ranks import run_ranks
 from tests.helpers.samples import Batch, language, new_batch
@@ -333,3 +335,19 @@ def test_all_ranks_do_the_same_at_the_same_step_and_after_a_resumption(tmp_path:
     assert first == second
     assert first["resumed"]
     assert max(first["ratios"]) > 0.2
+
+
+@pytest.mark.parametrize("every", [2, 4, 5, 50])
+def test_measured_steps_of_a_budget_keep_no_rhythm(every: int) -> None:
+    """One step of each block, each place in the end: rows that come in a rhythm of their own are met."""
+    block = {"ratio": {"budget": 0.1}, "buffer": {"partition_by": "domain"}, "losses_every": every}
+    coordinator = SimpleNamespace(step=0)
+    monitor = LossMonitor(RehearsalConfig.load(block), coordinator)  # type: ignore[arg-type]
+    due = []
+    for coordinator.step in range(40 * every):
+        due += [coordinator.step] if monitor.due else []
+    assert [step // every for step in due] == list(range(40))
+    assert len({step % every for step in due}) > min(every, 25) * 0.7
+    steady = LossMonitor(RehearsalConfig.load({"losses_every": every}), coordinator)  # type: ignore[arg-type]
+    coordinator.step = 3 * every
+    assert steady.due
