@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         StorageError,
     )
     from rehearsal_plugin.integrations import Handle, attach
-    from rehearsal_plugin.integrations.transformers.callback import RehearsalCallback
+    from rehearsal_plugin.integrations.transformers.callback import RehearsalCallback as RehearsalCallback
     from rehearsal_plugin.rehearsal import Rehearsal
 
 __all__ = [
@@ -50,7 +50,6 @@ __all__ = [
     "MissingDependencyError",
     "Rehearsal",
     "RehearsalBuffer",
-    "RehearsalCallback",
     "RehearsalConfig",
     "RehearsalError",
     "RowLayout",
@@ -78,7 +77,7 @@ _HOMES = {
     "MissingDependencyError": "errors",
     "Rehearsal": "rehearsal",
     "RehearsalBuffer": "buffer.buffer",
-    "RehearsalCallback": "integrations.transformers.callback",  # needs transformers
+    "RehearsalCallback": "integrations.transformers.callback",  # needs transformers, so it is not in __all__
     "RehearsalConfig": "config",
     "RehearsalError": "errors",
     "RowLayout": "buffer.rows.layout",
@@ -113,4 +112,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_HOMES})

@@ -277,7 +277,6 @@ class Rehearsal(Checkpointed):
         if self._closed or os.getpid() != self._process:  # a forked child has no thread to wait for
             return
         self._closed = True
-        self.report.log_end(self._coordinator.totals(), self._coordinator.lifecycle.rank)
         atexit.unregister(self._at_exit)
         if self.hidden_states is not None:
             self.hidden_states.close()
@@ -285,6 +284,7 @@ class Rehearsal(Checkpointed):
             self._coordinator.lifecycle.close(self.config.exchange.timeout_s if drain_s is None else drain_s)
         finally:
             self._saver.close()
+            self.report.log_end(self._coordinator.totals(), self._coordinator.lifecycle.rank)
 
     def __enter__(self) -> Rehearsal:
         return self

@@ -17,7 +17,7 @@ def test_the_package_alone_imports_nothing() -> None:
     assert int(done.stdout) == 1
 
 
-@pytest.mark.parametrize("name", rehearsal_plugin.__all__)
+@pytest.mark.parametrize("name", [*rehearsal_plugin.__all__, "RehearsalCallback"])
 def test_every_public_name_is_there(name: str) -> None:
     assert getattr(rehearsal_plugin, name).__name__ == name
     assert name in dir(rehearsal_plugin)
@@ -29,7 +29,13 @@ def test_every_package_is_an_attribute(name: str) -> None:
 
 
 def test_a_name_is_listed_where_it_is_found() -> None:
-    assert {*rehearsal_plugin._HOMES, "initialize"} == set(rehearsal_plugin.__all__)
+    assert {*rehearsal_plugin._HOMES, "initialize"} == {*rehearsal_plugin.__all__, "RehearsalCallback"}
+
+
+def test_all_names_at_once_need_no_framework() -> None:
+    code = "import sys; sys.modules['transformers'] = None; from rehearsal_plugin import *; print(Rehearsal.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "Rehearsal\n", done.stderr
 
 
 def test_another_name_is_refused() -> None:

@@ -231,6 +231,25 @@ def test_closing_a_rehearsal_that_never_saw_a_batch() -> None:
     rehearsal.close()
 
 
+def test_the_background_has_ended_before_the_report_is_made_and_whatever_that_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rehearsal = alone()
+    rehearsal.update(new_batch(0, 0, SIZE))
+    threads = []
+
+    def fail(*_: object) -> None:
+        threads.extend(thread.name for thread in threading.enumerate() if thread.name.startswith("rehearsal"))
+        raise RuntimeError("the device is gone")
+
+    before = [thread.name for thread in threading.enumerate() if thread.name.startswith("rehearsal")]
+    monkeypatch.setattr(rehearsal.report, "log_end", fail)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        rehearsal.close()
+    assert before
+    assert not threads
+
+
 def test_a_failure_in_the_background_is_raised_at_the_next_update_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     with alone() as rehearsal:
         for step in range(3):
