@@ -41,8 +41,8 @@ def check_schedule(schedule: Mapping[str, Any]) -> None:
         check_int(schedule[name])
     if not isinstance(schedule["known"], bool):
         raise ValueError("rows that are neither known nor unknown")
-    numbers = {"group_share": 1.0, "set": 0.0, **schedule}  # left out where nothing sets them, and by earlier releases
-    bounds = (("boost", 1.0, 1e6), ("most", 0.0, 1.0), ("group_share", 0.0, MOST_RANKS), ("set", 0.0, 1.0))
+    numbers = {"group_share": 1.0, **schedule}  # left out where nothing sets it
+    bounds = (("boost", 1.0, 1e6), ("most", 0.0, 1.0), ("group_share", 0.0, MOST_RANKS))
     for name, least, most in bounds:
         if type(numbers[name]) is not float or not least <= numbers[name] <= most:
             raise ValueError(f"{numbers[name]!r} is no number from {least} to {most}")

@@ -93,19 +93,20 @@ def load_rank(
     if not exact:
         coordinator.lifecycle.go_on_as(run)
         _load_share(files, listed, parts, device)
-        if new_on is None and parts.config.follows_losses:
-            _load_forgetting(meta, file, parts)
+    if new_on is None and parts.config.follows_losses:
+        _load_forgetting(meta, file, parts, exact=exact)
 
 
-def _load_forgetting(meta: Mapping[str, Any], file: SavedFile, parts: JobParts) -> None:
+def _load_forgetting(meta: Mapping[str, Any], file: SavedFile, parts: JobParts, *, exact: bool) -> None:
     """Go on from the levels that the ranks of the checkpoint knew, all the same ones, where partitions are the same."""
     supply = (meta["state"]["progress"] or {}).get("supply") or {}
     same_partitions = meta["job"].get("partition_by") == parts.config.buffer.partition_by
     if "forgetting" in supply and same_partitions:
-        record = unpack_record(*file)
-        assert record.progress is not None  # as above
-        known, coordinator = record.progress["supply"]["forgetting"], parts.coordinator
-        coordinator.losses.go_on_from([known], coordinator.queue.ratio)
+        if not exact:  # else it is loaded with all the rest
+            record = unpack_record(*file)
+            assert record.progress is not None  # as above
+            known, coordinator = record.progress["supply"]["forgetting"], parts.coordinator
+            coordinator.losses.go_on_from([known], coordinator.queue.ratio)
     elif not parts.coordinator.lifecycle.rank:
         LOG.warning(
             "%s knows of no loss to compare with, so the forgetting budget and the mixture begin anew with this load",

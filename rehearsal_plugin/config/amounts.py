@@ -14,7 +14,7 @@ from rehearsal_plugin.config.running import ExchangeConfig
 from rehearsal_plugin.config.section import Section
 from rehearsal_plugin.config.size import INT64
 
-__all__ = ["GuardConfig", "Ratio", "RatioBudget", "RatioSchedule", "broken_amounts", "broken_guard"]
+__all__ = ["GuardConfig", "Ratio", "RatioBudget", "RatioSchedule", "broken_amounts"]
 
 
 class RatioBudget(Section):
@@ -135,7 +135,7 @@ def broken_amounts(config: Amounts) -> Iterator[str]:
     if config.ratio is None and config.ratio_in == "tokens":
         yield "rehearsal.ratio_in is 'tokens', and rehearsal.representatives counts rows; give 'ratio'"
     yield from _broken_budget(config)
-    yield from broken_guard(config)
+    yield from _broken_guard(config)
 
 
 def _broken_budget(config: Amounts) -> Iterator[str]:
@@ -173,7 +173,7 @@ def _broken_budget(config: Amounts) -> Iterator[str]:
         )
 
 
-def broken_guard(config: Amounts) -> Iterator[str]:
+def _broken_guard(config: Amounts) -> Iterator[str]:
     """What keeps the guard from seeing or doing anything."""
     guard = config.guard
     if guard is None:

@@ -110,7 +110,7 @@ class ReplayRatio:
         self._each = each.numerator, each.denominator
 
     def set(self, ratio: float) -> None:
-        """From the next step on ask for this ratio, whatever the config says."""
+        """From the next step on ask for this ratio, whatever the config says; a checkpoint does not keep it."""
         self._set = ratio
 
     def boost(self, factor: float, most: float) -> None:
@@ -161,8 +161,7 @@ class ReplayRatio:
         boost = {"boost": self._boost, "most": self._most}
         numerator, denominator = self._carry.reduced
         group = {} if self._group_share == 1 else {"group_share": float(self._group_share)}
-        controlled = {} if self._set is None else {"set": self._set}
-        return {"numerator": numerator, "denominator": denominator, **learnt, **boost, **group, **controlled}
+        return {"numerator": numerator, "denominator": denominator, **learnt, **boost, **group}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave.
@@ -176,8 +175,6 @@ class ReplayRatio:
         self._carry = ExactSum((numerator, denominator))
         self._rows, self._tokens, self._known = state["rows"], state["tokens"], state["known"]
         self._boost, self._most = state["boost"], state["most"]
-        if self._set is not None:  # a budget that was given since begins anew
-            self._set = float(state.get("set", self._set))
         self.share_among_groups(state.get("group_share", 1.0))
 
     def _ratio_at(self, step: int) -> float:

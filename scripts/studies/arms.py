@@ -4,7 +4,10 @@ An arm is a method, a size of the buffer and a seed. Its result is a row of the 
 for every task and metric::
 
     {"table": "buffers", "method": "er", "buffer_percent": 5.0, "seed": 0, "representatives": 32, "candidates": null,
-     "after_task": 3, "accuracy_task_1": 0.91, ..., "seconds": 21.3, "buffer_mib": 2.4}
+     "after_task": 3, "accuracy_task_1": 0.91, ..., "accuracy_constant_task_1": 0.5, ..., "seconds": 21.3,
+     "buffer_mib": 2.4}
+
+A constant is the best answer that does not look at its input: who is no better has learnt nothing.
 """
 
 from __future__ import annotations
@@ -78,7 +81,14 @@ def arm_grid(buffers: Iterable[float], seeds: Iterable[int], representatives: in
 
 
 def evaluation_row(
-    arm: Arm, after_task: int, values: Mapping[str, Sequence[float]], *, seconds: float, buffer_mib: float, **more: Any
+    arm: Arm,
+    after_task: int,
+    values: Mapping[str, Sequence[float]],
+    *,
+    seconds: float,
+    buffer_mib: float,
+    constants: Mapping[str, Sequence[float]] | None = None,
+    **more: Any,
 ) -> Row:
     """One evaluation as a line of the report.
 
@@ -88,7 +98,9 @@ def evaluation_row(
         values: By name of the metric, a value for each task.
         seconds: Training time so far, without evaluations.
         buffer_mib: Memory of the stored rows of all ranks.
+        constants: The same values of the best constant answer.
         more: Further columns of the study.
     """
-    tasks = {f"{name}_task_{task}": value for name, line in values.items() for task, value in enumerate(line, 1)}
+    columns = {**values, **{f"{name}_constant": line for name, line in (constants or {}).items()}}
+    tasks = {f"{name}_task_{task}": value for name, line in columns.items() for task, value in enumerate(line, 1)}
     return {**asdict(arm), "after_task": after_task, **tasks, "seconds": seconds, "buffer_mib": buffer_mib, **more}

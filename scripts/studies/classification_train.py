@@ -139,11 +139,17 @@ class Course:
         accuracies: list[float] = (counts[0] / counts[1]).tolist()
         return accuracies
 
+    def constant(self) -> list[float]:
+        """Accuracy on each task of the answer that is always the same class, its most frequent one."""
+        counts = np.bincount(self.images.test_labels, minlength=CLASSES).reshape(TASKS, CLASSES_PER_TASK)
+        accuracies: list[float] = (counts.max(1) / counts.sum(1)).tolist()
+        return accuracies
+
 
 def train(arm: Arm, knobs: Knobs, course: Course, progress: tqdm[Any]) -> list[Row]:
     """One arm, with an evaluation after each task."""
     learner, seconds, rows = new_learner(arm, knobs, course.capacity(arm)), 0.0, []
-    steps = itertools.count()
+    steps, constants = itertools.count(), {"accuracy": course.constant()}
     for after_task, batches in _batches_before_evaluations(arm, course):
         dist.barrier()
         start = time.perf_counter()
@@ -153,9 +159,8 @@ def train(arm: Arm, knobs: Knobs, course: Course, progress: tqdm[Any]) -> list[R
             progress.update()
         seconds += time.perf_counter() - start
         values = {"accuracy": course.evaluate(learner.model.module)}
-        rows.append(
-            evaluation_row(arm, after_task, values, seconds=seconds, buffer_mib=learner.buffer_mib(), **asdict(knobs))
-        )
+        measured: dict[str, Any] = {"seconds": seconds, "buffer_mib": learner.buffer_mib(), "constants": constants}
+        rows.append(evaluation_row(arm, after_task, values, **measured, **asdict(knobs)))
     learner.close()
     return rows
 

@@ -22,7 +22,7 @@ from scripts.common.report import write_text
 from scripts.common.tables import markdown_table
 from scripts.studies.arms import METHODS, Row
 from scripts.studies.plots import plot_study
-from scripts.studies.results import Metric, group_seeds, table_cells
+from scripts.studies.results import NOT_LEARNT, Metric, group_seeds, table_cells
 
 __all__ = ["STUDIES", "Study", "build"]
 
@@ -183,7 +183,12 @@ def section(study: Study, report: Report, docs: Path) -> str:
     """The part of the page about one study."""
     summary, rows = report["summary"], report["rows"]
     parts = [f"## {study.title}", study.text, environment(study, report)]
-    lines = [goal.line(summary[goal.key], quartiles(summary, goal.key)) for goal in study.goals]
+    lines = [
+        goal.line(summary[goal.key], quartiles(summary, goal.key))
+        if goal.key in summary
+        else [f"`{goal.key}`: {goal.meaning}", "", NOT_LEARNT, ""]
+        for goal in study.goals
+    ]
     parts.append(markdown_table(["goal", "bound", "measured", ""], lines))
     drifts = list(dict.fromkeys(line.get("drift") for line in rows if line["table"] == "buffers"))
     for drift in drifts:

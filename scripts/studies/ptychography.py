@@ -27,9 +27,8 @@ from scripts.common.tables import print_table
 from scripts.studies.arms import Row
 from scripts.studies.command import publish_choice, study_parser
 from scripts.studies.knobs import CHOOSE
-from scripts.studies.ptychography_plan import METRICS, SIZES, Size, chosen, of_drift, summarise
-from scripts.studies.results import group_seeds, table_cells
-from scripts.studies.scan_stream import DRIFTS
+from scripts.studies.ptychography_plan import METRICS, SIZES, Size, chosen, of_drift, reduction_of, summarise
+from scripts.studies.results import NOT_LEARNT, group_seeds, table_cells
 
 
 def main(argv: Sequence[str]) -> int:
@@ -77,7 +76,7 @@ def publish(rows: list[Row], size: Size, folder: Path, ranks: int) -> None:
 
     summary = summarise(rows) | {"steps_a_task": size.course.steps, "seeds": len(size.seeds)}
     report = write_report(folder, summary, rows, ranks=ranks)
-    for drift in DRIFTS:
+    for drift in size.buffers:
         for metric in METRICS:
             groups, title = group_seeds(of_drift(rows, drift), metric), f"{metric.label}, drift of {drift}"
             plot_study(groups, metric, title, folder / f"{drift}_{metric.name}.png")
@@ -86,6 +85,9 @@ def publish(rows: list[Row], size: Size, folder: Path, ranks: int) -> None:
                 print_table(f"{title}, er with other r and c", *table_cells(draws, tasks=False, digits=4))
     for name, value in summary.items():
         print(f"{name:48}{value:10.4g}")
+    for metric in METRICS:
+        if reduction_of(metric) not in summary:
+            print(f"{reduction_of(metric):48}{NOT_LEARNT}")
     print(report, flush=True)
 
 

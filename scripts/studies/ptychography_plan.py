@@ -21,6 +21,7 @@ __all__ = [
     "Size",
     "chosen",
     "of_drift",
+    "reduction_of",
     "summarise",
 ]
 
@@ -131,7 +132,7 @@ ONE_BUFFER = dict.fromkeys(DRIFTS, (COMMON,))
 FULL = Course(tasks=6, steps=80, batch=16, start_task=1, scans=1)
 SIZES = {
     "smoke": Size(replace(FULL, tasks=3, steps=3), seeds=(0,), buffers=ONE_BUFFER, draws=((8, 4),)),
-    "small": Size(replace(FULL, tasks=4, steps=40), seeds=(0,), buffers=ONE_BUFFER, draws=((8, 8), (32, 8))),
+    "small": Size(FULL, seeds=(0,), buffers={"photons": (COMMON,)}),
     "full": Size(FULL, draws=((4, 8), (8, 8), (16, 8), (32, 8), (16, 2), (16, 16))),
     CHOOSE: Size(FULL, seeds=(100,), buffers={"photons": (COMMON,)}),
 }
@@ -140,19 +141,28 @@ SIZES = {
 def summarise(rows: Sequence[Row]) -> dict[str, float]:
     """Share of the forgetting of incremental training that er with the common buffer takes away.
 
-    For each metric and drift, and for each metric the least over the drifts; beside it how much is forgotten.
+    For each metric and drift, and for each metric the least over the drifts; beside it how much is forgotten. What
+    was not learnt, `learnt_phase_photons` being 0, or not forgotten has no share: there is nothing to take away.
     """
     summary: dict[str, float] = {}
     for metric in METRICS:
         name, reductions = metric.name.removesuffix("_error"), {}
-        for drift in DRIFTS:
+        for drift in dict.fromkeys(line["drift"] for line in rows):
             groups = group_seeds(of_drift(rows, drift), metric)
-            lost, kept = (_forgetting(find_group(groups, *arm)) for arm in ((INCREMENTAL, 0.0), (ER, COMMON)))
-            # Where nothing was forgotten there is nothing to take away.
-            reductions[f"forgetting_reduction_{name}_{drift}"] = 1 - kept / lost if lost > 0 else 0.0
+            incremental, er = (find_group(groups, *arm) for arm in ((INCREMENTAL, 0.0), (ER, COMMON)))
+            lost, kept = _forgetting(incremental), _forgetting(er)
+            if incremental.learnt and lost > 0:
+                reductions[f"{reduction_of(metric)}_{drift}"] = 1 - kept / lost
             summary |= {f"forgetting_{name}_{drift}_incremental": lost, f"forgetting_{name}_{drift}_er": kept}
-        summary |= {f"forgetting_reduction_{name}": min(reductions.values()), **reductions}
+            summary[f"learnt_{name}_{drift}"] = float(incremental.learnt)
+        if reductions:
+            summary |= {reduction_of(metric): min(reductions.values()), **reductions}
     return summary
+
+
+def reduction_of(metric: Metric) -> str:
+    """What the summary calls the least share of the forgetting that er takes away; left out where there is none."""
+    return f"forgetting_reduction_{metric.name.removesuffix('_error')}"
 
 
 def chosen(rows: Sequence[Row]) -> list[tuple[str, Knobs, float]]:

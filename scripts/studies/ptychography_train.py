@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from tqdm import tqdm
 
 from scripts.studies.arms import SCRATCH, Arm, Row, evaluation_row
@@ -27,6 +28,8 @@ from scripts.studies.scan_stream import DRIFTS, Producer
 
 __all__ = ["train_arms"]
 
+TARGETS = ("amplitude", "phase")
+
 
 def new_learner(arm: Arm, knobs: Knobs, course: Course) -> Learner:
     """The network of an arm; where its method replays, it begins after `course.start_task` tasks."""
@@ -34,7 +37,7 @@ def new_learner(arm: Arm, knobs: Knobs, course: Course) -> Learner:
     section = rehearsal_section(arm, knobs, course.capacity(arm))
     if section is not None:
         section["start_step"] = course.start_task * course.steps
-    fields = ("diffraction", "amplitude", "phase")
+    fields = ("diffraction", *TARGETS)
     return Learner(PtychoNet(), partial(torch.optim.Adam, lr=knobs.lr), reconstruction_loss, fields, section)
 
 
@@ -51,6 +54,7 @@ class ArmTrainer:
         course, waited = self.size.course, self.producer.waited_s
         plan = course.plan(drift, arm.seed, dist.get_rank())
         held_out = [tensors(samples) for samples in plan.held_out(course.scans)]
+        constants = errors_of_a_constant(held_out)
         # The upper bound takes as many samples a step as those that replay.
         stream = self.producer.stream(plan, shuffled=self.size.rows_a_step if arm.method == SCRATCH else None)
         seconds, rows = 0.0, []
@@ -63,7 +67,15 @@ class ArmTrainer:
                 wait = self.producer.waited_s - waited
                 rows.append(
                     evaluation_row(
-                        arm, task, values, seconds=seconds, buffer_mib=memory, waited_s=wait, drift=drift, **vars(knobs)
+                        arm,
+                        task,
+                        values,
+                        seconds=seconds,
+                        buffer_mib=memory,
+                        constants=constants,
+                        waited_s=wait,
+                        drift=drift,
+                        **vars(knobs),
                     )
                 )
         return rows
@@ -106,16 +118,23 @@ def describe_result(rows: Sequence[Row]) -> str:
 @torch.no_grad()
 def errors(model: torch.nn.Module, held_out: list[Batch]) -> dict[str, list[float]]:
     """Mean absolute errors on the held-out samples of every task; each rank looks at objects of its own."""
-    sums = torch.tensor([_errors(model, batch) for batch in held_out], dtype=torch.float64)
+    return _errors([(batch, model(batch["diffraction"])) for batch in held_out])
+
+
+def errors_of_a_constant(held_out: list[Batch]) -> dict[str, list[float]]:
+    """The same errors of the answer that is best for all pixels of a task on this rank: their median."""
+    return _errors([(batch, [batch[name].median() for name in TARGETS]) for batch in held_out])
+
+
+def _errors(answers: Iterable[tuple[Batch, Sequence[Tensor]]]) -> dict[str, list[float]]:
+    own = [
+        [(ours - batch[name]).abs().mean().item() for name, ours in zip(TARGETS, maps, strict=True)]
+        for batch, maps in answers
+    ]
+    sums = torch.tensor(own, dtype=torch.float64)
     dist.all_reduce(sums)
-    amplitude, phase = (sums / dist.get_world_size()).T.tolist()
-    return {"amplitude_error": amplitude, "phase_error": phase}
-
-
-def _errors(model: torch.nn.Module, batch: Batch) -> list[float]:
-    maps = model(batch["diffraction"])
-    targets = (batch["amplitude"], batch["phase"])
-    return [(ours - right).abs().mean().item() for ours, right in zip(maps, targets, strict=True)]
+    means = (sums / dist.get_world_size()).T.tolist()
+    return {f"{name}_error": by_task for name, by_task in zip(TARGETS, means, strict=True)}
 
 
 def tensors(samples: Samples) -> Batch:

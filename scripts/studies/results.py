@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from scripts.common.spread import Spread
 from scripts.studies.arms import METHODS, Arm, Row
 
-__all__ = ["Group", "Metric", "find_group", "group_seeds", "table_cells"]
+__all__ = ["NOT_LEARNT", "Group", "Metric", "find_group", "group_seeds", "table_cells"]
+
+NOT_LEARNT = "not learnt"
+"""Stands in tables for a forgetting that says nothing, as there was nothing to forget."""
+
+LEAST_LEARNT = 0.1
+"""The share of what the best constant answer lacks that a method has to make good."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Group:
         tasks: Value of each task.
         average: Mean value over the tasks.
         forgetting: Mean over the tasks of how much worse they are than they once were; None after one evaluation.
+        learnt: Whether the tasks, each at its best, beat the best constant answer; True where rows do not tell.
         seconds: Training time.
         buffer_mib: Memory of the stored rows of all ranks.
     """
@@ -46,6 +53,7 @@ class Group:
     tasks: list[Spread]
     average: Spread
     forgetting: Spread | None
+    learnt: bool
     seconds: Spread
     buffer_mib: float
 
@@ -83,7 +91,7 @@ def table_cells(groups: Iterable[Group], *, tasks: bool, digits: int = 3) -> tup
 
 def _line(one: Group, tasks: bool, digits: int) -> list[str]:
     values = [value.text(digits) for value in one.tasks] if tasks else []
-    forgetting = "" if one.forgetting is None else one.forgetting.text(digits)
+    forgetting = "" if one.forgetting is None else one.forgetting.text(digits) if one.learnt else NOT_LEARNT
     buffer = f"{one.arm.buffer_percent:g} %" if one.arm.buffer_percent else ""
     memory = f"{one.buffer_mib:.1f}" if one.buffer_mib else ""
     draws = [str(one.arm.representatives), str(one.arm.candidates or "all")] if one.arm.table == "rows" else []
@@ -108,14 +116,23 @@ def _group(arm: Arm, runs: Sequence[list[Row]], metric: Metric) -> Group:
         tasks=[Spread.of(values[:, -1, task]) for task in range(values.shape[2])],
         average=Spread.of(values[:, -1].mean(axis=1)),
         forgetting=Spread.of([one for one in forgotten if one is not None]) if None not in forgotten else None,
+        learnt=_learnt(values, [_values(run[-1], metric, "_constant") for run in runs], metric),
         seconds=Spread.of([run[-1]["seconds"] for run in runs]),
         buffer_mib=float(np.mean([run[-1]["buffer_mib"] for run in runs])),
     )
 
 
-def _values(line: Row, metric: Metric) -> list[float]:
-    """The metric's value for task 1, 2 and so on."""
-    names = sorted((name for name in line if re.fullmatch(rf"{metric.name}_task_\d+", name)), key=_number)
+def _learnt(values: NDArray[np.float64], constants: Sequence[Sequence[float]], metric: Metric) -> bool:
+    """Whether the tasks beat the constant answers `[seeds][tasks]`; `values` are `[seeds, evaluations, tasks]`."""
+    best = values.max(axis=1) if metric.higher_is_better else values.min(axis=1)
+    perfect = 1.0 if metric.higher_is_better else 0.0
+    lacking, still = (np.abs(perfect - np.asarray(one)).mean() if len(one[0]) else None for one in (constants, best))
+    return lacking is None or bool(still <= (1 - LEAST_LEARNT) * lacking)
+
+
+def _values(line: Row, metric: Metric, of: str = "") -> list[float]:
+    """The metric's value for task 1, 2 and so on; with `of` that of another answer."""
+    names = sorted((name for name in line if re.fullmatch(rf"{metric.name}{of}_task_\d+", name)), key=_number)
     return [float(line[name]) for name in names]
 
 

@@ -222,3 +222,27 @@ def test_other_bounds_hold_from_the_load_on(tmp_path: Path) -> None:
     for told, share, _ in run_ranks(within_other_bounds, 2, tmp_path):
         assert told == pytest.approx(0.2)
         assert share < 0.25, "but for rows that were on their way"
+
+
+def saved_without(folder: Path) -> None:
+    with Rehearsal({**SECTION, "ratio": 0.2}) as rehearsal:
+        train(rehearsal, torch.zeros((), requires_grad=True), 0, 40)
+        rehearsal.save(folder)
+
+
+def warnings_of_load(folder: Path) -> list[str]:
+    lines: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("rehearsal_plugin").addHandler(handler)
+    with Rehearsal(SECTION) as rehearsal:
+        rehearsal.load(folder)
+    return [line for line in lines if "knows of no loss" in line]
+
+
+@pytest.mark.parametrize("ranks", [1, 2], ids=["shared out", "exact"])
+def test_a_budget_that_begins_in_the_middle_of_a_job_says_so(ranks: int, tmp_path: Path) -> None:
+    run_ranks(saved_without, 2, tmp_path)
+    first, *others = run_ranks(warnings_of_load, ranks, tmp_path)
+    assert len(first) == 1
+    assert not any(others)

@@ -73,6 +73,16 @@ def test_forgetting_is_what_was_lost_since_the_best_evaluation_after_the_task() 
     assert one.forgetting.mean == pytest.approx((0.4 - 0.1) / 2)
 
 
+@pytest.mark.parametrize(("best", "learnt"), [(0.54, False), (0.56, True)])
+def test_what_hardly_beats_a_constant_answer_is_not_learnt(best: float, learnt: bool) -> None:
+    constants = {"accuracy_constant_task_1": 0.5, "accuracy_constant_task_2": 0.5}
+    rows = [line | constants for line in run(ER, [best, 0.0], [0.3, best])]
+    groups = group_seeds(rows, ACCURACY)
+
+    assert groups[0].learnt is learnt
+    assert ("not learnt" in table_cells(groups, tasks=False)[1][0]) is not learnt
+
+
 def test_an_error_is_forgotten_when_it_rises() -> None:
     (one,) = group_seeds(run(ER, [0.2, 0.9], [0.5, 0.3], metric="error"), ERROR)
 

@@ -236,7 +236,7 @@ def test_the_background_has_ended_before_the_report_is_made_and_whatever_that_ra
 ) -> None:
     rehearsal = alone()
     rehearsal.update(new_batch(0, 0, SIZE))
-    threads = []
+    threads: list[str] = []
 
     def fail(*_: object) -> None:
         threads.extend(thread.name for thread in threading.enumerate() if thread.name.startswith("rehearsal"))
