@@ -127,6 +127,11 @@ them. Errors are mean absolute errors on patterns that were not trained on. Noth
 
 All methods have one learning rate. The weights in the losses are those that did best with `--size choose`: on the
 drift of photons, with a buffer of 10 % and a seed that is not reported.
+
+Hold the errors against an answer that does not look at the pattern. The median of a task is off by 0.13 in amplitude
+and by 0.27 rad in phase. So 80 steps learn little of the phase: on the drift of photons training from scratch itself
+is a tenth better than the median. What a method forgets there says little. New reports have this answer for every
+task, and say *not learnt* where a method makes good less than a tenth of its error.
 """,
     (
         Metric("amplitude_error", "amplitude error", higher_is_better=False, digits=4),

@@ -47,7 +47,8 @@ def _against_buffer(panel: Axes, groups: Sequence[Group], name: str) -> None:
         if level is not None:
             panel.axhline(level.mean, color=COLOURS[method], linestyle="--", label=method)
             _shade(panel, sizes, [level] * len(sizes), method)
-    for method in REPLAYING:
+    trained = {one.arm.method for one in groups}
+    for method in (one for one in REPLAYING if one in trained):
         values = [getattr(find_group(groups, method, size), name) for size in sizes]
         means, bars = [one.mean for one in values], [one.deviation or 0.0 for one in values]
         panel.errorbar(sizes, means, bars, marker="o", markersize=4, capsize=3, color=COLOURS[method], label=method)

@@ -89,6 +89,7 @@ class Size:
         seeds: Of every arm.
         buffers: By drift, percent of the samples; each holds `COMMON`.
         draws: Pairs of r and c, tried with er, the common buffer, the first seed and the drift of photons.
+        methods: Of training.
     """
 
     course: Course
@@ -100,6 +101,7 @@ class Size:
     )
 
     draws: tuple[tuple[int, int], ...] = ()
+    methods: tuple[str, ...] = METHODS
 
     @property
     def rows_a_step(self) -> int:
@@ -125,6 +127,7 @@ class Size:
             (drift, replace(arm, candidates=self.candidates if arm.buffer_percent else None))
             for drift in self.buffers
             for arm in arm_grid(self.buffers[drift], self.seeds, self.representatives)
+            if arm.method in self.methods
         ]
 
 
@@ -132,7 +135,9 @@ ONE_BUFFER = dict.fromkeys(DRIFTS, (COMMON,))
 FULL = Course(tasks=6, steps=80, batch=16, start_task=1, scans=1)
 SIZES = {
     "smoke": Size(replace(FULL, tasks=3, steps=3), seeds=(0,), buffers=ONE_BUFFER, draws=((8, 4),)),
-    "small": Size(FULL, seeds=(0,), buffers={"photons": (COMMON,)}),
+    "small": Size(
+        FULL, seeds=(0,), buffers={"defocus": (COMMON,), "photons": (COMMON,)}, methods=(SCRATCH, INCREMENTAL, ER)
+    ),
     "full": Size(FULL, draws=((4, 8), (8, 8), (16, 8), (32, 8), (16, 2), (16, 16))),
     CHOOSE: Size(FULL, seeds=(100,), buffers={"photons": (COMMON,)}),
 }

@@ -26,8 +26,10 @@ from scripts.studies.diffraction import (
     scan,
     texture,
 )
-from scripts.studies.ptychography_plan import COMMON, SIZES, summarise
+from scripts.studies.plots import plot_study
+from scripts.studies.ptychography_plan import COMMON, METRICS, SIZES, summarise
 from scripts.studies.reconstruction_model import PtychoNet, reconstruction_loss
+from scripts.studies.results import group_seeds
 from scripts.studies.scan_stream import DRIFTS, Plan, Producer, conditions
 from tests.helpers.chance import SIGNIFICANCE
 from tests.helpers.script_runs import read_report, run_module
@@ -77,6 +79,18 @@ def test_every_arm_tells_both_errors_of_every_task(out: Path) -> None:
             ]
             assert all(0 < error < 1 for error in errors)
         assert {task for of, method, task in lines if (of, method) == (drift, ER)} == set(range(1, tasks + 1))
+
+
+def test_the_small_size_is_drawn_with_the_methods_that_it_has(tmp_path: Path) -> None:
+    rows = [
+        line
+        for _, arm, _ in SIZES["small"].jobs()
+        for line in _rows(arm, (0.2, 0.1, 0.6) if arm.method != "from scratch" else (0.1,))
+    ]
+    (metric, _) = METRICS
+    plot_study(group_seeds(rows, metric), metric, "small", tmp_path / "small.png")
+
+    assert (tmp_path / "small.png").stat().st_size > 1000
 
 
 def test_rehearsal_begins_after_the_first_task(out: Path) -> None:
