@@ -15,6 +15,7 @@ from rehearsal_plugin.checkpoint.job_settings import job_settings
 from rehearsal_plugin.checkpoint.loading import JobParts, load_rank
 from rehearsal_plugin.checkpoint.record import Record, pack_record
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.core.slow_work import telling_when_slow
 from rehearsal_plugin.errors import CheckpointError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.strategies import Strategy
@@ -97,5 +98,6 @@ def _load(folder: Path, agreement: Agreement, parts: JobParts) -> int:
         with fetched_files(folder, spread, needed, parts.coordinator) as files:
             load_rank(files, parts, exact=agreement.exact, listed=[file.rows for file in spread.files])
 
-    on_all_ranks(load, folder, parts.coordinator)
+    with telling_when_slow(f"loading {folder}"):
+        on_all_ranks(load, folder, parts.coordinator)
     return agreement.last_number

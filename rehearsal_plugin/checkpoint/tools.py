@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,13 @@ def inspect(folder: Path) -> dict[str, Any]:
     }
 
 
-def reshard(folders: Sequence[Path], out: Path, ranks: int, capacity: int | None = None) -> int:
+def reshard(
+    folders: Sequence[Path],
+    out: Path,
+    ranks: int,
+    capacity: int | None = None,
+    each: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> int:
     """Share out the rows of one or several checkpoints between `ranks` new files.
 
     A job of any number of ranks can load them. It gets the rows, without those that were on their way between ranks.
@@ -83,6 +89,7 @@ def reshard(folders: Sequence[Path], out: Path, ranks: int, capacity: int | None
         out: Folder of the new files.
         ranks: Number of new files.
         capacity: Largest number of rows in a file, partitions in proportion; None for all rows.
+        each: Is given the ranks and gives them back one by one, as they are written: a place for a progress bar.
 
     Returns:
         Rows written.
@@ -95,7 +102,7 @@ def reshard(folders: Sequence[Path], out: Path, ranks: int, capacity: int | None
     files = [file for folder in folders for file in newest_files(folder)]
     step, first = max(rank_file.step for _, rank_file in files), unpack_record(*files[0])
     total = 0
-    for rank in range(ranks):
+    for rank in each(range(ranks)):
         rows = rows_for_rank(files, rank, ranks)
         if rows is not None and capacity is not None:
             rng = generator(0, Purpose.RESHARD, step, rank)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from rehearsal_plugin.checkpoint import tools
+from rehearsal_plugin.cli.progress import ProgressBar, busy
 from rehearsal_plugin.cli.tables import print_summary
 
 __all__ = ["export", "inspect", "merge", "reshard"]
@@ -27,7 +28,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show what is inside: rows, bytes, partitions, ages, origin."""
-    summary = tools.inspect(checkpoint)
+    with busy(f"reading {checkpoint}"):
+        summary = tools.inspect(checkpoint)
     if as_json:
         print(json.dumps(summary, indent=2))
     else:
@@ -41,7 +43,7 @@ def reshard(
     capacity: Annotated[int | None, typer.Option(min=1, help="Most rows of each rank; all when left out.")] = None,
 ) -> None:
     """Share out the rows for another number of ranks, as a job does by itself when it loads."""
-    print(f"{tools.reshard([checkpoint], out, ranks, capacity)} rows for {ranks} ranks in {out}")
+    _share_out([checkpoint], out, ranks, capacity)
 
 
 def merge(
@@ -51,7 +53,7 @@ def merge(
     capacity: Annotated[int | None, typer.Option(min=1, help="Most rows of each rank; all when left out.")] = None,
 ) -> None:
     """Put the rows of several checkpoints into one."""
-    print(f"{tools.reshard(checkpoints, out, ranks, capacity)} rows for {ranks} ranks in {out}")
+    _share_out(checkpoints, out, ranks, capacity)
 
 
 def export(
@@ -59,4 +61,12 @@ def export(
     path: Annotated[Path, typer.Argument(help="File to write: .safetensors, or .arrow with pyarrow installed.")],
 ) -> None:
     """Write the rows as columns, one a field."""
-    print(f"{tools.export(checkpoint, path)} rows in {path}")
+    with busy(f"writing {path}"):
+        rows = tools.export(checkpoint, path)
+    print(f"{rows} rows in {path}")
+
+
+def _share_out(checkpoints: list[Path], out: Path, ranks: int, capacity: int | None) -> None:
+    with ProgressBar("ranks", ranks) as progress:
+        rows = tools.reshard(checkpoints, out, ranks, capacity, each=progress.each)
+    print(f"{rows} rows for {ranks} ranks in {out}")

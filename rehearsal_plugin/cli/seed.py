@@ -10,8 +10,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from rehearsal_plugin.checkpoint import tools
@@ -26,6 +24,7 @@ from rehearsal_plugin.checkpoint.convert import (
     read_packed_tokens,
     synthesize_rows,
 )
+from rehearsal_plugin.cli.progress import ProgressBar, busy
 from rehearsal_plugin.cli.tables import print_summary
 
 __all__ = ["seed"]
@@ -82,8 +81,10 @@ def seed(
         batches = _read_data(files, needs, chosen, _parse_casts(cast or []))
     sample = Sample(rows, fields=chosen, constants=_parse_partitions(partition or []), seed=random_seed)
     _offer_rows(sample, batches, rows if from_model is not None else None)
-    sample.save(out, ranks, seen, source="data" if from_model is None else "a model")
-    print_summary(tools.inspect(out))
+    with busy(f"writing {out}"):
+        sample.save(out, ranks, seen, source="data" if from_model is None else "a model")
+        summary = tools.inspect(out)
+    print_summary(summary)
 
 
 @dataclass(frozen=True)
@@ -118,20 +119,12 @@ def _read_data(
 
 def _offer_rows(sample: Sample, batches: Iterator[dict[str, Tensor]], total: int | None) -> None:
     """Offer all rows, with a progress bar on a terminal."""
-    console = Console(stderr=True)
-    bar = (
-        TextColumn("rows"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*bar, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task, start = progress.add_task("rows", total=total, speed=""), time.monotonic()
+    with ProgressBar("rows", total) as progress:
+        start = time.monotonic()
         for batch in batches:
             sample.offer(batch)
             speed = sample.offered / max(1e-9, time.monotonic() - start)
-            progress.update(task, completed=sample.offered, speed=f"{speed:,.0f} rows/s")
+            progress.set(sample.offered, f"{speed:,.0f} rows/s")
 
 
 def _split_pairs(pairs: list[str], option: str) -> Iterator[tuple[str, str]]:
