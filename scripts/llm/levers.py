@@ -114,7 +114,10 @@ def tried(report: dict[str, Any]) -> list[str]:
         f"Settings are chosen on seed {told['seed']:.0f}, of which nothing else is reported. English was at "
         f"{told['english']:.3f} before French:\n",
         markdown_table(["arm", "English", "French", "replayed"], lines),
-        "A weight of 8 keeps no more than one of 4, and costs more. The budget of 2 % asked for the highest ratio, "
+        "```\npython -m scripts.llm.train --size full --first-seed 9 --seeds 1 --ratios 5 --no-german\n```\n",
+        "This trains all of them but two: for a weight of 8, and for replay from the middle on, change the variant in "
+        "`scripts/llm/plan.py`. A weight of 8 keeps no more than one of 4, and costs more. Replay that comes late "
+        "keeps less: what is forgotten by then is not learnt again in time. The budget of 2 % asked for the highest ratio, "
         f"0.5, until the learning rate fell, and ended at {told['ratio_at_end']:.2f}. The loss on replayed rows had "
         f"risen by {100 * told['rise_at_end']:.1f} % then, over a window of {told['window']:.0f} rows. The "
         "held-out loss was below what it was before. So short a window is noisy beside a budget of 2 %: the default is "

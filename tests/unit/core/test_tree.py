@@ -66,7 +66,11 @@ def test_leaves_are_called_by_the_keys_on_the_way() -> None:
     assert leaves_of(batch) == {"inputs.ids": 1, "labels.0": x, "labels.1.0": y, "none": None}
 
 
-@pytest.mark.parametrize("values", [[1, 2, 3], ("a", "b"), [None, "a"], [object()], [True]], ids=repr)
+@pytest.mark.parametrize(
+    "values",
+    [[1, 2, 3], ("a", "b"), [None, "a"], [object()], [True]],
+    ids=["integers", "texts", "nothing", "objects", "truth"],
+)
 def test_a_list_of_plain_values_is_one_leaf(values: Any) -> None:
     assert leaves_of({"x": torch.zeros(2), "deep": {"y": values}})["deep.y"] is values
 
