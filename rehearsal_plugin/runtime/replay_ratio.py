@@ -45,7 +45,7 @@ class ReplayRatio:
         self._set: float | None = None if config.ratio_budget is None else config.ratio_budget.middle
         self._boost = 1.0
         self._most = 0.0
-        self._group_share = Fraction(1)
+        self._group_factor, self._group_share = 1.0, Fraction(1)
         self._rows = self._tokens = 0  # what a row has: of new rows until the first one is replayed
         self._known = False
         self._carry = ExactSum()
@@ -92,9 +92,8 @@ class ReplayRatio:
 
     def share_among_groups(self, factor: float) -> None:
         """From now on ask for `factor` times as much; see `GroupShares`."""
-        exact = Fraction(round(factor * UNIT), UNIT)
-        if exact != self._group_share:
-            self._group_share = exact
+        if factor != self._group_factor:  # as at hardly any step
+            self._group_factor, self._group_share = factor, Fraction(round(factor * UNIT), UNIT)
             self._take_rate()
 
     def _take_rate(self) -> None:

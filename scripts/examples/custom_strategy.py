@@ -53,12 +53,8 @@ def train(strategy: str, ratio: float) -> torch.nn.Module:
     return model
 
 
-def main() -> None:
+if __name__ == "__main__":
     for name, strategy, ratio in (("without rehearsal", "er", 0.0), ("held to its word", "same_word", 0.25)):
         model = train(strategy, ratio)
         first, second = (percent_right(model, task) for task in range(TASKS))
         print(f"{name}: {first} of the first task, {second} of the second")
-
-
-if __name__ == "__main__":
-    main()

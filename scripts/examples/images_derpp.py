@@ -48,14 +48,10 @@ def train(section: dict[str, Any]) -> nn.Module:
     return model
 
 
-def main() -> None:
+if __name__ == "__main__":
     derpp = {"name": "der++", "alpha": 0.5, "beta": 1.0}
     section = {"buffer": {"capacity": 300}, "representatives": 8, "strategy": derpp}
     images, labels = load_task(0)
     for name, chosen in (("without rehearsal", {"ratio": 0.0}), ("with der++", section)):
         right = (train(chosen)(images).argmax(dim=1) == labels).float().mean()
         print(f"{name}: {10 * right:.0f} of 10 first digits are right")
-
-
-if __name__ == "__main__":
-    main()

@@ -3,41 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
-from scripts.common.spread import Spread
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
 from scripts.llm.plan import BASE, BUDGET, RISING
-from scripts.llm.results import Row, cost_on_new, gap_closed, losses, percent, select
+from scripts.llm.results import Row, budget_outcome, cost_on_new, fixed_ratio, gap_closed, losses, percent, select
 
-__all__ = ["budgets", "fixed_ratio", "more_for_the_same", "seen_before", "slow_weights", "spaced", "tried"]
+__all__ = ["budgets", "more_for_the_same", "seen_before", "slow_weights", "spaced", "tried"]
 
 
 def more_for_the_same(rows: Sequence[Row]) -> list[str]:
-    """The same 5 % of rows: as they come, and where the ratio rises and each counts more."""
-    lines = []
-    for name, variant in (("a constant ratio", BASE), (RISING, RISING)):
-        of_it = select(rows, variant=variant)
-        closed, cost = gap_closed(of_it, "5"), cost_on_new(of_it, "5")
-        ends = [losses(of_it, "5", "french", language) for language in ("english", "french")]
-        if closed is None or cost is None:
-            return []
-        seeds = len(select(of_it, arm="5", after="french"))
-        of_losses = ["" if end is None else end.text() for end in ends]
-        lines.append([name, *of_losses, percent(closed), percent(cost), str(seeds)])
+    """The same share of rows: as they come, and where the ratio rises and each counts more."""
+    lines = [
+        line
+        for arm in ("5", "25")
+        for name, variant in (("a constant ratio", BASE), (RISING, RISING))
+        if (line := _share_line(arm, name, select(rows, variant=variant)))
+    ]
+    if not select(rows, variant=RISING):
+        return []
     return [
-        "## More out of the same 5 %",
+        "## More out of the same rows",
         "Old rows count most at the end of a phase, when the learning rate falls. So let the ratio rise from 0 to "
-        "10 %, and let each replayed row count for four. You replay as many rows as with a constant 5 %:\n",
+        "twice what it is in the mean, and let each replayed row count for four. You replay as many rows as with a "
+        "constant ratio. This is the block for 5 %:\n",
         '```json\n{"ratio": 0.0, "ratio_schedule": {"to": 0.1, "steps": 3000}, "strategy": {"loss_weight": 4}}\n```\n',
         markdown_table(
-            ["5 % replay", "English", "French", "gap closed, English", "cost on French", "seeds"],
+            ["replay", "", "English", "French", "gap closed, English", "cost on French", "seeds"],
             lines,
         ),
-        "The weight was chosen on a seed that is not in the table.\n",
+        "The weight was chosen with 5 % on a seed that is not in the table.\n",
     ]
+
+
+def _share_line(arm: str, name: str, rows: Sequence[Row]) -> list[str]:
+    """One way to replay a share; empty where it was not run."""
+    closed, cost = gap_closed(rows, arm), cost_on_new(rows, arm)
+    if closed is None or cost is None:
+        return []
+    ends = [losses(rows, arm, "french", language) for language in ("english", "french")]
+    of_losses = ["" if end is None else end.text() for end in ends]
+    seeds = len(select(rows, arm=arm, after="french"))
+    return [f"{arm} %", name, *of_losses, percent(closed), percent(cost), str(seeds)]
 
 
 def budgets(rows: Sequence[Row]) -> list[str]:
@@ -47,11 +55,10 @@ def budgets(rows: Sequence[Row]) -> list[str]:
         return []
     lines = []
     for row in controlled:
-        told, steps_rows = row["rehearsal"], row["tokens"] / LENGTH
-        replayed = 2 * told["rows_replayed"] / steps_rows  # this rank's part is half of all
+        replayed, rise_seen = budget_outcome(row)
         (before,) = select(rows, variant=BASE, arm="english", seed=row["seed"])
         rise = row["english"] / before["english"] - 1
-        cells = [f"{100 * told['forgetting/0']:.1f} %", f"{100 * rise:.1f} %", f"{100 * replayed:.0f} %"]
+        cells = [f"{100 * rise_seen:.1f} %", f"{100 * rise:.1f} %", f"{100 * replayed:.0f} %"]
         fixed = fixed_ratio(rows, row["english"])
         cells += ["" if fixed is None else f"{100 * fixed:.0f} %", f"{row['french']:.3f}"]
         lines.append([str(row["seed"]), *cells])
@@ -63,17 +70,6 @@ def budgets(rows: Sequence[Row]) -> list[str]:
         "ratio* is the one that ends at the same loss on English, between the ratios of the table above.\n",
         markdown_table(heads, lines),
     ]
-
-
-def fixed_ratio(rows: Sequence[Row], loss: float) -> float | None:
-    """The constant ratio that ends at a loss on English, between those that were run; None beyond them."""
-    base = select(rows, variant=BASE, after="french")
-    arms = sorted({float(row["arm"]) for row in base if row["arm"].replace(".", "").isdigit()})
-    points = [(arm / 100, Spread.of([row["english"] for row in select(base, arm=f"{arm:g}")]).mean) for arm in arms]
-    for (low, above), (high, below) in pairwise(points):
-        if below <= loss <= above:
-            return low + (high - low) * (above - loss) / (above - below)
-    return None
 
 
 def seen_before(draws: float, rows: float) -> float:
@@ -117,9 +113,9 @@ def tried(report: dict[str, Any]) -> list[str]:
         "```\npython -m scripts.llm.train --size full --first-seed 9 --seeds 1 --ratios 5 --no-german\n```\n",
         "This trains all of them but two: for a weight of 8, and for replay from the middle on, change the variant in "
         "`scripts/llm/plan.py`. A weight of 8 keeps no more than one of 4, and costs more. Replay that comes late "
-        "keeps less: what is forgotten by then is not learnt again in time. The budget of 2 % asked for the highest ratio, "
-        f"0.5, until the learning rate fell, and ended at {told['ratio_at_end']:.2f}. The loss on replayed rows had "
-        f"risen by {100 * told['rise_at_end']:.1f} % then, over a window of {told['window']:.0f} rows. The "
+        "keeps less: what is forgotten by then is not learnt again in time.\n\nThe budget of 2 % asked for the highest "
+        f"ratio, 0.5, until the learning rate fell, and ended at {told['ratio_at_end']:.2f}. The loss on replayed rows "
+        f"had risen by {100 * told['rise_at_end']:.1f} % then, over a window of {told['window']:.0f} rows. The "
         "held-out loss was below what it was before. So short a window is noisy beside a budget of 2 %: the default is "
         "1,024.\n",
     ]

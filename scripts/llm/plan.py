@@ -23,11 +23,11 @@ from scripts.llm import data as llm_data
 __all__ = [
     "BASE",
     "BUDGET",
+    "BUDGETED",
     "JOINT",
     "LANGUAGES",
     "RISING",
     "SIZES",
-    "VARIANT_RATIOS",
     "Run",
     "Setting",
     "Size",
@@ -42,6 +42,7 @@ JOINT = "joint"
 BASE = "base"
 RISING = "a ratio that rises, and replayed rows count fourfold"
 BUDGET = "a forgetting budget of 2 %"
+BUDGETED = 0.02
 
 BOUNDS: dict[str, Any] = {"min": 0.02, "max": 0.5}
 """Of the ratio under a budget. Steps have eight rows, so a lower one would hardly see any."""
@@ -62,6 +63,7 @@ class Setting:
         rising: Whether the ratio rises in the course of a phase, from 0 to twice what it is in the mean.
         budget: By which part the loss on replayed rows may rise, in place of ratios; None for ratios.
         seeds: How many seeds it is run with, at most as many as the recipe has.
+        ratios: That it is run with, in percent.
     """
 
     steps: int
@@ -73,6 +75,7 @@ class Setting:
     rising: bool = False
     budget: float | None = None
     seeds: int = 1
+    ratios: tuple[float, ...] = (0.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -150,8 +153,8 @@ def variants(steps: int) -> dict[str, Setting]:
         "buffer of 10 % of English": replace(base, buffer=0.1),
         "10 % of English, made up by the model": replace(base, buffer=0.1, made_up=True),
         "replayed rows count threefold": replace(base, weight=3.0),
-        RISING: replace(base, weight=4.0, rising=True, seeds=3),
-        BUDGET: replace(base, budget=0.02, seeds=3),
+        RISING: replace(base, weight=4.0, rising=True, seeds=3, ratios=(0.0, 5.0, 25.0)),
+        BUDGET: replace(base, budget=BUDGETED, seeds=3),
         "half the steps": replace(base, steps=steps // 2),
         "half the width": replace(base, width=base.width // 2),
     }
@@ -161,7 +164,6 @@ SIZES = {
     "small": Size(steps=800, seeds=1, ratios=(0, 5, 25), german=False, variants=False),
     "full": Size(steps=3000, seeds=3, ratios=(0, 1, 5, 25, 50), german=True, variants=True),
 }
-VARIANT_RATIOS = (0.0, 5.0)
 
 
 def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) -> list[Run]:

@@ -11,15 +11,19 @@ A row of the report is one training::
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 from scripts.common.spread import Spread
-from scripts.llm.plan import BASE, JOINT, LANGUAGES
+from scripts.llm.data import LENGTH
+from scripts.llm.plan import BASE, BUDGET, BUDGETED, JOINT, LANGUAGES, RISING
 
 __all__ = [
     "LITERATURE",
     "Row",
+    "budget_outcome",
     "cost_on_new",
+    "fixed_ratio",
     "gap_closed",
     "losses",
     "percent",
@@ -83,10 +87,44 @@ def summarise(rows: Sequence[Row], ratios: Iterable[float]) -> dict[str, float]:
     for arm in (f"{ratio:g}" for ratio in ratios if ratio):
         summary |= flat(f"gap_closed_{arm}", gap_closed(base, arm))
         summary |= flat(f"cost_on_new_{arm}", cost_on_new(base, arm))
+    rising = select(rows, variant=RISING)
+    for arm in ("5", "25"):
+        summary |= flat(f"gap_closed_{arm}_rising", gap_closed(rising, arm))
+        summary |= flat(f"cost_on_new_{arm}_rising", cost_on_new(rising, arm))
+    summary |= budget_figures(rows)
     gains = [gain(row["curve"]) for row in select(base, arm="english")]
     if gains:
         summary["english_gain_last_tenth"] = sum(gains) / len(gains)
     return summary
+
+
+def budget_figures(rows: Sequence[Row]) -> dict[str, float]:
+    """How far the loss that the controller sees ends from its budget, and its rows against those of a fixed ratio."""
+    errors, shares = [], []
+    for row in select(rows, variant=BUDGET, arm="budget"):
+        replayed, rise = budget_outcome(row)
+        errors.append(abs(rise / BUDGETED - 1))
+        fixed = fixed_ratio(rows, row["english"])
+        shares += [] if fixed is None else [replayed / fixed]
+    figures = flat("budget_error", Spread.of(errors)) if errors else {}
+    return figures | (flat("budget_vs_fixed", Spread.of(shares)) if shares else {})
+
+
+def budget_outcome(row: Row) -> tuple[float, float]:
+    """The share of replayed rows under a budget, and the rise of the loss on them that the controller saw last."""
+    told = row["rehearsal"]
+    return 2 * told["rows_replayed"] / (row["tokens"] / LENGTH), told["forgetting/0"]  # this rank has half of the rows
+
+
+def fixed_ratio(rows: Sequence[Row], loss: float) -> float | None:
+    """The constant ratio that ends at a loss on English, between those that were run; None beyond them."""
+    base = select(rows, variant=BASE, after="french")
+    arms = sorted({float(row["arm"]) for row in base if row["arm"].replace(".", "").isdigit()})
+    points = [(arm / 100, Spread.of([row["english"] for row in select(base, arm=f"{arm:g}")]).mean) for arm in arms]
+    for (low, above), (high, below) in pairwise(points):
+        if below <= loss <= above:
+            return low + (high - low) * (above - loss) / (above - below)
+    return None
 
 
 def flat(name: str, spread: Spread | None) -> dict[str, float]:

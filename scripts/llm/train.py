@@ -27,7 +27,7 @@ from scripts.common.paths import ROOT
 from scripts.common.report import write_report, write_text
 from scripts.common.tables import print_table
 from scripts.llm.data import LENGTH, Corpus, load
-from scripts.llm.plan import BASE, LANGUAGES, SIZES, VARIANT_RATIOS, Run, config_of, key_of, plan, rows_of, variants
+from scripts.llm.plan import BASE, LANGUAGES, SIZES, Run, config_of, key_of, plan, rows_of, variants
 from scripts.llm.results import Row, summarise, table
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
@@ -84,7 +84,7 @@ def wanted_runs(arguments: argparse.Namespace) -> Iterator[tuple[str, Run]]:
     if arguments.variants:
         for seed in seeds:
             of_seed = ((name, it) for name, it in others if seed < arguments.first_seed + it.seeds)
-            yield from ((name, run) for name, it in of_seed for run in plan(it, seed, VARIANT_RATIOS, german=False))
+            yield from ((name, run) for name, it in of_seed for run in plan(it, seed, it.ratios, german=False))
     if arguments.german:
         runs = (run for seed in seeds for run in plan(base[1], seed, arguments.ratios, german=True))
         yield from ((BASE, run) for run in runs if run.learns[-1] == LANGUAGES[2])

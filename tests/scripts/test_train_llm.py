@@ -16,9 +16,9 @@ from scripts.llm import data as llm_data
 from scripts.llm import page as llm_page
 from scripts.llm import train as train_llm
 from scripts.llm.data import END_TOKEN, LANGUAGES, LENGTH, held_out, rows_of, text_of
-from scripts.llm.levers import budgets, fixed_ratio, more_for_the_same, seen_before, slow_weights, spaced, tried
+from scripts.llm.levers import budgets, more_for_the_same, seen_before, slow_weights, spaced, tried
 from scripts.llm.plan import BASE, BUDGET, JOINT, RISING, Run, Setting, config_of, key_of, plan, variants
-from scripts.llm.results import Row, cost_on_new, gap_closed, summarise
+from scripts.llm.results import Row, cost_on_new, fixed_ratio, gap_closed, summarise
 from tests.helpers.paths import ROOT
 
 MADE_UP = "10 % of English, made up by the model"
@@ -192,6 +192,25 @@ def test_the_summary_is_of_the_base_variant_and_of_complete_seeds() -> None:
     assert summary["gap_closed_5_sd"] == pytest.approx(0.1 / 2**0.5)
     assert summary["gap_closed_25"] == pytest.approx(0.9)
     assert "gap_closed_1" not in summary
+    assert "gap_closed_5_rising" not in summary
+    rising = summarise(rows + report_rows(variant=RISING, with_5=3.6), (5.0,))
+    assert rising["gap_closed_5_rising"] == pytest.approx(0.8)
+    assert rising["cost_on_new_5_rising"] == pytest.approx(0.01)
+
+
+def test_what_a_report_knows_is_not_trained_again(tmp_path: Path) -> None:
+    known = {**row("0", "french", (6.0, 3.0, 7.0)), "key": ""}
+    arguments = train_llm.parse(["--first-seed", "4", "--out", str(tmp_path)])
+    wanted = {run.arm: run for _, run in train_llm.wanted_runs(arguments)}
+    known["key"] = train_llm.Recipe(arguments).key(wanted["0"])
+    (tmp_path / "known.json").write_text(json.dumps({"rows": [known]}))
+    arguments.known = tmp_path / "known.json"
+    recipe = train_llm.Recipe(arguments)
+
+    assert {run.seed for run in wanted.values()} == {4}
+    assert recipe.finished(wanted["0"])
+    assert not recipe.finished(wanted["5"])
+    assert recipe.row("another", wanted["0"]) == {**known, "variant": "another"}
 
 
 def test_the_page_is_built_from_the_report_alone(tmp_path: Path) -> None:
@@ -204,8 +223,8 @@ def test_the_page_is_built_from_the_report_alone(tmp_path: Path) -> None:
 
     assert "| 5 % | 4.000 ± 0.000 | 3.030 ± 0.000 | 7.000 ± 0.000 | 66.7 ± 0.0 % | 1.0 ± 0.0 % | 2 |" in page
     assert "| half the steps | 3.000 | 6.000 | 3.000 | 33.3 % | 1.0 % | 3.030 |" in page
-    assert "missing below: 0 % replay with 1 of 3 seeds in French; 1 % replay with 3 of 3 seeds in French;" in page
-    assert "the phase in German; the variant 'learning rate re-warmed to a third';" in page
+    assert "- 0 % replay with 1 of 3 seeds in French\n- 1 % replay with 3 of 3 seeds in French\n" in page
+    assert "- the phase in German\n- the variant 'learning rate re-warmed to a third'\n" in page
     assert "variant 'half the steps'" not in page
     assert (tmp_path / "docs/images/llm.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(FileNotFoundError, match=r"python -m scripts\.llm\.train --size full"):
@@ -282,14 +301,19 @@ def test_a_budget_is_compared_with_the_ratio_that_ends_at_its_loss() -> None:
 def test_the_section_of_a_budget_counts_the_rows_of_both_ranks() -> None:
     controlled = row("budget", "french", (3.06, 3.1, 7.0), variant=BUDGET)
     controlled |= {"tokens": 100 * LENGTH, "rehearsal": {"rows_replayed": 10, "forgetting/0": 0.021}}
-    text = "\n".join(budgets([*report_rows(), controlled]))
-    assert "| 0 | 2.1 % | 2.0 % | 20 % |" in text
+    rows = [*report_rows(), controlled]
+    assert "| 0 | 2.1 % | 2.0 % | 20 % |" in "\n".join(budgets(rows))
+
+    summary = summarise([*rows, row("50", "french", (3.0, 3.2, 7.0))], (5.0, 25.0))
+    assert summary["budget_error"] == pytest.approx(0.05)
+    assert summary["budget_vs_fixed"] == pytest.approx(0.2 / 0.45), "3.06 lies between 25 % at 3.3 and 50 % at 3.0"
 
 
 def test_the_same_share_gets_more_where_the_ratio_rises() -> None:
     text = "\n".join(more_for_the_same(report_rows() + report_rows(variant=RISING, with_5=3.3)))
-    assert "| a constant ratio | 4.000 | 3.030 | 66.7 % | 1.0 % | 1 |" in text
-    assert f"| {RISING} | 3.300 | 3.030 | 90.0 % | 1.0 % | 1 |" in text
+    assert "| 5 % | a constant ratio | 4.000 | 3.030 | 66.7 % | 1.0 % | 1 |" in text
+    assert f"| 5 % | {RISING} | 3.300 | 3.030 | 90.0 % | 1.0 % | 1 |" in text
+    assert f"| 25 % | {RISING} | 3.300 | 3.100 | 90.0 % | 3.3 % | 1 |" in text
     assert more_for_the_same(report_rows()) == []
 
 
