@@ -1,4 +1,4 @@
-"""Builds `docs/results/performance.md` and its picture from the reports of the benchmarks.
+"""Builds `docs/results/performance.md`, `docs/results/growth.md` and their pictures from the reports of the benchmarks.
 
     python -m scripts.benchmarks.page
 
@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scripts.benchmarks.page_cluster import EXCHANGE, SCALE
+from scripts.benchmarks.page_growth import build_growth
 from scripts.benchmarks.page_node import BUFFER, FILE, OVERHEAD, RAGGED
 from scripts.benchmarks.page_section import Report, Section
 from scripts.common.paths import ROOT
@@ -70,7 +71,8 @@ def main(argv: Sequence[str]) -> int:
     """Writes the page and says where it is."""
     parser = argparse.ArgumentParser(description="docs/results/performance.md from the reports of the benchmarks.")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page (default: %(default)s)")
-    print(build(parser.parse_args(argv).docs))
+    docs = parser.parse_args(argv).docs
+    print(build(docs), build_growth(docs) or "", sep="\n")
     return 0
 
 

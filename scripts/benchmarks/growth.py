@@ -1,0 +1,196 @@
+"""How the CPU time of a step grows, one quantity at a time.
+
+    python -m scripts.benchmarks.growth --json docs/results/bench_growth.json
+
+A point is a job in a process of its own: `Rehearsal` with a full buffer and nothing between two steps. It tells the CPU
+time of the training thread, and that of all other threads of the process. Every quantity goes from small to large while
+the others stay as they are in `Point()`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import cycle
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from rehearsal_plugin import Rehearsal
+from scripts.benchmarks.measure import arguments_of, publish
+from scripts.benchmarks.process_ranks import on_ranks
+
+__all__ = ["AXES", "Point", "exponent", "main", "points", "summarise"]
+
+POLICIES = ("reservoir", "random_replace", "fifo", "balanced", "score", "herding")
+AT_ONCE = 64 << 20
+"""Bytes of a batch that fills the buffer, and of the micro-batches that come by turns."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A job.
+
+    Attributes:
+        ranks: Processes that share the buffer.
+        rows: Stored by each.
+        row_bytes: Of a row.
+        partitions: Of the rows; 1 for a buffer without partitions.
+        candidates: Rows that a micro-batch offers, all that it has.
+        micro_batches: Of a step.
+        policy: Of the buffer.
+        mmap: Whether rows lie in a file.
+    """
+
+    ranks: int = 1
+    rows: int = 10_000
+    row_bytes: int = 1024
+    partitions: int = 1
+    candidates: int = 8
+    micro_batches: int = 1
+    policy: str = "reservoir"
+    mmap: bool = False
+
+
+def _powers(low: int, high: int, base: int = 10) -> tuple[int, ...]:
+    return tuple(base**power for power in range(low, high + 1))
+
+
+AXES: dict[str, tuple[Any, ...]] = {
+    "ranks": (1, 2, 4, 8, 16),
+    "rows": _powers(4, 8),
+    "row_bytes": (100, 1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 24),
+    "partitions": _powers(0, 6),
+    "candidates": (8, 64, 512, 4096),
+    "micro_batches": (1, 2, 4, 8, 16, 32),
+    "policy": POLICIES,
+}
+"""What grows, and its values."""
+
+
+def points(axis: str, largest: float) -> list[Point]:
+    """The jobs of an axis, those up to `largest` where it is a number; with fewer rows where a row is large."""
+    chosen = [value for value in AXES[axis] if isinstance(value, str) or value <= largest]
+    jobs = [replace(Point(), **{axis: value}) for value in chosen]
+    if axis == "rows":  # small ones, in a file
+        return [replace(job, row_bytes=16, mmap=True) for job in jobs]
+    if axis == "partitions":  # so that each has a row at least
+        return [replace(job, rows=max(job.rows, job.partitions), row_bytes=16) for job in jobs]
+    return [replace(job, rows=min(job.rows, (1 << 30) // job.row_bytes)) for job in jobs]
+
+
+def section_of(point: Point, folder: str) -> dict[str, Any]:
+    """The `rehearsal` section of a job."""
+    buffer: dict[str, Any] = {"capacity": point.rows, "policy": point.policy}
+    if point.mmap:
+        buffer |= {"storage": "mmap", "path": folder}
+    if point.partitions > 1 or point.policy in ("balanced", "herding"):
+        buffer["partition_by"] = "label"
+    if point.policy in ("score", "herding"):
+        buffer["score_by"] = "score"
+    return {"buffer": buffer, "representatives": 8}
+
+
+def batch_of(point: Point, first: int, rows: int) -> dict[str, Tensor]:
+    """Rows of the given size, by number from `first` on: their labels go round the partitions."""
+    numbers = torch.arange(first, first + rows)
+    width = max(1, point.row_bytes - 16 * ("label" in repr(section_of(point, ""))))
+    batch = {"x": torch.zeros(rows, width, dtype=torch.uint8), "label": numbers % point.partitions}
+    if point.policy == "score":
+        batch["score"] = torch.rand(rows, generator=torch.Generator().manual_seed(first))
+    if point.policy == "herding":
+        batch["score"] = torch.rand(rows, 8, generator=torch.Generator().manual_seed(first))
+    return batch
+
+
+def run(point: Point, steps: int, blocks: int) -> list[tuple[float, float]]:
+    """One rank of a job: microseconds a step of the training thread and of all others, block by block."""
+    with tempfile.TemporaryDirectory() as folder, Rehearsal(section_of(point, folder)) as rehearsal:
+        at_once = max(1, AT_ONCE // point.row_bytes)
+        for first in range(0, point.rows, at_once):
+            rehearsal.update(batch_of(point, first, min(at_once, point.rows - first)))
+        count = min(16, max(1, AT_ONCE // (point.row_bytes * point.candidates)))
+        firsts = (point.rows + number * point.candidates for number in range(count))
+        micro_batches = cycle([batch_of(point, first, point.candidates) for first in firsts])
+
+        def step() -> None:
+            for _ in range(point.micro_batches):
+                rehearsal.augment(next(micro_batches))
+            rehearsal.step()
+
+        for _ in range(steps):
+            step()
+        return [_block(step, rehearsal, steps) for _ in range(blocks)]
+
+
+def _block(step: Callable[[], None], rehearsal: Rehearsal, steps: int) -> tuple[float, float]:
+    thread = everything = 0.0
+    for _ in range(steps):
+        rehearsal.drain()  # so that all of a step is counted, and nothing of the one before
+        if dist.is_initialized():
+            dist.barrier()
+        start, all_start = time.thread_time(), time.process_time()
+        step()
+        thread += time.thread_time() - start
+        rehearsal.drain()
+        everything += time.process_time() - all_start
+    return 1e6 * thread / steps, 1e6 * (everything - thread) / steps
+
+
+def measure(point: Point, steps: int, blocks: int) -> dict[str, Any]:
+    """A row of the report: the median over the blocks, and over the ranks."""
+    ranks = on_ranks(partial(_on_rank, steps=steps, blocks=blocks), point.ranks, point)
+    columns = list(zip(*(block for rank in ranks for block in rank), strict=True))
+    training, background = (statistics.median(column) for column in columns)
+    return {**asdict(point), "training_us": training, "background_us": background}
+
+
+def _on_rank(point: Point, *, steps: int, blocks: int) -> list[tuple[float, float]]:
+    torch.set_num_threads(1)
+    return run(point, steps, blocks)
+
+
+def exponent(values: Sequence[float], costs: Sequence[float]) -> float:
+    """By which power of the value the cost grows at the end: the slope of the last two points on both log scales."""
+    return math.log(costs[-1] / costs[-2]) / math.log(values[-1] / values[-2]) if len(values) > 1 else 0.0
+
+
+def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The exponent at the end of every axis of numbers, of training thread and background together."""
+    by_axis: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_axis.setdefault(row["axis"], []).append(row)
+    summary = {
+        f"exponent_{axis}": exponent(
+            [row[axis] for row in line], [row["training_us"] + row["background_us"] for row in line]
+        )
+        for axis, line in by_axis.items()
+        if axis != "policy"
+    }
+    return {"exponent_max": max(summary.values()), **summary} if summary else {}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures every point and prints the summary."""
+    arguments = arguments_of("How a step grows.", argv, steps=50, blocks=5, largest=10**8)
+    rows = []
+    for axis in AXES:
+        for point in points(axis, arguments.largest):
+            row = {"axis": axis, **measure(point, arguments.steps, arguments.blocks)}
+            told = f"{row['training_us']:.0f} us of the training thread, {row['background_us']:.0f} us of others"
+            print(f"{axis} {getattr(point, axis)}: {told}", flush=True)
+            rows.append(row)
+    publish(arguments.json, summarise(rows), rows, ranks=max(row["ranks"] for row in rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,97 @@
+"""Builds `docs/results/growth.md` and its pictures from the report of `scripts.benchmarks.growth`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from scripts.benchmarks.growth import exponent
+from scripts.common.report import write_text
+from scripts.common.tables import markdown_table
+
+__all__ = ["build_growth"]
+
+AXES = {
+    "ranks": ("Ranks", "Ranks share the cores here, and talk over gloo: what a rank of its own would take is less."),
+    "rows": ("Rows stored", "Rows of 16 bytes lie in a file (`storage: mmap`)."),
+    "row_bytes": ("Bytes of a row", "Eight rows come, and eight are replayed. Copies of them are what grows."),
+    "partitions": ("Partitions", "There is a row of each partition at least."),
+    "candidates": ("Candidates of a step", "All rows of a batch are candidates."),
+    "micro_batches": ("Micro-batches of a step", "Each has eight rows. They share the eight replayed ones."),
+    "policy": ("Policies", "`herding` looks at eight features of a row, and with `balanced` at its partition."),
+}
+"""By quantity: its title, and what to know of it."""
+
+HEAD = """\
+# Growth
+
+What makes a step dearer, and how fast? Each figure lets one quantity grow. The others stay at one rank, 10,000 rows
+of 1 KiB, no partitions, and one micro-batch of eight rows in a step that replays eight.
+
+What is counted is CPU time of a rank's process. Your training loop pays the *training thread*. The *background* runs
+beside your model. Both are medians over blocks of steps. The *exponent* says how they grow together at the end: 0 is
+not at all, 1 is in proportion.
+"""
+
+
+def build_growth(docs: Path) -> Path | None:
+    """Write the page from `docs/results/bench_growth.json`; None where that is missing."""
+    path = docs / "results" / "bench_growth.json"
+    if not path.is_file():
+        return None
+    report = json.loads(path.read_text())
+    place = report["environment"]
+    parts = [
+        HEAD,
+        f"`python -m scripts.benchmarks.growth`; {place['cores']} cores, load {report['summary']['load']:g}, torch "
+        f"{place['versions']['torch']}, commit {place['commit'][:12]}.\n",
+    ]
+    for axis, (title, text) in AXES.items():
+        rows = [row for row in report["rows"] if row["axis"] == axis]
+        if rows:
+            parts += [f"## {title}\n", f"{text}{_growing(axis, rows)}\n", *_shown(axis, title, rows, docs)]
+    return write_text(docs / "results" / "growth.md", "\n".join(parts))
+
+
+def _growing(axis: str, rows: Sequence[dict[str, Any]]) -> str:
+    if axis == "policy":
+        return ""
+    costs = [row["training_us"] + row["background_us"] for row in rows]
+    return f" The exponent is {exponent([row[axis] for row in rows], costs):.2f}."
+
+
+def _shown(axis: str, title: str, rows: Sequence[dict[str, Any]], docs: Path) -> list[str]:
+    """The figure, and the table behind it."""
+    picture = Path("images") / f"growth_{axis}.png"
+    _plot(axis, title, rows, docs / picture)
+    heads = [title.lower(), "training thread, µs", "background, µs"]
+    lines = [[_text(row[axis]), f"{row['training_us']:,.0f}", f"{row['background_us']:,.0f}"] for row in rows]
+    return [f"![{title}](../{picture})\n", markdown_table(heads, lines)]
+
+
+def _plot(axis: str, title: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    panel = figure.subplots()
+    values = [row[axis] for row in rows]
+    for name, label in (("training_us", "training thread"), ("background_us", "background")):
+        costs = [row[name] for row in rows]
+        if axis == "policy":
+            panel.plot(values, costs, "o", label=label)
+        else:
+            panel.plot(values, costs, "o-", markersize=4, label=label)
+    if axis != "policy":
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+    panel.set(xlabel=title.lower(), ylabel="µs of CPU a step", ylim=(None if axis != "policy" else 0, None))
+    panel.legend(frameon=False, fontsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _text(value: object) -> str:
+    return f"`{value}`" if isinstance(value, str) else f"{value:,}"
