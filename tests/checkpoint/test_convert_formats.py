@@ -552,8 +552,8 @@ def test_zstandard_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_tells_rows_a_second_on_a_terminal_only(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    module = sys.modules["rehearsal_plugin.cli.seed"]
-    monkeypatch.setattr(module, "Console", lambda **_: Console(file=screen, force_terminal=terminal, width=99))
+    module, progress = (sys.modules[f"rehearsal_plugin.cli.{name}"] for name in ("seed", "progress"))
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=screen, force_terminal=terminal, width=99))
     sample = Sample()
     module._offer_rows(sample, iter([{"id": torch.arange(50)}] * 4), None)
     assert sample.offered == 200
