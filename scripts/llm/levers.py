@@ -7,10 +7,20 @@ from typing import Any
 
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
-from scripts.llm.plan import BASE, BUDGET, RISING
-from scripts.llm.results import Row, budget_outcome, cost_on_new, fixed_ratio, gap_closed, losses, percent, select
+from scripts.llm.plan import BASE, BUDGET, LANGUAGES, NEED, RISING, UNIFORM
+from scripts.llm.results import (
+    Row,
+    budget_outcome,
+    cost_on_new,
+    fixed_ratio,
+    gap_closed,
+    losses,
+    percent,
+    select,
+    worst_forgetting,
+)
 
-__all__ = ["budgets", "more_for_the_same", "seen_before", "slow_weights", "spaced", "tried"]
+__all__ = ["budgets", "mixtures", "more_for_the_same", "seen_before", "slow_weights", "spaced", "tried"]
 
 
 def more_for_the_same(rows: Sequence[Row]) -> list[str]:
@@ -34,6 +44,25 @@ def more_for_the_same(rows: Sequence[Row]) -> list[str]:
             lines,
         ),
         "The weight was chosen with 5 % on a seed that is not in the table.\n",
+    ]
+
+
+def mixtures(rows: Sequence[Row]) -> list[str]:
+    """How far both old languages are forgotten under different mixtures of them."""
+    lines = []
+    for variant, name in ((UNIFORM, "as they are stored"), (BASE, "in equal shares"), (NEED, "by need")):
+        last = select(rows, variant=variant, seed=0, arm="5", after=LANGUAGES[2])
+        worst = worst_forgetting(rows, variant, seed=0)
+        if last and worst is not None:
+            lines.append([name, *(f"{last[0][language]:.3f}" for language in LANGUAGES), f"{worst:.3f}"])
+    if len(lines) < 2:
+        return []
+    return [
+        "## Mixtures of old languages",
+        "German with 5 % replay, one seed. The old rows come as they are stored (`uniform`), in equal shares of both "
+        "languages, or [by need](../guides/monitoring.md#mixture-by-need) (`forgetting`). The last column is by how "
+        "much the loss on the language that lost most has risen since the end of its own phase.\n",
+        markdown_table(["rows", *LANGUAGES, "worst rise"], lines),
     ]
 
 

@@ -23,7 +23,7 @@ from scripts.common.report import write_text
 from scripts.common.spread import Spread
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
-from scripts.llm.levers import budgets, more_for_the_same, slow_weights, spaced, tried
+from scripts.llm.levers import budgets, mixtures, more_for_the_same, slow_weights, spaced, tried
 from scripts.llm.plan import BASE, BUDGET, JOINT, LANGUAGES, RISING, SIZES, variants
 from scripts.llm.plots import plot_llm
 from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
@@ -42,6 +42,7 @@ GOALS = (
     Goal("gap_closed_25", "share of the gap that 25 % replay closes", LITERATURE["25"]),
     Goal("gap_closed_25_rising", f"the same of {RISING}", LITERATURE["25"]),
     Goal("cost_on_new_25_rising", "what that costs on French", 0.02, at_most=True),
+    Goal("worst_domain_vs_uniform", "rise of the worst old language by need, against uniform", 0.9, at_most=True),
     Goal("budget_error", "how far the loss ends from its budget, as a part of that", 0.25, at_most=True),
     Goal("budget_vs_fixed", "rows that the budget replays, against a fixed ratio with that loss", 1.0, at_most=True),
 )
@@ -117,7 +118,8 @@ def build(docs: Path) -> Path:
     parts += [f"![Losses during the phases, and shares of the gap](../{picture})\n", levelling(base)]
     if select(base, after="german"):
         parts += ["## After German", results(base, "german")]
-    parts += more_for_the_same(report["rows"]) + budgets(report["rows"]) + held_back(report["rows"])
+    parts += more_for_the_same(report["rows"]) + budgets(report["rows"]) + mixtures(report["rows"])
+    parts += held_back(report["rows"])
     if (docs / TRIED).is_file():
         parts += tried(json.loads((docs / TRIED).read_text()))
     parts += spaced(report["rows"])
@@ -150,8 +152,9 @@ def missing(rows: Sequence[Row]) -> list[str]:
     for name, setting in variants(full.steps).items():
         of_it = select(rows, variant=name)
         arms = [f"{ratio:g}" for ratio in setting.ratios] if name != BUDGET else ["0", "budget"]
-        few = [f"{arm} %" if arm.isdigit() else f"the {arm}" for arm in arms if not select(of_it, arm=arm)]
-        few += [] if select(of_it, arm=JOINT) else ["the union"]
+        last = LANGUAGES[2 if setting.german else 1]
+        few = [f"{arm} %" if arm.isdigit() else f"the {arm}" for arm in arms if not select(of_it, arm=arm, after=last)]
+        few += [] if select(of_it, arm=JOINT, after=last) else ["the union"]
         if name != BASE and few:
             parts.append(f"{', '.join(few) + ' of ' if of_it else ''}the variant '{name}'")
     lines = "".join(f"- {part}\n" for part in parts)
@@ -206,7 +209,9 @@ def levelling(rows: Sequence[Row]) -> str:
 
 def held_back(rows: Sequence[Row]) -> list[str]:
     """The variants, against what the same seed gave without the change."""
-    names = [name for name in dict.fromkeys(row["variant"] for row in rows) if name != BASE]
+    settings = variants(1)
+    others = [name for name in dict.fromkeys(row["variant"] for row in rows) if name != BASE]
+    names = [name for name in others if name not in settings or not settings[name].german]
     lines = [line for name in [BASE, *names] if (line := variant_line(name, select(rows, variant=name, seed=0)))]
     if len(lines) < 2:
         return []

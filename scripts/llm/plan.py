@@ -26,8 +26,11 @@ __all__ = [
     "BUDGETED",
     "JOINT",
     "LANGUAGES",
+    "NEED",
     "RISING",
     "SIZES",
+    "SURPRISING",
+    "UNIFORM",
     "Run",
     "Setting",
     "Size",
@@ -43,6 +46,9 @@ BASE = "base"
 RISING = "a ratio that rises, and replayed rows count fourfold"
 BUDGET = "a forgetting budget of 2 %"
 BUDGETED = 0.02
+SURPRISING = "10 % of English, the rows with the highest loss"
+NEED = "old languages by need"
+UNIFORM = "old languages as they are stored"
 
 BOUNDS: dict[str, Any] = {"min": 0.02, "max": 0.5}
 """Of the ratio under a budget. Steps have eight rows, so a lower one would hardly see any."""
@@ -64,6 +70,9 @@ class Setting:
         budget: By which part the loss on replayed rows may rise, in place of ratios; None for ratios.
         seeds: How many seeds it is run with, at most as many as the recipe has.
         ratios: That it is run with, in percent.
+        surprising: Whether the buffer of phase one keeps the rows with the highest loss, and is as small from then on.
+        mixture: `sampling.weights` where there are several old languages; None for equal shares.
+        german: Whether German follows French.
     """
 
     steps: int
@@ -76,6 +85,9 @@ class Setting:
     budget: float | None = None
     seeds: int = 1
     ratios: tuple[float, ...] = (0.0, 5.0)
+    surprising: bool = False
+    mixture: str | None = None
+    german: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,8 @@ class Run:
         weight: As in `Setting`.
         rising: As in `Setting`.
         budget: As in `Setting`.
+        surprising: As in `Setting`.
+        mixture: As in `Setting`.
     """
 
     arm: str
@@ -111,6 +125,8 @@ class Run:
     weight: float = 1.0
     rising: bool = False
     budget: float | None = None
+    surprising: bool = False
+    mixture: str | None = None
 
     @property
     def name(self) -> str:
@@ -155,6 +171,9 @@ def variants(steps: int) -> dict[str, Setting]:
         "replayed rows count threefold": replace(base, weight=3.0),
         RISING: replace(base, weight=4.0, rising=True, seeds=3, ratios=(0.0, 5.0, 25.0)),
         BUDGET: replace(base, budget=BUDGETED, seeds=3),
+        SURPRISING: replace(base, buffer=0.1, surprising=True),
+        NEED: replace(base, mixture="forgetting", german=True),
+        UNIFORM: replace(base, mixture="uniform", german=True),
         "half the steps": replace(base, steps=steps // 2),
         "half the width": replace(base, width=base.width // 2),
     }
@@ -169,17 +188,20 @@ SIZES = {
 def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) -> list[Run]:
     """All trainings of one variant and seed, each behind the one that it goes on from."""
     new = Run(JOINT, seed, (ENGLISH,), (), setting.steps, 1.0, setting.width, None, None)
-    english = replace(new, arm=ENGLISH)
+    plain = english = replace(new, arm=ENGLISH)
+    if setting.surprising:
+        english = replace(plain, buffer=setting.buffer, surprising=True)
     phases = LANGUAGES[1:] if german else LANGUAGES[1:2]
     runs = [english]
     for arm in (f"{ratio:g}" for ratio in ratios):
-        last = english
+        last = english if arm != "0" else plain  # without replay it is all the same what was stored
         for number, language in enumerate(phases, 1):
             arm = "budget" if arm != "0" and setting.budget is not None else arm
             last = Run(arm, seed, (language,), (), setting.steps, setting.rewarm, setting.width, None, last)
             if arm != "0":
                 last = replace(last, old=LANGUAGES[:number], buffer=setting.buffer, made_up=setting.made_up)
                 last = replace(last, weight=setting.weight, rising=setting.rising, budget=setting.budget)
+                last = replace(last, mixture=setting.mixture if number > 1 else None)
             runs.append(last)
     unions = (LANGUAGES[: number + 1] for number in range(1, len(phases) + 1))
     return runs + [replace(new, learns=union, steps=len(union) * setting.steps) for union in unions]
@@ -193,7 +215,7 @@ def rows_of(share: float, english_rows: int) -> int:
 def key_of(run: Run, config: Mapping[str, Any], ranks: int) -> str:
     """Eight letters that are others as soon as anything is that changes the result."""
     described = asdict(replace(run, after=None)) | {"config": config_of(run, config, 1000, ranks, None), "ranks": ranks}
-    for name in ("weight", "rising", "budget"):  # the config has them
+    for name in ("weight", "rising", "budget", "surprising", "mixture"):  # the config has them
         del described[name]
     before = None if run.after is None else key_of(run.after, config, ranks)
     text = json.dumps([described, before], sort_keys=True)
@@ -219,8 +241,10 @@ def config_of(
         buffer = {**block["buffer"], "preload": preload}
         if run.buffer is not None:
             buffer["capacity"] = rows_of(run.buffer, english_rows) // ranks
-        weights = {str(LANGUAGES.index(language)): 1 for language in run.old}
+        weights = run.mixture or {str(LANGUAGES.index(language)): 1 for language in run.old}
         block |= {"buffer": buffer, "sampling": {**block["sampling"], "weights": weights}}
+        if run.mixture == "forgetting":
+            block["losses_every"] = 1
         if run.weight != 1:
             block["strategy"] = {"loss_weight": run.weight}
         if run.rising:
@@ -229,6 +253,9 @@ def config_of(
             block |= {"ratio": {"budget": run.budget, **BOUNDS}, "losses_every": 1}
     elif run.arm == ENGLISH:
         block["sampling"] = {**block["sampling"], "weights": "uniform"}  # there is no old language yet
+        if run.surprising and run.buffer is not None:
+            capacity = rows_of(run.buffer, english_rows) // ranks
+            block["buffer"] = {**block["buffer"], "capacity": capacity, "policy": "score", "score_by": "loss"}
     else:
         block = {"enabled": False}
     return {**config, "optimizer": optimizer, "rehearsal": block}

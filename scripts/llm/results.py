@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from scripts.common.spread import Spread
 from scripts.llm.data import LENGTH
-from scripts.llm.plan import BASE, BUDGET, BUDGETED, JOINT, LANGUAGES, RISING
+from scripts.llm.plan import BASE, BUDGET, BUDGETED, JOINT, LANGUAGES, NEED, RISING, UNIFORM
 
 __all__ = [
     "LITERATURE",
@@ -31,9 +31,13 @@ __all__ = [
     "select",
     "summarise",
     "table",
+    "worst_forgetting",
 ]
 
 Row: TypeAlias = dict[str, Any]
+
+OWN_PHASES = {"english": "english", "5": "french"}
+"""The arm and the phase that each old language was learnt in last, of the course with 5 % replay."""
 
 LITERATURE = {"1": 0.56, "5": 0.76, "25": 0.95, "50": 1.02}
 """Shares of the gap in Ibrahim et al. (2024), 405 M parameters, English then German, by percentage of replay."""
@@ -91,11 +95,27 @@ def summarise(rows: Sequence[Row], ratios: Iterable[float]) -> dict[str, float]:
     for arm in ("5", "25"):
         summary |= flat(f"gap_closed_{arm}_rising", gap_closed(rising, arm))
         summary |= flat(f"cost_on_new_{arm}_rising", cost_on_new(rising, arm))
-    summary |= budget_figures(rows)
+    summary |= budget_figures(rows) | mixture_figures(rows)
     gains = [gain(row["curve"]) for row in select(base, arm="english")]
     if gains:
         summary["english_gain_last_tenth"] = sum(gains) / len(gains)
     return summary
+
+
+def worst_forgetting(rows: Sequence[Row], variant: str, seed: int) -> float | None:
+    """By how many nats the old language that lost most lies above the end of its own phase, after German with 5 %."""
+    own = [select(rows, variant=BASE, seed=seed, arm=arm, after=after) for arm, after in OWN_PHASES.items()]
+    last = select(rows, variant=variant, seed=seed, arm="5", after=LANGUAGES[2])
+    if not last or not all(own):
+        return None
+    rises = [float(last[0][row["after"]]) - float(row[row["after"]]) for (row,) in own]
+    return max(rises)
+
+
+def mixture_figures(rows: Sequence[Row]) -> dict[str, float]:
+    """The worst forgetting of a mixture by need, as a share of that of rows as they are stored."""
+    need, uniform = (worst_forgetting(rows, variant, seed=0) for variant in (NEED, UNIFORM))
+    return {} if need is None or uniform is None else {"worst_domain_vs_uniform": need / uniform}
 
 
 def budget_figures(rows: Sequence[Row]) -> dict[str, float]:

@@ -84,7 +84,7 @@ def wanted_runs(arguments: argparse.Namespace) -> Iterator[tuple[str, Run]]:
     if arguments.variants:
         for seed in seeds:
             of_seed = ((name, it) for name, it in others if seed < arguments.first_seed + it.seeds)
-            yield from ((name, run) for name, it in of_seed for run in plan(it, seed, it.ratios, german=False))
+            yield from ((name, run) for name, it in of_seed for run in plan(it, seed, it.ratios, german=it.german))
     if arguments.german:
         runs = (run for seed in seeds for run in plan(base[1], seed, arguments.ratios, german=True))
         yield from ((BASE, run) for run in runs if run.learns[-1] == LANGUAGES[2])

@@ -16,8 +16,8 @@ from scripts.llm import data as llm_data
 from scripts.llm import page as llm_page
 from scripts.llm import train as train_llm
 from scripts.llm.data import END_TOKEN, LANGUAGES, LENGTH, held_out, rows_of, text_of
-from scripts.llm.levers import budgets, more_for_the_same, seen_before, slow_weights, spaced, tried
-from scripts.llm.plan import BASE, BUDGET, JOINT, RISING, Run, Setting, config_of, key_of, plan, variants
+from scripts.llm.levers import budgets, mixtures, more_for_the_same, seen_before, slow_weights, spaced, tried
+from scripts.llm.plan import BASE, BUDGET, JOINT, NEED, RISING, UNIFORM, Run, Setting, config_of, key_of, plan, variants
 from scripts.llm.results import Row, cost_on_new, fixed_ratio, gap_closed, summarise
 from tests.helpers.paths import ROOT
 
@@ -140,6 +140,36 @@ def test_a_budget_takes_the_place_of_the_ratio() -> None:
     assert (budget.budget, budget.min, budget.max) == (0.02, 0.02, 0.5)
     assert made["budget", "french"].ratio == 0
     assert made["0", "french"].budget is None
+
+
+def test_the_most_surprising_rows_are_kept_in_phase_one_and_replayed_in_the_next() -> None:
+    made = runs(buffer=0.1, surprising=True)
+    blocks = {
+        arm: RehearsalConfig.load(config_of(made[arm, language], CONFIG, 9000, 2, "rows")["rehearsal"])
+        for arm, language in (("english", "english"), ("5", "french"))
+    }
+    assert (blocks["english"].buffer.policy, blocks["english"].buffer.by_loss) == ("score", True)
+    assert (blocks["5"].buffer.policy, blocks["5"].buffer.by_loss) == ("reservoir", False)
+    assert {block.buffer.capacity for block in blocks.values()} == {450}
+    assert made["5", "french"].after == made["english", "english"]
+    assert made["0", "french"] == runs()["0", "french"], "without replay it is the same training"
+
+
+def test_a_mixture_begins_with_the_second_old_language() -> None:
+    made = runs(mixture="forgetting", german=True)
+    assert made["5", "french"] == runs()["5", "french"]
+    block = RehearsalConfig.load(config_of(made["5", "german"], CONFIG, 9000, 2, "rows")["rehearsal"])
+    assert (block.sampling.weights, block.losses_every) == ("forgetting", 1)
+    uniform = config_of(runs(mixture="uniform")["5", "german"], CONFIG, 9000, 2, "rows")["rehearsal"]
+    assert RehearsalConfig.load(uniform).sampling.weights == "uniform"
+
+
+def test_mixtures_are_compared_by_the_old_language_that_lost_most() -> None:
+    rows = [row("english", "english", (3.0, 8.0, 9.0)), row("5", "french", (4.0, 3.0, 9.0))]
+    rows += [row("5", "german", (4.0, 4.5, 3.0), variant=UNIFORM), row("5", "german", (4.2, 4.1, 3.0), variant=NEED)]
+    assert summarise(rows, ())["worst_domain_vs_uniform"] == pytest.approx(1.2 / 1.5)
+    assert "| as they are stored | 4.000 | 4.500 | 3.000 | 1.500 |" in "\n".join(mixtures(rows))
+    assert mixtures(rows[:3]) == []
 
 
 def test_another_setting_is_another_folder_and_a_shared_run_the_same() -> None:
