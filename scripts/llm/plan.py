@@ -202,6 +202,7 @@ def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) 
                 last = replace(last, old=LANGUAGES[:number], buffer=setting.buffer, made_up=setting.made_up)
                 last = replace(last, weight=setting.weight, rising=setting.rising, budget=setting.budget)
                 last = replace(last, mixture=setting.mixture if number > 1 else None)
+                last = replace(last, surprising=setting.surprising)
             runs.append(last)
     unions = (LANGUAGES[: number + 1] for number in range(1, len(phases) + 1))
     return runs + [replace(new, learns=union, steps=len(union) * setting.steps) for union in unions]

@@ -132,6 +132,8 @@ class Recipe:
         write_text(config, json.dumps(self.deepspeed_config(run), indent=1) + "\n")
         if run.made_up:
             self._make_up(run)
+        elif run.surprising and run.after is not None:
+            self._take_out(run.after, run)
         options = {"deepspeed": config, "steps": run.steps, "seed": run.seed, "width": run.width, "out": folder}
         options |= {"cache": self.cache, "pages": self._arguments.pages}
         options |= {"start": run.after and self.folder(run.after) / "model"}
@@ -150,10 +152,19 @@ class Recipe:
         options |= {"out": self._preload(run), "ranks": self._arguments.ranks, "device": "cpu"}
         subprocess.run([sys.executable, "-m", "rehearsal_plugin.cli", "seed", *flags(options)], check=True)
 
+    def _take_out(self, source: Run, run: Run) -> None:
+        """The rows that another training stored, without the losses beside them: no policy looks at these any more."""
+        rows = self.folder(run) / "rows.safetensors"
+        rehearsal = [sys.executable, "-m", "rehearsal_plugin.cli"]
+        subprocess.run([*rehearsal, "export", str(self.folder(source) / "buffer"), str(rows)], check=True)
+        options = {"data": rows, "fields": "input_ids,labels,domain", "seen": self._rows(source)}
+        options |= {"out": self._preload(run), "ranks": self._arguments.ranks}
+        subprocess.run([*rehearsal, "seed", *flags(options)], check=True)
+
     def _preload(self, run: Run) -> Path | None:
         """The folder of the rows that a training begins with."""
-        if run.made_up:
-            return self.folder(run) / "made_up"
+        if run.made_up or (run.surprising and run.after is not None):
+            return self.folder(run) / "rows"
         return None if run.after is None else self.folder(run.after) / "buffer"
 
     @cached_property
