@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import sys
 import weakref
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -62,7 +63,7 @@ class Rehearsal(Checkpointed):
 
     Raises:
         ConfigError: The section cannot be used.
-        ClosedError: By every method, in a forked child of the process that made it.
+        ClosedError: After `close`, by what trains, saves or loads; in a forked child of its process, by every method.
     """
 
     def __init__(
@@ -81,8 +82,8 @@ class Rehearsal(Checkpointed):
         self._coordinator = ReplayCoordinator(self.config, transport, self.strategy.draws, self.strategy.refreshes)
         self.report = JobReport(self.config)
         self.pending = PendingLosses(self.config, self.strategy, self._coordinator, self.report)
-        parts = self._coordinator, self.pending, self.report
-        self._augmenter = BatchAugmenter(self.config, self.strategy, *parts, transform=transform, fill=self._preload)
+        parts = self.config, self.strategy, self._coordinator, self.pending, self.report
+        self._augmenter = BatchAugmenter(*parts, transform=transform, fill=self._preload)
         self._saver = Saver(self.config.checkpoint.write_timeout_s)
         self._at_exit = functools.partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
@@ -115,7 +116,6 @@ class Rehearsal(Checkpointed):
         Raises:
             BatchError: The batch does not look like the first one.
             ExchangeError: The exchange failed; it stays failed, and every later call says so.
-            ClosedError: `close` was called.
         """
         self._check_open()
         if self.strategy.records or self.measures:
@@ -144,7 +144,6 @@ class Rehearsal(Checkpointed):
 
         Raises:
             BatchError: The batch does not look like the first one.
-            ClosedError: `close` was called.
         """
         self._check_open()
         if not ahead:
@@ -225,7 +224,6 @@ class Rehearsal(Checkpointed):
 
         Raises:
             ExchangeError: As for `update`.
-            ClosedError: `close` was called.
         """
         self._check_open()
         self.pending.end_step()
@@ -289,12 +287,14 @@ class Rehearsal(Checkpointed):
     def __enter__(self) -> Rehearsal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.close(drain_s=None if kind is None else 0.0)
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        self.report.note_error(error)
+        self.close(drain_s=None if error is None else 0.0)
 
 
 def _close_at_exit(rehearsal: weakref.ref[Rehearsal]) -> None:
     """Let the exchange in flight end shortly; one that nobody has any more is gone already."""
     alive = rehearsal()
     if alive is not None:
+        alive.report.note_error(getattr(sys, "last_value", None))
         alive.close(drain_s=1.0)

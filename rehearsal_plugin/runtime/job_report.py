@@ -39,6 +39,11 @@ class JobReport:
         self._offered_before = self._steps_before = 0  # in jobs that wrote the checkpoints loaded here
         self.joined_at = "in update() or augment(), as the training loop calls them"
         self.rows_new = self.rows_replayed = 0
+        self._error: BaseException | None = None
+
+    def note_error(self, error: BaseException | None) -> None:
+        """Remember what ended the job, if anything did: the reason why nothing was replayed."""
+        self._error = error
 
     def count_micro_batch(self, micro_batch: MicroBatch, metrics: Metrics, times: int = 1) -> None:
         """Count what the model sees of a micro-batch, here and in the totals; -1 times takes it back."""
@@ -123,6 +128,8 @@ class JobReport:
     def _reason(self, exchanges: int) -> str:
         """Why nothing was replayed, after so many exchanges."""
         steps = exchanges - self._steps_before
+        if self._error is not None:
+            return f"as the job ended with {type(self._error).__name__}"
         if not steps:
             return "as no optimizer step was counted: call step() after each, or attach the rehearsal to your framework"
         if exchanges < self._config.start_step:

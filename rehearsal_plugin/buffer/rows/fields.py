@@ -119,6 +119,11 @@ class Field:
                 f"batch field '{self.name}' was {self.dtype} in the first batch and is now {tensor.dtype}; "
                 "cast it to one dtype"
             )
+        if tensor.ndim and tensor.shape[1:] == self.shape:
+            return (
+                f"batch field '{self.name}' has {tensor.shape[0]} rows, and the fields before it have {batch_size}; "
+                "every field needs one row for each sample of the batch"
+            )
         if tensor.shape != (batch_size, *self.shape):
             return (
                 f"batch field '{self.name}' must have shape {(batch_size, *self.shape)}, as in the first batch, "

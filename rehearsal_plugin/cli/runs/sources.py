@@ -40,10 +40,12 @@ def read_run(path: Path) -> Run:
             run = _read_trainer_state(file)
         else:
             run = _read_metrics(file)
+    except FileNotFoundError as error:
+        raise DataError(f"{file} is not there yet; start the job first, or {CURE}") from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise DataError(f"{file} cannot be read as the log of a run: {error}; {CURE}") from error
     if not run.points:
-        raise DataError(f"{file} tells nothing of a rehearsal yet; wait for its first steps, or {CURE}")
+        raise DataError(f"{file} tells nothing of a rehearsal yet; wait for its first steps, log more often, or {CURE}")
     return run
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from rehearsal_plugin.cli.runs.run import Run
 from rehearsal_plugin.cli.runs.sources import read_run
+from rehearsal_plugin.errors import DataError
 
 __all__ = ["render", "watch"]
 
@@ -33,20 +34,34 @@ def watch(
     every: Annotated[float, Option(min=0.1, help="Seconds between two looks at the file.")] = 2.0,
     once: Annotated[bool, Option("--once", help="Show it once, and end.")] = False,
 ) -> None:
-    """Show a running job: share met, losses and rows by domain, waits, the guard. Ends with the job, or by Ctrl-C."""
+    """Show a running job: share met, losses and rows by domain, waits, the guard.
+
+    Waits for the job to begin, and ends with it or by Ctrl-C. Without a terminal it is shown once.
+    """
     console = Console(markup=False, emoji=False, highlight=False)
-    now = read_run(run)
     if once or not console.is_terminal:
-        console.print(render(now))
+        console.print(render(read_run(run)))
         return
-    with Live(render(now), console=console, auto_refresh=False) as live:
-        try:
+    try:
+        now = _first_look(run, every, console)
+        with Live(render(now), console=console, auto_refresh=False) as live:
             while not now.ended:
                 time.sleep(every)
                 now = read_run(run)
                 live.update(render(now), refresh=True)
-        except KeyboardInterrupt:
-            return
+    except KeyboardInterrupt:
+        return
+
+
+def _first_look(run: Path, every: float, console: Console) -> Run:
+    """The run, as soon as there is something to read; until then, why not."""
+    with console.status("") as waiting:
+        while True:
+            try:
+                return read_run(run)
+            except DataError as error:
+                waiting.update(str(error))
+                time.sleep(every)
 
 
 def render(run: Run) -> RenderableType:

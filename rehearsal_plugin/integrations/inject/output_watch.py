@@ -38,8 +38,8 @@ ALWAYS_COMPARED, COMPARED_EVERY = 64, 64
 
 CURE = (
     "rehearsal.inject is 'forward': replayed rows join inside the model's call, so targets outside are not theirs; set "
-    "rehearsal.inject to 'loader', with handle.loader(...) around the training batches, or {}, or compute it with "
-    "rehearsal.loss(criterion, outputs, *targets) (handle.loss) from outputs and targets that the model returns"
+    "rehearsal.inject to 'loader', and iterate over rehearsal.loader(batches) of what attach() returned; or {}; or "
+    "compute it with its loss(criterion, outputs, *targets) from outputs and targets that the model returns"
 )
 LOSS_OUTSIDE = "the loss is computed outside the model, from outputs without one, and " + CURE.format(
     "let the model return its loss"

@@ -70,12 +70,19 @@ def start_rehearsal(trainer: Any, config: RehearsalConfig) -> Handle:
     """Start a rehearsal over the ranks of a trainer, which stays unchanged.
 
     Raises:
-        ConfigError: The ranks that see the same data are unknown, or the section cannot be used with the engine.
+        ConfigError: The ranks that see the same data are unknown, the trainer does not train with the other ranks, or
+            the section cannot be used with the engine.
     """
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return Handle(Rehearsal(config, LocalTransport()))
     if trainer.is_deepspeed_enabled:
         return connect(trainer.model_wrapped, config)
+    if trainer.accelerator.num_processes == 1 and config.sampling.scope != "local":
+        raise ConfigError(
+            f"torch.distributed has {dist.get_world_size()} ranks, and this Trainer trains by itself, on all of the "
+            "data: its model would be another one on each rank; on CPU ranks give TrainingArguments use_cpu=True, or, "
+            "where ranks are meant to train models of their own, set rehearsal.sampling.scope to 'local'"
+        )
     peers = parallel_size(trainer, "tp") * parallel_size(trainer, "cp") * parallel_size(trainer, "sp")
     if peers > 1:
         raise ConfigError(

@@ -31,6 +31,14 @@ def test_fields_begin_at_multiples_of_the_alignment() -> None:
     assert end == 64 + 3 * ALIGNMENT
 
 
+def test_another_number_of_rows_is_told_as_that() -> None:
+    assert FIELD.check(torch.zeros(5, 2), 5).shape == (5, 2)
+    with pytest.raises(BatchError, match="'x' has 8 rows, and the fields before it have 5; every field needs one row"):
+        FIELD.check(torch.zeros(8, 2), 5)
+    with pytest.raises(BatchError, match=r"'x' must have shape \(5, 2\), as in the first batch"):
+        FIELD.check(torch.zeros(5, 4), 5)
+
+
 def test_a_field_of_no_numbers_takes_no_room() -> None:
     (field,), end = lay_out({"a": torch.zeros(3, 0)}, offset=16)
     assert (field.nbytes, end) == (0, 16)
@@ -80,7 +88,7 @@ def test_a_slot_that_there_is_not_is_refused() -> None:
         ([1.0], "list"),
         (torch.zeros(3, 2, dtype=torch.float64), "float64"),
         (torch.zeros(3, 4), r"shape \(3, 2\)"),
-        (torch.zeros(4, 2), r"shape \(3, 2\)"),
+        (torch.zeros(4, 2), "has 4 rows, and the fields before it have 3"),
         (torch.zeros(3, 2).to_sparse(), "sparse"),
     ],
     ids=["missing", "a list", "another dtype", "another shape", "another batch size", "sparse"],

@@ -193,6 +193,25 @@ def test_watch_follows_a_job_until_it_ends(job: Path, tmp_path: Path, monkeypatc
     assert "optimizer step 60 (ended)" in output.getvalue()
 
 
+def test_watch_waits_for_a_job_to_begin(job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, output = tmp_path / "metrics.jsonl", io.StringIO()
+    watching = importlib.import_module("rehearsal_plugin.cli.runs.watch")
+    monkeypatch.setattr(watching, "Console", lambda **_: Console(file=output, force_terminal=True, width=160))
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 2:
+            path.write_text(job.read_text())
+
+    monkeypatch.setattr(watching.time, "sleep", sleep)
+    watching.watch(path, every=0.05)
+    assert looks == [0.05, 0.05]
+    assert "optimizer step 60 (ended)" in output.getvalue()
+    with pytest.raises(DataError, match="is not there yet; start the job first"):
+        read_run(tmp_path / "another.jsonl")
+
+
 # --- report ----------------------------------------------------------------------------------------------------------
 
 

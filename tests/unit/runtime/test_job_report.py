@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,30 @@ def test_a_job_without_replay_is_a_warning_with_the_reason(
     level, line = run(steps, caplog, **keys)[-1]
     assert level == logging.WARNING
     assert reason in line
+
+
+def test_a_job_that_an_error_ended_is_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    rehearsal = Rehearsal(SECTION, LocalTransport())
+    rehearsal.augment(new_batch(0, 0, 6))
+    rehearsal.__exit__(ValueError, ValueError("broken"), None)
+    assert "as the job ended with ValueError" in caplog.messages[-1]
+    assert "call step()" not in caplog.messages[-1]
+
+
+AT_EXIT = """
+import logging, torch
+from rehearsal_plugin import LocalTransport, Rehearsal
+logging.basicConfig(level=logging.INFO)
+rehearsal = Rehearsal({"buffer": {"capacity": 50}, "representatives": 3}, LocalTransport())
+rehearsal.augment({"x": torch.zeros(6, 3)})
+raise ValueError("broken")
+"""
+
+
+def test_so_is_one_that_nobody_closed() -> None:
+    done = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "0 replayed; the share of replayed rows was 0, as the job ended with ValueError" in done.stderr
 
 
 def test_a_job_that_wants_no_replay_is_no_warning(caplog: pytest.LogCaptureFixture) -> None:
