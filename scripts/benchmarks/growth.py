@@ -31,6 +31,7 @@ from scripts.benchmarks.process_ranks import on_ranks
 __all__ = ["AXES", "Point", "exponent", "main", "points", "summarise"]
 
 POLICIES = ("reservoir", "random_replace", "fifo", "balanced", "score", "herding")
+EXEMPLARS = 20
 AT_ONCE = 64 << 20
 """Bytes of a batch that fills the buffer, and of the micro-batches that come by turns."""
 
@@ -84,6 +85,8 @@ def points(axis: str, largest: float) -> list[Point]:
         return [replace(job, row_bytes=16, mmap=True) for job in jobs]
     if axis == "partitions":  # so that each has a row at least
         return [replace(job, rows=max(job.rows, job.partitions), row_bytes=16) for job in jobs]
+    if axis == "policy":  # herding compares all rows of a partition with each other
+        return [replace(job, rows=EXEMPLARS if job.policy == "herding" else job.rows) for job in jobs]
     return [replace(job, rows=min(job.rows, (1 << 30) // job.row_bytes)) for job in jobs]
 
 

@@ -22,7 +22,7 @@ AXES = {
     "partitions": ("Partitions", "There is a row of each partition at least."),
     "candidates": ("Candidates of a step", "All rows of a batch are candidates."),
     "micro_batches": ("Micro-batches of a step", "Each has eight rows. They share the eight replayed ones."),
-    "policy": ("Policies", "`herding` looks at eight features of a row, and with `balanced` at its partition."),
+    "policy": ("Policies", "`herding` compares eight features of all rows of a partition: it has 20 rows here."),
 }
 """By quantity: its title, and what to know of it."""
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from scripts.benchmarks import buffer as bench_buffer
-from scripts.benchmarks.buffer import FORMS, GATHERED, TOKENS, WRITTEN, Ours
+from scripts.benchmarks.buffer import ADMISSION, COPY, FORMS, GATHERED, OURS, TOKENS, WRITTEN, Ours, summarise
 from scripts.benchmarks.stores import BASELINES, PEERS, Store, installed_peers
 
 STORES = {"rehearsal_plugin": Ours, **BASELINES, **installed_peers()}
@@ -27,9 +27,28 @@ STORES = {"rehearsal_plugin": Ours, **BASELINES, **installed_peers()}
 def test_its_report_has_the_figures_that_it_is_run_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench_buffer.main(["--rounds", "2", "--store-mb", "1", "--json", str(tmp_path / "report.json")]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
-    assert {"write_vs_numpy", "gather_vs_numpy", "admission_us_max"} <= set(report["summary"])
+    assert {"cells", "vs_copy_min", "admission_us_max"} <= set(report["summary"])
+    assert "vs_best_peer_min" not in report["summary"], "no peer was asked for"
     assert len(report["rows"]) == (len(FORMS) + 1) * 3 * (1 + len(BASELINES)) + len(bench_buffer.ADMISSIONS)
-    assert "write_vs_numpy" in capsys.readouterr().out
+    assert "vs_copy_min" in capsys.readouterr().out
+
+
+def test_the_worst_cell_counts_against_the_fastest_peer_of_it() -> None:
+    times = {
+        ("small", "W14"): {OURS: 2.0, COPY: 1.5, "raw numpy": 0.1, "cpprb": 3.0, "torchrl": 9.0},
+        ("large", "G7"): {OURS: 4.0, COPY: 4.0, "raw numpy": 0.1, "cpprb": 9.0, "torchrl": 3.0},
+    }
+    rows = [
+        {"rows": form, "what": what, "store": store, "ms": ms}
+        for (form, what), cell in times.items()
+        for store, ms in cell.items()
+    ]
+    rows += [
+        {"rows": "small", "what": ADMISSION, "store": policy, "ms": ms} for policy, ms in (("a", 0.01), ("b", 0.02))
+    ]
+    assert summarise(rows) == pytest.approx(
+        {"cells": 2, "cells_ahead": 1, "vs_best_peer_min": 0.75, "vs_copy_min": 0.75, "admission_us_max": 20}
+    )
 
 
 @pytest.mark.parametrize("name", STORES)

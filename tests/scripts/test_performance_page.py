@@ -86,7 +86,7 @@ def keep(docs: Path, name: str, summary: dict[str, float], rows: list[dict[str, 
 def test_every_section_is_built_from_its_report(tmp_path: Path) -> None:
     keep(tmp_path, "exchange", {"bytes_ratio_max": 1.1, "draw_ms_1024": 0.7, "load": 3.0}, EXCHANGE)
     keep(tmp_path, "scale", {"load": 2.0}, SCALE)
-    keep(tmp_path, "buffer", {"write_vs_numpy": 0.5}, BUFFER)
+    keep(tmp_path, "buffer", {"vs_copy_min": 0.5}, BUFFER)
     keep(tmp_path, "overhead", {"ratio_busy": 1.02}, OVERHEAD)
     keep(tmp_path, "file", {"major_faults": 0.0}, FILE)
     keep(
