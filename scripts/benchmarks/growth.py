@@ -48,6 +48,7 @@ class Point:
         candidates: Rows that a micro-batch offers, all that it has.
         micro_batches: Of a step.
         policy: Of the buffer.
+        representatives: Rows that are replayed in a step.
         mmap: Whether rows lie in a file.
     """
 
@@ -58,6 +59,7 @@ class Point:
     candidates: int = 8
     micro_batches: int = 1
     policy: str = "reservoir"
+    representatives: int = 8
     mmap: bool = False
 
 
@@ -75,6 +77,9 @@ AXES: dict[str, tuple[Any, ...]] = {
     "policy": POLICIES,
 }
 """What grows, and its values."""
+
+LOOP = Point(row_bytes=16 << 10, representatives=2)
+"""A plain loop whose steps have 8 new and 2 replayed rows of 16 KiB."""
 
 
 def points(axis: str, largest: float) -> list[Point]:
@@ -99,7 +104,7 @@ def section_of(point: Point, folder: str) -> dict[str, Any]:
         buffer["partition_by"] = "label"
     if point.policy in ("score", "herding"):
         buffer["score_by"] = "score"
-    return {"buffer": buffer, "representatives": 8}
+    return {"buffer": buffer, "representatives": point.representatives}
 
 
 def batch_of(point: Point, first: int, rows: int) -> dict[str, Tensor]:
@@ -167,10 +172,16 @@ def exponent(values: Sequence[float], costs: Sequence[float]) -> float:
 
 
 def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """The exponent at the end of every axis of numbers, of training thread and background together."""
+    """What the plain loop pays, and the exponents of all numbers, of training thread and background together."""
     by_axis: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_axis.setdefault(row["axis"], []).append(row)
+    loop = by_axis.pop("loop", [])
+    paid = {
+        name: 1e-3 * row[of]
+        for row in loop
+        for name, of in (("paid_ms_loop", "training_us"), ("background_ms_loop", "background_us"))
+    }
     summary = {
         f"exponent_{axis}": exponent(
             [row[axis] for row in line], [row["training_us"] + row["background_us"] for row in line]
@@ -178,13 +189,13 @@ def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
         for axis, line in by_axis.items()
         if axis != "policy"
     }
-    return {"exponent_max": max(summary.values()), **summary} if summary else {}
+    return {**paid, "exponent_max": max(summary.values()), **summary} if summary else paid
 
 
 def main(argv: Sequence[str]) -> int:
     """Measures every point and prints the summary."""
     arguments = arguments_of("How a step grows.", argv, steps=50, blocks=5, largest=10**8)
-    rows = []
+    rows = [{"axis": "loop", **measure(LOOP, arguments.steps, arguments.blocks)}]
     for axis in AXES:
         for point in points(axis, arguments.largest):
             row = {"axis": axis, **measure(point, arguments.steps, arguments.blocks)}

@@ -10,6 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from scripts.benchmarks.growth import exponent
+from scripts.common.goals import Goal
 from scripts.common.report import write_text
 from scripts.common.tables import markdown_table
 
@@ -25,6 +26,12 @@ AXES = {
     "policy": ("Policies", "`herding` compares eight features of all rows of a partition: it has 20 rows here."),
 }
 """By quantity: its title, and what to know of it."""
+
+GOALS = (
+    Goal("paid_ms_loop", "ms of the training thread in a plain loop, 8 + 2 rows of 16 KiB", 0.2, at_most=True),
+    Goal("background_ms_loop", "ms of all other threads there", 0.8, at_most=True),
+    Goal("exponent_max", "the largest exponent", 1.1, at_most=True),
+)
 
 HEAD = """\
 # Growth
@@ -50,6 +57,9 @@ def build_growth(docs: Path) -> Path | None:
         f"`python -m scripts.benchmarks.growth`; {place['cores']} cores, load {report['summary']['load']:g}, torch "
         f"{place['versions']['torch']}, commit {place['commit'][:12]}.\n",
     ]
+    summary = report["summary"]
+    lines = [goal.line(summary[goal.key]) for goal in GOALS if goal.key in summary]
+    parts += [markdown_table(["goal", "bound", "measured", ""], lines)] if lines else []
     for axis, (title, text) in AXES.items():
         rows = [row for row in report["rows"] if row["axis"] == axis]
         if rows:

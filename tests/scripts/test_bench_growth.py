@@ -32,6 +32,9 @@ def test_the_largest_exponent_is_told_and_policies_have_none() -> None:
     rows = [{"axis": "ranks", "ranks": n, "training_us": cost, "background_us": 0.0} for n, cost in costs.items()]
     rows += [{"axis": "policy", "policy": "fifo", "training_us": 1.0, "background_us": 1.0}]
     assert summarise(rows) == pytest.approx({"exponent_max": 2.0, "exponent_ranks": 2.0})
+    rows += [{"axis": "loop", "training_us": 180.0, "background_us": 700.0}]
+    summary = summarise(rows)
+    assert (summary["paid_ms_loop"], summary["background_ms_loop"]) == pytest.approx((0.18, 0.7))
 
 
 @pytest.mark.parametrize(
@@ -60,11 +63,12 @@ def test_the_page_has_a_figure_and_a_table_of_each_quantity(tmp_path: Path) -> N
         for value in values[:2]
     ]
     (tmp_path / "results").mkdir()
-    report = {"summary": {"load": 1.0}, "rows": rows, "environment": place}
+    report = {"summary": {"load": 1.0, "exponent_max": 1.5}, "rows": rows, "environment": place}
     (tmp_path / "results/bench_growth.json").write_text(json.dumps(report))
     path = build_growth(tmp_path)
     assert path is not None
     page = path.read_text()
+    assert "| `exponent_max`: the largest exponent | ≤ 1.1 | 1.500 | short by 0.400 |" in page
     assert page.count("| 250 | 1,000 |") == 2 * len(AXES)
     assert all(f"](../images/growth_{axis}.png)" in page for axis in AXES)
     assert len(list((tmp_path / "images").iterdir())) == len(AXES)

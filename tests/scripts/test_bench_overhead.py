@@ -68,7 +68,7 @@ def test_turns_are_compared_within_their_round_in_units_of_the_gauge(case: Case)
 
 def test_the_summary_has_the_largest_ratio_of_each_kind() -> None:
     rows = [
-        {"engine": engine, "free_core": free, "light": light, "ratio": ratio}
+        {"engine": engine, "free_core": free, "light": light, "ratio": ratio, "step_bytes": 8 / ratio, "paid_ms": ratio}
         for engine, free, light, ratio in [
             (PLAIN, False, False, 9.0),
             (THREAD, False, False, 1.2),
@@ -80,6 +80,7 @@ def test_the_summary_has_the_largest_ratio_of_each_kind() -> None:
         ]
     ]
     assert bench_overhead.summarise(rows) == {
+        "paid_ms_small": 1.2,
         "ratio_busy": 1.2,
         "ratio_busy_inline": 1.3,
         "ratio_free_core": 1.05,
