@@ -14,8 +14,9 @@ from rehearsal_plugin.runtime.replay_ratio import ReplayRatio
 
 __all__ = ["Forgetting", "weights_by_need"]
 
-WINDOW = 1024
-"""Rows that a level is a mean over, where no budget says so."""
+WINDOW = 128
+"""Rows that a level is a mean over, where no budget says so. Domains that are forgotten rise by a tenth and more, so a
+mean need be no finer. A larger window would leave a short job without a mixture."""
 
 FLOOR = 0.1
 """Share of the rows that comes from all partitions alike, so that none is lost sight of."""
