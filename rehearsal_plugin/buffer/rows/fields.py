@@ -119,7 +119,7 @@ class Field:
                 f"batch field '{self.name}' was {self.dtype} in the first batch and is now {tensor.dtype}; "
                 "cast it to one dtype"
             )
-        if tensor.ndim and tensor.shape[1:] == self.shape:
+        if tensor.ndim and tensor.shape[1:] == self.shape and tensor.shape[0] != batch_size:
             return (
                 f"batch field '{self.name}' has {tensor.shape[0]} rows, and the fields before it have {batch_size}; "
                 "every field needs one row for each sample of the batch"
