@@ -98,6 +98,10 @@ def budgets(rows: Sequence[Row]) -> list[str]:
         "rise is what the controller sees at the end of the phase, the second that of the held-out loss. The *fixed "
         "ratio* is the one that ends at the same loss on English, between the ratios of the table above.\n",
         markdown_table(heads, lines),
+        "The controller sees stored rows, which the model was trained on. On held-out text the loss rises more. And it "
+        "holds the budget from the first step on. There the learning rate is high and forgetting is fast, so it asks "
+        "for the highest ratio. Rows that are replayed so early are worth little at the end. If the end is all that "
+        "counts for you, let the ratio rise instead, as above.\n",
     ]
 
 
