@@ -25,7 +25,7 @@ from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
 from scripts.llm.levers import budgets, mixtures, more_for_the_same, slow_weights, spaced, tried
 from scripts.llm.plan import BASE, BUDGET, JOINT, LANGUAGES, RISING, SIZES, variants
-from scripts.llm.plots import plot_llm
+from scripts.llm.plots import plot_llm, plot_old_against_new
 from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
 from scripts.llm.skills_page import section as skills
 
@@ -105,8 +105,9 @@ def build(docs: Path) -> Path:
         )
     report = json.loads(path.read_text())
     base = select(report["rows"], variant=BASE)
-    picture = Path("images/llm.png")
+    picture, tradeoff = Path("images/llm.png"), Path("images/llm_old_against_new.png")
     plot_llm(base, docs / picture)
+    plot_old_against_new(report["rows"], docs / tradeoff)
     parts = [
         HEAD,
         scope(base, report),
@@ -115,7 +116,12 @@ def build(docs: Path) -> Path:
         results(base, "french"),
         goals(report["summary"]),
     ]
-    parts += [f"![Losses during the phases, and shares of the gap](../{picture})\n", levelling(base)]
+    parts += [f"![Losses during the phases, and shares of the gap](../{picture})\n"]
+    parts += [
+        "What do you pay for what you keep? A point that lies below the line keeps more for the same loss on French:\n",
+        f"![Loss on English against loss on French](../{tradeoff})\n",
+        levelling(base),
+    ]
     if select(base, after="german"):
         parts += ["## After German", results(base, "german")]
     parts += more_for_the_same(report["rows"]) + budgets(report["rows"]) + mixtures(report["rows"])

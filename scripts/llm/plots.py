@@ -1,4 +1,4 @@
-"""The picture of the recipe: English during the phases, and shares of the gap against the ratio."""
+"""Pictures of the recipe: English during the phases, shares of the gap against the ratio, and old against new."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.llm.plan import JOINT
-from scripts.llm.results import LITERATURE, Row, gap_closed, select
+from scripts.llm.plan import BASE, BUDGET, JOINT, RISING
+from scripts.llm.results import LITERATURE, Row, gap_closed, losses, select
 
-__all__ = ["plot_llm"]
+__all__ = ["plot_llm", "plot_old_against_new"]
 
 
 def plot_llm(rows: Sequence[Row], path: Path) -> None:
@@ -23,6 +23,43 @@ def plot_llm(rows: Sequence[Row], path: Path) -> None:
     _against_ratio(shares, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def plot_old_against_new(rows: Sequence[Row], path: Path) -> None:
+    """Draws the loss on English against that on French after French: fixed ratios as a line, other ways as points."""
+    figure = Figure(figsize=(7, 4.6), layout="constrained")
+    panel = figure.subplots()
+    base = select(rows, variant=BASE, after="french")
+    fixed = sorted({row["arm"] for row in base} - {JOINT}, key=float)
+    ends = [_ends(base, arm) for arm in fixed]
+    panel.plot([end[0] for end in ends], [end[2] for end in ends], "-", color="0.5", zorder=0)
+    for arm, end in zip(fixed, ends, strict=True):
+        _point(panel, end, "o", "0.4", "a fixed ratio" if arm == fixed[0] else None)
+        panel.annotate(f"{arm} %", (end[0], end[2]), (5, 5), textcoords="offset points", fontsize=8, color="0.3")
+    for arm, colour in (("5", "tab:blue"), ("25", "tab:cyan")):
+        if select(rows, variant=RISING, arm=arm, after="french"):
+            end = _ends(select(rows, variant=RISING, after="french"), arm)
+            _point(panel, end, "D", colour, f"{arm} % in the mean, rising, counts fourfold")
+    if select(rows, variant=BUDGET, arm="budget"):
+        _point(panel, _ends(select(rows, variant=BUDGET), "budget"), "s", "tab:orange", BUDGET)
+    _point(panel, _ends(base, JOINT), "*", "tab:red", "the union")
+    panel.set(xlabel="held-out loss on French", ylabel="held-out loss on English")
+    panel.legend(frameon=False, fontsize=8)
+    panel.spines[["top", "right"]].set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+
+
+def _ends(rows: Sequence[Row], arm: str) -> tuple[float, float, float, float]:
+    """Mean and deviation of the loss on French, then of that on English."""
+    new, old = losses(rows, arm, "french", "french"), losses(rows, arm, "french", "english")
+    assert new is not None  # as the caller has looked
+    assert old is not None
+    return new.mean, new.deviation or 0.0, old.mean, old.deviation or 0.0
+
+
+def _point(panel: Axes, end: tuple[float, float, float, float], marker: str, colour: str, label: str | None) -> None:
+    panel.errorbar(end[0], end[2], end[3], end[1], marker=marker, color=colour, capsize=3, linestyle="", label=label)
 
 
 def _against_steps(panel: Axes, rows: Sequence[Row]) -> None:

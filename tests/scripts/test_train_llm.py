@@ -256,7 +256,9 @@ def test_the_page_is_built_from_the_report_alone(tmp_path: Path) -> None:
     assert "- 0 % replay with 1 of 3 seeds in French\n- 1 % replay with 3 of 3 seeds in French\n" in page
     assert "- the phase in German\n- the variant 'learning rate re-warmed to a third'\n" in page
     assert "variant 'half the steps'" not in page
-    assert (tmp_path / "docs/images/llm.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("llm.png", "llm_old_against_new.png"):
+        assert (tmp_path / "docs/images" / picture).read_bytes().startswith(b"\x89PNG")
+        assert f"](../images/{picture})" in page
     with pytest.raises(FileNotFoundError, match=r"python -m scripts\.llm\.train --size full"):
         llm_page.build(tmp_path)
 
