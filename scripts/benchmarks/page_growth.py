@@ -20,7 +20,7 @@ AXES = {
     "ranks": ("Ranks", "Ranks share the cores here, and talk over gloo: what a rank of its own would take is less."),
     "rows": ("Rows stored", "Rows of 16 bytes lie in a file (`storage: mmap`)."),
     "row_bytes": ("Bytes of a row", "Eight rows come, and eight are replayed. Copies of them are what grows."),
-    "partitions": ("Partitions", "There is a row of each partition at least. Draws look up places in the tables."),
+    "partitions": ("Partitions", "There is a row of each partition at least."),
     "candidates": ("Candidates of a step", "All rows of a batch are candidates."),
     "micro_batches": ("Micro-batches of a step", "Each has eight rows. They share the eight replayed ones."),
     "policy": ("Policies", "`herding` compares eight features of all rows of a partition: it has 20 rows here."),

@@ -120,8 +120,8 @@ def build(docs: Path) -> Path:
     parts += [
         "What do you pay for what you keep? A point that lies below the line keeps more for the same loss on French:\n",
         f"![Loss on English against loss on French](../{tradeoff})\n",
-        "So far nothing beats a higher fixed ratio, which costs no more compute here. The ways below get more out of as "
-        "many old rows. They are for jobs that cannot replay more of them.\n",
+        "So far nothing beats a higher fixed ratio, which costs no more compute here. The ways below get more out of "
+        "as many old rows. They are for jobs that cannot replay more of them.\n",
         levelling(base),
     ]
     if select(base, after="german"):
