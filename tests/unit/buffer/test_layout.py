@@ -265,7 +265,7 @@ def refused(batch: Any, first: Any = None) -> str:
 REFUSED = {
     "another dtype": ({"x": torch.zeros(4, 3), "y": torch.zeros(4).half()}, "torch.float16"),
     "another shape": ({"x": torch.zeros(4, 3), "y": torch.zeros(4, 1)}, r"(4, 1)"),
-    "another length": ({"x": torch.zeros(4, 3), "y": torch.zeros(5)}, r"(5,)"),
+    "another length": ({"x": torch.zeros(4, 3), "y": torch.zeros(5)}, "has 5 rows, and the fields before it have 4"),
     "no dimension": ({"x": torch.zeros(4, 3), "y": torch.tensor(1.0)}, r"()"),
     "missing": ({"x": torch.zeros(4, 3)}, "missing"),
     "no tensor": ({"x": torch.zeros(4, 3), "y": ["a"] * 4}, "list"),
