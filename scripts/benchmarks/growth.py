@@ -28,10 +28,14 @@ from rehearsal_plugin import Rehearsal
 from scripts.benchmarks.measure import arguments_of, publish
 from scripts.benchmarks.process_ranks import on_ranks
 
-__all__ = ["AXES", "Point", "exponent", "main", "points", "summarise"]
+__all__ = ["AXES", "SETTINGS", "SMALLEST", "Point", "exponent", "main", "points", "summarise"]
 
 POLICIES = ("reservoir", "random_replace", "fifo", "balanced", "score", "herding")
 EXEMPLARS = 20
+LABEL_BYTES = 16
+"""Of a row, its label: fields begin at multiples of 16."""
+SMALLEST = 32
+"""Bytes of a row where there are very many."""
 AT_ONCE = 64 << 20
 """Bytes of a batch that fills the buffer, and of the micro-batches that come by turns."""
 
@@ -43,7 +47,7 @@ class Point:
     Attributes:
         ranks: Processes that share the buffer.
         rows: Stored by each.
-        row_bytes: Of a row.
+        row_bytes: Of a row, its label among them.
         partitions: Of the rows; 1 for a buffer without partitions.
         candidates: Rows that a micro-batch offers, all that it has.
         micro_batches: Of a step.
@@ -70,13 +74,16 @@ def _powers(low: int, high: int, base: int = 10) -> tuple[int, ...]:
 AXES: dict[str, tuple[Any, ...]] = {
     "ranks": (1, 2, 4, 8, 16),
     "rows": _powers(4, 8),
-    "row_bytes": (100, 1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 24),
+    "row_bytes": (128, 1 << 10, 1 << 14, 1 << 17, 1 << 20, 1 << 24),
     "partitions": _powers(0, 6),
     "candidates": (8, 64, 512, 4096),
     "micro_batches": (1, 2, 4, 8, 16, 32),
     "policy": POLICIES,
 }
 """What grows, and its values."""
+
+SETTINGS = {"steps": 50, "blocks": 5, "largest": 10**8}
+"""Options of the command: steps of a block, blocks, and the largest value of an axis."""
 
 LOOP = Point(row_bytes=16 << 10, representatives=2)
 """A plain loop whose steps have 8 new and 2 replayed rows of 16 KiB."""
@@ -87,9 +94,9 @@ def points(axis: str, largest: float) -> list[Point]:
     chosen = [value for value in AXES[axis] if isinstance(value, str) or value <= largest]
     jobs = [replace(Point(), **{axis: value}) for value in chosen]
     if axis == "rows":  # small ones, in a file
-        return [replace(job, row_bytes=16, mmap=True) for job in jobs]
+        return [replace(job, row_bytes=SMALLEST, mmap=True) for job in jobs]
     if axis == "partitions":  # so that each has a row at least
-        return [replace(job, rows=max(job.rows, job.partitions), row_bytes=16) for job in jobs]
+        return [replace(job, rows=max(job.rows, job.partitions), row_bytes=SMALLEST) for job in jobs]
     if axis == "policy":  # herding compares all rows of a partition with each other
         return [replace(job, rows=EXEMPLARS if job.policy == "herding" else job.rows) for job in jobs]
     return [replace(job, rows=min(job.rows, (1 << 30) // job.row_bytes)) for job in jobs]
@@ -110,7 +117,7 @@ def section_of(point: Point, folder: str) -> dict[str, Any]:
 def batch_of(point: Point, first: int, rows: int) -> dict[str, Tensor]:
     """Rows of the given size, by number from `first` on: their labels go round the partitions."""
     numbers = torch.arange(first, first + rows)
-    width = max(1, point.row_bytes - 16 * ("label" in repr(section_of(point, ""))))
+    width = point.row_bytes - LABEL_BYTES
     batch = {"x": torch.zeros(rows, width, dtype=torch.uint8), "label": numbers % point.partitions}
     if point.policy == "score":
         batch["score"] = torch.rand(rows, generator=torch.Generator().manual_seed(first))
@@ -194,7 +201,7 @@ def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
     """Measures every point and prints the summary."""
-    arguments = arguments_of("How a step grows.", argv, steps=50, blocks=5, largest=10**8)
+    arguments = arguments_of("How a step grows.", argv, **SETTINGS)
     rows = [{"axis": "loop", **measure(LOOP, arguments.steps, arguments.blocks)}]
     for axis in AXES:
         for point in points(axis, arguments.largest):
@@ -202,7 +209,8 @@ def main(argv: Sequence[str]) -> int:
             told = f"{row['training_us']:.0f} us of the training thread, {row['background_us']:.0f} us of others"
             print(f"{axis} {getattr(point, axis)}: {told}", flush=True)
             rows.append(row)
-    publish(arguments.json, summarise(rows), rows, ranks=max(row["ranks"] for row in rows))
+    settings = {name: getattr(arguments, name) for name in SETTINGS}
+    publish(arguments.json, {**summarise(rows), **settings}, rows, ranks=max(row["ranks"] for row in rows))
     return 0
 
 

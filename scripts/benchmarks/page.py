@@ -58,7 +58,7 @@ PLANS = (
 SHORT = (
     (OVERHEAD, "ratio_busy", "time of a step against plain DeepSpeed, two busy cores, the worst size", "{:.3f} times"),
     (OVERHEAD, "ratio_free_core", "the same where a core is free", "{:.3f} times"),
-    (BUFFER, "vs_best_peer_min", "speed of the buffer against the fastest of six others, worst case", "{:.2f} times"),
+    (BUFFER, "vs_best_peer_min", "speed of the buffer against the fastest of the others, worst case", "{:.2f} times"),
     (EXCHANGE, "bytes_ratio_max", "bytes that travel for each byte of rows, texts of 2,048 tokens", "{:.3f}"),
     (SCALE, "background_ms_16384_group", "background of a step on 16,384 GPUs by the model, not run", "{:.1f} ms"),
 )

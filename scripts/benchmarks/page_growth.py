@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from scripts.benchmarks.growth import exponent
+from scripts.benchmarks.growth import SETTINGS, SMALLEST, exponent
 from scripts.common.goals import Goal
 from scripts.common.report import write_text
 from scripts.common.tables import markdown_table
@@ -18,7 +18,7 @@ __all__ = ["build_growth"]
 
 AXES = {
     "ranks": ("Ranks", "Ranks share the cores here, and talk over gloo: what a rank of its own would take is less."),
-    "rows": ("Rows stored", "Rows of 16 bytes lie in a file (`storage: mmap`)."),
+    "rows": ("Rows stored", f"Rows of {SMALLEST} bytes lie in a file (`storage: mmap`)."),
     "row_bytes": ("Bytes of a row", "Eight rows come, and eight are replayed. Copies of them are what grows."),
     "partitions": ("Partitions", "There is a row of each partition at least."),
     "candidates": ("Candidates of a step", "All rows of a batch are candidates."),
@@ -52,10 +52,12 @@ def build_growth(docs: Path) -> Path | None:
         return None
     report = json.loads(path.read_text())
     place = report["environment"]
+    given = {name: report["summary"][name] for name in SETTINGS if name in report["summary"]}
+    options = "".join(f" --{name} {value:.0f}" for name, value in given.items())
     parts = [
         HEAD,
-        f"`python -m scripts.benchmarks.growth`; {place['cores']} cores, load {report['summary']['load']:g}, torch "
-        f"{place['versions']['torch']}, commit {place['commit'][:12]}.\n",
+        f"`python -m scripts.benchmarks.growth{options}`; {place['cores']} cores, load {report['summary']['load']:g}, "
+        f"torch {place['versions']['torch']}, commit {place['commit'][:12]}.\n",
     ]
     summary = report["summary"]
     lines = [goal.line(summary[goal.key]) for goal in GOALS if goal.key in summary]

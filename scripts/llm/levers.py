@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
-from scripts.llm.plan import BASE, BUDGET, LANGUAGES, NEED, RISING, UNIFORM
+from scripts.llm.plan import BASE, BUDGET, JOINT, LANGUAGES, NEED, RISING, UNIFORM
 from scripts.llm.results import (
     Row,
     budget_outcome,
@@ -20,7 +21,44 @@ from scripts.llm.results import (
     worst_forgetting,
 )
 
-__all__ = ["budgets", "mixtures", "more_for_the_same", "seen_before", "slow_weights", "spaced", "tried"]
+__all__ = [
+    "against_fixed",
+    "budgets",
+    "mixtures",
+    "more_for_the_same",
+    "seen_before",
+    "slow_weights",
+    "spaced",
+    "tried",
+]
+
+
+def against_fixed(rows: Sequence[Row]) -> str:
+    """Which ways to replay keep more English than fixed ratios that end at no higher a loss on French."""
+    base = select(rows, variant=BASE, after="french")
+    arms = sorted({row["arm"] for row in base} - {JOINT}, key=float)
+    line = [end for arm in arms if (end := _new_and_old(base, arm)) is not None]
+    ways = {f"{arm} % with {RISING}": _new_and_old(select(rows, variant=RISING), arm) for arm in ("5", "25")}
+    ways[BUDGET] = _new_and_old(select(rows, variant=BUDGET), "budget")
+    below = [name for name, end in ways.items() if end is not None and not _reached(end, line)]
+    found = f"Below the line: {', '.join(below)}." if below else "So far nothing beats a higher fixed ratio."
+    return (
+        f"{found} A higher ratio costs no more compute here. The ways below get more out of as many old rows. They are "
+        "for jobs that cannot replay more of them.\n"
+    )
+
+
+def _new_and_old(rows: Sequence[Row], arm: str) -> tuple[float, float] | None:
+    """Mean losses on French and English after French."""
+    new, old = (losses(rows, arm, "french", language) for language in ("french", "english"))
+    return None if new is None or old is None else (new.mean, old.mean)
+
+
+def _reached(end: tuple[float, float], line: Sequence[tuple[float, float]]) -> bool:
+    """Whether some mixture of two neighbours of the line is as good on both languages."""
+    shares = [number / 100 for number in range(101)]
+    between = ([s * a + (1 - s) * b for a, b in zip(*pair, strict=True)] for pair in pairwise(line) for s in shares)
+    return any(new <= end[0] and old <= end[1] for new, old in between)
 
 
 def more_for_the_same(rows: Sequence[Row]) -> list[str]:

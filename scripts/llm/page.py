@@ -23,7 +23,7 @@ from scripts.common.report import write_text
 from scripts.common.spread import Spread
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
-from scripts.llm.levers import budgets, mixtures, more_for_the_same, slow_weights, spaced, tried
+from scripts.llm.levers import against_fixed, budgets, mixtures, more_for_the_same, slow_weights, spaced, tried
 from scripts.llm.plan import BASE, BUDGET, JOINT, LANGUAGES, RISING, SIZES, variants
 from scripts.llm.plots import plot_llm, plot_old_against_new
 from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
@@ -120,8 +120,7 @@ def build(docs: Path) -> Path:
     parts += [
         "What do you pay for what you keep? A point that lies below the line keeps more for the same loss on French:\n",
         f"![Loss on English against loss on French](../{tradeoff})\n",
-        "So far nothing beats a higher fixed ratio, which costs no more compute here. The ways below get more out of "
-        "as many old rows. They are for jobs that cannot replay more of them.\n",
+        against_fixed(report["rows"]),
         levelling(base),
     ]
     if select(base, after="german"):

@@ -42,7 +42,8 @@ def plot_old_against_new(rows: Sequence[Row], path: Path) -> None:
             _point(panel, end, "D", colour, f"{arm} % in the mean, rising, counts fourfold")
     if select(rows, variant=BUDGET, arm="budget"):
         _point(panel, _ends(select(rows, variant=BUDGET), "budget"), "s", "tab:orange", BUDGET)
-    _point(panel, _ends(base, JOINT), "*", "tab:red", "the union")
+    if select(base, arm=JOINT):
+        _point(panel, _ends(base, JOINT), "*", "tab:red", "the union")
     panel.set(xlabel="held-out loss on French", ylabel="held-out loss on English")
     panel.legend(frameon=False, fontsize=8)
     panel.spines[["top", "right"]].set_visible(False)

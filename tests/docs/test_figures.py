@@ -27,6 +27,16 @@ def test_what_a_ratio_buys_is_what_the_recipe_measured(percent: int) -> None:
     assert f"| {percent / 100:g} | {gap:.0%} | {cost:+.1%} |".replace("%", " %") in page("guides/choosing.md")
 
 
+def test_what_a_ratio_that_rises_keeps_is_what_the_recipe_measured() -> None:
+    llm = summary("train_llm")
+    gap, cost = llm["gap_closed_5_rising"], llm["cost_on_new_5_rising"]
+    assert f"That closes {gap:.0%} with as many rows, at no cost".replace("%", " %") in page("guides/choosing.md")
+    assert cost < 0.001
+    assert "A higher fixed ratio still keeps more." in page("guides/choosing.md")
+    assert llm["gap_closed_25"] > gap
+    assert "So far nothing beats a higher fixed ratio." in page("results/llm.md")
+
+
 def test_the_accuracies_by_buffer_are_those_of_the_study() -> None:
     found = re.findall(r"^\| (er|der\+\+) \| (2\.5|30) % \| ([\d.]+) ±.*", page("results/study.md"), re.MULTILINE)
     images = {(method, size): float(value) for method, size, value in found[:4]}

@@ -17,7 +17,7 @@ def test_every_axis_changes_one_quantity_and_ends_where_it_is_told_to() -> None:
         jobs = points(axis, 20_000)
         assert jobs
         assert [getattr(job, axis) for job in jobs] == [v for v in AXES[axis] if isinstance(v, str) or v <= 20_000]
-    assert all(job.rows * job.row_bytes <= 2 << 30 for axis in AXES for job in points(axis, math.inf))
+    assert all(job.rows * job.row_bytes <= 4 << 30 for axis in AXES for job in points(axis, math.inf))
     assert all(job.rows >= job.partitions for job in points("partitions", math.inf))
 
 
@@ -41,7 +41,7 @@ def test_the_largest_exponent_is_told_and_policies_have_none() -> None:
     "point",
     [
         Point(ranks=2, rows=64),
-        Point(rows=100, row_bytes=16, mmap=True),
+        Point(rows=100, row_bytes=32, mmap=True),
         Point(rows=100, row_bytes=32, partitions=10, micro_batches=2),
         *(Point(rows=64, policy=policy) for policy in AXES["policy"][1:]),
     ],
@@ -63,12 +63,14 @@ def test_the_page_has_a_figure_and_a_table_of_each_quantity(tmp_path: Path) -> N
         for value in values[:2]
     ]
     (tmp_path / "results").mkdir()
-    report = {"summary": {"load": 1.0, "exponent_max": 1.5}, "rows": rows, "environment": place}
+    summary = {"load": 1.0, "steps": 20, "blocks": 3, "exponent_max": 1.5}
+    report = {"summary": summary, "rows": rows, "environment": place}
     (tmp_path / "results/bench_growth.json").write_text(json.dumps(report))
     path = build_growth(tmp_path)
     assert path is not None
     page = path.read_text()
     assert "| `exponent_max`: the largest exponent | ≤ 1.1 | 1.500 | short by 0.400 |" in page
     assert page.count("| 250 | 1,000 |") == 2 * len(AXES)
+    assert "`python -m scripts.benchmarks.growth --steps 20 --blocks 3`; 2 cores" in page
     assert all(f"](../images/growth_{axis}.png)" in page for axis in AXES)
     assert len(list((tmp_path / "images").iterdir())) == len(AXES)

@@ -16,7 +16,16 @@ from scripts.llm import data as llm_data
 from scripts.llm import page as llm_page
 from scripts.llm import train as train_llm
 from scripts.llm.data import END_TOKEN, LANGUAGES, LENGTH, held_out, rows_of, text_of
-from scripts.llm.levers import budgets, mixtures, more_for_the_same, seen_before, slow_weights, spaced, tried
+from scripts.llm.levers import (
+    against_fixed,
+    budgets,
+    mixtures,
+    more_for_the_same,
+    seen_before,
+    slow_weights,
+    spaced,
+    tried,
+)
 from scripts.llm.plan import BASE, BUDGET, JOINT, NEED, RISING, UNIFORM, Run, Setting, config_of, key_of, plan, variants
 from scripts.llm.results import Row, cost_on_new, fixed_ratio, gap_closed, summarise
 from tests.helpers.paths import ROOT
@@ -226,6 +235,21 @@ def test_the_summary_is_of_the_base_variant_and_of_complete_seeds() -> None:
     rising = summarise(rows + report_rows(variant=RISING, with_5=3.6), (5.0,))
     assert rising["gap_closed_5_rising"] == pytest.approx(0.8)
     assert rising["cost_on_new_5_rising"] == pytest.approx(0.01)
+
+
+def test_what_beats_the_line_of_fixed_ratios_is_named() -> None:
+    rows = report_rows()  # the line goes from 6.0 without replay to 4.0 with 5 %
+    assert against_fixed([*rows, *report_rows(variant=RISING, with_5=4.0)]).startswith("So far nothing beats")
+    better = against_fixed([*rows, *report_rows(variant=RISING, with_5=3.6)])
+    assert better.startswith(f"Below the line: 5 % with {RISING}.")
+
+
+def test_the_page_does_not_need_the_union(tmp_path: Path) -> None:
+    rows = [one for one in report_rows() if one["arm"] != JOINT]
+    report = {"summary": {}, "rows": rows, "environment": {"ranks": 2, "cores": 2, "versions": {"torch": "2.13"}}}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results/train_llm.json").write_text(json.dumps(report))
+    assert "- the union with 3 of 3 seeds in French" in llm_page.build(tmp_path).read_text()
 
 
 def test_what_a_report_knows_is_not_trained_again(tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ class RehearsalCallback(TrainerCallback):
     def begin_training(self, trainer: Any, resume_from_checkpoint: Any) -> None:
         """See `TrainerListener`."""
         self._trainer = weakref.ref(trainer)
-        if self._config is not None and deepspeed_section(trainer) not in (None, self._config):
+        unread = self._config is not None and deepspeed_section(trainer) not in (None, self._config)
+        if unread and trainer.is_world_process_zero():
             LOG.warning(
                 "the section of RehearsalCallback(...) is taken, and the other one in the trainer's DeepSpeed config "
                 "is not read; keep one of them"
