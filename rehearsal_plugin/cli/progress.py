@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -28,7 +28,8 @@ class ProgressBar:
             TimeElapsedColumn(),
         )
         console = Console(stderr=True)
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._shown = console.is_terminal  # a disabled one of rich 14 still writes an empty line at its end
+        self._progress = Progress(*columns, console=console, transient=True)
         self._task: TaskID = self._progress.add_task(what, total=total, note="")
 
     def set(self, count: int, note: str = "") -> None:
@@ -42,13 +43,16 @@ class ProgressBar:
             self.set(done)
 
     def __enter__(self) -> ProgressBar:
-        self._progress.start()
+        if self._shown:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        if self._shown:
+            self._progress.stop()
 
 
 def busy(what: str) -> AbstractContextManager[object]:
     """A spinner beside `what`, while work goes on of which nobody knows how much there is."""
-    return Console(stderr=True).status(what)
+    console = Console(stderr=True)
+    return console.status(what) if console.is_terminal else nullcontext()

@@ -6,6 +6,7 @@ import os
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,9 +97,8 @@ def config_of(
 def engine_of(config: Mapping[str, Any], model: nn.Module | None = None, **arguments: Any) -> Any:
     """An engine by `rehearsal_plugin.initialize`."""
     model = Witness() if model is None else model
-    engine = integration.initialize(model=model, model_parameters=model.parameters(), config=dict(config), **arguments)[
-        0
-    ]
+    arguments |= {"config": deepcopy(dict(config))}  # DeepSpeed 0.17 takes `torch_adam` out of the caller's dict
+    engine = integration.initialize(model=model, model_parameters=model.parameters(), **arguments)[0]
     MADE.append(engine)
     return engine
 

@@ -17,7 +17,12 @@ from tests.helpers.paths import ROOT
 from tests.helpers.script_runs import run_command
 
 EXAMPLES = ROOT / "scripts" / "examples"
-NEEDED = {"deepspeed_engine": "deepspeed", "hf_trainer": "transformers", "images_derpp": "sklearn"}
+NEEDED = {
+    "deepspeed_engine": "deepspeed",
+    "hf_trainer": "transformers",
+    "reporters": "transformers",
+    "images_derpp": "sklearn",
+}
 CLIENTS = {"lightning_module": "lightning", "trl_sft": "trl"}
 LAUNCHED = {"horovod_loop": "horovod"}
 SHORT = ["custom_policy", "custom_strategy", "ddp", *NEEDED, *CLIENTS, *LAUNCHED]
