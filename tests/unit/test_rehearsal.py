@@ -391,7 +391,7 @@ def test_a_step_gives_up_the_gil_a_fixed_number_of_times(policy: str, monkeypatc
                     rehearsal.update(batch)
         counts.append(operations.count / steps)
     assert max(counts) - min(counts) <= 1  # a reservoir may keep none of a batch
-    assert max(counts) < 40
+    assert max(counts) < 45  # 43 with torch 2.4
 
 
 THREADS = """
