@@ -183,10 +183,10 @@ class Recipe:
 
     def row(self, variant: str, run: Run) -> Row:
         """A finished training as a line of the report."""
-        path = self.folder(run) / "result.json"
-        if not path.is_file():
-            return {**self._known[self.key(run)], "variant": variant}
-        result = json.loads(path.read_text())
+        known = self._known.get(self.key(run))
+        if known is not None:  # also where it was trained again, for one that goes on from it
+            return {**known, "variant": variant}
+        result = json.loads((self.folder(run) / "result.json").read_text())
         named = {"variant": variant, "seed": run.seed, "arm": run.arm, "learns": " + ".join(run.learns)}
         named |= {"key": self.key(run)}
         named |= {"after": run.learns[-1], "ratio": run.ratio, "steps": run.steps, "rate": run.rate}
