@@ -10,9 +10,11 @@ lie around 1,000 centres, as embeddings of texts do; IVF and HNSW have the setti
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,8 +59,12 @@ def exact(arguments: Any) -> tuple[dict[str, float], list[dict[str, object]]]:
 
     rank, queries = dist.get_rank(), vectors_of(-1, arguments.queries, arguments.width)
     every = all_rows(arguments.rows, arguments) if rank == 0 else None
-    with Retriever(buffer_of(part(arguments.rows, rank, arguments), rank), settings("flat")) as retriever:
+    own = buffer_of(part(arguments.rows, rank, arguments), rank)
+    before = resident()
+    with Retriever(own, settings("flat")) as retriever:
         over_ranks = partial(search_over_ranks, retriever, queries, arguments)
+        over_ranks()  # makes the index
+        held = resident() - before
         alternatives: dict[str, Callable[[], object]] = {
             "over_ranks": over_ranks,
             "faiss_alone": faiss_alone(every, queries, arguments),
@@ -69,9 +75,15 @@ def exact(arguments: Any) -> tuple[dict[str, float], list[dict[str, object]]]:
     if every is None:
         return {}, []
     agreement = float((nearest == brute_force(queries, every, arguments)).all(axis=1).mean())
-    return {"exact_agreement": agreement, **compared(timings)}, [
+    size = {"rows": float(arguments.rows), "index_bytes_a_row": held / len(own)}
+    return {"exact_agreement": agreement, **compared(timings), **size}, [
         {"what": name, **timing.row()} for name, timing in timings.items()
     ]
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def search_over_ranks(retriever: Retriever, queries: Vectors, arguments: Any) -> Retrieved:
