@@ -22,10 +22,24 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-__all__ = ["END", "LANGUAGES", "LENGTH", "VOCABULARY", "Corpus", "load", "rows_of", "text_of", "train_tokenizer"]
+__all__ = [
+    "DOMAINS",
+    "END",
+    "LANGUAGES",
+    "LENGTH",
+    "VOCABULARY",
+    "Corpus",
+    "load",
+    "rows_of",
+    "text_of",
+    "train_tokenizer",
+]
 
 LANGUAGES = {"english": "en-US", "french": "fr", "german": "de"}
 """The domains in the order in which they are learnt, and their folders in the packages."""
+
+DOMAINS = {language: number for number, language in enumerate(LANGUAGES)}
+"""Their numbers in the buffer."""
 
 LENGTH = 128
 """Tokens of a row, and so the length of the model's context."""

@@ -21,13 +21,14 @@ import torch
 import transformers
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from rehearsal_plugin.integrations.transformers.callback import RehearsalCallback
 from scripts.common.process_group import leave_together
 from scripts.common.report import write_text
-from scripts.llm.data import LANGUAGES, LENGTH, VOCABULARY, Corpus, load
+from scripts.llm.data import DOMAINS, LANGUAGES, LENGTH, VOCABULARY, Corpus, load
+from scripts.llm.rows import Rows
 
 LAYERS = 4
 HEAD = 32  # the width of one attention head
@@ -35,20 +36,6 @@ WARMUP, FLOOR = 0.05, 0.1  # of the steps of a phase, of the learning rate
 
 QUICK = 128
 """Held-out rows of every language that the losses during a phase come from; those at its end come from all."""
-
-
-class Rows(Dataset[dict[str, Tensor]]):
-    """Packed rows of one language: `input_ids` and `labels`, int64 `[LENGTH]`, and the number of the language."""
-
-    def __init__(self, rows: Any, language: str) -> None:
-        self._rows, self._domain = rows, torch.tensor(list(LANGUAGES).index(language))
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = torch.from_numpy(self._rows[index].astype("int64"))
-        return {"input_ids": row, "labels": row, "domain": self._domain}
 
 
 class Recorder(TrainerCallback):
@@ -130,7 +117,7 @@ def make_trainer(
             eval_steps=interval,
             logging_steps=interval,
         ),
-        train_dataset=ConcatDataset([Rows(corpora[language].train, language) for language in arguments.learn]),
+        train_dataset=ConcatDataset([Rows(corpora[language].train, DOMAINS[language]) for language in arguments.learn]),
         eval_dataset={language: quick(corpus, language) for language, corpus in corpora.items()},
         callbacks=[recorder, rehearsal],
         compute_loss_func=rehearsal.loss(next_token_loss) if weighted else None,
@@ -200,12 +187,12 @@ def make_model(arguments: argparse.Namespace) -> LlamaForCausalLM:
 
 def quick(corpus: Corpus, language: str) -> Rows:
     """Evenly spaced held-out rows."""
-    return Rows(corpus.held_out[:: -(-len(corpus.held_out) // QUICK)], language)
+    return Rows(corpus.held_out[:: -(-len(corpus.held_out) // QUICK)], DOMAINS[language])
 
 
 def held_out_loss(trainer: Trainer, corpus: Corpus, language: str) -> float:
     """Mean loss over all held-out rows of a language, in nats a token."""
-    metrics: dict[str, float] = trainer.evaluate(Rows(corpus.held_out, language))
+    metrics: dict[str, float] = trainer.evaluate(Rows(corpus.held_out, DOMAINS[language]))
     return metrics["eval_loss"]
 
 

@@ -21,33 +21,18 @@ import torch
 import torch.distributed as dist
 import transformers
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback
 
 from rehearsal_plugin.integrations.transformers.callback import RehearsalCallback
 from scripts.common.process_group import leave_together
 from scripts.common.report import write_text
 from scripts.llm.phase import WARMUP, quiet, settings_of
+from scripts.llm.rows import Rows
 from scripts.llm.skills_data import HELD_OUT, TEXTS, Order, orders, read_rows
 
 DOMAINS = {"orders": 0, "french": 1}
 ANSWER = 16  # tokens that an answer may have
 ASKED_AT_ONCE, ROWS_AT_ONCE = 100, 16  # prompts a batch, rows a batch
-
-
-class Rows(Dataset[dict[str, Tensor]]):
-    """Rows of one domain: `input_ids` and `labels`, int64 `[LENGTH]`, and the number of the domain."""
-
-    def __init__(self, rows: NDArray[Any], domain: int) -> None:
-        self._rows, self._domain = rows, torch.tensor(domain)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        row = torch.from_numpy(self._rows[index].astype("int64"))
-        return {"input_ids": row, "labels": row, "domain": self._domain}
 
 
 class Examiner(TrainerCallback):

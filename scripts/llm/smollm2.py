@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from scripts.common.arguments import positive_int
 from scripts.common.launch import is_rank, launch
 from scripts.common.paths import ROOT
-from scripts.llm.data import LANGUAGES, fetch, rows_of, text_of
+from scripts.llm.data import DOMAINS, LANGUAGES, fetch, rows_of, text_of
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -57,14 +57,15 @@ def run(arguments: argparse.Namespace) -> None:
     from rehearsal_plugin.integrations.transformers.callback import RehearsalCallback
     from scripts.common.process_group import leave_together
     from scripts.common.report import write_report
-    from scripts.llm.phase import Rows, quiet
+    from scripts.llm.phase import quiet
+    from scripts.llm.rows import Rows
 
     quiet()
     half = arguments.steps - arguments.steps // 2
     model, tokenizer = pretrained()
     rows = {language: first_rows(tokenizer, language, 2 * half * ROWS + HELD_OUT) for language in ("english", "french")}
     stream: ConcatDataset[dict[str, Tensor]] = ConcatDataset(
-        [Rows(language_rows[HELD_OUT:], language) for language, language_rows in rows.items()]
+        [Rows(language_rows[HELD_OUT:], DOMAINS[language]) for language, language_rows in rows.items()]
     )
     callback = RehearsalCallback()
     trainer = make_trainer(model, stream, arguments, half, callback)
