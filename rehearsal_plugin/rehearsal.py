@@ -71,8 +71,7 @@ class Rehearsal(Checkpointed):
     ) -> None:
         self._process = os.getpid()
         with nullcontext() if transport else announcing_failure():
-            self.config = RehearsalConfig.load(config)
-            self.config.look_up_names()
+            self.config = RehearsalConfig.load(config).of_a_job()
             strategy = make_strategy(self.config.strategy)
         inner = RowLoss(strategy) if self.config.buffer.by_loss else strategy
         self.strategy, self.hidden_states = with_embedding(inner, self.config.retrieval)

@@ -167,6 +167,20 @@ class RehearsalConfig(Section):
         if complaints := [*self.buffer.broken_rules(), *self.broken_rules()]:  # of a policy registered since
             raise ConfigError("; ".join(complaints))
 
+    def of_a_job(self) -> RehearsalConfig:
+        """This section, for a job that replays by it.
+
+        Raises:
+            ConfigError: It is switched off, or as for `look_up_names`.
+        """
+        if not self.enabled:
+            raise ConfigError(
+                "rehearsal.enabled is false, and a Rehearsal was made, which would replay all the same; make none, or "
+                "leave the key out (attach(), RehearsalCallback and run go by it themselves)"
+            )
+        self.look_up_names()
+        return self
+
     @property
     def drawn_by(self) -> Any:
         """All that decides which stored rows are replayed, as JSON knows it."""

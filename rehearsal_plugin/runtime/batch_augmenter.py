@@ -19,6 +19,7 @@ from rehearsal_plugin.buffer.rows.documents import DocumentForm
 from rehearsal_plugin.buffer.rows.flat_rows import boundaries_of, has_documents, lengths_of
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.padding import Padding, longest_for
+from rehearsal_plugin.buffer.rows.passing_leaves import refuse_left_behind
 from rehearsal_plugin.buffer.rows.sample_groups import SampleGroups
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.config.by_row import settings_by_output
@@ -148,6 +149,8 @@ class BatchAugmenter:
         first = layout.columns(batch)[0]
         if self._config.mode == "replace":
             check_room(self._config.representatives, self._strategy.draws, len(first))
+            if self._config.fields is not None:
+                refuse_left_behind(len(first), layout.lengths)
         self._fill(first.device)
         if self._coordinator.prefetcher is None:
             return layout

@@ -18,6 +18,9 @@ __all__ = ["JobReport"]
 
 LOG = logging.getLogger(__name__)
 
+UNFED = 3
+"""Optimizer steps in a row without a batch that are told."""
+
 MOST_SHOWN = 40
 """Fields or passing leaves that are named; of more, the number is told."""
 
@@ -39,6 +42,7 @@ class JobReport:
         self._offered_before = self._steps_before = 0  # in jobs that wrote the checkpoints loaded here
         self.joined_at = "in update() or augment(), as the training loop calls them"
         self.rows_new = self.rows_replayed = 0
+        self._micro_batches = self._steps_unfed = 0  # of this step; steps in a row without any
         self._error: BaseException | None = None
 
     def note_error(self, error: BaseException | None) -> None:
@@ -49,6 +53,7 @@ class JobReport:
         """Count what the model sees of a micro-batch, here and in the totals; -1 times takes it back."""
         new, share, keys = micro_batch.new, micro_batch.share, micro_batch.keys
         self.rows_new += times * new
+        self._micro_batches += times
         if micro_batch.tokens is not None:
             metrics.count_tokens(micro_batch.tokens, new, keys, times)
         if share is None:
@@ -69,7 +74,17 @@ class JobReport:
             self._offered_before, self._steps_before = metrics.rows_offered - offered, metrics.steps - steps
 
     def note_step(self, coordinator: ReplayCoordinator) -> None:
-        """Write a record of the step that ends, if one is due."""
+        """Write a record of the step that ends, if one is due, and tell once if no batch comes any more."""
+        self._steps_unfed = 0 if self._micro_batches else self._steps_unfed + 1
+        self._micro_batches = 0
+        if self.rows_new and self._steps_unfed == UNFED:
+            LOG.warning(
+                "rehearsal: no batch came in the last %d optimizer steps, so nothing is stored or replayed in them; "
+                "rows join %s, and not in evaluation mode: call train() on the model or engine after an evaluation, "
+                "or give the batches to the rehearsal as before",
+                UNFED,
+                self.joined_at,
+            )
         self._file.note_step(coordinator, self.rows_new, self.rows_replayed)
 
     def log_first_batch(self, layout: RowLayout, rank: int) -> None:

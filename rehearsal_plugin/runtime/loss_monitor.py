@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -17,7 +18,7 @@ from rehearsal_plugin.runtime.partition_losses import Tally
 from rehearsal_plugin.runtime.sample_losses import SampleLosses
 from rehearsal_plugin.runtime.token_losses import groups
 from rehearsal_plugin.strategies import Part
-from rehearsal_plugin.strategies.base import Criterion
+from rehearsal_plugin.strategies.base import Criterion, add_loss, tensors_of
 
 __all__ = ["LossMeter", "LossMonitor", "PartitionImportance"]
 
@@ -100,7 +101,7 @@ class PartitionImportance:
             total = torch.zeros((), device="cpu")
             for _key, places in groups(keys, part.size):
                 of_key = part.select(places)
-                total = total + float(factors[places[0]]) * of_key.size * of_key.loss()
+                total = add_loss(total, float(factors[places[0]]) * of_key.size, of_key)
             return total / part.size
 
         return weighted
@@ -146,8 +147,9 @@ class LossMonitor:
         for kind, part, keys in zip(kinds, parts, micro_batch.keys_by_part(), strict=True):
             for key, places in groups(keys, part.size):
                 of_key = part.select(places)
-                if of_key.size:
-                    self._meter.add(kind, key, float(of_key.loss()) * of_key.size, of_key.size, of_key.size)
+                loss = float(of_key.loss())
+                if of_key.size and not (math.isnan(loss) and _are_finite(of_key.outputs)):  # then none of them counts
+                    self._meter.add(kind, key, loss * of_key.size, of_key.size, of_key.size)
 
     def measure_samples(self, micro_batch: MicroBatch, losses: SampleLosses) -> None:
         """Measure by the tokens of a model that computes its own loss: a mean over the tokens of each partition."""
@@ -171,3 +173,7 @@ class LossMonitor:
     def clear(self) -> None:
         """Forget what was measured in this step so far."""
         self._meter.close()
+
+
+def _are_finite(outputs: object) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors_of(outputs).values())

@@ -22,7 +22,9 @@ from rehearsal_plugin.runtime.recorded_outputs import check_recorded
 from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.replay_weights import ReplayWeights, add_to_loss
 from rehearsal_plugin.runtime.sample_losses import SampleLosses, sample_losses
+from rehearsal_plugin.runtime.summed_losses import refuse_sum
 from rehearsal_plugin.runtime.term_gradient import TermGradients
+from rehearsal_plugin.runtime.token_losses import LabelShift
 from rehearsal_plugin.strategies import Part, Strategy
 from rehearsal_plugin.strategies.base import Criterion, tensors_of
 
@@ -56,7 +58,8 @@ class PendingLosses:
         self.step_checks: list[Callable[[], None]] = []
         self._terms = TermGradients()
         self._weights = ReplayWeights(config, strategy, coordinator)
-        self._monitor = LossMonitor(config, coordinator)
+        self._monitor, self._shift = LossMonitor(config, coordinator), LabelShift()
+        self._is_mean = False  # whether that was looked at
 
     def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
         """Wait for the answer for this micro-batch too, after those for the ones before it."""
@@ -85,6 +88,9 @@ class PendingLosses:
         if self._strategy.plain and self._weights.importance is None and not self._weights.controlled:
             loss = criterion(outputs, *targets)
         else:
+            if replayed and not self._is_mean:
+                refuse_sum(criterion, outputs, targets, [new, *replayed])
+                self._is_mean = True
             loss = self._strategy.loss(new, self._weights.weigh_parts(self._current()[0], replayed))
             self._terms.watch(loss, tensors_of(outputs).values())
         self._refresh(replayed)
@@ -218,7 +224,7 @@ class PendingLosses:
         """The losses of samples by their tokens, measured where this step is; None where nobody uses them."""
         if not self.uses_sample_losses:
             return None
-        losses = sample_losses(micro_batch, outputs, weighted=weighted)
+        losses = sample_losses(micro_batch, outputs, self._shift, weighted=weighted)
         self._monitor.measure_samples(micro_batch, losses)
         return losses
 

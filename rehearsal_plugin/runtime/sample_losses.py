@@ -23,9 +23,9 @@ from rehearsal_plugin.buffer.rows.padding import IGNORED
 from rehearsal_plugin.errors import BatchError
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
 from rehearsal_plugin.runtime.token_losses import (
+    LabelShift,
     checked_labels,
     losses_by_token,
-    predicts_next,
     sums_by_row,
     token_losses,
 )
@@ -61,12 +61,13 @@ def fused_log_probs(outputs: Any) -> tuple[Tensor, Tensor] | None:
     return (log_probs, mask) if log_probs.ndim == 2 and log_probs.shape == mask.shape else None
 
 
-def sample_losses(micro_batch: MicroBatch, outputs: Any, *, weighted: bool) -> SampleLosses:
+def sample_losses(micro_batch: MicroBatch, outputs: Any, shift: LabelShift, *, weighted: bool) -> SampleLosses:
     """The losses of all samples.
 
     Args:
         micro_batch: Which.
         outputs: With `log_probs` and `label_mask`; or with `logits`, where the batch has `labels`.
+        shift: Tells which label each position of the logits predicts.
         weighted: Whether those of replayed samples need gradients.
 
     Raises:
@@ -89,7 +90,8 @@ def sample_losses(micro_batch: MicroBatch, outputs: Any, *, weighted: bool) -> S
             "and the model gave no 'logits', or the batch has no 'labels'; compute the loss with "
             "rehearsal.loss(criterion, outputs, *targets)"
         )
-    labels, shifted = micro_batch.labels.to(logits.device), predicts_next(outputs)
+    labels = micro_batch.labels.to(logits.device)
+    shifted = shift(outputs, logits, labels)
     of_samples = _of_rows if micro_batch.lengths is None else _of_documents
     return of_samples(micro_batch, logits, labels, shifted=shifted, weighted=weighted)
 

@@ -16,6 +16,7 @@ from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
 __all__ = [
+    "LabelShift",
     "checked_labels",
     "counted_tokens",
     "groups",
@@ -27,6 +28,9 @@ __all__ = [
 
 MOST = 1 << 26
 """Logits that are turned to float32 at a time, where nothing is differentiated."""
+
+LOOKS = 8
+"""Micro-batches that are asked for their shift, at most."""
 
 IN_PLACE = ("MaskedLM", "Seq2Seq", "TokenClassifier")
 """How Hugging Face calls the outputs of models that answer each position with its own label."""
@@ -47,6 +51,35 @@ def counted_tokens(batch: FlatBatch) -> Tensor | None:
 def predicts_next(outputs: Any) -> bool:
     """Whether each position of a model's logits is about the next label, as far as the type of the outputs tells."""
     return not type(outputs).__name__.startswith(IN_PLACE)
+
+
+class LabelShift:
+    """Whether each position predicts the label of the next one: by the model's own loss, or by the type of its outputs.
+
+    A model of your own may take labels that are shifted already, and the type of its outputs does not tell. So in the
+    first micro-batches its loss is compared with the mean over the tokens in both ways. Where one of them is the loss,
+    that one holds from then on. Where neither is, as with label smoothing, the type decides.
+    """
+
+    def __init__(self) -> None:
+        self._known: bool | None = None
+        self._looks = LOOKS
+
+    def __call__(self, outputs: Any, logits: Tensor, labels: Tensor) -> bool:
+        """For outputs with `logits` `[rows, length, vocabulary]`, and `labels` `[rows, length]`."""
+        own = outputs.get("loss")
+        if self._known is None and self._looks and isinstance(own, Tensor) and own.numel() == 1 and labels.ndim == 2:
+            self._looks -= 1
+            self._known = _shift_of(float(own), logits.detach(), labels)
+        return predicts_next(outputs) if self._known is None else self._known
+
+
+def _shift_of(own: float, logits: Tensor, labels: Tensor) -> bool | None:
+    """With which shift the mean over the tokens is the model's own loss; None where that cannot be told."""
+    sides = (token_losses(logits, labels, shifted=shifted) for shifted in (True, False))
+    shifted, in_place = (abs(float(sums.sum() / counts.sum()) - own) for sums, counts in sides)
+    nearer, other = sorted((shifted, in_place))
+    return shifted == nearer if 8 * nearer < other and nearer < 5e-3 * abs(own) else None
 
 
 def token_losses(logits: Tensor, labels: Tensor, *, shifted: bool = True) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ new and replayed rows. It is pure: tensors in, tensors out. A micro-batch with t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -29,9 +29,11 @@ __all__ = [
     "Criterion",
     "Part",
     "Strategy",
+    "add_loss",
     "distance",
     "flatten",
     "make_strategy",
+    "mean_over_rows",
     "register",
     "tensors_of",
 ]
@@ -76,6 +78,27 @@ class Part:
 
         outputs, targets = map_leaves((self.outputs, tuple(self.targets)), take)
         return Part(outputs, targets, {}, len(places), self.criterion)
+
+
+def mean_over_rows(parts: Iterable[tuple[Part, float]]) -> Tensor:
+    """The mean loss over the rows of parts, whose losses count by a weight each.
+
+    A part in which nothing counts, such as rows whose labels are all -100, has no mean: it is left out.
+    """
+    losses = [(part.size, weight, part.loss()) for part, weight in parts]
+    counted = [~loss.isnan() for *_, loss in losses]
+    total = sum(
+        weight * size * torch.where(counts, loss, 0.0)
+        for (size, weight, loss), counts in zip(losses, counted, strict=True)
+    )
+    rows = sum(size * counts.float() for (size, *_), counts in zip(losses, counted, strict=True))
+    return torch.as_tensor(total / rows)
+
+
+def add_loss(total: Tensor, weight: float, part: Part) -> Tensor:
+    """A loss and `weight` times that of replayed rows, which is 0 where nothing of them counts."""
+    loss = part.loss()
+    return total + weight * torch.where(loss.isnan() & ~total.isnan(), 0.0, loss)
 
 
 class Strategy(ABC):

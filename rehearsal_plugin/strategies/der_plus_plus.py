@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rehearsal_plugin.strategies.base import Part, register
+from rehearsal_plugin.strategies.base import Part, add_loss, register
 from rehearsal_plugin.strategies.der import DarkExperienceReplay
 
 __all__ = ["DarkExperienceReplayPlusPlus"]
@@ -23,4 +23,4 @@ class DarkExperienceReplayPlusPlus(DarkExperienceReplay):
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
         """See `Strategy.loss`."""
         total = super().loss(new, replayed)
-        return total + self.config.beta * replayed[1].loss() if len(replayed) > 1 else total
+        return add_loss(total, self.config.beta, replayed[1]) if len(replayed) > 1 else total

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rehearsal_plugin.strategies.base import Part, Strategy, register
+from rehearsal_plugin.strategies.base import Part, Strategy, mean_over_rows, register
 
 __all__ = ["ExperienceReplay"]
 
@@ -33,8 +33,5 @@ class ExperienceReplay(Strategy):
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
         """See `Strategy.loss`."""
-        total, rows = new.size * new.loss(), new.size
-        for part in replayed:
-            total = total + self.config.loss_weight * part.size * part.loss()
-            rows += part.size
-        return total / rows
+        weight = self.config.loss_weight
+        return mean_over_rows([(new, 1.0), *((part, weight) for part in replayed)])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rehearsal_plugin.errors import BatchError, ConfigError
-from rehearsal_plugin.strategies.base import Part, Strategy, register
+from rehearsal_plugin.strategies.base import Part, Strategy, add_loss, register
 
 __all__ = ["AsymmetricReplay"]
 
@@ -45,5 +45,5 @@ class AsymmetricReplay(Strategy):
         among = scores.masked_fill(~present, torch.finfo(scores.dtype).min)
         total = replace(new, outputs=among, targets=(labels,), criterion=functional.cross_entropy).loss()
         for part in replayed:
-            total = total + self.config.loss_weight * part.loss()
+            total = add_loss(total, self.config.loss_weight, part)
         return total

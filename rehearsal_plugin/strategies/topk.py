@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.errors import BatchError
-from rehearsal_plugin.strategies.base import Part, Strategy, register
+from rehearsal_plugin.strategies.base import Part, Strategy, mean_over_rows, register
 
 __all__ = ["TopKDistillation", "distillation_loss"]
 
@@ -33,12 +33,8 @@ class TopKDistillation(Strategy):
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
         """See `Strategy.loss`."""
-        total, rows = new.size * new.loss(), new.size
-        for part in replayed:
-            total = total + part.size * part.loss()
-            rows += part.size
-        distillation = self.regularizer(replayed)
-        return total / rows if distillation is None else total / rows + distillation
+        task, distillation = mean_over_rows((part, 1.0) for part in (new, *replayed)), self.regularizer(replayed)
+        return task if distillation is None else task + distillation
 
     def regularizer(self, replayed: Sequence[Part]) -> Tensor | None:
         """See `Strategy.regularizer`: the distillation loss."""

@@ -516,3 +516,16 @@ def test_metrics_tell_of_a_bounded_number_of_partitions() -> None:
         names = rehearsal.metrics()
     assert sum(name.startswith("rows_offered/") for name in names) == 1024
     assert names["rows_offered/7"] == 10
+
+
+def test_a_section_that_is_switched_off_makes_no_rehearsal() -> None:
+    with pytest.raises(ConfigError, match=r"rehearsal\.enabled is false.*would replay all the same; make none"):
+        alone(enabled=False)
+
+
+def test_several_ranks_that_are_not_connected_yet_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"WORLD_SIZE is 2 .*init_process_group\(\).*before the rehearsal is made"):
+        Rehearsal({"buffer": {"capacity": 64}})
+    with alone() as rehearsal:
+        assert len(rehearsal.update(new_batch(0, 0, SIZE))["id"]) == SIZE

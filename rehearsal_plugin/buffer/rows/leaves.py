@@ -95,6 +95,7 @@ def classify(flat: FlatBatch, only: Collection[str] | None, rows_per_sample: int
     for name in flat.names:
         refuse_short_tuple(name, flat[name], size)
         _check_later_dimension(name, flat[name], size)
+        _tell_of_other_length(name, flat[name], size)
     refuse_rows_of_lists(flat, size)
     passing = {name: _why(length, size) for name, length in lengths.items() if name not in columns}
     return Leaves(size, columns, passing, {name: lengths[name] for name in passing})
@@ -125,6 +126,24 @@ def _check_later_dimension(name: str, leaf: object, size: int) -> None:
         name,
         tuple(leaf.shape),
         size,
+    )
+
+
+def _tell_of_other_length(name: str, leaf: object, size: int) -> None:
+    """Warn of what may belong to rows all the same: several entries for each, or more dimensions than a table has."""
+    if not isinstance(leaf, (Tensor, np.ndarray)) or leaf.ndim < 2 or leaf.shape[0] == size:
+        return
+    times = leaf.shape[0] // size if leaf.shape[0] % size == 0 else 0
+    if leaf.ndim == 2 and (size == 1 or times < 2):
+        return
+    LOG.warning(
+        "batch field '%s' has shape %s in a batch of %d rows and passes through unreplayed%s; if it belongs to them, "
+        "replayed rows come without theirs: give it one entry a row, set rehearsal.rows_per_sample, or name the fields "
+        "of a row in rehearsal.fields",
+        name,
+        tuple(leaf.shape),
+        size,
+        f", {times} entries for each" if times > 1 else "",
     )
 
 

@@ -89,6 +89,8 @@ class Padding:
         flat = flatten(batch)
         self.values = self.values or self._usual_values(flat, flat.names if only is None else only)
         longest = max(self._names_by_width(flat))
+        for name in self.values:
+            _refuse_padding_before(name, flat[name])
         self.length = self.length or longest_for(longest)
         return flat.with_leaves(self._fitted(flat, self.values, self.length))
 
@@ -199,6 +201,16 @@ class Padding:
     def _fitted(self, fields: Fields, names: Iterable[str], width: int) -> dict[str, Tensor]:
         """The fields `names` at another length, by name."""
         return {name: _at_width(fields[name], width, self.values[name]) for name in names}
+
+
+def _refuse_padding_before(name: str, field: Tensor) -> None:
+    """Raise `BatchError` if rows of a mask begin with padding: with more behind, their last position would be none."""
+    if name.endswith("attention_mask") and field.ndim == 2 and ((field[:, :1] == 0) & (field[:, -1:] != 0)).any():
+        raise BatchError(
+            f"rows of '{name}' begin with padding, and rehearsal.padding adds more behind, so their last token would "
+            "not be at the end any more; set the tokenizer's padding_side to 'right', or give all batches one width "
+            "and leave rehearsal.padding out"
+        )
 
 
 def longest_for(width: int) -> int:

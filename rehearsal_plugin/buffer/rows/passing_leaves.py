@@ -11,7 +11,7 @@ from rehearsal_plugin.buffer.rows.batch_size import size_of
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["refuse_entries_of_rows"]
+__all__ = ["refuse_entries_of_rows", "refuse_left_behind"]
 
 
 def refuse_entries_of_rows(batch: FlatBatch, size: int, lengths: Mapping[str, int | None]) -> None:
@@ -37,3 +37,19 @@ def refuse_entries_of_rows(batch: FlatBatch, size: int, lengths: Mapping[str, in
                 f"{size} rows, so it is no table but may belong to the rows; give it one entry a row, or name the "
                 "fields of a row in rehearsal.fields"
             )
+
+
+def refuse_left_behind(size: int, lengths: Mapping[str, int | None]) -> None:
+    """Raise `BatchError` if a leaf that passes through has one entry a row, where replayed rows displace others.
+
+    Args:
+        size: Rows of the first batch.
+        lengths: As for `refuse_entries_of_rows`.
+    """
+    left = [name for name, length in lengths.items() if length == size]
+    if left:
+        raise BatchError(
+            f"rehearsal.fields leaves out {left}, with one entry a row, and with rehearsal.mode 'replace' replayed "
+            "rows would come with those of the rows that they displace; name them, too, drop them from the batch, or "
+            "set rehearsal.mode to 'append'"
+        )

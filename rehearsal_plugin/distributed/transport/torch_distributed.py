@@ -17,6 +17,7 @@ and `dist.destroy_process_group` waits for collectives that a lost peer will nev
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import threading
 import time
 import zlib
@@ -203,9 +204,20 @@ class TorchDistributedTransport(Transport):
 
 
 def _connect_torch(backend: str, group: dist.ProcessGroup | Sequence[int] | None, timeout_s: float) -> Transport:
-    """Ranks of torch.distributed if that is initialised, else this process alone."""
+    """Ranks of torch.distributed if that is initialised, else this process alone.
+
+    Raises:
+        ConfigError: A launcher started several ranks, and they are not connected yet.
+    """
     if dist.is_available() and dist.is_initialized():
         return TorchDistributedTransport(group, backend=backend, timeout_s=timeout_s)
+    ranks = os.environ.get("WORLD_SIZE", "1")
+    if ranks.isdigit() and int(ranks) > 1:
+        raise ConfigError(
+            f"WORLD_SIZE is {ranks} and torch.distributed is not initialised, so each rank would replay its own rows "
+            "alone; call torch.distributed.init_process_group() or deepspeed.init_distributed() before the rehearsal "
+            "is made, or, where ranks are meant to stand alone, give Rehearsal(..., transport=LocalTransport())"
+        )
     return LocalTransport()
 
 

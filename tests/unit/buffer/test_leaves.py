@@ -348,3 +348,21 @@ def test_an_array_that_torch_cannot_view_is_copied(array: Any, recwarn: pytest.W
 def test_numbers_that_torch_lacks_are_no_column() -> None:
     assert as_column(np.array(["2020-01-01"], dtype="datetime64[D]")) is None
     assert as_column([[1], [2, 3]]) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "leaf", "warned"),
+    [
+        ("img", torch.zeros(5, 3, 2, 2), True),  # boxes are the rows
+        ("docs", torch.zeros(8, 6), True),  # two for each query
+        ("pixels", np.zeros((64, 12)), True),
+        ("table", torch.zeros(9, 6), False),
+        ("weights", torch.zeros(8), False),
+    ],
+)
+def test_what_may_have_several_entries_a_row_passes_with_a_warning(
+    name: str, leaf: object, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert fields_of({"x": rows(4), "y": rows(4), name: leaf}) == ["x", "y"]
+    told = [message for message in caplog.messages if message.startswith(f"batch field '{name}' has shape")]
+    assert [("if it belongs to them" in message) for message in told] == [True] * warned

@@ -195,3 +195,11 @@ def test_a_field_that_is_not_there_is_refused() -> None:
 def test_a_field_without_a_length_is_refused() -> None:
     with pytest.raises(BatchError, match=r"names 'labels', which has no length: the batch has shape \(6,\)"):
         padding().widen({**new_batch(0), "labels": torch.zeros(6)})
+
+
+def test_rows_that_are_padded_before_are_refused() -> None:
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    words = r"rows of 'attention_mask' begin with padding.*padding_side to 'right'"
+    section = {**SECTION, "padding": {"length": LONGEST}}
+    with Rehearsal(section, LocalTransport()) as rehearsal, pytest.raises(BatchError, match=words):
+        rehearsal.update({"input_ids": 5 * mask, "attention_mask": mask})

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rehearsal_plugin.buffer.rows.passing_leaves import refuse_entries_of_rows
+from rehearsal_plugin import LocalTransport, Rehearsal
+from rehearsal_plugin.buffer.rows.passing_leaves import refuse_entries_of_rows, refuse_left_behind
 from rehearsal_plugin.core.tree import flatten
 from rehearsal_plugin.errors import BatchError
 
@@ -27,3 +28,19 @@ def test_one_entry_a_row_is_refused(length: int | None, words: str) -> None:
 def test_a_table_of_another_length_is_refused() -> None:
     with pytest.raises(BatchError, match="'w' had 3 entries in the first batch and has 5 in this one of 4 rows"):
         refuse_entries_of_rows(flatten({"w": torch.zeros(5)}), 4, {"w": 3})
+
+
+def test_what_belongs_to_displaced_rows_is_refused() -> None:
+    refuse_left_behind(4, {"table": 3, "scale": None})
+    with pytest.raises(BatchError, match=r"leaves out \['weight'\].*'replace'.*set rehearsal.mode to 'append'"):
+        refuse_left_behind(4, {"weight": 4, "scale": None})
+
+
+def test_a_job_that_displaces_rows_names_all_of_their_fields() -> None:
+    section = {"buffer": {"capacity": 50}, "representatives": 2, "fields": ["x"]}
+    batch = {"x": torch.zeros(4, 2), "weight": torch.ones(4), "caption": ["a", "b", "c", "d"]}
+    with Rehearsal(section, LocalTransport()) as rehearsal:
+        assert len(rehearsal.update(batch)["x"]) == 4
+    words, section = r"leaves out \['weight', 'caption'\]", {**section, "mode": "replace"}
+    with Rehearsal(section, LocalTransport()) as rehearsal, pytest.raises(BatchError, match=words):
+        rehearsal.update(batch)

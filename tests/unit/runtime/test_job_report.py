@@ -122,3 +122,21 @@ def test_a_hidden_field_that_no_batch_has_is_refused_with_the_nearest() -> None:
     rehearsal = Rehearsal({**SECTION, "hidden": ["lable"]}, LocalTransport())
     with rehearsal, pytest.raises(BatchError, match=r"rehearsal\.hidden names 'lable'.* did you mean 'label'"):
         rehearsal.update(new_batch(0, 0, 6))
+
+
+def test_steps_without_a_batch_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    with Rehearsal(SECTION, LocalTransport()) as rehearsal:
+        for fed in (True, False, False, True, *[False] * 7):
+            if fed:
+                rehearsal.augment(new_batch(0, 0, 6))
+            rehearsal.step()
+            told = [message for message in caplog.messages if "no batch came in the last 3 optimizer steps" in message]
+        assert len(told) == 1
+        assert "call train() on the model or engine" in told[0]
+
+
+def test_batches_without_rows_are_batches(caplog: pytest.LogCaptureFixture) -> None:
+    with Rehearsal(SECTION, LocalTransport()) as rehearsal:
+        for rows in (6, 0, 0, 0, 0):
+            rehearsal.update(new_batch(0, 0, rows))
+        assert not caplog.messages

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from rehearsal_plugin.core.tree import flatten
 from rehearsal_plugin.errors import BatchError
-from rehearsal_plugin.runtime.token_losses import counted_tokens, predicts_next, token_losses
+from rehearsal_plugin.runtime.token_losses import LabelShift, counted_tokens, predicts_next, token_losses
 from tests.helpers.samples import language
 
 # --- losses of rows --------------------------------------------------------------------------------------------------
@@ -121,3 +121,28 @@ def test_tokens_are_counted_by_labels_else_by_the_mask() -> None:
     assert masked is not None
     assert masked.sum(1).tolist() == [7, 5, 7, 7, 7, 7]
     assert counted_tokens(flatten({"labels": torch.zeros(4)})) is None
+
+
+def own_loss(logits: Tensor, labels: Tensor, *, shifted: bool, smoothing: float = 0.0) -> Tensor:
+    """As a model of one's own computes it, with labels that are shifted by it or were before."""
+    if shifted:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return cross_entropy(logits.flatten(0, 1), labels.flatten(), label_smoothing=smoothing)
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+def test_the_loss_of_a_model_tells_whether_it_shifts_its_labels(shifted: bool) -> None:
+    torch.manual_seed(0)
+    shift, labels = LabelShift(), torch.randint(13, (3, 7))
+    labels[0, 4:] = -100
+    logits = torch.randn(3, 7, 13)
+    outputs = {"logits": logits, "loss": own_loss(logits, labels, shifted=shifted)}
+    assert shift(outputs, logits, labels) is shifted
+    assert shift({"logits": logits}, logits, labels) is shifted  # from then on
+
+
+def test_where_the_loss_does_not_tell_the_type_of_the_outputs_does() -> None:
+    torch.manual_seed(0)
+    shift, logits, labels = LabelShift(), torch.randn(3, 7, 13), torch.randint(13, (3, 7))
+    outputs = {"logits": logits, "loss": own_loss(logits, labels, shifted=False, smoothing=0.3)}
+    assert shift(outputs, logits, labels) is predicts_next(outputs) is True

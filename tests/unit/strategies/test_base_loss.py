@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, ConfigError
+from rehearsal_plugin.strategies.base import add_loss, mean_over_rows
 from tests.helpers.replay_jobs import (
     SIZE,
     WANTED,
@@ -20,6 +21,7 @@ from tests.helpers.replay_jobs import (
     started,
 )
 from tests.helpers.samples import new_batch
+from tests.helpers.strategy_parts import labels, leaf, near, part, scores
 
 
 def test_who_records_nothing_keeps_no_batch_alive() -> None:
@@ -140,3 +142,27 @@ def test_micro_batches_that_were_read_ahead_are_answered_in_their_order() -> Non
             rehearsal.step()
     one_by_one.close()
     ahead.close()
+
+
+@pytest.mark.parametrize("ignored", [0, 1])
+def test_a_part_in_which_nothing_counts_leaves_the_loss_and_its_gradient_finite(ignored: int) -> None:
+    outputs = [leaf(scores(seed, 3)) for seed in range(2)]
+    targets = [labels(seed, 3) for seed in range(2)]
+    targets[ignored] = torch.full((3,), -100)
+    new, old = (part(*one) for one in zip(outputs, targets, strict=True))
+    loss = mean_over_rows([(new, 1.0), (old, 0.5)])
+    counted = 1 - ignored
+    weight = 1.0 if counted == 0 else 0.5
+    assert near(loss, weight * cross_entropy(outputs[counted], targets[counted]))
+    assert all(bool(gradient.isfinite().all()) for gradient in torch.autograd.grad(loss, outputs))
+
+
+def test_a_model_that_diverged_still_has_no_loss() -> None:
+    broken = [part(scores(seed, 3) * float("nan"), labels(seed, 3)) for seed in range(2)]
+    assert mean_over_rows([(one, 0.5) for one in broken]).isnan()
+    assert add_loss(torch.tensor(float("nan")), 0.5, broken[1]).isnan()
+
+
+def test_replayed_rows_in_which_nothing_counts_add_nothing() -> None:
+    old = part(scores(0, 3), torch.full((3,), -100))
+    assert add_loss(torch.tensor(2.0), 0.5, old) == 2.0
