@@ -34,7 +34,11 @@ class RehearsalConfig(Section):
 
     KEY_PATH: ClassVar[str] = "rehearsal"
 
-    enabled: bool = Field(default=True, description="False leaves the training exactly as it is without the section.")
+    enabled: bool = Field(
+        default=True,
+        description="False leaves the training exactly as it is without the section. A `Rehearsal` that you make "
+        "yourself is refused then.",
+    )
     buffer: BufferConfig = Field(default=BufferConfig(), description="How many rows a rank keeps, where, and which.")
     ratio: Ratio | None = Field(
         default=None,
