@@ -34,11 +34,7 @@ class RehearsalConfig(Section):
 
     KEY_PATH: ClassVar[str] = "rehearsal"
 
-    enabled: bool = Field(
-        default=True,
-        description="False leaves the training exactly as it is without the section. A `Rehearsal` that you make "
-        "yourself is refused then.",
-    )
+    enabled: bool = Field(default=True, description="False leaves the training exactly as it is without the section.")
     buffer: BufferConfig = Field(default=BufferConfig(), description="How many rows a rank keeps, where, and which.")
     ratio: Ratio | None = Field(
         default=None,
