@@ -18,7 +18,7 @@ from rehearsal_plugin.runtime.partition_losses import Tally
 from rehearsal_plugin.runtime.sample_losses import SampleLosses
 from rehearsal_plugin.runtime.token_losses import groups
 from rehearsal_plugin.strategies import Part
-from rehearsal_plugin.strategies.base import Criterion, add_loss, tensors_of
+from rehearsal_plugin.strategies.base import Criterion, add_loss
 
 __all__ = ["LossMeter", "LossMonitor", "PartitionImportance"]
 
@@ -144,12 +144,16 @@ class LossMonitor:
         if not self.due:
             return
         kinds = ("new", *["replayed"] * (len(parts) - 1))
-        for kind, part, keys in zip(kinds, parts, micro_batch.keys_by_part(), strict=True):
-            for key, places in groups(keys, part.size):
-                of_key = part.select(places)
-                loss = float(of_key.loss())
-                if of_key.size and not (math.isnan(loss) and _are_finite(of_key.outputs)):  # then none of them counts
-                    self._meter.add(kind, key, loss * of_key.size, of_key.size, of_key.size)
+        measured = [
+            (kind, key, float(part.select(places).loss()), len(places))
+            for kind, part, keys in zip(kinds, parts, micro_batch.keys_by_part(), strict=True)
+            for key, places in groups(keys, part.size)
+            if len(places)
+        ]
+        diverged = all(math.isnan(loss) for _, _, loss, _ in measured)
+        for kind, key, loss, rows in measured:
+            if diverged or not math.isnan(loss):  # of rows in which nothing counts there is no mean
+                self._meter.add(kind, key, loss * rows, rows, rows)
 
     def measure_samples(self, micro_batch: MicroBatch, losses: SampleLosses) -> None:
         """Measure by the tokens of a model that computes its own loss: a mean over the tokens of each partition."""
@@ -173,7 +177,3 @@ class LossMonitor:
     def clear(self) -> None:
         """Forget what was measured in this step so far."""
         self._meter.close()
-
-
-def _are_finite(outputs: object) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in tensors_of(outputs).values())

@@ -18,7 +18,8 @@ pytestmark = pytest.mark.clients
 
 def run_trainer(folder: Path, *options: object, section: Path | None = None) -> Run:
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", free_port()]
-    return run_client([*torchrun, "-m", "tests.helpers.clients.jobs.hf_trainer", *options], folder, section=section)
+    job = [*torchrun, "-m", "tests.helpers.clients.jobs.hf_trainer", *options]
+    return run_client(job, folder, section=section, may_abort=True)  # a Trainer leaves its process group to the exit
 
 
 @pytest.mark.parametrize("passes", [1, 2])

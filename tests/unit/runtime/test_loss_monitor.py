@@ -62,6 +62,21 @@ def train(rehearsal: Rehearsal, first: int, last: int, rank: int = 0) -> tuple[B
     return batch, outputs
 
 
+def test_rows_in_which_nothing_counts_are_left_out_of_the_measurement() -> None:
+    section_ = {"buffer": {"capacity": 60}, "representatives": 1, "losses_every": 1}
+    with Rehearsal(section_, LocalTransport()) as rehearsal:
+        model = Model()
+        for step in range(12):
+            batch = new_batch(0, step, SIZE)
+            batch["label"] = batch["label"].where(torch.arange(SIZE) < 2, -100)  # most of the replayed rows have none
+            batch = rehearsal.augment(batch)
+            rehearsal.loss(cross_entropy, model(batch["x"]), batch["label"])
+            rehearsal.step()
+            told = {name: value for name, value in rehearsal.metrics().items() if name.startswith("loss_")}
+            assert all(np.isfinite(value) for value in told.values())
+            assert ("loss_replayed" in told) == bool((batch["label"][SIZE:] >= 0).any())
+
+
 @pytest.mark.parametrize("strategy", ["er", "der++", "x-der"])
 def test_a_loop_learns_the_losses_of_new_and_replayed_rows_by_partition(strategy: str) -> None:
     with Rehearsal(section(strategy={"name": strategy}), LocalTransport()) as rehearsal:
