@@ -19,7 +19,10 @@ __all__ = ["build_growth"]
 AXES = {
     "ranks": ("Ranks", "Ranks share the cores here, and talk over gloo: what a rank of its own would take is less."),
     "rows": ("Rows stored", f"Rows of {SMALLEST} bytes lie in a file (`storage: mmap`)."),
-    "row_bytes": ("Bytes of a row", "Eight rows come, and eight are replayed. Copies of them are what grows."),
+    "row_bytes": (
+        "Bytes of a row",
+        "Eight rows come, and eight are replayed: their copies grow. At most 1 GiB of rows is stored.",
+    ),
     "partitions": ("Partitions", "There is a row of each partition at least."),
     "candidates": ("Candidates of a step", "All rows of a batch are candidates."),
     "micro_batches": ("Micro-batches of a step", "Each has eight rows. They share the eight replayed ones."),
