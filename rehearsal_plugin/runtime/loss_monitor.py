@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -18,7 +17,7 @@ from rehearsal_plugin.runtime.partition_losses import Tally
 from rehearsal_plugin.runtime.sample_losses import SampleLosses
 from rehearsal_plugin.runtime.token_losses import groups
 from rehearsal_plugin.strategies import Part
-from rehearsal_plugin.strategies.base import Criterion, add_loss
+from rehearsal_plugin.strategies.base import Criterion, mean_over_rows
 
 __all__ = ["LossMeter", "LossMonitor", "PartitionImportance"]
 
@@ -98,11 +97,8 @@ class PartitionImportance:
         factors = self.factors(keys)
 
         def weighted(*_outputs_and_targets: object) -> Tensor:
-            total = torch.zeros((), device="cpu")
-            for _key, places in groups(keys, part.size):
-                of_key = part.select(places)
-                total = add_loss(total, float(factors[places[0]]) * of_key.size, of_key)
-            return total / part.size
+            of_keys = (places for _key, places in groups(keys, part.size))
+            return mean_over_rows((part.select(places), float(factors[places[0]])) for places in of_keys)
 
         return weighted
 
@@ -144,16 +140,12 @@ class LossMonitor:
         if not self.due:
             return
         kinds = ("new", *["replayed"] * (len(parts) - 1))
-        measured = [
-            (kind, key, float(part.select(places).loss()), len(places))
-            for kind, part, keys in zip(kinds, parts, micro_batch.keys_by_part(), strict=True)
-            for key, places in groups(keys, part.size)
-            if len(places)
-        ]
-        diverged = all(math.isnan(loss) for _, _, loss, _ in measured)
-        for kind, key, loss, rows in measured:
-            if diverged or not math.isnan(loss):  # of rows in which nothing counts there is no mean
-                self._meter.add(kind, key, loss * rows, rows, rows)
+        for kind, part, keys in zip(kinds, parts, micro_batch.keys_by_part(), strict=True):
+            for key, places in groups(keys, part.size):
+                of_key = part.select(places)
+                loss = of_key.loss()
+                if of_key.size and of_key.counts(loss):  # of rows in which nothing counts there is no mean
+                    self._meter.add(kind, key, float(loss) * of_key.size, of_key.size, of_key.size)
 
     def measure_samples(self, micro_batch: MicroBatch, losses: SampleLosses) -> None:
         """Measure by the tokens of a model that computes its own loss: a mean over the tokens of each partition."""

@@ -69,6 +69,18 @@ class Part:
         of_none = (tensor.float().sum() for tensor in tensors_of(self.outputs).values() if not len(tensor))
         return sum(of_none, torch.zeros((), device="cpu"))
 
+    def counts(self, loss: Tensor) -> Tensor:
+        """Whether anything counts in its loss, a bool: no, where that is no number for want of a target that counts.
+
+        Then the outputs are numbers, and a target is the same throughout, such as labels of -100 or a mask of zeros. A
+        loss that is no number for another reason, as that of a model that diverged, must be seen.
+        """
+        outputs = [one.detach() for one in tensors_of(self.outputs).values() if one.is_floating_point()]
+        broken = sum((one.sum().to(loss.device) for one in outputs), torch.zeros_like(loss.detach())).isnan()
+        targets = [one.detach() for one in tensors_of(tuple(self.targets)).values() if one.numel()]
+        constant = sum(((one == one.flatten()[0]).all().to(loss.device) for one in targets), torch.zeros_like(broken))
+        return ~loss.isnan() | broken | ~constant
+
     def select(self, places: Tensor) -> Part:
         """The rows at `places` `[n]` int64, without their state."""
 
@@ -85,20 +97,20 @@ def mean_over_rows(parts: Iterable[tuple[Part, float]]) -> Tensor:
 
     A part in which nothing counts, such as rows whose labels are all -100, has no mean: it is left out.
     """
-    losses = [(part.size, weight, part.loss()) for part, weight in parts]
-    counted = [~loss.isnan() for *_, loss in losses]
+    losses = [(part, weight, part.loss()) for part, weight in parts]
+    counted = [part.counts(loss) for part, _, loss in losses]
     total = sum(
-        weight * size * torch.where(counts, loss, 0.0)
-        for (size, weight, loss), counts in zip(losses, counted, strict=True)
+        weight * part.size * torch.where(counts, loss, 0.0)
+        for (part, weight, loss), counts in zip(losses, counted, strict=True)
     )
-    rows = sum(size * counts.float() for (size, *_), counts in zip(losses, counted, strict=True))
+    rows = sum(part.size * counts.float() for (part, *_), counts in zip(losses, counted, strict=True))
     return torch.as_tensor(total / rows)
 
 
 def add_loss(total: Tensor, weight: float, part: Part) -> Tensor:
     """A loss and `weight` times that of replayed rows, which is 0 where nothing of them counts."""
     loss = part.loss()
-    return total + weight * torch.where(loss.isnan() & ~total.isnan(), 0.0, loss)
+    return total + weight * torch.where(part.counts(loss), loss, 0.0)
 
 
 class Strategy(ABC):
