@@ -59,7 +59,7 @@ class PendingLosses:
         self._terms = TermGradients()
         self._weights = ReplayWeights(config, strategy, coordinator)
         self._monitor, self._shift = LossMonitor(config, coordinator), LabelShift()
-        self._is_mean = False  # whether that was looked at
+        self._criterion_checked = False
 
     def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
         """Wait for the answer for this micro-batch too, after those for the ones before it."""
@@ -88,9 +88,9 @@ class PendingLosses:
         if self._strategy.plain and self._weights.importance is None and not self._weights.controlled:
             loss = criterion(outputs, *targets)
         else:
-            if replayed and not self._is_mean:
+            if replayed and not self._criterion_checked:
                 refuse_sum(criterion, outputs, targets, [new, *replayed])
-                self._is_mean = True
+                self._criterion_checked = True
             loss = self._strategy.loss(new, self._weights.weigh_parts(self._current()[0], replayed))
             self._terms.watch(loss, tensors_of(outputs).values())
         self._refresh(replayed)

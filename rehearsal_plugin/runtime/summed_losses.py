@@ -27,7 +27,7 @@ def refuse_sum(criterion: Criterion, outputs: Any, targets: Sequence[Any], parts
     """
     with torch.no_grad():
         whole, losses = float(criterion(outputs, *targets)), [float(part.loss()) for part in parts]
-    if math.isclose(whole, sum(losses), rel_tol=1e-3) and whole > 1.1 * max(losses):
+    if math.isclose(whole, sum(losses), rel_tol=1e-3) and abs(whole) > 1.1 * max(map(abs, losses)):
         raise BatchError(
             f"the loss of all {sum(part.size for part in parts)} rows, {whole:.4g}, is the sum of those of new and of "
             "replayed rows, so the criterion sums over rows; give rehearsal.loss one that takes the mean, such as "

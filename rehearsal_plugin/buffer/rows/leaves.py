@@ -14,7 +14,8 @@ A leaf with one entry a row either becomes a field, or is refused by name: nothi
 Packed sequences and nested tensors, whose rows do not lie apart, are refused, and so is an object of any other type
 that holds a tensor with one entry a row. A leaf with one entry a row in dimension 1 is refused, too: one of three or
 more dimensions, as states `[layers, rows, width]`, or of two if it holds integers, as tokens `[steps, rows]`. Other
-numbers of two dimensions may be a table, and are a warning.
+numbers of two dimensions may be a table, and are a warning. So are those with several entries for each row, and so is
+one entry for all rows; integers with several for each, or other numbers of three or more dimensions, are refused.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def classify(flat: FlatBatch, only: Collection[str] | None, rows_per_sample: int
     for name in flat.names:
         refuse_short_tuple(name, flat[name], size)
         _check_later_dimension(name, flat[name], size)
-        _tell_of_other_length(name, flat[name], size)
+        if rows_per_sample * (lengths[name] or 0) != size:
+            _check_other_length(name, flat[name], size)
     refuse_rows_of_lists(flat, size)
     passing = {name: _why(length, size) for name, length in lengths.items() if name not in columns}
     return Leaves(size, columns, passing, {name: lengths[name] for name in passing})
@@ -129,22 +131,22 @@ def _check_later_dimension(name: str, leaf: object, size: int) -> None:
     )
 
 
-def _tell_of_other_length(name: str, leaf: object, size: int) -> None:
-    """Warn of what may belong to rows all the same: several entries for each, or more dimensions than a table has."""
+def _check_other_length(name: str, leaf: object, size: int) -> None:
+    """Refuse what belongs to rows without one entry for each, as the boxes of pictures; warn of what may be a table."""
     if not isinstance(leaf, (Tensor, np.ndarray)) or leaf.ndim < 2 or leaf.shape[0] == size:
         return
-    times = leaf.shape[0] // size if leaf.shape[0] % size == 0 else 0
-    if leaf.ndim == 2 and (size == 1 or times < 2):
+    times = leaf.shape[0] // size if size > 1 and leaf.shape[0] % size == 0 else 0
+    if leaf.ndim == 2 and times < 2:
         return
-    LOG.warning(
-        "batch field '%s' has shape %s in a batch of %d rows and passes through unreplayed%s; if it belongs to them, "
-        "replayed rows come without theirs: give it one entry a row, set rehearsal.rows_per_sample, or name the fields "
-        "of a row in rehearsal.fields",
-        name,
-        tuple(leaf.shape),
-        size,
-        f", {times} entries for each" if times > 1 else "",
+    shape = f"batch field '{name}' has shape {tuple(leaf.shape)} in a batch of {size} rows"
+    each = f", {times} entries for each" if times > 1 else ""
+    cure = (
+        "give it one entry a row, set rehearsal.rows_per_sample, or name the fields of a row in rehearsal.fields if it "
+        "is a table"
     )
+    if (leaf.ndim > 2 and len(leaf) > 1) or holds_integers(leaf):
+        raise BatchError(f"{shape}{each}, so replayed rows would come without theirs; {cure}")
+    LOG.warning("%s%s, and passes through unreplayed; if it belongs to them, %s", shape, each, cure)
 
 
 def as_column(leaf: object) -> Tensor | None:

@@ -84,13 +84,12 @@ class Padding:
             only: Names of the fields of a row, where not all are stored; asked for the first batch.
 
         Raises:
-            BatchError: A padded field is missing, has no length, or is too long.
+            BatchError: A padded field is missing, has no length, is too long, or is padded before its rows.
         """
         flat = flatten(batch)
         self.values = self.values or self._usual_values(flat, flat.names if only is None else only)
         longest = max(self._names_by_width(flat))
-        for name in self.values:
-            _refuse_padding_before(name, flat[name])
+        self._refuse_padding_before(flat)
         self.length = self.length or longest_for(longest)
         return flat.with_leaves(self._fitted(flat, self.values, self.length))
 
@@ -101,6 +100,7 @@ class Padding:
             BatchError: As for `widen`.
         """
         width = max(self._names_by_width(batch))
+        self._refuse_padding_before(batch)
         if self.length is None or width <= self.length:
             return batch
         return batch.with_leaves({name: batch[name][:, : self.length] for name in self.values})
@@ -188,6 +188,17 @@ class Padding:
                 "raise it, or cut the rows"
             )
 
+    def _refuse_padding_before(self, batch: FlatBatch) -> None:
+        """Raise `BatchError` if rows of a mask begin with padding: then their last token would not be at the end."""
+        for name in self.values:
+            mask = batch[name]
+            if name.endswith("attention_mask") and mask.ndim == 2 and _begins_with_padding(mask):
+                raise BatchError(
+                    f"rows of '{name}' begin with padding, and rehearsal.padding adds more behind, so their last token "
+                    "would not be at the end any more; set the tokenizer's padding_side to 'right', or give all "
+                    "batches one width and leave rehearsal.padding out"
+                )
+
     def _width_of(self, batch: FlatBatch, name: str) -> int:
         field = batch.get(name)
         if not isinstance(field, Tensor) or field.ndim < 2:
@@ -203,14 +214,9 @@ class Padding:
         return {name: _at_width(fields[name], width, self.values[name]) for name in names}
 
 
-def _refuse_padding_before(name: str, field: Tensor) -> None:
-    """Raise `BatchError` if rows of a mask begin with padding: with more behind, their last position would be none."""
-    if name.endswith("attention_mask") and field.ndim == 2 and ((field[:, :1] == 0) & (field[:, -1:] != 0)).any():
-        raise BatchError(
-            f"rows of '{name}' begin with padding, and rehearsal.padding adds more behind, so their last token would "
-            "not be at the end any more; set the tokenizer's padding_side to 'right', or give all batches one width "
-            "and leave rehearsal.padding out"
-        )
+def _begins_with_padding(mask: Tensor) -> bool:
+    """Whether rows of a mask `[n, length]` hold 0 first and not last."""
+    return bool(((mask[:, :1] == 0) & (mask[:, -1:] != 0)).any())
 
 
 def longest_for(width: int) -> int:

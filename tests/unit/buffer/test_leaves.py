@@ -353,11 +353,11 @@ def test_numbers_that_torch_lacks_are_no_column() -> None:
 @pytest.mark.parametrize(
     ("name", "leaf", "warned"),
     [
-        ("img", torch.zeros(5, 3, 2, 2), True),  # boxes are the rows
-        ("docs", torch.zeros(8, 6), True),  # two for each query
         ("pixels", np.zeros((64, 12)), True),
+        ("mask", torch.ones(1, 1, 6, 6), True),
         ("table", torch.zeros(9, 6), False),
         ("weights", torch.zeros(8), False),
+        ("positions", torch.zeros(1, 6, dtype=torch.int64), False),
     ],
 )
 def test_what_may_have_several_entries_a_row_passes_with_a_warning(
@@ -366,3 +366,22 @@ def test_what_may_have_several_entries_a_row_passes_with_a_warning(
     assert fields_of({"x": rows(4), "y": rows(4), name: leaf}) == ["x", "y"]
     told = [message for message in caplog.messages if message.startswith(f"batch field '{name}' has shape")]
     assert [("if it belongs to them" in message) for message in told] == [True] * warned
+
+
+@pytest.mark.parametrize(
+    ("leaf", "words"),
+    [
+        (torch.zeros(5, 3, 2, 2), r"has shape \(5, 3, 2, 2\) in a batch of 4 rows, so"),  # boxes are the rows
+        (np.zeros((8, 3, 2, 2)), "2 entries for each"),
+        (torch.zeros(8, 6, dtype=torch.int64), "2 entries for each"),  # passages of each query
+    ],
+)
+def test_what_belongs_to_rows_without_one_entry_for_each_is_refused(leaf: object, words: str) -> None:
+    with pytest.raises(BatchError, match=rf"'others' .*{words}.*rows_per_sample.*rehearsal\.fields"):
+        fields_of({"x": rows(4), "y": rows(4), "others": leaf})
+    assert RowLayout.infer({"x": rows(4), "others": leaf}, ["x"]).names == ("x",)
+
+
+def test_one_entry_a_sample_of_several_rows_is_not() -> None:
+    pictures = torch.zeros(4, 3, 2, 2)
+    assert classify(flatten({"x": rows(8), "pictures": pictures}), None, 2).lengths == {"pictures": 4}

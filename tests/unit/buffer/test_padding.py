@@ -197,9 +197,13 @@ def test_a_field_without_a_length_is_refused() -> None:
         padding().widen({**new_batch(0), "labels": torch.zeros(6)})
 
 
-def test_rows_that_are_padded_before_are_refused() -> None:
+@pytest.mark.parametrize("full_batches", [0, 3])
+def test_rows_that_are_padded_before_are_refused(full_batches: int) -> None:
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
     words = r"rows of 'attention_mask' begin with padding.*padding_side to 'right'"
     section = {**SECTION, "padding": {"length": LONGEST}}
-    with Rehearsal(section, LocalTransport()) as rehearsal, pytest.raises(BatchError, match=words):
-        rehearsal.update({"input_ids": 5 * mask, "attention_mask": mask})
+    with Rehearsal(section, LocalTransport()) as rehearsal:
+        for _ in range(full_batches):
+            rehearsal.update({"input_ids": torch.full((2, 4), 5), "attention_mask": torch.ones_like(mask)})
+        with pytest.raises(BatchError, match=words):
+            rehearsal.update({"input_ids": 5 * mask, "attention_mask": mask})

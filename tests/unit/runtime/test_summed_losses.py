@@ -35,5 +35,13 @@ def test_a_sum_is_refused_by_name_where_replayed_rows_are_weighted() -> None:
         loss_of(summed, 0.5)
 
 
+def test_a_sum_of_negative_losses_is_refused() -> None:
+    def similarity(outputs: Tensor, targets: Tensor) -> Tensor:
+        return -outputs.softmax(1).gather(1, targets[:, None]).sum()
+
+    with pytest.raises(BatchError, match="the criterion sums over rows"):
+        loss_of(similarity, 0.5)
+
+
 def test_a_mean_is_not() -> None:
     assert loss_of(cross_entropy, 0.999) == pytest.approx(loss_of(cross_entropy, 1.0), rel=1e-2)
