@@ -88,7 +88,7 @@ class PendingLosses:
         if self._strategy.plain and self._weights.importance is None and not self._weights.controlled:
             loss = criterion(outputs, *targets)
         else:
-            if replayed and not self._criterion_checked:
+            if replayed and self._strategy.relearns and not self._criterion_checked:
                 refuse_sum(criterion, outputs, targets, [new, *replayed])
                 self._criterion_checked = True
             loss = self._strategy.loss(new, self._weights.weigh_parts(self._current()[0], replayed))

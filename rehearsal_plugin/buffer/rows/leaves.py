@@ -138,15 +138,23 @@ def _check_other_length(name: str, leaf: object, size: int) -> None:
     times = leaf.shape[0] // size if size > 1 and leaf.shape[0] % size == 0 else 0
     if leaf.ndim == 2 and times < 2:
         return
-    shape = f"batch field '{name}' has shape {tuple(leaf.shape)} in a batch of {size} rows"
-    each = f", {times} entries for each" if times > 1 else ""
+    rows = f"{size} rows, {times} entries for each" if times > 1 else f"{size} rows"
     cure = (
         "give it one entry a row, set rehearsal.rows_per_sample, or name the fields of a row in rehearsal.fields if it "
         "is a table"
     )
     if (leaf.ndim > 2 and len(leaf) > 1) or holds_integers(leaf):
-        raise BatchError(f"{shape}{each}, so replayed rows would come without theirs; {cure}")
-    LOG.warning("%s%s, and passes through unreplayed; if it belongs to them, %s", shape, each, cure)
+        raise BatchError(
+            f"batch field '{name}' has shape {tuple(leaf.shape)} in a batch of {rows}, so replayed rows would come "
+            f"without theirs; {cure}"
+        )
+    LOG.warning(
+        "batch field '%s' has shape %s in a batch of %s, and passes through unreplayed; if it belongs to them, %s",
+        name,
+        tuple(leaf.shape),
+        rows,
+        cure,
+    )
 
 
 def as_column(leaf: object) -> Tensor | None:
