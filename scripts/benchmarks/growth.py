@@ -54,6 +54,7 @@ class Point:
         policy: Of the buffer.
         representatives: Rows that are replayed in a step.
         mmap: Whether rows lie in a file.
+        pause_ms: Milliseconds without work before each step.
     """
 
     ranks: int = 1
@@ -65,6 +66,7 @@ class Point:
     policy: str = "reservoir"
     representatives: int = 8
     mmap: bool = False
+    pause_ms: int = 0
 
 
 def _powers(low: int, high: int, base: int = 10) -> tuple[int, ...]:
@@ -79,6 +81,7 @@ AXES: dict[str, tuple[Any, ...]] = {
     "candidates": (8, 64, 512, 4096),
     "micro_batches": (1, 2, 4, 8, 16, 32),
     "policy": POLICIES,
+    "pause_ms": (1, 5, 20, 60),
 }
 """What grows, and its values."""
 
@@ -143,15 +146,16 @@ def run(point: Point, steps: int, blocks: int) -> list[tuple[float, float]]:
 
         for _ in range(steps):
             step()
-        return [_block(step, rehearsal, steps) for _ in range(blocks)]
+        return [_block(step, rehearsal, steps, point.pause_ms) for _ in range(blocks)]
 
 
-def _block(step: Callable[[], None], rehearsal: Rehearsal, steps: int) -> tuple[float, float]:
+def _block(step: Callable[[], None], rehearsal: Rehearsal, steps: int, pause_ms: int) -> tuple[float, float]:
     thread = everything = 0.0
     for _ in range(steps):
         rehearsal.drain()  # so that all of a step is counted, and nothing of the one before
         if dist.is_initialized():
             dist.barrier()
+        time.sleep(1e-3 * pause_ms)
         start, all_start = time.thread_time(), time.process_time()
         step()
         thread += time.thread_time() - start

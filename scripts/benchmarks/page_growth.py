@@ -27,6 +27,12 @@ AXES = {
     "candidates": ("Candidates of a step", "All rows of a batch are candidates."),
     "micro_batches": ("Micro-batches of a step", "Each has eight rows. They share the eight replayed ones."),
     "policy": ("Policies", "`herding` compares eight features of all rows of a partition: it has 20 rows here."),
+    "pause_ms": (
+        "Milliseconds between two steps",
+        "Nothing of the job runs in between. A step makes the same calls, but what they need has left the caches of "
+        "the processor, which others use as well. So behind a model a step pays what you see on the right, not what a "
+        "tight loop pays.",
+    ),
 }
 """By quantity: its title, and what to know of it."""
 

@@ -121,7 +121,9 @@ that. What *control* has beside 1 is the noise that is left. Whatever slows all 
 well, and not show. *Unit* is by how much it was slower than in the turns of *plain*.
 
 *Paid* does without all that: it is the CPU time of the training thread inside of rehearsal. Where the background has
-a core of its own, a step pays that, *waited*, and whatever becomes slower.
+a core of its own, a step pays that, *waited*, and whatever becomes slower. Most of it is waiting for memory: the code
+and the objects of rehearsal leave the caches while the model computes. The same calls in a tight loop take a third of
+it. [Growth](growth.md#milliseconds-between-two-steps) shows it for a loop that does nothing but sleep in between.
 
 The model makes at least as many operations for each byte of a row as a ResNet-18 for each byte of an image of 3 x 224
 x 224 float32. That is 18,000, forwards and backwards, and 14 such images are 8 MiB. It computes for at least 200 ms.
