@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from scripts.common.spread import Spread
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
-from scripts.llm.plan import BASE, BUDGET, JOINT, LANGUAGES, NEED, RISING, UNIFORM
+from scripts.llm.plan import BANDIT, BASE, BUDGET, JOINT, LANGUAGES, NEED, RISING, UNIFORM
 from scripts.llm.results import (
     Row,
     budget_outcome,
@@ -16,6 +17,7 @@ from scripts.llm.results import (
     fixed_ratio,
     gap_closed,
     losses,
+    mixture_seeds,
     percent,
     select,
     worst_forgetting,
@@ -85,22 +87,31 @@ def more_for_the_same(rows: Sequence[Row]) -> list[str]:
     ]
 
 
+BANDIT_TEXT = """\
+The bandit is EXP3 (Auer et al., 2002), with the reward that `forgetting` goes by: `scripts/llm/bandit.py`. There is no
+key for it.
+"""
+
+
 def mixtures(rows: Sequence[Row]) -> list[str]:
     """How far both old languages are forgotten under different mixtures of them."""
-    lines = []
-    for variant, name in ((UNIFORM, "as they are stored"), (BASE, "in equal shares"), (NEED, "by need")):
-        last = select(rows, variant=variant, seed=0, arm="5", after=LANGUAGES[2])
-        worst = worst_forgetting(rows, variant, seed=0)
-        if last and worst is not None:
-            lines.append([name, *(f"{last[0][language]:.3f}" for language in LANGUAGES), f"{worst:.3f}"])
+    seeds, lines = mixture_seeds(rows), list[list[str]]()
+    names = {UNIFORM: "as they are stored", BASE: "in equal shares", NEED: "by need", BANDIT: "by a bandit"}
+    for variant, name in names.items():
+        ends = [row for row in select(rows, variant=variant, arm="5", after=LANGUAGES[2]) if row["seed"] in seeds]
+        worst = [rise for seed in seeds if (rise := worst_forgetting(rows, variant, seed)) is not None]
+        if ends and worst:
+            means = [Spread.of([row[language] for row in ends]).text() for language in LANGUAGES]
+            lines.append([name, *means, Spread.of(worst).text(), str(len(worst))])
     if len(lines) < 2:
         return []
     return [
         "## Mixtures of old languages",
-        "German with 5 % replay, one seed. The old rows come as they are stored (`uniform`), in equal shares of both "
-        "languages, or [by need](../guides/monitoring.md#mixture-by-need) (`forgetting`). The last column is by how "
-        "much the loss on the language that lost most has risen since the end of its own phase.\n",
-        markdown_table(["rows", *LANGUAGES, "worst rise"], lines),
+        "German with 5 % replay. The old rows come as they are stored (`uniform`), in equal shares of both languages, "
+        "or [by need](../guides/monitoring.md#mixture-by-need) (`forgetting`). The worst rise is by how much the loss "
+        "on the language that lost most has risen since the end of its own phase.\n",
+        markdown_table(["rows", *LANGUAGES, "worst rise", "seeds"], lines),
+        *([BANDIT_TEXT] if select(rows, variant=BANDIT) else []),
     ]
 
 

@@ -27,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback
 from rehearsal_plugin.integrations.transformers.callback import RehearsalCallback
 from scripts.common.process_group import leave_together
 from scripts.common.report import write_text
+from scripts.llm.bandit import Bandit
 from scripts.llm.data import DOMAINS, LANGUAGES, LENGTH, VOCABULARY, Corpus, load
 from scripts.llm.rows import Rows
 
@@ -92,6 +93,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=128, help="of a new model (default: %(default)s)")
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0, help="of weights and batches (default: %(default)s)")
+    parser.add_argument("--bandit", action="store_true", help="whether a bandit mixes the old languages")
     parser.add_argument("--evaluations", type=int, default=10, help="in the course of the phase (default: %(default)s)")
     parser.add_argument("--cache", type=Path, required=True, help="folder of the rows, made where they are missing")
     parser.add_argument("--pages", type=Path, help="folder of the pages by language, in place of Debian's packages")
@@ -119,9 +121,14 @@ def make_trainer(
         ),
         train_dataset=ConcatDataset([Rows(corpora[language].train, DOMAINS[language]) for language in arguments.learn]),
         eval_dataset={language: quick(corpus, language) for language, corpus in corpora.items()},
-        callbacks=[recorder, rehearsal],
+        callbacks=[recorder, rehearsal, *bandits(arguments, config["rehearsal"], rehearsal)],
         compute_loss_func=rehearsal.loss(next_token_loss) if weighted else None,
     )
+
+
+def bandits(arguments: argparse.Namespace, section: Mapping[str, Any], rehearsal: RehearsalCallback) -> list[Bandit]:
+    """The bandit that mixes the old languages, if there is one."""
+    return [Bandit(rehearsal, [int(key) for key in section["sampling"]["weights"]], arguments.steps)] * arguments.bandit
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

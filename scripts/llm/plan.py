@@ -21,6 +21,7 @@ from typing import Any
 from scripts.llm import data as llm_data
 
 __all__ = [
+    "BANDIT",
     "BASE",
     "BUDGET",
     "BUDGETED",
@@ -49,6 +50,9 @@ BUDGETED = 0.02
 SURPRISING = "10 % of English, the rows with the highest loss"
 NEED = "old languages by need"
 UNIFORM = "old languages as they are stored"
+BANDIT = "old languages by a bandit"
+EXP3 = "exp3"
+"""A mixture that is no key: the phase has a callback that reweighs what is replayed."""
 
 BOUNDS: dict[str, Any] = {"min": 0.02, "max": 0.5}
 """Of the ratio under a budget. Steps have eight rows, so a lower one would hardly see any."""
@@ -71,7 +75,7 @@ class Setting:
         seeds: How many seeds it is run with, at most as many as the recipe has.
         ratios: That it is run with, in percent.
         surprising: Whether the buffer of phase one keeps the rows with the highest loss, and is as small from then on.
-        mixture: `sampling.weights` where there are several old languages; None for equal shares.
+        mixture: `sampling.weights` where there are several old languages, or `EXP3`; None for equal shares.
         german: Whether German follows French.
     """
 
@@ -172,8 +176,9 @@ def variants(steps: int) -> dict[str, Setting]:
         RISING: replace(base, weight=4.0, rising=True, seeds=3, ratios=(0.0, 5.0, 25.0)),
         BUDGET: replace(base, budget=BUDGETED, seeds=3),
         SURPRISING: replace(base, buffer=0.1, surprising=True),
-        NEED: replace(base, mixture="forgetting", german=True),
-        UNIFORM: replace(base, mixture="uniform", german=True),
+        NEED: replace(base, mixture="forgetting", seeds=2, german=True),
+        UNIFORM: replace(base, mixture="uniform", seeds=2, german=True),
+        BANDIT: replace(base, mixture=EXP3, seeds=2, german=True),
         "half the steps": replace(base, steps=steps // 2),
         "half the width": replace(base, width=base.width // 2),
     }
@@ -242,9 +247,10 @@ def config_of(
         buffer = {**block["buffer"], "preload": preload}
         if run.buffer is not None:
             buffer["capacity"] = rows_of(run.buffer, english_rows) // ranks
-        weights = run.mixture or {str(LANGUAGES.index(language)): 1 for language in run.old}
+        equal = {str(LANGUAGES.index(language)): 1 for language in run.old}
+        weights = equal if run.mixture in (None, EXP3) else run.mixture
         block |= {"buffer": buffer, "sampling": {**block["sampling"], "weights": weights}}
-        if run.mixture == "forgetting":
+        if run.mixture in ("forgetting", EXP3):
             block["losses_every"] = 1
         if run.weight != 1:
             block["strategy"] = {"loss_weight": run.weight}

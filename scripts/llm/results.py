@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from scripts.common.spread import Spread
 from scripts.llm.data import LENGTH
-from scripts.llm.plan import BASE, BUDGET, BUDGETED, JOINT, LANGUAGES, NEED, RISING, UNIFORM
+from scripts.llm.plan import BANDIT, BASE, BUDGET, BUDGETED, JOINT, LANGUAGES, NEED, RISING, UNIFORM
 
 __all__ = [
     "LITERATURE",
@@ -26,6 +26,7 @@ __all__ = [
     "fixed_ratio",
     "gap_closed",
     "losses",
+    "mixture_seeds",
     "percent",
     "seeds_of",
     "select",
@@ -113,9 +114,20 @@ def worst_forgetting(rows: Sequence[Row], variant: str, seed: int) -> float | No
 
 
 def mixture_figures(rows: Sequence[Row]) -> dict[str, float]:
-    """The worst forgetting of a mixture by need, as a share of that of rows as they are stored."""
-    need, uniform = (worst_forgetting(rows, variant, seed=0) for variant in (NEED, UNIFORM))
-    return {} if need is None or uniform is None else {"worst_domain_vs_uniform": need / uniform}
+    """The worst forgetting of a mixture by need and by a bandit, as a share of that of rows as they are stored."""
+    figures: dict[str, float] = {}
+    for name, variant in (("worst_domain_vs_uniform", NEED), ("worst_domain_vs_uniform_bandit", BANDIT)):
+        pairs = [[worst_forgetting(rows, one, seed) for one in (variant, UNIFORM)] for seed in mixture_seeds(rows)]
+        shares = [mixed / uniform for mixed, uniform in pairs if mixed is not None and uniform is not None]
+        figures |= flat(name, Spread.of(shares)) if shares else {}
+    return figures
+
+
+def mixture_seeds(rows: Sequence[Row]) -> list[int]:
+    """The seeds with a mixture by need and with rows as they are stored."""
+    return sorted(
+        set.intersection(*({row["seed"] for row in select(rows, variant=variant)} for variant in (NEED, UNIFORM)))
+    )
 
 
 def budget_figures(rows: Sequence[Row]) -> dict[str, float]:

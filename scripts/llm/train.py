@@ -27,7 +27,7 @@ from scripts.common.paths import ROOT
 from scripts.common.report import write_report, write_text
 from scripts.common.tables import print_table
 from scripts.llm.data import LENGTH, Corpus, load
-from scripts.llm.plan import BASE, LANGUAGES, SIZES, Run, config_of, key_of, plan, rows_of, variants
+from scripts.llm.plan import BASE, EXP3, LANGUAGES, SIZES, Run, config_of, key_of, plan, rows_of, variants
 from scripts.llm.results import Row, summarise, table
 
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32)}
@@ -137,7 +137,8 @@ class Recipe:
         options = {"deepspeed": config, "steps": run.steps, "seed": run.seed, "width": run.width, "out": folder}
         options |= {"cache": self.cache, "pages": self._arguments.pages}
         options |= {"start": run.after and self.folder(run.after) / "model"}
-        job = [*flags(options), "--learn", *run.learns]
+        bandit = ["--bandit"] if run.mixture == EXP3 else []
+        job = [*flags(options), *bandit, "--learn", *run.learns]
         status = launch("scripts.llm.phase", self._arguments.ranks, job, MALLOC)
         if status:
             raise SystemExit(f"{run.name}: the job ended with status {status}; the same command tries it again")
