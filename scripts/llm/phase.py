@@ -128,7 +128,9 @@ def make_trainer(
 
 def bandits(arguments: argparse.Namespace, section: Mapping[str, Any], rehearsal: RehearsalCallback) -> list[Bandit]:
     """The bandit that mixes the old languages, if there is one."""
-    return [Bandit(rehearsal, [int(key) for key in section["sampling"]["weights"]], arguments.steps)] * arguments.bandit
+    if not arguments.bandit:
+        return []
+    return [Bandit(rehearsal, [int(key) for key in section["sampling"]["weights"]], arguments.steps)]
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
