@@ -29,9 +29,9 @@ AXES = {
     "policy": ("Policies", "`herding` compares eight features of all rows of a partition: it has 20 rows here."),
     "pause_ms": (
         "Milliseconds between two steps",
-        "Nothing of the job runs in between. A step makes the same calls, but what they need has left the caches of "
-        "the processor, which others use as well. So behind a model a step pays what you see on the right, not what a "
-        "tight loop pays.",
+        "The process sleeps in between, and a step makes the same calls. But what they need is no longer in the caches "
+        "of the processor, which virtual machines share. Behind a model a step pays what you see on the right, not "
+        "what a tight loop pays.",
     ),
 }
 """By quantity: its title, and what to know of it."""
