@@ -22,7 +22,7 @@ from scripts.benchmarks.page_growth import build_growth
 from scripts.benchmarks.page_node import BUFFER, FILE, OVERHEAD, RAGGED
 from scripts.benchmarks.page_section import Report, Section
 from scripts.common.paths import ROOT
-from scripts.common.report import write_text
+from scripts.common.report import PEERS, write_text
 from scripts.common.tables import markdown_table
 
 __all__ = ["PLANS", "SECTIONS", "build"]
@@ -106,9 +106,10 @@ def place(section: Section, report: Report) -> str:
     """The command, and where it ran."""
     where, load = report["environment"], report["summary"].get("load")
     load_text = "" if load is None else f"load {load:g}, "
+    peers = "".join(f", {name} {where['versions'][name]}" for name in PEERS if name in where["versions"])
     return (
         f"`python -m scripts.benchmarks.{section.name}`; {where['ranks']} ranks on {where['cores']} cores, {load_text}"
-        f"torch {where['versions']['torch']}, commit {where['commit'][:12]}.\n"
+        f"torch {where['versions']['torch']}{peers}, commit {where['commit'][:12]}.\n"
     )
 
 

@@ -25,7 +25,9 @@ its turn.
 - **raw numpy** is the bare copy of rows that are packed already and stay so.
 - **torchrl** is the replay buffer with its own methods, and the storage alone without writer, sampler and lock.
 
-`--peers` measures whatever you have installed of them.
+`--peers` measures whatever you have installed of them. Two do not install beside the rest, and are left out. The last
+wheel of Reverb, 0.14, is linked to TensorFlow 2.15. mosaicml-streaming 0.13 wants transformers below 5 and numpy below
+2.2.
 """
 
 BUFFER_GOALS = (

@@ -21,10 +21,11 @@ from typing import Any
 
 from scripts.common.paths import ROOT
 
-__all__ = ["environment", "write_report", "write_text"]
+__all__ = ["PEERS", "environment", "write_report", "write_text"]
 
 STARTED = time.monotonic()
-PACKAGES = ("rehearsal-plugin", "torch", "deepspeed", "horovod", "transformers", "numpy", "faiss-cpu")
+PEERS = ("torchrl", "tensordict", "cpprb")
+PACKAGES = ("rehearsal-plugin", "torch", "deepspeed", "horovod", "transformers", "numpy", "faiss-cpu", *PEERS)
 
 
 def write_report(
