@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,8 @@ from rehearsal_plugin.runtime.partition_losses import Tally
 from rehearsal_plugin.runtime.sample_losses import SampleLosses
 from rehearsal_plugin.runtime.token_losses import groups
 from rehearsal_plugin.strategies import Part
-from rehearsal_plugin.strategies.base import Criterion, mean_over_rows
+from rehearsal_plugin.strategies.base import Criterion
+from rehearsal_plugin.strategies.counted_loss import counted_loss, mean_over_rows
 
 __all__ = ["LossMeter", "LossMonitor", "PartitionImportance"]
 
@@ -96,9 +99,10 @@ class PartitionImportance:
         """The criterion of a part with rows of partitions `keys` `[n]`, as a weighted mean over them."""
         factors = self.factors(keys)
 
-        def weighted(*_outputs_and_targets: object) -> Tensor:
+        def weighted(outputs: Any, *targets: Tensor) -> Tensor:
+            asked = replace(part, outputs=outputs, targets=targets)
             of_keys = (places for _key, places in groups(keys, part.size))
-            return mean_over_rows((part.select(places), float(factors[places[0]])) for places in of_keys)
+            return mean_over_rows((asked.select(places), float(factors[places[0]])) for places in of_keys)
 
         return weighted
 
@@ -143,8 +147,8 @@ class LossMonitor:
         for kind, part, keys in zip(kinds, parts, micro_batch.keys_by_part(), strict=True):
             for key, places in groups(keys, part.size):
                 of_key = part.select(places)
-                loss = of_key.loss()
-                if of_key.size and of_key.counts(loss):  # of rows in which nothing counts there is no mean
+                loss = counted_loss(of_key)
+                if of_key.size and loss is not None:
                     self._meter.add(kind, key, float(loss) * of_key.size, of_key.size, of_key.size)
 
     def measure_samples(self, micro_batch: MicroBatch, losses: SampleLosses) -> None:

@@ -22,7 +22,7 @@ from rehearsal_plugin.runtime.recorded_outputs import check_recorded
 from rehearsal_plugin.runtime.replay_account import Turn
 from rehearsal_plugin.runtime.replay_weights import ReplayWeights, add_to_loss
 from rehearsal_plugin.runtime.sample_losses import SampleLosses, sample_losses
-from rehearsal_plugin.runtime.summed_losses import refuse_sum
+from rehearsal_plugin.runtime.summed_losses import SumCheck
 from rehearsal_plugin.runtime.term_gradient import TermGradients
 from rehearsal_plugin.runtime.token_losses import LabelShift
 from rehearsal_plugin.strategies import Part, Strategy
@@ -59,7 +59,7 @@ class PendingLosses:
         self._terms = TermGradients()
         self._weights = ReplayWeights(config, strategy, coordinator)
         self._monitor, self._shift = LossMonitor(config, coordinator), LabelShift()
-        self._criterion_checked = False
+        self._refuse_sum = SumCheck()
 
     def expect(self, micro_batch: MicroBatch, layout: RowLayout) -> None:
         """Wait for the answer for this micro-batch too, after those for the ones before it."""
@@ -85,12 +85,12 @@ class PendingLosses:
         self._monitor.measure_parts(self._current()[0], [new, *replayed])
         replayed = [part for part in replayed if part.size]
         # One call also where the criterion weights rows unequally, as a mean over tokens does.
-        if self._strategy.plain and self._weights.importance is None and not self._weights.controlled:
+        in_one = self._strategy.plain and self._weights.importance is None and not self._weights.controlled
+        if replayed and self._strategy.relearns and (self._monitor.due or not in_one):
+            self._refuse_sum(criterion, outputs, targets, [new, *replayed])
+        if in_one:
             loss = criterion(outputs, *targets)
         else:
-            if replayed and self._strategy.relearns and not self._criterion_checked:
-                refuse_sum(criterion, outputs, targets, [new, *replayed])
-                self._criterion_checked = True
             loss = self._strategy.loss(new, self._weights.weigh_parts(self._current()[0], replayed))
             self._terms.watch(loss, tensors_of(outputs).values())
         self._refresh(replayed)

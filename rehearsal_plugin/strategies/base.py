@@ -11,7 +11,7 @@ new and replayed rows. It is pure: tensors in, tensors out. A micro-batch with t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -29,11 +29,9 @@ __all__ = [
     "Criterion",
     "Part",
     "Strategy",
-    "add_loss",
     "distance",
     "flatten",
     "make_strategy",
-    "mean_over_rows",
     "register",
     "tensors_of",
 ]
@@ -69,18 +67,6 @@ class Part:
         of_none = (tensor.float().sum() for tensor in tensors_of(self.outputs).values() if not len(tensor))
         return sum(of_none, torch.zeros((), device="cpu"))
 
-    def counts(self, loss: Tensor) -> Tensor:
-        """Whether anything counts in its loss, a bool: no, where that is no number for want of a target that counts.
-
-        Then the outputs are numbers, and a target is the same throughout, such as labels of -100 or a mask of zeros. A
-        loss that is no number for another reason, as that of a model that diverged, must be seen.
-        """
-        outputs = [one.detach() for one in tensors_of(self.outputs).values() if one.is_floating_point()]
-        broken = sum((one.sum().to(loss.device) for one in outputs), torch.zeros_like(loss.detach())).isnan()
-        targets = [one.detach() for one in tensors_of(tuple(self.targets)).values() if one.numel()]
-        constant = sum(((one == one.flatten()[0]).all().to(loss.device) for one in targets), torch.zeros_like(broken))
-        return ~loss.isnan() | broken | ~constant
-
     def select(self, places: Tensor) -> Part:
         """The rows at `places` `[n]` int64, without their state."""
 
@@ -90,27 +76,6 @@ class Part:
 
         outputs, targets = map_leaves((self.outputs, tuple(self.targets)), take)
         return Part(outputs, targets, {}, len(places), self.criterion)
-
-
-def mean_over_rows(parts: Iterable[tuple[Part, float]]) -> Tensor:
-    """The mean loss over the rows of parts, whose losses count by a weight each.
-
-    A part in which nothing counts, such as rows whose labels are all -100, has no mean: it is left out.
-    """
-    losses = [(part, weight, part.loss()) for part, weight in parts]
-    counted = [part.counts(loss) for part, _, loss in losses]
-    total = sum(
-        weight * part.size * torch.where(counts, loss, 0.0)
-        for (part, weight, loss), counts in zip(losses, counted, strict=True)
-    )
-    rows = sum(part.size * counts.float() for (part, *_), counts in zip(losses, counted, strict=True))
-    return torch.as_tensor(total / rows)
-
-
-def add_loss(total: Tensor, weight: float, part: Part) -> Tensor:
-    """A loss and `weight` times that of replayed rows, which is 0 where nothing of them counts."""
-    loss = part.loss()
-    return total + weight * torch.where(part.counts(loss), loss, 0.0)
 
 
 class Strategy(ABC):

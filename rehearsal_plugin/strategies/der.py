@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rehearsal_plugin.strategies.base import Part, Strategy, distance, register
+from rehearsal_plugin.strategies.counted_loss import add_loss
 
 __all__ = ["DarkExperienceReplay"]
 
@@ -36,4 +37,5 @@ class DarkExperienceReplay(Strategy):
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
         """See `Strategy.loss`."""
         dark = self.regularizer(replayed)
-        return new.loss() if dark is None else new.loss() + dark
+        total = add_loss(dark, 1.0, new)
+        return new.loss() if total is None else total

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rehearsal_plugin.strategies.base import Part, add_loss, register
+from rehearsal_plugin.strategies.base import Part, register
+from rehearsal_plugin.strategies.counted_loss import add_loss
 from rehearsal_plugin.strategies.der import DarkExperienceReplay
 
 __all__ = ["DarkExperienceReplayPlusPlus"]
@@ -22,5 +23,7 @@ class DarkExperienceReplayPlusPlus(DarkExperienceReplay):
 
     def loss(self, new: Part, replayed: Sequence[Part]) -> Tensor:
         """See `Strategy.loss`."""
-        total = super().loss(new, replayed)
-        return add_loss(total, self.config.beta, replayed[1]) if len(replayed) > 1 else total
+        total = add_loss(self.regularizer(replayed), 1.0, new)
+        if len(replayed) > 1:
+            total = add_loss(total, self.config.beta, replayed[1])
+        return new.loss() if total is None else total

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from rehearsal_plugin.strategies.base import Part, Strategy, mean_over_rows, register
+from rehearsal_plugin.strategies.base import Part, Strategy, register
+from rehearsal_plugin.strategies.counted_loss import mean_over_rows
 
 __all__ = ["ExperienceReplay"]
 

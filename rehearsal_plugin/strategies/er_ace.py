@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rehearsal_plugin.errors import BatchError, ConfigError
-from rehearsal_plugin.strategies.base import Part, Strategy, add_loss, register
+from rehearsal_plugin.strategies.base import Part, Strategy, register
+from rehearsal_plugin.strategies.counted_loss import add_loss
 
 __all__ = ["AsymmetricReplay"]
 
@@ -43,7 +44,8 @@ class AsymmetricReplay(Strategy):
         present = torch.zeros(scores.shape[1], dtype=torch.bool, device=scores.device)
         present[labels[labels >= 0]] = True  # negative labels are ignored by the loss
         among = scores.masked_fill(~present, torch.finfo(scores.dtype).min)
-        total = replace(new, outputs=among, targets=(labels,), criterion=functional.cross_entropy).loss()
+        asymmetric = replace(new, outputs=among, targets=(labels,), criterion=functional.cross_entropy)
+        total = add_loss(None, 1.0, asymmetric)
         for part in replayed:
             total = add_loss(total, self.config.loss_weight, part)
-        return total
+        return asymmetric.loss() if total is None else total

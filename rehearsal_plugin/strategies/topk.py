@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin.errors import BatchError
-from rehearsal_plugin.strategies.base import Part, Strategy, mean_over_rows, register
+from rehearsal_plugin.strategies.base import Part, Strategy, register
+from rehearsal_plugin.strategies.counted_loss import mean_over_rows
 
 __all__ = ["TopKDistillation", "distillation_loss"]
 

@@ -98,11 +98,11 @@ def mixtures(rows: Sequence[Row]) -> list[str]:
     seeds, lines = mixture_seeds(rows), list[list[str]]()
     names = {UNIFORM: "as they are stored", BASE: "in equal shares", NEED: "by need", BANDIT: "by a bandit"}
     for variant, name in names.items():
-        ends = [row for row in select(rows, variant=variant, arm="5", after=LANGUAGES[2]) if row["seed"] in seeds]
-        worst = [rise for seed in seeds if (rise := worst_forgetting(rows, variant, seed)) is not None]
-        if ends and worst:
+        worst = {seed: rise for seed in seeds if (rise := worst_forgetting(rows, variant, seed)) is not None}
+        ends = [row for row in select(rows, variant=variant, arm="5", after=LANGUAGES[2]) if row["seed"] in worst]
+        if worst:
             means = [Spread.of([row[language] for row in ends]).text() for language in LANGUAGES]
-            lines.append([name, *means, Spread.of(worst).text(), str(len(worst))])
+            lines.append([name, *means, Spread.of(list(worst.values())).text(), str(len(worst))])
     if len(lines) < 2:
         return []
     return [

@@ -118,16 +118,15 @@ def mixture_figures(rows: Sequence[Row]) -> dict[str, float]:
     figures: dict[str, float] = {}
     for name, variant in (("worst_domain_vs_uniform", NEED), ("worst_domain_vs_uniform_bandit", BANDIT)):
         pairs = [[worst_forgetting(rows, one, seed) for one in (variant, UNIFORM)] for seed in mixture_seeds(rows)]
-        shares = [mixed / uniform for mixed, uniform in pairs if mixed is not None and uniform is not None]
+        shares = [mixed / uniform for mixed, uniform in pairs if mixed is not None and uniform]
         figures |= flat(name, Spread.of(shares)) if shares else {}
     return figures
 
 
 def mixture_seeds(rows: Sequence[Row]) -> list[int]:
-    """The seeds with a mixture by need and with rows as they are stored."""
-    return sorted(
-        set.intersection(*({row["seed"] for row in select(rows, variant=variant)} for variant in (NEED, UNIFORM)))
-    )
+    """The seeds in which the worst forgetting is known by need and with rows as they are stored."""
+    seeds = sorted({row["seed"] for row in select(rows, variant=NEED)})
+    return [s for s in seeds if None not in [worst_forgetting(rows, variant, s) for variant in (NEED, UNIFORM)]]
 
 
 def budget_figures(rows: Sequence[Row]) -> dict[str, float]:

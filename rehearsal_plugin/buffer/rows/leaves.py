@@ -15,7 +15,8 @@ Packed sequences and nested tensors, whose rows do not lie apart, are refused, a
 that holds a tensor with one entry a row. A leaf with one entry a row in dimension 1 is refused, too: one of three or
 more dimensions, as states `[layers, rows, width]`, or of two if it holds integers, as tokens `[steps, rows]`. Other
 numbers of two dimensions may be a table, and are a warning. So are those with several entries for each row, and so is
-one entry for all rows; integers with several for each, or other numbers of three or more dimensions, are refused.
+one entry for all rows; integers with several for each, or other numbers of three or more dimensions, are refused, and
+so are patches of pictures.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from torch.nn import Module
 
 from rehearsal_plugin.buffer.rows.batch_size import batch_size, entries_of, holds_integers, size_of
 from rehearsal_plugin.buffer.rows.fields import unsupported_kind
+from rehearsal_plugin.buffer.rows.passing_leaves import refuse_patches
 from rehearsal_plugin.buffer.rows.rows_in_lists import refuse_alike_tensors, refuse_rows_of_lists, refuse_short_tuple
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
@@ -100,6 +102,7 @@ def classify(flat: FlatBatch, only: Collection[str] | None, rows_per_sample: int
             _check_other_length(name, flat[name], size)
     refuse_rows_of_lists(flat, size)
     passing = {name: _why(length, size) for name, length in lengths.items() if name not in columns}
+    refuse_patches(flat, {name: lengths[name] for name in passing})
     return Leaves(size, columns, passing, {name: lengths[name] for name in passing})
 
 
@@ -133,17 +136,17 @@ def _check_later_dimension(name: str, leaf: object, size: int) -> None:
 
 def _check_other_length(name: str, leaf: object, size: int) -> None:
     """Refuse what belongs to rows without one entry for each, as the boxes of pictures; warn of what may be a table."""
-    if not isinstance(leaf, (Tensor, np.ndarray)) or leaf.ndim < 2 or leaf.shape[0] == size:
+    if not isinstance(leaf, (Tensor, np.ndarray)) or leaf.ndim == 0 or len(leaf) == size:
         return
-    times = leaf.shape[0] // size if size > 1 and leaf.shape[0] % size == 0 else 0
-    if leaf.ndim == 2 and times < 2:
+    times = len(leaf) // size if size > 1 and len(leaf) % size == 0 else 0
+    if leaf.ndim < 3 and times < 2 and not (leaf.ndim == 2 and len(leaf) > size == 1):
         return
-    rows = f"{size} rows, {times} entries for each" if times > 1 else f"{size} rows"
+    rows = f"{size} rows, {times} entries for each" if times > 1 else f"{size} row{'s' * (size != 1)}"
     cure = (
-        "give it one entry a row, set rehearsal.rows_per_sample, or name the fields of a row in rehearsal.fields if it "
-        "is a table"
+        "give it one entry a row, set rehearsal.rows_per_sample, or name all other leaves in rehearsal.fields if it is "
+        "a table"
     )
-    if (leaf.ndim > 2 and len(leaf) > 1) or holds_integers(leaf):
+    if (leaf.ndim > 2 and len(leaf) > 1) or (times > 1 and holds_integers(leaf)):
         raise BatchError(
             f"batch field '{name}' has shape {tuple(leaf.shape)} in a batch of {rows}, so replayed rows would come "
             f"without theirs; {cure}"

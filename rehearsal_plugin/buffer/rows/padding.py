@@ -18,6 +18,7 @@ so tokens and their mask never part::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
@@ -50,6 +51,9 @@ USUAL: Mapping[str, float] = {
 PREFIXES = ("", "decoder_", "chosen_", "rejected_", "KL_")
 """Before the names of other sequences of a row: of an encoder-decoder model, and of TRL's preference trainers."""
 
+
+MASK = re.compile(r"(?<!global_)attention_mask$")
+"""Fields that tell padding from tokens; that of global attention tells tokens apart."""
 
 LEAST_LONGEST = 1 << 15
 """Positions that rows can have at least where nothing says it: the same on ranks whose first batches differ."""
@@ -190,9 +194,8 @@ class Padding:
 
     def _refuse_padding_before(self, batch: FlatBatch) -> None:
         """Raise `BatchError` if rows of a mask begin with padding: then their last token would not be at the end."""
-        for name in self.values:
-            mask = batch[name]
-            if name.endswith("attention_mask") and mask.ndim == 2 and _begins_with_padding(mask):
+        for name, value in self.values.items():
+            if MASK.search(name) and _begins_with_padding(batch[name], value):
                 raise BatchError(
                     f"rows of '{name}' begin with padding, and rehearsal.padding adds more behind, so their last token "
                     "would not be at the end any more; set the tokenizer's padding_side to 'right', or give all "
@@ -214,9 +217,9 @@ class Padding:
         return {name: _at_width(fields[name], width, self.values[name]) for name in names}
 
 
-def _begins_with_padding(mask: Tensor) -> bool:
-    """Whether rows of a mask `[n, length]` hold 0 first and not last."""
-    return bool(((mask[:, :1] == 0) & (mask[:, -1:] != 0)).any())
+def _begins_with_padding(mask: Tensor, value: float) -> bool:
+    """Whether rows of a mask `[n, length]` hold padding first and not last."""
+    return mask.ndim == 2 and bool(((mask[:, :1] == value) & (mask[:, -1:] != value)).any())
 
 
 def longest_for(width: int) -> int:

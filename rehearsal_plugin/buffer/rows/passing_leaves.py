@@ -11,7 +11,10 @@ from rehearsal_plugin.buffer.rows.batch_size import size_of
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["refuse_entries_of_rows", "refuse_left_behind"]
+__all__ = ["refuse_entries_of_rows", "refuse_left_behind", "refuse_patches"]
+
+GRIDS = "grid_thw"
+"""How the names of grids of patches end, time by height by width, as in Qwen2-VL."""
 
 
 def refuse_entries_of_rows(batch: FlatBatch, size: int, lengths: Mapping[str, int | None]) -> None:
@@ -36,6 +39,26 @@ def refuse_entries_of_rows(batch: FlatBatch, size: int, lengths: Mapping[str, in
                 f"batch field '{name}' had {length} entries in the first batch and has {entries} in this one of "
                 f"{size} rows, so it is no table but may belong to the rows; give it one entry a row, or name the "
                 "fields of a row in rehearsal.fields"
+            )
+
+
+def refuse_patches(batch: FlatBatch, lengths: Mapping[str, int | None]) -> None:
+    """Raise `BatchError` if a leaf that passes through holds the patches of all pictures or films of the batch.
+
+    Args:
+        batch: Perhaps with grids `[pictures, 3]`.
+        lengths: As for `refuse_entries_of_rows`.
+    """
+    for grid in batch.names:
+        counts = batch[grid]
+        if not grid.endswith(GRIDS) or not isinstance(counts, Tensor) or counts.ndim != 2:
+            continue
+        patches = int(counts.prod(1).sum())
+        for name in (name for name, length in lengths.items() if length == patches):
+            raise BatchError(
+                f"batch field '{name}' holds the {patches} patches that '{grid}' tells of, and rows have different "
+                f"numbers of them, so replayed rows would come without theirs; give '{name}' and '{grid}' one entry a "
+                "row each, with all pictures at one size, or leave the pictures out of what is replayed"
             )
 
 

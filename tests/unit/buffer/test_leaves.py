@@ -356,7 +356,8 @@ def test_numbers_that_torch_lacks_are_no_column() -> None:
         ("pixels", np.zeros((64, 12)), True),
         ("mask", torch.ones(1, 1, 6, 6), True),
         ("table", torch.zeros(9, 6), False),
-        ("weights", torch.zeros(8), False),
+        ("weights", torch.zeros(8), True),
+        ("weights", torch.zeros(9), False),
         ("positions", torch.zeros(1, 6, dtype=torch.int64), False),
     ],
 )
@@ -374,6 +375,7 @@ def test_what_may_have_several_entries_a_row_passes_with_a_warning(
         (torch.zeros(5, 3, 2, 2), r"has shape \(5, 3, 2, 2\) in a batch of 4 rows, so"),  # boxes are the rows
         (np.zeros((8, 3, 2, 2)), "2 entries for each"),
         (torch.zeros(8, 6, dtype=torch.int64), "2 entries for each"),  # passages of each query
+        (torch.zeros(12, dtype=torch.int64), "3 entries for each"),  # labels of all tokens in one line
     ],
 )
 def test_what_belongs_to_rows_without_one_entry_for_each_is_refused(leaf: object, words: str) -> None:
@@ -385,3 +387,8 @@ def test_what_belongs_to_rows_without_one_entry_for_each_is_refused(leaf: object
 def test_one_entry_a_sample_of_several_rows_is_not() -> None:
     pictures = torch.zeros(4, 3, 2, 2)
     assert classify(flatten({"x": rows(8), "pictures": pictures}), None, 2).lengths == {"pictures": 4}
+
+
+def test_what_may_belong_to_a_single_row_passes_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert fields_of({"x": rows(1), "y": rows(1), "pictures": torch.zeros(3, 12)}) == ["x", "y"]
+    assert "'pictures' has shape (3, 12) in a batch of 1 row, and passes through unreplayed" in caplog.text

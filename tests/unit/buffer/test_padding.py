@@ -207,3 +207,24 @@ def test_rows_that_are_padded_before_are_refused(full_batches: int) -> None:
             rehearsal.update({"input_ids": torch.full((2, 4), 5), "attention_mask": torch.ones_like(mask)})
         with pytest.raises(BatchError, match=words):
             rehearsal.update({"input_ids": 5 * mask, "attention_mask": mask})
+
+
+@pytest.mark.parametrize(("padding", "token"), [(-1e4, 0.0), (1.0, 0.0), (0.0, 1.0)])
+def test_masks_of_any_kind_are_judged_by_their_own_padding(padding: float, token: float) -> None:
+    before = torch.tensor([[padding, token, token], [token, token, token]])
+    values = {"input_ids": 0.0, "attention_mask": padding}
+    for mask in (before, before.flip(1)):
+        section = {**SECTION, "padding": {"length": LONGEST, "values": values}}
+        batch = {"input_ids": torch.full((2, 3), 5), "attention_mask": mask}
+        with Rehearsal(section, LocalTransport()) as rehearsal:
+            if mask is before:
+                with pytest.raises(BatchError, match="begin with padding"):
+                    rehearsal.update(batch)
+            else:
+                rehearsal.update(batch)
+
+
+def test_a_mask_of_global_attention_is_no_padding() -> None:
+    section = {**SECTION, "padding": {"length": LONGEST, "values": {"input_ids": 0, "global_attention_mask": 0}}}
+    with Rehearsal(section, LocalTransport()) as rehearsal:
+        rehearsal.update({"input_ids": torch.full((1, 3), 5), "global_attention_mask": torch.tensor([[0, 0, 1]])})

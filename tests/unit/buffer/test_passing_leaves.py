@@ -44,3 +44,13 @@ def test_a_job_that_displaces_rows_names_all_of_their_fields() -> None:
     words, section = r"leaves out \['weight', 'caption'\]", {**section, "mode": "replace"}
     with Rehearsal(section, LocalTransport()) as rehearsal, pytest.raises(BatchError, match=words):
         rehearsal.update(batch)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_patches_of_pictures_are_refused(size: int) -> None:
+    grid = torch.tensor([[1, 4, 6], [1, 2, 4]][:size])
+    batch = {"input_ids": torch.ones(size, 5).long(), "image_grid_thw": grid}
+    batch["pixel_values"] = torch.zeros(int(grid.prod(1).sum()), 12)
+    words = "'pixel_values' holds the .* patches that 'image_grid_thw' tells of.*all pictures at one size"
+    with Rehearsal({"buffer": {"capacity": 9}}, LocalTransport()) as rehearsal, pytest.raises(BatchError, match=words):
+        rehearsal.update(batch)

@@ -7,12 +7,11 @@ import weakref
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy
 
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import BatchError, ConfigError
-from rehearsal_plugin.strategies.base import add_loss, mean_over_rows
 from tests.helpers.replay_jobs import (
     SIZE,
     WANTED,
@@ -21,7 +20,6 @@ from tests.helpers.replay_jobs import (
     started,
 )
 from tests.helpers.samples import new_batch
-from tests.helpers.strategy_parts import labels, leaf, near, part, scores
 
 
 def test_who_records_nothing_keeps_no_batch_alive() -> None:
@@ -142,69 +140,3 @@ def test_micro_batches_that_were_read_ahead_are_answered_in_their_order() -> Non
             rehearsal.step()
     one_by_one.close()
     ahead.close()
-
-
-@pytest.mark.parametrize("ignored", [0, 1])
-def test_a_part_in_which_nothing_counts_leaves_the_loss_and_its_gradient_finite(ignored: int) -> None:
-    outputs = [leaf(scores(seed, 3)) for seed in range(2)]
-    targets = [labels(seed, 3) for seed in range(2)]
-    targets[ignored] = torch.full((3,), -100)
-    new, old = (part(*one) for one in zip(outputs, targets, strict=True))
-    loss = mean_over_rows([(new, 1.0), (old, 0.5)])
-    counted = 1 - ignored
-    weight = 1.0 if counted == 0 else 0.5
-    assert near(loss, weight * cross_entropy(outputs[counted], targets[counted]))
-    assert all(bool(gradient.isfinite().all()) for gradient in torch.autograd.grad(loss, outputs))
-
-
-@pytest.mark.parametrize("broken", [0, 1])
-def test_outputs_that_are_no_numbers_leave_no_loss(broken: int) -> None:
-    parts = [part(scores(seed, 3), labels(seed, 3)) for seed in range(2)]
-    parts[broken] = part(scores(broken, 3) * float("nan"), torch.full((3,), -100))
-    assert mean_over_rows([(one, 0.5) for one in parts]).isnan()
-    assert add_loss(torch.tensor(2.0), 0.5, parts[broken]).isnan()
-
-
-def test_a_criterion_that_fails_on_labels_that_count_leaves_no_loss() -> None:
-    parts = [part(scores(seed, 3), labels(seed, 3), criterion=lambda *_: torch.tensor(float("nan"))) for seed in (0, 1)]
-    assert mean_over_rows([(part(scores(2, 3), labels(2, 3)), 1.0), (parts[0], 0.5)]).isnan()
-    assert add_loss(torch.tensor(2.0), 0.5, parts[1]).isnan()
-
-
-def test_values_that_are_missing_leave_no_loss() -> None:
-    values = scores(1, 3)
-    values[1, 2] = float("nan")
-    assert mean_over_rows([(part(scores(0, 3), values, criterion=mse_loss), 1.0)]).isnan()
-
-
-def test_rows_that_a_mask_leaves_out_add_nothing() -> None:
-    def masked(outputs: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
-        return (mask * (outputs - wanted).square().mean(1)).sum() / mask.sum()
-
-    old = part(scores(0, 3), scores(1, 3), torch.zeros(3), criterion=masked)
-    assert add_loss(torch.tensor(2.0), 0.5, old) == 2.0
-
-
-@pytest.mark.parametrize("weights", [None, {"0": 1.0, "1": 2.0}])
-@pytest.mark.parametrize("broken", ["model", "new rows"])
-def test_what_diverges_shows_in_the_weighted_loss(weights: dict[str, float] | None, broken: str) -> None:
-    strategy = {"name": "er", "loss_weight": 0.5, "partition_weights": weights}
-    buffer = {"capacity": 50, "partition_by": "label"}
-    torch.manual_seed(0)
-    model = torch.nn.Linear(3, 5)
-    with Rehearsal({"buffer": buffer, "representatives": 2, "strategy": strategy}, LocalTransport()) as rehearsal:
-        for last in (False,) * 6 + (True,):
-            batch = {"x": torch.randn(4, 3), "label": torch.arange(4) % 2}
-            if last and broken == "model":
-                torch.nn.init.constant_(model.weight, float("nan"))
-            elif last:
-                batch["x"] *= float("nan")
-            seen = rehearsal.augment(batch)
-            loss = rehearsal.loss(cross_entropy, model(seen["x"]), seen["label"])
-            assert bool(loss.isnan()) == last
-            rehearsal.step()
-
-
-def test_replayed_rows_in_which_nothing_counts_add_nothing() -> None:
-    old = part(scores(0, 3), torch.full((3,), -100))
-    assert add_loss(torch.tensor(2.0), 0.5, old) == 2.0
