@@ -8,11 +8,11 @@ outputs:
     labels        of the model    of other outputs
     -100  -100        NaN              NaN              nothing counts
        2     2        NaN              1.4              the model diverged
+       1     2        NaN                               not asked: labels that differ count
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -56,20 +56,20 @@ def add_loss(total: Tensor | None, weight: float, part: Part) -> Tensor | None:
 
 @torch.no_grad()
 def _counts_nothing(part: Part) -> bool:
-    """Whether the criterion has no number for these targets, whatever the outputs are."""
-    missing: list[bool] = []
-    map_leaves(tuple(part.targets), lambda _, leaf: missing.append(_holds_nan(leaf)))
-    if any(missing):
+    """Whether a target is the same throughout, and the criterion has no number for it, whatever the outputs are."""
+    targets: list[Tensor] = []
+
+    def collect(_: str, leaf: Any) -> None:
+        if isinstance(leaf, Tensor):
+            targets.append(leaf)
+        elif isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf":
+            targets.append(torch.from_numpy(np.array(leaf)))
+
+    map_leaves(tuple(part.targets), collect)
+    constant = any(bool((one == one.flatten()[:1]).all()) for one in targets)
+    if not constant or any(bool(one.isnan().any()) for one in targets):
         return False
     return bool(replace(part, outputs=map_leaves(part.outputs, _other_numbers)).loss().isnan())
-
-
-def _holds_nan(leaf: Any) -> bool:
-    if isinstance(leaf, Tensor):
-        return bool(leaf.isnan().any())
-    if isinstance(leaf, np.ndarray):
-        return leaf.dtype.kind in "fc" and bool(np.isnan(leaf).any())
-    return isinstance(leaf, float) and math.isnan(leaf)
 
 
 def _other_numbers(_: str, leaf: Any) -> Any:

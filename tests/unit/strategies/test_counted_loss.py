@@ -51,12 +51,6 @@ VOID = {
     "a mask of zeros": part(leaf(scores(0, 3)), scores(1, 3), torch.zeros(3), criterion=by_mask),
     "a mask of whole zeros": part(leaf(scores(0, 3)), scores(1, 3), torch.zeros(3).long(), criterion=by_mask),
     "labels and a mask": part(leaf(scores(0, 3)), ignored(), criterion=by_hand),
-    "a label that nobody predicts": part(
-        leaf(scores(0, 6).reshape(2, 3, 7)), torch.tensor([[4, -100, -100]] * 2), criterion=of_next
-    ),
-    "classes of weight 0": part(
-        leaf(scores(0, 3)), labels(0, 3), criterion=lambda o, t: cross_entropy(o, t, torch.zeros(7).double())
-    ),
     "labels in an array": Part(leaf(scores(0, 3)), [np.full(3, -100)], {}, 3, of_arrays),  # type: ignore[list-item]
     "logits of words that are left out": part(
         leaf(scores(0, 3).masked_fill(torch.arange(7) > 4, -torch.inf)), ignored()
@@ -103,6 +97,14 @@ def raised(values: Tensor, place: Any, value: float) -> Tensor:
 
 
 BROKEN: dict[str, Part] = {
+    "a criterion that is broken": part(scores(0, 3), labels(0, 3), criterion=lambda *_: torch.tensor(NAN)),
+    "no target": part(scores(0, 3), criterion=lambda outputs: outputs.sum() * NAN),
+    "a label that nobody predicts": part(
+        leaf(scores(0, 6).reshape(2, 3, 7)), torch.tensor([[4, -100, -100]] * 2), criterion=of_next
+    ),
+    "classes of weight 0": part(
+        leaf(scores(0, 3)), labels(0, 3), criterion=lambda o, t: cross_entropy(o, t, torch.zeros(7).double())
+    ),
     "outputs": part(scores(0, 3) * NAN, labels(0, 3)),
     "outputs of one class": part(scores(0, 3) * NAN, torch.full((3,), 2)),
     "one row": part(scores(0, 1) * NAN, labels(0, 1)),
