@@ -45,9 +45,9 @@ class SumCheck:
         self._looks -= 1
         with torch.no_grad():
             whole, losses = float(criterion(outputs, *targets)), [float(part.loss()) for part in parts]
-        margin = NEAR * max(map(abs, losses))
-        if not math.isfinite(margin) or not math.isfinite(whole):
+        if not all(map(math.isfinite, (whole, *losses))):
             return
+        margin = NEAR * max(map(abs, losses))
         if abs(whole - sum(losses)) > margin:
             self._looks = 0
         elif not min(losses) - margin <= whole <= max(losses) + margin:

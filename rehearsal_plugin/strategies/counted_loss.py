@@ -60,7 +60,7 @@ def _counts_nothing(part: Part) -> bool:
     targets: list[Tensor] = []
 
     def collect(_: str, leaf: Any) -> None:
-        if isinstance(leaf, Tensor):
+        if isinstance(leaf, Tensor) and leaf.ndim:
             targets.append(leaf)
         elif isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf":
             targets.append(torch.from_numpy(np.array(leaf)))
