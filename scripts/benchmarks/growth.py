@@ -34,6 +34,9 @@ POLICIES = ("reservoir", "random_replace", "fifo", "balanced", "score", "herding
 EXEMPLARS = 20
 LABEL_BYTES = 16
 """Of a row, its label: fields begin at multiples of 16."""
+DIMENSIONS, SEARCHED = 384, 100_000
+"""Of an embedding, and rows among which the nearest are looked for."""
+NO_INDEX = "none"
 SMALLEST = 32
 """Bytes of a row where there are very many."""
 AT_ONCE = 64 << 20
@@ -55,6 +58,7 @@ class Point:
         representatives: Rows that are replayed in a step.
         mmap: Whether rows lie in a file.
         pause_ms: Milliseconds without work before each step.
+        index: Of the rows' embeddings, where half of what is replayed is what is nearest; `NO_INDEX` for none of it.
     """
 
     ranks: int = 1
@@ -67,6 +71,7 @@ class Point:
     representatives: int = 8
     mmap: bool = False
     pause_ms: int = 0
+    index: str = NO_INDEX
 
 
 def _powers(low: int, high: int, base: int = 10) -> tuple[int, ...]:
@@ -82,6 +87,7 @@ AXES: dict[str, tuple[Any, ...]] = {
     "micro_batches": (1, 2, 4, 8, 16, 32),
     "policy": POLICIES,
     "pause_ms": (1, 5, 20, 60),
+    "index": (NO_INDEX, "flat", "ivf", "hnsw"),
 }
 """What grows, and its values."""
 
@@ -100,6 +106,8 @@ def points(axis: str, largest: float) -> list[Point]:
         return [replace(job, row_bytes=SMALLEST, mmap=True) for job in jobs]
     if axis == "partitions":  # so that each has a row at least
         return [replace(job, rows=max(job.rows, job.partitions), row_bytes=SMALLEST) for job in jobs]
+    if axis == "index":
+        return [replace(job, rows=SEARCHED, row_bytes=4 * DIMENSIONS + LABEL_BYTES) for job in jobs]
     if axis == "policy":  # herding compares all rows of a partition with each other
         return [replace(job, rows=EXEMPLARS if job.policy == "herding" else job.rows) for job in jobs]
     return [replace(job, rows=min(job.rows, (1 << 30) // job.row_bytes)) for job in jobs]
@@ -114,7 +122,11 @@ def section_of(point: Point, folder: str) -> dict[str, Any]:
         buffer["partition_by"] = "label"
     if point.policy in ("score", "herding"):
         buffer["score_by"] = "score"
-    return {"buffer": buffer, "representatives": point.representatives}
+    section: dict[str, Any] = {"buffer": buffer, "representatives": point.representatives}
+    if point.index != NO_INDEX:
+        section["retrieval"] = {"embedding": "x", "index": point.index}
+        section["sampling"] = {"weights": "retrieved", "retrieved_share": 0.5, "queries": point.candidates}
+    return section
 
 
 def batch_of(point: Point, first: int, rows: int) -> dict[str, Tensor]:
@@ -122,6 +134,8 @@ def batch_of(point: Point, first: int, rows: int) -> dict[str, Tensor]:
     numbers = torch.arange(first, first + rows)
     width = point.row_bytes - LABEL_BYTES
     batch = {"x": torch.zeros(rows, width, dtype=torch.uint8), "label": numbers % point.partitions}
+    if point.index != NO_INDEX:
+        batch["x"] = torch.randn(rows, width // 4, generator=torch.Generator().manual_seed(first))
     if point.policy == "score":
         batch["score"] = torch.rand(rows, generator=torch.Generator().manual_seed(first))
     if point.policy == "herding":
@@ -198,8 +212,13 @@ def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
             [row[axis] for row in line], [row["training_us"] + row["background_us"] for row in line]
         )
         for axis, line in by_axis.items()
-        if axis != "policy"
+        if not isinstance(line[0][axis], str)
     }
+    nearest = {row["index"]: row["training_us"] + row["background_us"] for row in by_axis.get("index", [])}
+    if len(nearest) > 1:
+        paid["retrieved_ms"] = 1e-3 * (
+            min(us for index, us in nearest.items() if index != NO_INDEX) - nearest[NO_INDEX]
+        )
     return {**paid, "exponent_max": max(summary.values()), **summary} if summary else paid
 
 

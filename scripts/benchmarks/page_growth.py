@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from scripts.benchmarks.growth import SETTINGS, SMALLEST, exponent
+from scripts.benchmarks.growth import DIMENSIONS, SEARCHED, SETTINGS, SMALLEST, exponent
 from scripts.common.goals import Goal
 from scripts.common.report import write_text
 from scripts.common.tables import markdown_table
@@ -33,12 +33,19 @@ AXES = {
         "of the processor, which virtual machines share. Behind a model a step pays what you see on the right, not "
         "what a tight loop pays.",
     ),
+    "index": (
+        "Index of embeddings",
+        f"Half of the eight rows are the nearest to the eight new ones, out of {SEARCHED:,} with embeddings of "
+        f"{DIMENSIONS} numbers (`sampling.weights: retrieved`). `none` draws all of them uniformly. Eight rows are "
+        "looked for and eight come into the index in each step.",
+    ),
 }
 """By quantity: its title, and what to know of it."""
 
 GOALS = (
     Goal("paid_ms_loop", "ms of the training thread in a plain loop, 8 + 2 rows of 16 KiB", 0.2, at_most=True),
     Goal("background_ms_loop", "ms of all other threads there", 0.8, at_most=True),
+    Goal("retrieved_ms", f"ms of all threads that the nearest of {SEARCHED:,} rows add, at best", 1.0, at_most=True),
     Goal("exponent_max", "the largest exponent", 1.1, at_most=True),
 )
 
@@ -79,7 +86,7 @@ def build_growth(docs: Path) -> Path | None:
 
 
 def _growing(axis: str, rows: Sequence[dict[str, Any]]) -> str:
-    if axis == "policy":
+    if isinstance(rows[0][axis], str):
         return ""
     costs = [row["training_us"] + row["background_us"] for row in rows]
     return f" The exponent is {exponent([row[axis] for row in rows], costs):.2f}."
@@ -98,16 +105,17 @@ def _plot(axis: str, title: str, rows: Sequence[dict[str, Any]], path: Path) -> 
     figure = Figure(figsize=(7, 3), layout="constrained")
     panel = figure.subplots()
     values = [row[axis] for row in rows]
+    named = isinstance(values[0], str)
     for name, label in (("training_us", "training thread"), ("background_us", "background")):
         costs = [row[name] for row in rows]
-        if axis == "policy":
+        if named:
             panel.plot(values, costs, "o", label=label)
         else:
             panel.plot(values, costs, "o-", markersize=4, label=label)
-    if axis != "policy":
+    if not named:
         panel.set_xscale("log")
         panel.set_yscale("log")
-    panel.set(xlabel=title.lower(), ylabel="µs of CPU a step", ylim=(None if axis != "policy" else 0, None))
+    panel.set(xlabel=title.lower(), ylabel="µs of CPU a step", ylim=(0 if named else None, None))
     panel.legend(frameon=False, fontsize=8)
     panel.spines[["top", "right"]].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)

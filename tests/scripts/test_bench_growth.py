@@ -37,6 +37,14 @@ def test_the_largest_exponent_is_told_and_policies_have_none() -> None:
     assert (summary["paid_ms_loop"], summary["background_ms_loop"]) == pytest.approx((0.18, 0.7))
 
 
+def test_what_the_nearest_rows_add_is_that_of_the_best_index() -> None:
+    costs = {"none": 600.0, "flat": 40_600.0, "hnsw": 4_600.0}
+    rows = [
+        {"axis": "index", "index": index, "training_us": 100.0, "background_us": cost} for index, cost in costs.items()
+    ]
+    assert summarise(rows) == pytest.approx({"retrieved_ms": 4.0})
+
+
 @pytest.mark.parametrize(
     "point",
     [
@@ -44,8 +52,9 @@ def test_the_largest_exponent_is_told_and_policies_have_none() -> None:
         Point(rows=100, row_bytes=32, mmap=True),
         Point(rows=100, row_bytes=32, partitions=10, micro_batches=2),
         *(Point(rows=64, policy=policy) for policy in AXES["policy"][1:]),
+        Point(rows=64, index="flat"),
     ],
-    ids=lambda point: f"{point.policy}-{point.ranks}-{point.partitions}",
+    ids=lambda point: f"{point.policy}-{point.ranks}-{point.partitions}-{point.index}",
 )
 def test_a_point_is_a_real_job(point: Point) -> None:
     row = measure(point, steps=4, blocks=2)
