@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,9 @@ def test_what_the_nearest_rows_add_is_that_of_the_best_index() -> None:
         Point(rows=100, row_bytes=32, mmap=True),
         Point(rows=100, row_bytes=32, partitions=10, micro_batches=2),
         *(Point(rows=64, policy=policy) for policy in AXES["policy"][1:]),
-        Point(rows=64, index="flat"),
+        pytest.param(
+            Point(rows=64, index="flat"), marks=pytest.mark.skipif(not find_spec("faiss"), reason="needs faiss")
+        ),
     ],
     ids=lambda point: f"{point.policy}-{point.ranks}-{point.partitions}-{point.index}",
 )
