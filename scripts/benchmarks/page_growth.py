@@ -36,8 +36,9 @@ AXES = {
     "index": (
         "Index of embeddings",
         f"Half of the eight rows are the nearest to the eight new ones, out of {SEARCHED:,} with embeddings of "
-        f"{DIMENSIONS} numbers (`sampling.weights: retrieved`). `none` draws all of them uniformly. Eight rows are "
-        "looked for and eight come into the index in each step.",
+        f"{DIMENSIONS} numbers (`sampling.weights: retrieved`). `none` draws all of them uniformly. In each step "
+        "eight rows are looked for, and eight come into the index. Nearly all of that is in the background. Fewer "
+        "`queries`, or fewer `probes` of `ivf`, cost less.",
     ),
 }
 """By quantity: its title, and what to know of it."""

@@ -155,7 +155,7 @@ into it. The background makes a copy into the buffer, one out of it, and the exc
 is time that the model does not get. Replayed rows are taken where they arrived unless several micro-batches share
 them. In host memory they and the batch lie in blocks that are used again once nobody refers to them.
 
-**What is left** are a few hundred calls of Python and torch, whatever the rows. In a tight loop they take 0.25 ms.
+**What is left** are a few hundred calls of Python and torch, whatever the rows. In a tight loop they take 0.3 ms.
 Behind a model they take 0.9 ms, as nothing that they need is in the cache any more. The background is Python as well,
 and slower for the same reason. So a step of 20 ms pays most, in proportion. With 8 MiB a step, the two copies are two
 thirds of what the training thread pays. With steps of 200 ms and more, all of it is of the size of the errors.
