@@ -375,10 +375,12 @@ def test_the_same_share_gets_more_where_the_ratio_rises() -> None:
 
 def test_what_was_tried_on_another_seed_is_told_with_its_share() -> None:
     told = {"seed": 9, "english": 3.1, "ratio_at_end": 0.25, "rise_at_end": 0.032, "window": 256}
+    told |= {"both_ratio_at_end": 0.06, "both_rise_at_end": 0.034}
     rows = [{"arm": "a budget of 2 %", "english": 3.08, "french": 2.83, "replayed": 0.39}]
     text = "\n".join(tried({"summary": told, "rows": rows}))
     assert "| a budget of 2 % | 3.080 | 2.830 | 39.0 % |" in text
     assert "risen by 3.2 % then, over a window of 256 rows" in text
+    assert "risen by 3.4 % at the end, with a ratio of 0.06" in text
 
 
 def test_slow_weights_are_compared_with_those_that_were_trained() -> None:
