@@ -2,19 +2,21 @@
 
 Rows whose labels are all -100, or whose mask is all zero, have a mean of 0 / 0. Such a part is left out, and its
 gradient with it. A loss that is no number for any other reason stays and is seen: that of a model that diverged, of
-logits that overflow, of targets that are missing. The criterion tells them apart, when it is asked again about other
-outputs:
+logits that overflow, of targets that are missing, of a criterion that is broken. The criterion tells them apart. It is
+asked again about other outputs, and then about other targets too, where they are the same throughout:
 
-    labels        of the model    of other outputs
-    -100  -100        NaN              NaN              nothing counts
-       2     2        NaN              1.4              the model diverged
-       1     2        NaN                               not asked: labels that differ count
+    labels        of the model    of other outputs    and of labels -100  0
+    -100  -100        NaN              NaN                 1.4                  nothing counts
+       2     2        NaN              1.4               not asked              the model diverged
+       2     2        NaN              NaN                 NaN                  the criterion is broken
+       1     2        NaN              NaN               not asked              the criterion is broken
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,20 +58,33 @@ def add_loss(total: Tensor | None, weight: float, part: Part) -> Tensor | None:
 
 @torch.no_grad()
 def _counts_nothing(part: Part) -> bool:
-    """Whether a target is the same throughout, and the criterion has no number for it, whatever the outputs are."""
-    targets: list[Tensor] = []
-
-    def collect(_: str, leaf: Any) -> None:
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            targets.append(leaf)
-        elif isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf":
-            targets.append(torch.from_numpy(np.array(leaf)))
-
-    map_leaves(tuple(part.targets), collect)
-    constant = any(bool((one == one.flatten()[:1]).all()) for one in targets)
-    if not constant or any(bool(one.isnan().any()) for one in targets):
+    """Whether the criterion has no number for these targets, whatever the outputs, but one with others among them."""
+    asked = replace(part, outputs=map_leaves(part.outputs, _other_numbers))
+    if _is_missing(part.targets) or not asked.loss().isnan():
         return False
-    return bool(replace(part, outputs=map_leaves(part.outputs, _other_numbers)).loss().isnan())
+    changes = (partial(_other_targets, of_ones=of_ones) for of_ones in (False, True))
+    return any(_has_number(replace(asked, targets=map_leaves(tuple(part.targets), change))) for change in changes)
+
+
+def _is_missing(targets: Sequence[Any]) -> bool:
+    """Whether any target is NaN somewhere."""
+    found: list[bool] = []
+
+    def look(_: str, leaf: Any) -> None:
+        if isinstance(leaf, (Tensor, np.ndarray)):
+            not_itself: Any = leaf != leaf
+            found.append(bool(not_itself.any()))
+
+    map_leaves(tuple(targets), look)
+    return any(found)
+
+
+def _has_number(part: Part) -> bool:
+    """Whether the loss is a number; it is none for targets that the criterion does not take."""
+    try:
+        return bool(part.loss().isfinite())
+    except (IndexError, RuntimeError):
+        return False
 
 
 def _other_numbers(_: str, leaf: Any) -> Any:
@@ -77,3 +92,21 @@ def _other_numbers(_: str, leaf: Any) -> Any:
     if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
         return leaf
     return torch.linspace(0.25, 0.75, leaf.numel(), dtype=leaf.dtype, device=leaf.device).reshape(leaf.shape)
+
+
+def _other_targets(name: str, leaf: Any, *, of_ones: bool) -> Any:
+    """A target that is the same throughout, with others in every second place, of which the last is one.
+
+    -100 -100 -100     0 -100 0
+       0    0    0     1    0 1
+       1    1    1     1    1 1, as in a mask of ones; 0 1 0 with `of_ones`
+    """
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biuf":
+        return _other_targets(name, torch.from_numpy(np.array(leaf)), of_ones=of_ones).numpy()
+    if not isinstance(leaf, Tensor) or not leaf.numel():
+        return leaf
+    values = leaf.flatten().clone()
+    first = values[0].item()
+    if bool((values == first).all()) and (first != 1 or of_ones):
+        values[(len(values) - 1) % 2 :: 2] = 1 if first == 0 else 0
+    return values.reshape(leaf.shape)

@@ -4,7 +4,8 @@
 
 A point is a job in a process of its own: `Rehearsal` with a full buffer and nothing between two steps. It tells the CPU
 time of the training thread, and that of all other threads of the process. Every quantity goes from small to large while
-the others stay as they are in `Point()`.
+the others stay as they are in `Point()`. Where there are pauses between the steps, a training step of a tiny model
+without rehearsal takes turns with them, as a control.
 """
 
 from __future__ import annotations
@@ -144,8 +145,8 @@ def batch_of(point: Point, first: int, rows: int) -> dict[str, Tensor]:
     return batch
 
 
-def run(point: Point, steps: int, blocks: int) -> list[tuple[float, float]]:
-    """One rank of a job: microseconds a step of the training thread and of all others, block by block."""
+def run(point: Point, steps: int, blocks: int) -> list[tuple[float, ...]]:
+    """One rank of a job: microseconds a step of the training thread and of all others, and a control, by block."""
     with tempfile.TemporaryDirectory() as folder, Rehearsal(section_of(point, folder)) as rehearsal:
         at_once = max(1, AT_ONCE // point.row_bytes)
         for first in range(0, point.rows, at_once):
@@ -159,22 +160,44 @@ def run(point: Point, steps: int, blocks: int) -> list[tuple[float, float]]:
                 rehearsal.augment(next(micro_batches))
             rehearsal.step()
 
+        control = _training_step()
         for _ in range(steps):
             step()
-        return [_block(step, rehearsal, steps, point.pause_ms) for _ in range(blocks)]
+            control()
+
+        def block() -> tuple[float, ...]:
+            shares = _block(step, rehearsal.drain, steps, point.pause_ms)
+            return *shares, _block(control, lambda: None, steps, point.pause_ms)[0] if point.pause_ms else 0.0
+
+        return [block() for _ in range(blocks)]
 
 
-def _block(step: Callable[[], None], rehearsal: Rehearsal, steps: int, pause_ms: int) -> tuple[float, float]:
+def _training_step() -> Callable[[], None]:
+    """A training step of a tiny model, without rehearsal."""
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    inputs, labels = torch.randn(8, 64), torch.arange(8)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    return step
+
+
+def _block(step: Callable[[], None], drain: Callable[[], None], steps: int, pause_ms: int) -> tuple[float, float]:
+    """Microseconds a step of this thread and of all others; `drain` waits for these."""
     thread = everything = 0.0
     for _ in range(steps):
-        rehearsal.drain()  # so that all of a step is counted, and nothing of the one before
+        drain()  # so that all of a step is counted, and nothing of the one before
         if dist.is_initialized():
             dist.barrier()
         time.sleep(1e-3 * pause_ms)
         start, all_start = time.thread_time(), time.process_time()
         step()
         thread += time.thread_time() - start
-        rehearsal.drain()
+        drain()
         everything += time.process_time() - all_start
     return 1e6 * thread / steps, 1e6 * (everything - thread) / steps
 
@@ -183,11 +206,12 @@ def measure(point: Point, steps: int, blocks: int) -> dict[str, Any]:
     """A row of the report: the median over the blocks, and over the ranks."""
     ranks = on_ranks(partial(_on_rank, steps=steps, blocks=blocks), point.ranks, point)
     columns = list(zip(*(block for rank in ranks for block in rank), strict=True))
-    training, background = (statistics.median(column) for column in columns)
-    return {**asdict(point), "training_us": training, "background_us": background}
+    training, background, control = (statistics.median(column) for column in columns)
+    row = {**asdict(point), "training_us": training, "background_us": background}
+    return row | {"control_us": control} if point.pause_ms else row
 
 
-def _on_rank(point: Point, *, steps: int, blocks: int) -> list[tuple[float, float]]:
+def _on_rank(point: Point, *, steps: int, blocks: int) -> list[tuple[float, ...]]:
     torch.set_num_threads(1)
     return run(point, steps, blocks)
 
@@ -203,6 +227,7 @@ def summarise(rows: Iterable[dict[str, Any]]) -> dict[str, float]:
     for row in rows:
         by_axis.setdefault(row["axis"], []).append(row)
     loop = by_axis.pop("loop", [])
+    by_axis.pop("pause_ms", None)  # a step does no more behind a longer one
     paid = {
         name: 1e-3 * row[of]
         for row in loop

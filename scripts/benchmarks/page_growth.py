@@ -29,19 +29,21 @@ AXES = {
     "policy": ("Policies", "`herding` compares eight features of all rows of a partition: it has 20 rows here."),
     "pause_ms": (
         "Milliseconds between two steps",
-        "The process sleeps in between, and a step makes the same calls. But what they need is no longer in the caches "
-        "of the processor, which virtual machines share. Behind a model a step pays what you see on the right, not "
-        "what a tight loop pays.",
+        "The process sleeps in between, and a step makes the same calls. The *control* has nothing to do with "
+        "rehearsal: it is a training step of two small layers, with the same pauses. What a processor did not do "
+        "just now, it does more slowly. So behind a model a step pays what you see on the right, not what a tight loop "
+        "pays.",
     ),
     "index": (
         "Index of embeddings",
         f"Half of the eight rows are the nearest to the eight new ones, out of {SEARCHED:,} with embeddings of "
         f"{DIMENSIONS} numbers (`sampling.weights: retrieved`). `none` draws all of them uniformly. In each step "
-        "eight rows are looked for, and eight come into the index. Nearly all of that is in the background. Fewer "
-        "`queries`, or fewer `probes` of `ivf`, cost less.",
+        "eight rows are looked for, and eight come into the index. Nearly all of that is in the background.",
     ),
 }
 """By quantity: its title, and what to know of it."""
+
+LINES = {"training_us": "training thread", "background_us": "background", "control_us": "control"}
 
 GOALS = (
     Goal("paid_ms_loop", "ms of the training thread in a plain loop, 8 + 2 rows of 16 KiB", 0.2, at_most=True),
@@ -87,7 +89,7 @@ def build_growth(docs: Path) -> Path | None:
 
 
 def _growing(axis: str, rows: Sequence[dict[str, Any]]) -> str:
-    if isinstance(rows[0][axis], str):
+    if isinstance(rows[0][axis], str) or axis == "pause_ms":
         return ""
     costs = [row["training_us"] + row["background_us"] for row in rows]
     return f" The exponent is {exponent([row[axis] for row in rows], costs):.2f}."
@@ -97,9 +99,15 @@ def _shown(axis: str, title: str, rows: Sequence[dict[str, Any]], docs: Path) ->
     """The figure, and the table behind it."""
     picture = Path("images") / f"growth_{axis}.png"
     _plot(axis, title, rows, docs / picture)
-    heads = [title.lower(), "training thread, µs", "background, µs"]
-    lines = [[_text(row[axis]), f"{row['training_us']:,.0f}", f"{row['background_us']:,.0f}"] for row in rows]
+    lines_of = _lines_of(rows)
+    heads = [title.lower(), *(f"{label}, µs" for label in lines_of.values())]
+    lines = [[_text(row[axis]), *(f"{row[name]:,.0f}" for name in lines_of)] for row in rows]
     return [f"![{title}](../{picture})\n", markdown_table(heads, lines)]
+
+
+def _lines_of(rows: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """What there is to show, and what it is called."""
+    return {name: label for name, label in LINES.items() if name in rows[0]}
 
 
 def _plot(axis: str, title: str, rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -107,7 +115,7 @@ def _plot(axis: str, title: str, rows: Sequence[dict[str, Any]], path: Path) -> 
     panel = figure.subplots()
     values = [row[axis] for row in rows]
     named = isinstance(values[0], str)
-    for name, label in (("training_us", "training thread"), ("background_us", "background")):
+    for name, label in _lines_of(rows).items():
         costs = [row[name] for row in rows]
         if named:
             panel.plot(values, costs, "o", label=label)

@@ -26,7 +26,7 @@ its turn.
 - **torchrl** is the replay buffer with its own methods, and the storage alone without writer, sampler and lock.
 
 `--peers` measures whatever you have installed of them. Two do not install beside the rest, and are left out. The last
-wheel of Reverb, 0.14, is linked to TensorFlow 2.15. mosaicml-streaming 0.13 wants transformers below 5 and numpy below
+wheel of Reverb, 0.14, asks for TensorFlow 2.15. mosaicml-streaming 0.13 wants transformers below 5 and numpy below
 2.2.
 """
 
@@ -50,9 +50,9 @@ The run above is on a processor of AMD. On one of Intel, cpprb was ahead in one 
 There the other eight were won by 1.03 to 1.56 times. Make your own table before you compare.
 
 **What is left beside the copy** is Python: to look at the batch, to draw, to keep the index and to hand over each
-field. That is some 70 calls, and 10 µs of the time in the table. The copy of 14 rows of 3 KB takes 2.4 µs, and a
-contiguous one 2.3. cpprb decides in compiled code, looks at no batch, and writes in a ring. So Python limits small
-writes, and vanishes with larger rows or more of them. `balanced` pays for its partitions,
+field. *Raw numpy* has only the copy, and the choice of places. cpprb decides in compiled code, looks at no batch, and
+writes in a ring. So Python limits small writes, and vanishes with larger rows or more of them. `balanced` pays for its
+partitions,
 `score` for finding rows that may leave. `herding` compares all rows of the partitions that a batch touches with each
 other. That grows with the square of their number: keep to some tens of rows a partition.
 
@@ -125,9 +125,9 @@ that. What *control* has beside 1 is the noise that is left. Whatever slows all 
 well, and not show. *Unit* is by how much it was slower than in the turns of *plain*.
 
 *Paid* does without all that: it is the CPU time of the training thread inside of rehearsal. Where the background has
-a core of its own, a step pays that, *waited*, and whatever becomes slower. Most of it is waiting for memory: the code
-and the objects of rehearsal leave the caches while the model computes. The same calls in a tight loop take a third of
-it. [Growth](growth.md#milliseconds-between-two-steps) shows it for a loop that does nothing but sleep in between.
+a core of its own, a step pays that, *waited*, and whatever becomes slower. The same calls take longer behind a model
+than in a tight loop. So does other work: [growth](growth.md#milliseconds-between-two-steps) shows it for a loop that
+sleeps in between, beside a training step without rehearsal.
 
 The model makes at least as many operations for each byte of a row as a ResNet-18 for each byte of an image of 3 x 224
 x 224 float32. That is 18,000, forwards and backwards, and 14 such images are 8 MiB. It computes for at least 200 ms.
@@ -155,10 +155,9 @@ into it. The background makes a copy into the buffer, one out of it, and the exc
 is time that the model does not get. Replayed rows are taken where they arrived unless several micro-batches share
 them. In host memory they and the batch lie in blocks that are used again once nobody refers to them.
 
-**What is left** are a few hundred calls of Python and torch, whatever the rows. In a tight loop they take 0.3 ms.
-Behind a model they take 0.9 ms, as nothing that they need is in the cache any more. The background is Python as well,
-and slower for the same reason. So a step of 20 ms pays most, in proportion. With 8 MiB a step, the two copies are two
-thirds of what the training thread pays. With steps of 200 ms and more, all of it is of the size of the errors.
+**What is left** are a few hundred calls of Python and torch, whatever the rows. They take several times as long behind
+a model as [in a tight loop](growth.md#milliseconds-between-two-steps). The background is Python as well. So a step of
+20 ms pays most, in proportion. With steps of 200 ms and more, all of it is of the size of the errors.
 
 On GPUs the copies run on a side stream and the exchange is NCCL's, but none of this has been run there. *Thread* and
 *inline* are the same with NCCL, whose collectives are issued from the training thread. You measure it on two GPUs

@@ -9,7 +9,7 @@ from typing import Any
 from scripts.common.spread import Spread
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
-from scripts.llm.plan import BANDIT, BASE, BUDGET, JOINT, LANGUAGES, NEED, RISING, SIZES, UNIFORM
+from scripts.llm.plan import BANDIT, BASE, BUDGET, BUDGET_BOTH, JOINT, LANGUAGES, NEED, RISING, SIZES, UNIFORM
 from scripts.llm.results import (
     Row,
     budget_outcome,
@@ -41,7 +41,7 @@ def against_fixed(rows: Sequence[Row]) -> str:
     arms = sorted({row["arm"] for row in base} - {JOINT}, key=float)
     line = [end for arm in arms if (end := _new_and_old(base, arm)) is not None]
     ways = {f"{arm} % with {RISING}": _new_and_old(select(rows, variant=RISING), arm) for arm in ("5", "25")}
-    ways[BUDGET] = _new_and_old(select(rows, variant=BUDGET), "budget")
+    ways |= {name: _new_and_old(select(rows, variant=name), "budget") for name in (BUDGET, BUDGET_BOTH)}
     below = [name for name, end in ways.items() if end is not None and not _reached(end, line)]
     found = f"Below the line: {', '.join(below)}." if below else "So far nothing beats a higher fixed ratio."
     return (
@@ -140,24 +140,26 @@ def _share_line(arm: str, name: str, rows: Sequence[Row]) -> list[str]:
 
 def budgets(rows: Sequence[Row]) -> list[str]:
     """How well a budget was held, and with how much replay."""
-    controlled = select(rows, variant=BUDGET, arm="budget")
+    controlled = [row for name in (BUDGET, BUDGET_BOTH) for row in select(rows, variant=name, arm="budget")]
     if not controlled:
         return []
     lines = []
     for row in controlled:
+        by = "`both`" if row["variant"] == BUDGET_BOTH else "`ratio`"
         replayed, rise_seen = budget_outcome(row)
         (before,) = select(rows, variant=BASE, arm="english", seed=row["seed"])
         rise = row["english"] / before["english"] - 1
         cells = [f"{100 * rise_seen:.1f} %", f"{100 * rise:.1f} %", f"{100 * replayed:.0f} %"]
         fixed = fixed_ratio(rows, row["english"])
         cells += ["" if fixed is None else f"{100 * fixed:.0f} %", f"{row['french']:.3f}"]
-        lines.append([str(row["seed"]), *cells])
-    heads = ["seed", "rise, replayed rows", "rise, held out", "replayed", "fixed ratio with that loss", "French"]
+        lines.append([by, str(row["seed"]), *cells])
+    heads = ["by", "seed", "rise, replayed rows", "rise, held out", "replayed", "fixed ratio with that loss", "French"]
     return [
         "## A forgetting budget",
         "French with [a budget of 2 %](../guides/monitoring.md#a-forgetting-budget) in place of a ratio. The first "
         "rise is what the controller sees at the end of the phase, the second that of the held-out loss. The *fixed "
-        "ratio* is the one that ends at the same loss on English, between the ratios of the table above.\n",
+        "ratio* is the one that ends at the same loss on English, between the ratios of the table above. *By* is what "
+        "the controller moves: with `both` it is the weight of a replayed row as well.\n",
         markdown_table(heads, lines),
         "The controller sees stored rows, which the model was trained on. On held-out text the loss rises more. And it "
         "holds the budget from the first step on. There the learning rate is high and forgetting is fast, so it asks "
@@ -193,8 +195,8 @@ def spaced(rows: Sequence[Row]) -> list[str]:
 
 
 TRIED_TEXT = """\
-This trains all of them but three: for a weight of 8, for replay from the middle on, and for a budget `by` both, change
-the variant in `scripts/llm/plan.py`. A weight of 8 keeps no more than one of 4, and costs more. Replay that comes late
+This trains all of them but two: for a weight of 8, and for replay from the middle on, change the variant in
+`scripts/llm/plan.py`. A weight of 8 keeps no more than one of 4, and costs more. Replay that comes late
 keeps less: what is forgotten by then is not learnt again in time.
 """
 

@@ -24,7 +24,7 @@ from scripts.common.spread import Spread
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
 from scripts.llm.levers import against_fixed, budgets, mixtures, more_for_the_same, slow_weights, spaced, tried
-from scripts.llm.plan import BASE, BUDGET, JOINT, LANGUAGES, RISING, SIZES, variants
+from scripts.llm.plan import BASE, BUDGET, BUDGET_BOTH, JOINT, LANGUAGES, RISING, SIZES, variants
 from scripts.llm.plots import plot_llm, plot_old_against_new
 from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
 from scripts.llm.skills_page import section as skills
@@ -158,7 +158,7 @@ def missing(rows: Sequence[Row]) -> list[str]:
     parts = [part for after in LANGUAGES[1:] for part in missing_after(base, after)]
     for name, setting in variants(full.steps).items():
         of_it = select(rows, variant=name)
-        arms = [f"{ratio:g}" for ratio in setting.ratios] if name != BUDGET else ["0", "budget"]
+        arms = [f"{ratio:g}" for ratio in setting.ratios] if name not in (BUDGET, BUDGET_BOTH) else ["0", "budget"]
         last = LANGUAGES[2 if setting.german else 1]
         few = [f"{arm} %" if arm.isdigit() else f"the {arm}" for arm in arms if not select(of_it, arm=arm, after=last)]
         few += [] if select(of_it, arm=JOINT, after=last) else ["the union"]

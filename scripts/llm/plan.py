@@ -24,6 +24,7 @@ __all__ = [
     "BANDIT",
     "BASE",
     "BUDGET",
+    "BUDGET_BOTH",
     "BUDGETED",
     "JOINT",
     "LANGUAGES",
@@ -46,6 +47,7 @@ JOINT = "joint"
 BASE = "base"
 RISING = "a ratio that rises, and replayed rows count fourfold"
 BUDGET = "a forgetting budget of 2 %"
+BUDGET_BOTH = "a forgetting budget of 2 %, by ratio and weight"
 BUDGETED = 0.02
 SURPRISING = "10 % of English, the rows with the highest loss"
 NEED = "old languages by need"
@@ -72,6 +74,7 @@ class Setting:
         weight: Weight of a replayed row in the loss, against that of a new one.
         rising: Whether the ratio rises in the course of a phase, from 0 to twice what it is in the mean.
         budget: By which part the loss on replayed rows may rise, in place of ratios; None for ratios.
+        budget_by: `ratio.by`, what is raised and lowered; None for the ratio.
         seeds: How many seeds it is run with, at most as many as the recipe has.
         ratios: That it is run with, in percent.
         surprising: Whether the buffer of phase one keeps the rows with the highest loss, and is as small from then on.
@@ -87,6 +90,7 @@ class Setting:
     weight: float = 1.0
     rising: bool = False
     budget: float | None = None
+    budget_by: str | None = None
     seeds: int = 1
     ratios: tuple[float, ...] = (0.0, 5.0)
     surprising: bool = False
@@ -112,6 +116,7 @@ class Run:
         weight: As in `Setting`.
         rising: As in `Setting`.
         budget: As in `Setting`.
+        budget_by: As in `Setting`.
         surprising: As in `Setting`.
         mixture: As in `Setting`.
     """
@@ -129,6 +134,7 @@ class Run:
     weight: float = 1.0
     rising: bool = False
     budget: float | None = None
+    budget_by: str | None = None
     surprising: bool = False
     mixture: str | None = None
 
@@ -175,10 +181,11 @@ def variants(steps: int) -> dict[str, Setting]:
         "replayed rows count threefold": replace(base, weight=3.0),
         RISING: replace(base, weight=4.0, rising=True, seeds=3, ratios=(0.0, 5.0, 25.0)),
         BUDGET: replace(base, budget=BUDGETED, seeds=3),
+        BUDGET_BOTH: replace(base, budget=BUDGETED, budget_by="both", seeds=3),
         SURPRISING: replace(base, buffer=0.1, surprising=True),
-        NEED: replace(base, mixture="forgetting", seeds=2, german=True),
-        UNIFORM: replace(base, mixture="uniform", seeds=2, german=True),
-        BANDIT: replace(base, mixture=EXP3, seeds=2, german=True),
+        NEED: replace(base, mixture="forgetting", seeds=3, german=True),
+        UNIFORM: replace(base, mixture="uniform", seeds=3, german=True),
+        BANDIT: replace(base, mixture=EXP3, seeds=3, german=True),
         "half the steps": replace(base, steps=steps // 2),
         "half the width": replace(base, width=base.width // 2),
     }
@@ -206,6 +213,7 @@ def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) 
             if arm != "0":
                 last = replace(last, old=LANGUAGES[:number], buffer=setting.buffer, made_up=setting.made_up)
                 last = replace(last, weight=setting.weight, rising=setting.rising, budget=setting.budget)
+                last = replace(last, budget_by=setting.budget_by)
                 last = replace(last, mixture=setting.mixture if number > 1 else None)
                 last = replace(last, surprising=setting.surprising)
             runs.append(last)
@@ -221,7 +229,7 @@ def rows_of(share: float, english_rows: int) -> int:
 def key_of(run: Run, config: Mapping[str, Any], ranks: int) -> str:
     """Eight letters that are others as soon as anything is that changes the result."""
     described = asdict(replace(run, after=None)) | {"config": config_of(run, config, 1000, ranks, None), "ranks": ranks}
-    for name in ("weight", "rising", "budget", "surprising", "mixture"):  # the config has them
+    for name in ("weight", "rising", "budget", "budget_by", "surprising", "mixture"):  # the config has them
         del described[name]
     before = None if run.after is None else key_of(run.after, config, ranks)
     text = json.dumps([described, before], sort_keys=True)
@@ -257,7 +265,8 @@ def config_of(
         if run.rising:
             block |= {"ratio": 0.0, "ratio_schedule": {"to": 2 * run.ratio, "steps": run.steps}}
         if run.budget is not None:
-            block |= {"ratio": {"budget": run.budget, **BOUNDS}, "losses_every": 1}
+            by = {} if run.budget_by is None else {"by": run.budget_by}
+            block |= {"ratio": {"budget": run.budget, **BOUNDS, **by}, "losses_every": 1}
     elif run.arm == ENGLISH:
         block["sampling"] = {**block["sampling"], "weights": "uniform"}  # there is no old language yet
         if run.surprising and run.buffer is not None:

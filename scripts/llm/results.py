@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from scripts.common.spread import Spread
 from scripts.llm.data import LENGTH
-from scripts.llm.plan import BANDIT, BASE, BUDGET, BUDGETED, JOINT, LANGUAGES, NEED, RISING, UNIFORM
+from scripts.llm.plan import BANDIT, BASE, BUDGET, BUDGET_BOTH, BUDGETED, JOINT, LANGUAGES, NEED, RISING, UNIFORM
 
 __all__ = [
     "LITERATURE",
@@ -131,14 +131,17 @@ def mixture_seeds(rows: Sequence[Row]) -> list[int]:
 
 def budget_figures(rows: Sequence[Row]) -> dict[str, float]:
     """How far the loss that the controller sees ends from its budget, and its rows against those of a fixed ratio."""
-    errors, shares = [], []
-    for row in select(rows, variant=BUDGET, arm="budget"):
-        replayed, rise = budget_outcome(row)
-        errors.append(abs(rise / BUDGETED - 1))
-        fixed = fixed_ratio(rows, row["english"])
-        shares += [] if fixed is None else [replayed / fixed]
-    figures = flat("budget_error", Spread.of(errors)) if errors else {}
-    return figures | (flat("budget_vs_fixed", Spread.of(shares)) if shares else {})
+    figures: dict[str, float] = {}
+    for variant, suffix in ((BUDGET, ""), (BUDGET_BOTH, "_both")):
+        errors, shares = [], []
+        for row in select(rows, variant=variant, arm="budget"):
+            replayed, rise = budget_outcome(row)
+            errors.append(abs(rise / BUDGETED - 1))
+            fixed = fixed_ratio(rows, row["english"])
+            shares += [] if fixed is None else [replayed / fixed]
+        figures |= flat(f"budget_error{suffix}", Spread.of(errors)) if errors else {}
+        figures |= flat(f"budget_vs_fixed{suffix}", Spread.of(shares)) if shares else {}
+    return figures
 
 
 def budget_outcome(row: Row) -> tuple[float, float]:

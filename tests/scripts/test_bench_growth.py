@@ -28,10 +28,11 @@ def test_the_exponent_is_that_of_the_end() -> None:
     assert exponent([7], [1.0]) == 0.0
 
 
-def test_the_largest_exponent_is_told_and_policies_have_none() -> None:
+def test_the_largest_exponent_is_told_and_neither_policies_nor_pauses_have_one() -> None:
     costs = {1: 10.0, 10: 10.0, 100: 1000.0}
     rows = [{"axis": "ranks", "ranks": n, "training_us": cost, "background_us": 0.0} for n, cost in costs.items()]
     rows += [{"axis": "policy", "policy": "fifo", "training_us": 1.0, "background_us": 1.0}]
+    rows += [{"axis": "pause_ms", "pause_ms": n, "training_us": n**3, "background_us": 0.0} for n in (1, 5)]
     assert summarise(rows) == pytest.approx({"exponent_max": 2.0, "exponent_ranks": 2.0})
     rows += [{"axis": "loop", "training_us": 180.0, "background_us": 700.0}]
     summary = summarise(rows)
@@ -66,6 +67,11 @@ def test_a_point_is_a_real_job(point: Point) -> None:
     assert (row["ranks"], row["policy"]) == (point.ranks, point.policy)
 
 
+def test_a_job_with_pauses_has_a_control_beside_it() -> None:
+    assert measure(Point(rows=64, pause_ms=1), steps=4, blocks=2)["control_us"] > 0
+    assert "control_us" not in measure(Point(rows=64), steps=4, blocks=2)
+
+
 def test_the_page_has_a_figure_and_a_table_of_each_quantity(tmp_path: Path) -> None:
     assert build_growth(tmp_path) is None
     place = {"cores": 2, "versions": {"torch": "2.13"}, "commit": "0" * 40}
@@ -74,6 +80,9 @@ def test_the_page_has_a_figure_and_a_table_of_each_quantity(tmp_path: Path) -> N
         for axis, values in AXES.items()
         for value in values[:2]
     ]
+    for row in rows:
+        if row["axis"] == "pause_ms":
+            row["control_us"] = 77.0
     (tmp_path / "results").mkdir()
     summary = {"load": 1.0, "steps": 20, "blocks": 3, "exponent_max": 1.5}
     report = {"summary": summary, "rows": rows, "environment": place}
@@ -83,6 +92,7 @@ def test_the_page_has_a_figure_and_a_table_of_each_quantity(tmp_path: Path) -> N
     page = path.read_text()
     assert "| `exponent_max`: the largest exponent | ≤ 1.1 | 1.500 | short by 0.400 |" in page
     assert page.count("| 250 | 1,000 |") == 2 * len(AXES)
+    assert page.count("| 250 | 1,000 | 77 |") == 2
     assert "`python -m scripts.benchmarks.growth --steps 20 --blocks 3`; 2 cores" in page
     assert all(f"](../images/growth_{axis}.png)" in page for axis in AXES)
     assert len(list((tmp_path / "images").iterdir())) == len(AXES)

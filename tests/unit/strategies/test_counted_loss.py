@@ -40,6 +40,11 @@ def of_next(outputs: Tensor, wanted: Tensor) -> Tensor:
     return cross_entropy(outputs[:, :-1].flatten(0, 1), wanted[:, 1:].flatten())
 
 
+def weights(of_two: float) -> Tensor:
+    """One for each class."""
+    return torch.tensor([1.0, 1, of_two, 1, 1, 1, 1]).double()
+
+
 def of_arrays(outputs: Tensor, wanted: Any) -> Tensor:
     return cross_entropy(outputs, torch.as_tensor(wanted))
 
@@ -52,6 +57,28 @@ VOID = {
     "a mask of whole zeros": part(leaf(scores(0, 3)), scores(1, 3), torch.zeros(3).long(), criterion=by_mask),
     "labels and a mask": part(leaf(scores(0, 3)), ignored(), criterion=by_hand),
     "labels in an array": Part(leaf(scores(0, 3)), [np.full(3, -100)], {}, 3, of_arrays),  # type: ignore[list-item]
+    "labels of 255": part(
+        leaf(scores(0, 3)), torch.full((3,), 255), criterion=lambda o, t: cross_entropy(o, t, ignore_index=255)
+    ),
+    "labels of 0": part(
+        leaf(scores(0, 3)), torch.zeros(3).long(), criterion=lambda o, t: cross_entropy(o, t, ignore_index=0)
+    ),
+    "labels of 1": part(
+        leaf(scores(0, 3)), torch.ones(3).long(), criterion=lambda o, t: cross_entropy(o, t, ignore_index=1)
+    ),
+    "labels beside a mask of ones": part(
+        leaf(scores(0, 3)),
+        ignored(),
+        torch.ones(3),
+        criterion=lambda o, t, m: cross_entropy(o, t, reduction="sum") / (m * (t >= 0)).sum(),
+    ),
+    "one row": part(leaf(scores(0, 1)), ignored(1)),
+    "labels of words that follow": part(
+        leaf(scores(0, 6).reshape(2, 3, 7)), torch.full((2, 3), -100), criterion=of_next
+    ),
+    "a class of weight 0": part(
+        leaf(scores(0, 3)), torch.full((3,), 2), criterion=lambda o, t: cross_entropy(o, t, weights(0.0))
+    ),
     "logits of words that are left out": part(
         leaf(scores(0, 3).masked_fill(torch.arange(7) > 4, -torch.inf)), ignored()
     ),
@@ -104,6 +131,18 @@ BROKEN: dict[str, Part] = {
     ),
     "classes of weight 0": part(
         leaf(scores(0, 3)), labels(0, 3), criterion=lambda o, t: cross_entropy(o, t, torch.zeros(7).double())
+    ),
+    "a temperature of the criterion": part(
+        leaf(scores(0, 3)), torch.full((3,), 2), criterion=lambda o, t: cross_entropy(o * NAN, t)
+    ),
+    "a temperature, and one row": part(
+        leaf(scores(0, 1)), torch.full((1,), 2), criterion=lambda o, t: cross_entropy(o * NAN, t)
+    ),
+    "the weight of a class": part(
+        leaf(scores(0, 3)), torch.full((3,), 2), criterion=lambda o, t: cross_entropy(o, t, weights(NAN))
+    ),
+    "a criterion for one class": part(
+        leaf(scores(0, 3)[:, :1]), torch.zeros(3).long(), criterion=lambda o, t: cross_entropy(o * NAN, t)
     ),
     "outputs": part(scores(0, 3) * NAN, labels(0, 3)),
     "outputs of one class": part(scores(0, 3) * NAN, torch.full((3,), 2)),
