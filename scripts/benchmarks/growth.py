@@ -39,6 +39,13 @@ LABEL_BYTES = 16
 DIMENSIONS, SEARCHED = 384, 100_000
 """Of an embedding, and rows among which the nearest are looked for."""
 NO_INDEX = "none"
+INDEXES: dict[str, dict[str, Any]] = {
+    "flat": {"index": "flat"},
+    "ivf": {"index": "ivf"},
+    "ivf, 16 probes": {"index": "ivf", "probes": 16},
+    "hnsw": {"index": "hnsw"},
+}
+"""What the nearest rows are found by, and its keys of `rehearsal.retrieval`."""
 SMALLEST = 32
 """Bytes of a row where there are very many."""
 AT_ONCE = 64 << 20
@@ -60,7 +67,7 @@ class Point:
         representatives: Rows that are replayed in a step.
         mmap: Whether rows lie in a file.
         pause_ms: Milliseconds without work before each step.
-        index: Of the rows' embeddings, where half of what is replayed is what is nearest; `NO_INDEX` for none of it.
+        index: One of `INDEXES`, where half of what is replayed is what is nearest; `NO_INDEX` for none of it.
     """
 
     ranks: int = 1
@@ -89,7 +96,7 @@ AXES: dict[str, tuple[Any, ...]] = {
     "micro_batches": (1, 2, 4, 8, 16, 32),
     "policy": POLICIES,
     "pause_ms": (1, 5, 20, 60),
-    "index": (NO_INDEX, "flat", "ivf", "hnsw"),
+    "index": (NO_INDEX, *INDEXES),
 }
 """What grows, and its values."""
 
@@ -126,7 +133,7 @@ def section_of(point: Point, folder: str) -> dict[str, Any]:
         buffer["score_by"] = "score"
     section: dict[str, Any] = {"buffer": buffer, "representatives": point.representatives}
     if point.index != NO_INDEX:
-        section["retrieval"] = {"embedding": "x", "index": point.index}
+        section["retrieval"] = {"embedding": "x", **INDEXES[point.index]}
         section["sampling"] = {"weights": "retrieved", "retrieved_share": 0.5, "queries": point.candidates}
     return section
 
