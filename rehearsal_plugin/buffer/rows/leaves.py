@@ -33,7 +33,7 @@ from torch.nn import Module
 
 from rehearsal_plugin.buffer.rows.batch_size import batch_size, entries_of, holds_integers, size_of
 from rehearsal_plugin.buffer.rows.fields import unsupported_kind
-from rehearsal_plugin.buffer.rows.passing_leaves import refuse_patches
+from rehearsal_plugin.buffer.rows.passing_leaves import refuse_edges, refuse_patches
 from rehearsal_plugin.buffer.rows.rows_in_lists import refuse_alike_tensors, refuse_rows_of_lists, refuse_short_tuple
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
@@ -102,6 +102,7 @@ def classify(flat: FlatBatch, only: Collection[str] | None, rows_per_sample: int
             _check_other_length(name, flat[name], size)
     refuse_rows_of_lists(flat, size)
     passing = {name: _why(length, size) for name, length in lengths.items() if name not in columns}
+    refuse_edges(passing)
     refuse_patches(flat, {name: lengths[name] for name in passing})
     return Leaves(size, columns, passing, {name: lengths[name] for name in passing})
 

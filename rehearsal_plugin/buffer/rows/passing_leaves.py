@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from torch import Tensor
@@ -11,10 +11,12 @@ from rehearsal_plugin.buffer.rows.batch_size import size_of
 from rehearsal_plugin.core.tree import FlatBatch
 from rehearsal_plugin.errors import BatchError
 
-__all__ = ["refuse_entries_of_rows", "refuse_left_behind", "refuse_patches"]
+__all__ = ["refuse_edges", "refuse_entries_of_rows", "refuse_left_behind", "refuse_patches"]
 
 GRIDS = "grid_thw"
 """How the names of grids of patches end, time by height by width, as in Qwen2-VL."""
+EDGES = "edge_index"
+"""How the names of a graph's edges end, `[2, edges]` numbers of nodes, as in PyTorch Geometric."""
 
 
 def refuse_entries_of_rows(batch: FlatBatch, size: int, lengths: Mapping[str, int | None]) -> None:
@@ -59,6 +61,17 @@ def refuse_patches(batch: FlatBatch, lengths: Mapping[str, int | None]) -> None:
                 f"batch field '{name}' holds the {patches} patches that '{grid}' tells of, and rows have different "
                 f"numbers of them, so replayed rows would come without theirs; give '{name}' and '{grid}' one entry a "
                 "row each, with all pictures at one size, or leave the pictures out of what is replayed"
+            )
+
+
+def refuse_edges(passing: Collection[str]) -> None:
+    """Raise `BatchError` if one of these leaves, which pass through, holds the edges between the rows of the batch."""
+    for name in passing:
+        if name.endswith(EDGES):
+            raise BatchError(
+                f"batch field '{name}' holds edges between the rows of this batch, so replayed nodes would come "
+                "without theirs; replay whole graphs, one a row, with nodes and edges padded to one size, or name the "
+                "fields of a row in rehearsal.fields if rows have no edges"
             )
 
 

@@ -46,6 +46,16 @@ def test_a_job_that_displaces_rows_names_all_of_their_fields() -> None:
         rehearsal.update(batch)
 
 
+def test_edges_between_rows_are_refused_and_those_of_each_row_are_not() -> None:
+    graph = {"x": torch.zeros(5, 3), "edge_index": torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]]), "y": torch.zeros(5)}
+    section, words = {"buffer": {"capacity": 9}}, "'graph.edge_index' holds edges between the rows of this batch"
+    with Rehearsal(section, LocalTransport()) as rehearsal, pytest.raises(BatchError, match=words):
+        rehearsal.update({"graph": graph})
+    graphs = {"x": torch.zeros(5, 4, 3), "edge_index": torch.zeros(5, 2, 6).long(), "y": torch.zeros(5)}
+    with Rehearsal(section, LocalTransport()) as rehearsal:
+        assert set(rehearsal.update(graphs)) == set(graphs)
+
+
 @pytest.mark.parametrize("size", [1, 2])
 def test_patches_of_pictures_are_refused(size: int) -> None:
     grid = torch.tensor([[1, 4, 6], [1, 2, 4]][:size])
