@@ -48,7 +48,8 @@ class SamplingConfig(Section):
         "(rehearsal.retrieval) are nearest to those of the new rows, mixed with uniform ones. 'stream' gives every row "
         "that was ever offered to any rank the same chance, also where ranks offer at different rates: a stored row "
         "counts for all that it stands for (buffer.policy 'reservoir' or 'balanced'). 'forgetting' draws partitions in "
-        "proportion to how far the loss on each has risen, and a tenth of the rows from all alike. Or the share of "
+        "proportion to how far the loss on each has risen, and a tenth of the rows from all alike; the more of a "
+        "partition is among the new rows, the less of it. Or the share of "
         'each partition in what is replayed, as {"0": 3, "1": 1}; partitions that are not named get none.',
     )
     retrieved_share: float = Field(

@@ -50,7 +50,7 @@ class Forgetting:
             return
         self._meter.hear(measured)
         if self._weighs:
-            self.weights = weights_by_need(self._meter.rises_above_best) or self.weights
+            self.weights = weights_by_need(self._meter.rises_above_best, self._meter.shares_of_new) or self.weights
         if self._budget is not None:
             # The rows of the partition that counts: others tell nothing of it, however many they are.
             worst = measured.get(self._meter.worst_partition) if self._meter.worst_partition is not None else None
@@ -87,21 +87,31 @@ class Forgetting:
         self.weights = state["weights"] if self._weighs else None
 
 
-def weights_by_need(rises: Mapping[int, float]) -> dict[str, float]:
-    """The share of each partition in what is replayed, in proportion to how far its loss has risen.
+def weights_by_need(rises: Mapping[int, float], shares_of_new: Mapping[int, float]) -> dict[str, float]:
+    """The share of each partition in what is replayed: by how far its loss has risen, and how little of it comes anew.
 
-    For example, of three partitions of which one has risen by 2 % and one by 6 %::
+    For example, of four partitions two have risen, and only rows of the last one come::
 
-        rise        0.00    0.02    0.06
-        need        0       1/4     3/4
-        weight      0.03    0.26    0.71        nine tenths by need, one tenth alike
+        rise            0.00    0.02    0.06    0.01
+        share of new    0       0       0       1
+        need            0       1/4     3/4     0
+        weight          0.03    0.26    0.71    0.004       nine tenths by need, one tenth alike
 
-    Empty where none has risen: they stay as they were.
+    A partition whose rise is not known yet counts for as much as all others in the mean, if no row of it comes anew.
+    Empty where none has risen: the weights stay as they were.
+
+    Args:
+        rises: By partition key, of those whose loss is known.
+        shares_of_new: By partition key, what part of the new rows is of it.
     """
-    needs = {key: max(0.0, rise) for key, rise in rises.items()}
-    total = sum(needs.values())
+    absence = {key: 1 - shares_of_new.get(key, 0.0) for key in (*rises, *shares_of_new)}
+    needs = {key: absence[key] * max(0.0, rise) for key, rise in rises.items()}
+    total, alike = sum(needs.values()), sum(absence.values())
     if not total:
         return {}
-    shares = {key: (1 - FLOOR) * need / total + FLOOR / len(needs) for key, need in needs.items()}
+    shares = {
+        key: (1 - FLOOR) * needs[key] / total + FLOOR * missing / alike if key in needs else missing / len(absence)
+        for key, missing in absence.items()
+    }
     grain = GRAIN * len(shares)
     return {str(key): max(1, round(grain * share)) / grain for key, share in shares.items()}

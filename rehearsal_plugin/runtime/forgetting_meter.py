@@ -44,6 +44,7 @@ class Level:
         new_at: Number of the last measurement with new rows; None for none.
         seen_at: Replayed rows of all partitions until it was measured last.
         best: The lowest level, from the first reference on; None before.
+        new_rows: New rows of a measurement, an exponential average over `NEW_FOR` of them.
     """
 
     mean: float = 0.0
@@ -52,6 +53,7 @@ class Level:
     new_at: int | None = None
     seen_at: int = 0
     best: float | None = None
+    new_rows: float = 0.0
 
     def rise_above(self, level: float) -> float:
         """By which part the present level is above another one."""
@@ -83,6 +85,9 @@ class ForgettingMeter:
         for key, tally in measured.items():
             if tally.rows or tally.new_rows:
                 self._levels[key].seen_at = self._rows
+        for key, level in self._levels.items():
+            come = measured[key].new_rows if key in measured else 0
+            level.new_rows += (come - level.new_rows) / NEW_FOR
         if len(self._levels) > MOST_PARTITIONS:
             kept = sorted(self._levels.items(), key=lambda one: (-one[1].seen_at, -one[1].rows, one[0]))
             self._levels = dict(kept[:MOST_PARTITIONS])
@@ -96,6 +101,12 @@ class ForgettingMeter:
     def rises_above_best(self) -> dict[int, float]:
         """The same above the best level of each."""
         return {key: level.rise_above(level.best) for key, level in self._known() if level.best is not None}
+
+    @property
+    def shares_of_new(self) -> dict[int, float]:
+        """The share of each partition that was ever measured in the new rows of late."""
+        total = sum(level.new_rows for level in self._levels.values())
+        return {key: level.new_rows / total if total else 0.0 for key, level in self._levels.items()}
 
     @property
     def worst_partition(self) -> int | None:

@@ -34,19 +34,40 @@ def heard(section: dict[str, Any], *losses: dict[int, float]) -> tuple[Forgettin
 
 
 def test_the_example_of_the_weights() -> None:
-    weights = weights_by_need({0: 0.0, 1: 0.02, 2: 0.06})
-    assert [weights[key] for key in ("0", "1", "2")] == pytest.approx([0.03, 0.26, 0.71], abs=0.01)
+    weights = weights_by_need({0: 0.0, 1: 0.02, 2: 0.06, 3: 0.01}, {3: 1.0})
+    assert [weights[key] for key in "0123"] == pytest.approx([0.03, 0.26, 0.71, 0.004], abs=0.01)
+
+
+def test_what_comes_anew_counts_the_less_the_more_of_it_comes() -> None:
+    weights = weights_by_need({0: 0.1, 1: 0.1, 2: 0.1}, {0: 0.0, 1: 0.25, 2: 0.75})
+    assert [weights[key] for key in "012"] == pytest.approx([0.5, 0.375, 0.125], abs=0.01)
+
+
+def test_a_partition_of_which_no_loss_is_known_gets_a_mean_share_unless_it_comes_anew() -> None:
+    weights = weights_by_need({0: 0.1, 1: 0.1}, {2: 1.0, 3: 0.0})
+    assert weights["3"] == pytest.approx(0.25, abs=0.01)
+    assert weights["2"] < 0.01
 
 
 def test_partitions_that_have_not_risen_leave_the_weights_as_they_were() -> None:
-    assert weights_by_need({0: 0.0, 1: -0.1}) == {}
+    assert weights_by_need({0: 0.0, 1: -0.1}, {}) == {}
+    assert weights_by_need({0: 0.1}, {0: 1.0}) == {}
     forgetting, _ = heard(BY_NEED, {0: 2.0, 1: 2.0}, {0: 2.0, 1: 2.2}, {0: 2.0, 1: 1.0})
     assert forgetting.weights is not None
     assert [forgetting.weights[key] for key in ("0", "1")] == pytest.approx([0.05, 0.95], abs=0.01)
 
 
+def test_the_partition_that_is_learnt_now_is_hardly_replayed() -> None:
+    forgetting, ratio = heard(BY_NEED, {0: 2.0, 1: 2.0, 2: 2.0})
+    rank = PartitionLosses()
+    rank.add({key: Tally.measured(2.2 * 1024, 1024, 1024, 8 * (key == 2)) for key in range(3)})
+    forgetting.hear(np.array(rank.words).reshape(1, PARTITIONS, len(PartitionWord)), ratio)
+    assert forgetting.weights is not None
+    assert [forgetting.weights[key] for key in "012"] == pytest.approx([0.5, 0.5, 0.005], abs=0.01)
+
+
 def test_no_partition_is_lost_sight_of() -> None:
-    assert min(weights_by_need({key: float(key == 7) for key in range(500)}).values()) > 0
+    assert min(weights_by_need({key: float(key == 7) for key in range(500)}, {}).values()) > 0
 
 
 def test_the_ratio_stays_as_given_without_a_budget() -> None:
@@ -97,7 +118,7 @@ def test_a_section_that_asks_for_less_takes_what_it_needs() -> None:
 
 
 def test_the_one_that_has_risen_gets_its_part_among_many() -> None:
-    weights = weights_by_need({key: float(key == 7) for key in range(1000)})
+    weights = weights_by_need({key: float(key == 7) for key in range(1000)}, {})
     assert weights["7"] / sum(weights.values()) == pytest.approx(0.9, abs=0.01)
 
 

@@ -68,6 +68,17 @@ def test_the_reference_is_held_once_no_new_rows_come() -> None:
     assert meter.worst == pytest.approx(-0.5, abs=1e-4)
 
 
+def test_the_shares_of_new_rows_are_those_of_late() -> None:
+    meter = ForgettingMeter(WINDOW)
+    assert meter.shares_of_new == {}
+    for _ in range(5):
+        meter.hear({0: Tally(new_rows=6), 1: Tally(new_rows=2), 2: Tally.measured(8.0, 4, 4, 0)})
+    assert meter.shares_of_new == pytest.approx({0: 0.75, 1: 0.25, 2: 0.0})
+    for _ in range(5 * NEW_FOR):
+        meter.hear({1: Tally(new_rows=8)})
+    assert meter.shares_of_new == pytest.approx({0: 0.0, 1: 1.0, 2: 0.0}, abs=0.01)
+
+
 def test_new_rows_alone_are_no_loss() -> None:
     meter = ForgettingMeter(WINDOW)
     hear(meter, 0.0, rows=0, new_rows=5, key=3)
