@@ -13,6 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
+from rehearsal_plugin.buffer.storage import parts_of
 from rehearsal_plugin.checkpoint.folders import checkpoint_folder
 from rehearsal_plugin.checkpoint.format import RankFile, list_files, write_file
 from rehearsal_plugin.checkpoint.record import (
@@ -119,8 +122,9 @@ def export(folder: Path, path: Path) -> int:
     Args:
         folder: Folder of the checkpoint; the newest is taken.
         path: File to write; ends in `.safetensors`, or in `.arrow` (Arrow IPC, also called Feather; fields of several
-            dimensions are lists of fixed length, and bfloat16 becomes float32). Beside the fields there are
-            `rehearsal.step` and `rehearsal.rank`: when and where a row was admitted.
+            dimensions are lists of fixed length, and bfloat16 becomes float32). Rows of different length are padded to
+            the longest of them. Beside the fields there are `rehearsal.step` and `rehearsal.rank`: when and where a row
+            was admitted.
 
     Returns:
         Rows written.
@@ -163,11 +167,21 @@ def newest_files(folder: Path) -> list[SavedFile]:
 
 def _named_columns(rows: RowSet) -> dict[str, Tensor]:
     """The fields by name; recorded state with the name of a batch field is called `recorded.<name>`."""
-    layout, packed = rows.layout, rows.rows.read_all()[:]
-    columns = {field.name: field.view(packed) for field in layout.fields}
-    columns |= {f"recorded.{f.name}" if f.name in columns else f.name: f.view(packed) for f in layout.state}
+    stored, columns = rows.rows.read_all(), dict[str, Tensor]()
+    longest = max(1, int(stored.lengths.max())) if isinstance(stored, TrimmedRows) else None
+    for part in parts_of(stored):
+        for name, values in _views(rows.layout, stored[part], longest).items():
+            if name not in columns:
+                columns[name] = torch.empty((len(stored), *values.shape[1:]), dtype=values.dtype)
+            columns[name][part] = values
     columns |= {"rehearsal.step": torch.from_numpy(rows.written), "rehearsal.rank": torch.from_numpy(rows.origin)}
     return {name: column.contiguous() for name, column in columns.items()}
+
+
+def _views(layout: RowLayout, rows: Tensor, longest: int | None) -> dict[str, Tensor]:
+    """The columns of rows `[n, row_bytes]`, padded ones of no more than `longest` positions."""
+    views = layout.views(rows, longest)
+    return views | {f"recorded.{f.name}" if f.name in views else f.name: f.view(rows) for f in layout.state}
 
 
 def _rows_of(record: Record, folder: Path, rank_file: RankFile) -> RowSet | None:

@@ -76,7 +76,8 @@ def plan(
     _check_positive({"--step-ms": step_ms, "--copy-gb-s": copy_gb_s, "--gb-s": gb_s, "--net-gb-s": net_gb_s})
     size = row_size(row_bytes, field or [], rows_of)
     micro_batch, micro_batches = _batch_shape(read(config), ranks, batch, accumulation)
-    load = load_of(section, size, micro_batch, micro_batches)
+    stored = size.held(section.buffer.storage)
+    load = load_of(section, size.moved, micro_batch, micro_batches)
     offered = load.offered / (micro_batch * micro_batches)
     if rank_ns is None:
         rank_ns = DRAW_RANK_BY_PARTITION_NS if section.sampling.by_partition else DRAW_RANK_NS
@@ -84,12 +85,13 @@ def plan(
     load = replace(load, group=chosen.node) if load.within_node else load
     clock = Clock(chosen, step_ms, draw_us, rank_ns, copy_gb_s)
     estimate = {
-        "row_bytes": size,
+        "row_bytes": size.moved,
+        "stored_bytes": stored,
         "links_name": links,
-        **_estimate_memory(section, load),
+        **_estimate_memory(section, load, stored),
         **_estimate_traffic(load, ranks),
         **_estimate_time(load, ranks, clock),
-        **_estimate_past(section.buffer.rows(size), ranks, _past_rows(rows, tokens, row_tokens), offered),
+        **_estimate_past(section.buffer.rows(stored), ranks, _past_rows(rows, tokens, row_tokens), offered),
     }
     if section.sampling.weights == "retrieved":
         estimate["left_out"] = "the queries and answers of sampling.weights 'retrieved', which travel in the headers"
@@ -164,15 +166,15 @@ def _past_rows(rows: int | None, tokens: int | None, row_tokens: int | None) -> 
     return rows if tokens is None or row_tokens is None else max(1, tokens // row_tokens)
 
 
-def _estimate_memory(section: RehearsalConfig, load: Load) -> dict[str, Any]:
+def _estimate_memory(section: RehearsalConfig, load: Load, stored: int) -> dict[str, Any]:
     """Memory of one rank: the buffer, and rows on their way, in pools that are used in turn and grow by doubling."""
-    rows = section.buffer.rows(load.row_bytes)
+    rows = section.buffer.rows(stored)
     moving = (load.offered, load.replayed, load.replayed)
     pools = sum(2 << (math.ceil(count) - 1).bit_length() for count in moving if count)
     return {
         "storage": section.buffer.storage,
         "buffer_rows": rows,
-        "buffer_bytes": rows * load.row_bytes,
+        "buffer_bytes": rows * stored,
         "transit_bytes": pools * load.row_bytes,
     }
 

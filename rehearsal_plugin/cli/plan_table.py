@@ -18,7 +18,7 @@ def print_plan(estimate: Mapping[str, Any]) -> None:
     verdict = "hidden" if estimate["hides"] else "NOT hidden: every step waits for the rest"
     table = Table("of one rank", "", show_header=False)
     lines = {
-        "row": _format_size(estimate["row_bytes"]),
+        "row": _format_row(estimate["row_bytes"], estimate["stored_bytes"]),
         "buffer": f"{estimate['buffer_rows']:,} rows, {_format_size(estimate['buffer_bytes'])} ({estimate['storage']})",
         "rows on their way": _format_size(estimate["transit_bytes"]),
         "rows a step": f"{estimate['replayed_rows']:g} replayed, {estimate['offered_rows']:g} offered to the buffer",
@@ -44,6 +44,12 @@ def print_plan(estimate: Mapping[str, Any]) -> None:
     console.print("A model, not a measurement.")
     if "left_out" in estimate:
         console.print(f"Left out: {estimate['left_out']}.")
+
+
+def _format_row(moved: int, stored: int) -> str:
+    if moved == stored:
+        return _format_size(moved)
+    return f"{_format_size(stored)} in the buffer; padded to rehearsal.padding.length on its way: {_format_size(moved)}"
 
 
 def _format_often(exchanges: int) -> str:

@@ -4,24 +4,43 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import typer
 from torch import Tensor
 
+from rehearsal_plugin.buffer.chunks import CHUNK_OPENERS
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.checkpoint import tools
 from rehearsal_plugin.config.size import parse_size
 from rehearsal_plugin.errors import CheckpointError
 
-__all__ = ["field_bytes", "row_size"]
+__all__ = ["RowSize", "field_bytes", "row_size"]
 
 FIELD = re.compile(r"(?P<name>.+)=(?P<dtype>\w+)(?:\[(?P<shape>\d{1,9}(?:,\d{1,9})*)?\])?")
 ROWS = 2  # of the batch that the fields are tried with
 
 
-def row_size(text: str | None, fields: Sequence[str], checkpoint: Path | None) -> int:
+@dataclass(frozen=True)
+class RowSize:
+    """Bytes of a row; the two differ where rows do in length.
+
+    Attributes:
+        stored: In a buffer, in the mean.
+        moved: On its way between ranks, padded.
+    """
+
+    stored: int
+    moved: int
+
+    def held(self, storage: str) -> int:
+        """Bytes that a row takes in a buffer with this `rehearsal.buffer.storage`."""
+        return self.stored if storage in CHUNK_OPENERS else self.moved
+
+
+def row_size(text: str | None, fields: Sequence[str], checkpoint: Path | None) -> RowSize:
     """Bytes of a row, by the one of the three that is given.
 
     Args:
@@ -40,7 +59,8 @@ def row_size(text: str | None, fields: Sequence[str], checkpoint: Path | None) -
         )
     if checkpoint is not None:
         return _checkpoint_bytes(checkpoint)
-    return field_bytes(fields) if text is None else _parsed_bytes(text)
+    size = field_bytes(fields) if text is None else _parsed_bytes(text)
+    return RowSize(size, size)
 
 
 def field_bytes(fields: Sequence[str]) -> int:
@@ -76,8 +96,8 @@ def _parsed_field(text: str) -> tuple[str, Tensor]:
     return match["name"], torch.zeros([1] * (len(shape) + 1), dtype=dtype).expand(ROWS, *shape)
 
 
-def _checkpoint_bytes(folder: Path) -> int:
-    size: int = tools.inspect(folder)["row_bytes"]
-    if not size:
+def _checkpoint_bytes(folder: Path) -> RowSize:
+    told = tools.inspect(folder)
+    if not told["rows"]:
         raise CheckpointError(f"{folder} holds no rows yet, so the bytes of one are not known; give --row-bytes")
-    return size
+    return RowSize(-(-told["bytes"] // told["rows"]), told["row_bytes"])

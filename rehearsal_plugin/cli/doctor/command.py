@@ -18,7 +18,7 @@ from rehearsal_plugin.cli.doctor.finding import Finding, fine, problem
 from rehearsal_plugin.cli.doctor.machine import check_memory, check_paths
 from rehearsal_plugin.cli.doctor.packages import check_copies, check_packages
 from rehearsal_plugin.cli.doctor.ranks import check_exchange, launched
-from rehearsal_plugin.cli.row_size import row_size
+from rehearsal_plugin.cli.row_size import RowSize, row_size
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.errors import ConfigError
 
@@ -56,12 +56,13 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _check_config(path: Path | None, ranks: int, row_bytes: int | None) -> Iterator[Finding]:
+def _check_config(path: Path | None, ranks: int, size: RowSize | None) -> Iterator[Finding]:
     if path is None:
         yield fine("config", "none was given, so memory and paths are those of the defaults")
     try:
         config = RehearsalConfig() if path is None else RehearsalConfig.load(path, open_names=True)
-        memory = [*check_memory(config, ranks, row_bytes), *check_paths(config)]
+        stored = None if size is None else size.held(config.buffer.storage)
+        memory = [*check_memory(config, ranks, stored), *check_paths(config)]
     except ConfigError as error:
         yield problem("config", str(error), f"correct {path}")
         return
