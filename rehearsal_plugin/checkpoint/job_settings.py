@@ -12,6 +12,8 @@ from rehearsal_plugin.strategies import Strategy
 
 __all__ = ["check_padding", "check_strategy", "goes_on", "job_settings"]
 
+BEGIN_EMPTY = "remove the checkpoint's rehearsal-* files to start with an empty buffer"
+
 
 def job_settings(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:
     """The settings that the state depends on."""
@@ -56,7 +58,7 @@ def check_padding(then: Mapping[str, Any], now: Mapping[str, Any], path: Path) -
         if before.get(key) != now_padded.get(key)
     )
     raise CheckpointError(
-        f"{path} holds rows that were padded with {changed}; keep rehearsal.padding, or start with an empty buffer"
+        f"{path} holds rows that were padded with {changed}; keep rehearsal.padding, or {BEGIN_EMPTY}"
     )
 
 
@@ -79,5 +81,5 @@ def check_strategy(then: Mapping[str, Any], now: Mapping[str, Any], *, rows: boo
     )
     raise CheckpointError(
         f"{path} holds rows with what was recorded under {next(recorded)}, and this job has {next(recorded)}; keep "
-        "rehearsal.strategy, buffer.score_by and retrieval, or start with an empty buffer"
+        f"rehearsal.strategy, buffer.score_by and retrieval, or {BEGIN_EMPTY}"
     )

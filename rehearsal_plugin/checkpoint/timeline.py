@@ -41,13 +41,15 @@ def find_newest(folder: Path, step: int | None = None, run: str | None = None) -
     complete = [files for (_, size), files in matching.items() if len(files) == size]
     if matching and not complete:
         raise CheckpointError(_incomplete(folder, matching))
-    if run is None and len(complete) < 2:
-        return complete[0] if complete else None
+    if not complete:
+        return None
+    if run is None and len(complete) == 1:
+        return complete[0]
     stamps = {files[0]: stamp_or_none(folder, files[0]) for files in complete}
     of_run = [files for files in complete if run is None or _may_be_of(stamps[files[0]], run)]
     if run is not None and not of_run:  # of ranks that are runs by themselves, this one need not be the first
         of_run = [files for files in complete if any(_may_be_of(stamp_or_none(folder, file), run) for file in files)]
-    if complete and not of_run:
+    if not of_run:
         raise CheckpointError(of_another_run(folder, step, sorted({files[0].step for files in complete})))
     return _written_last(folder, of_run, stamps)
 

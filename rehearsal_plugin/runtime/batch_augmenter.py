@@ -29,6 +29,7 @@ from rehearsal_plugin.core.tree import FlatBatch, flatten, without
 from rehearsal_plugin.errors import BatchError, CheckpointError, ConfigError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.job_report import JobReport
+from rehearsal_plugin.runtime.joined_batches import JoinedBatches
 from rehearsal_plugin.runtime.micro_batch import MicroBatch
 from rehearsal_plugin.runtime.pending_losses import PendingLosses
 from rehearsal_plugin.runtime.replay_account import Turn
@@ -75,6 +76,7 @@ class BatchAugmenter:
         self.padding = None if config.padding is None else Padding(config.padding)
         self._form: BatchForm = RowForm(None)  # until the first batch
         self._layout: RowLayout | None = None
+        self._joined_before = JoinedBatches()
 
     @property
     def fed(self) -> bool:
@@ -97,6 +99,7 @@ class BatchAugmenter:
     def _augment(self, batch: Any, turn: Turn, *, displace: bool) -> Any:
         """See `augment`; `turn` notes what is to be undone."""
         flat = flatten(batch)
+        self._joined_before.refuse(flat)
         layout = self._layout = self._layout or self._first_layout(flat)
         columns = layout.columns(self._form.samples(flat, layout), narrow=True)
         if not self._strategy.records:
@@ -126,6 +129,7 @@ class BatchAugmenter:
             self._tokens(joined),
             self._form.lengths(joined) if self._pending.must_be_asked else None,
         )
+        self._joined_before.note(joined, flat, layout)
         visible = self.visible(batch if joined is flat and not isinstance(batch, FlatBatch) else joined)
         self._report.count_micro_batch(micro_batch, self._coordinator.metrics)
         self._pending.expect(micro_batch, layout)  # last: nothing can go wrong any more
@@ -163,7 +167,7 @@ class BatchAugmenter:
             same = f"set rehearsal.padding.length to {longest}, " if longest not in (None, layout.longest) else ""
             raise CheckpointError(
                 f"the checkpoint holds rows of {loaded}, and the batch has {wanted}; {same}give batches of the same "
-                "fields, or start with an empty buffer"
+                "fields, or remove the checkpoint's rehearsal-* files to start with an empty buffer"
             )
         layout = replace(layout, fields=buffer.layout.fields)  # which may be in another order
         buffer.layout = replace(layout, state=buffer.layout.state, row_bytes=buffer.layout.row_bytes)

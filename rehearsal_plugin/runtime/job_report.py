@@ -126,7 +126,7 @@ class JobReport:
             totals["rows_stored"],
             self.rows_replayed,
             self.rows_replayed / (self.rows_new + self.rows_replayed),
-            f", {self._reason(int(totals['steps']))}" if missing else "",
+            f", {self._reason(totals)}" if missing else "",
             self._controlled(totals),
         )
 
@@ -140,8 +140,9 @@ class JobReport:
             f"{100 * max(rises):.3g} % of what it was (rehearsal.ratio.budget: {100 * budget.budget:.3g} %)"
         )
 
-    def _reason(self, exchanges: int) -> str:
-        """Why nothing was replayed, after so many exchanges."""
+    def _reason(self, totals: Mapping[str, float]) -> str:
+        """Why nothing was replayed."""
+        exchanges = int(totals["steps"])
         steps = exchanges - self._steps_before
         if self._error is not None:
             return f"as the job ended with {type(self._error).__name__}"
@@ -149,6 +150,12 @@ class JobReport:
             return "as no optimizer step was counted: call step() after each, or attach the rehearsal to your framework"
         if exchanges < self._config.start_step:
             return f"as the job ended before rehearsal.start_step {self._config.start_step}"
+        wanted = [key for key, weight in (self._config.sampling.mixture or {}).items() if weight]
+        held = sorted(
+            int(name.partition("/")[2]) for name in totals if name.startswith("rows_stored/") and totals[name]
+        )
+        if wanted and not set(wanted).intersection(held):
+            return f"as rehearsal.sampling.weights names the partitions {wanted}, and this rank holds rows of {held}"
         return f"though {steps} steps were made: rows come three steps after they were asked for"
 
 

@@ -78,6 +78,20 @@ def test_a_step_and_a_run_name_one_checkpoint(tmp_path: Path) -> None:
         rehearsal.load(tmp_path, step=7, run=run)
 
 
+@pytest.mark.parametrize("named", [(), ("step",), ("run",), ("step", "run")])
+def test_a_folder_whose_files_were_removed_has_none(tmp_path: Path, named: tuple[str, ...]) -> None:
+    with job() as first:
+        train(first, 5, 1)
+        first.save(tmp_path)
+        wanted: dict[str, Any] = {name: value for name, value in (("step", 5), ("run", first.run)) if name in named}
+    for path in tmp_path.glob("rehearsal-*"):
+        path.unlink()
+    with job() as rehearsal:
+        assert not rehearsal.load(tmp_path, **wanted, missing_ok=True)
+        with pytest.raises(CheckpointError, match="has no rehearsal checkpoint"):
+            rehearsal.load(tmp_path, **wanted)
+
+
 def test_after_going_back_the_new_past_is_loaded_and_the_old_one_kept(tmp_path: Path) -> None:
     with job() as rehearsal:
         for _ in range(4):

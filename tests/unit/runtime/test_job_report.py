@@ -49,8 +49,13 @@ def test_the_end_says_what_was_offered_stored_and_replayed(caplog: pytest.LogCap
         (2, {}, "2 steps were made: rows come three steps after"),
         (6, {"start_step": 100}, "ended before rehearsal.start_step 100"),
         (0, {}, "no batch came"),
+        (
+            9,
+            {"buffer": {"capacity": 50, "partition_by": "label"}, "sampling": {"weights": {"77": 1, "0": 0}}},
+            "sampling.weights names the partitions [77], and this rank holds rows of [0, 1, 2",
+        ),
     ],
-    ids=["short", "start_step", "no batch"],
+    ids=["short", "start_step", "no batch", "mixture"],
 )
 def test_a_job_without_replay_is_a_warning_with_the_reason(
     steps: int, keys: dict[str, Any], reason: str, caplog: pytest.LogCaptureFixture
