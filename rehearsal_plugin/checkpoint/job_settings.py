@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from rehearsal_plugin.config import RehearsalConfig
+from rehearsal_plugin.config.names import PARTITION
 from rehearsal_plugin.errors import CheckpointError
 from rehearsal_plugin.strategies import Strategy
 
-__all__ = ["check_padding", "check_strategy", "goes_on", "job_settings"]
+__all__ = ["check_padding", "check_partition", "check_strategy", "goes_on", "job_settings"]
 
 BEGIN_EMPTY = "remove the checkpoint's rehearsal-* files to start with an empty buffer"
 
@@ -66,6 +67,15 @@ def _padding_now(then: Mapping[str, Any], now: Mapping[str, Any]) -> Mapping[str
     """The padding of a job, which takes over the length of its checkpoint where it names none."""
     before, after = then.get("padding") or {}, now.get("padding")
     return after if after is None or "length" not in before else {"length": before["length"], **after}
+
+
+def check_partition(fields: Collection[str], now: Mapping[str, Any], path: Path) -> None:
+    """Refuse rows without a partition of their own, where all rows of the job have one."""
+    if now["partition_by"] == PARTITION and PARTITION not in fields:
+        raise CheckpointError(
+            f"{path} holds rows of a job without rehearsal.buffer.partition, so they have no partition beside that of "
+            f"this job; leave the key out, or {BEGIN_EMPTY}"
+        )
 
 
 def check_strategy(then: Mapping[str, Any], now: Mapping[str, Any], *, rows: bool, path: Path) -> None:

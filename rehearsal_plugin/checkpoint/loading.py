@@ -12,7 +12,12 @@ import torch
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.checkpoint.format import read_header, read_stamp
-from rehearsal_plugin.checkpoint.job_settings import check_padding, check_strategy, job_settings
+from rehearsal_plugin.checkpoint.job_settings import (
+    check_padding,
+    check_partition,
+    check_strategy,
+    job_settings,
+)
 from rehearsal_plugin.checkpoint.record import RowSet, rows_for_rank, unpack_record
 from rehearsal_plugin.checkpoint.reshard import FileRows
 from rehearsal_plugin.checkpoint.saved_file import SavedFile, report_contradictions
@@ -53,12 +58,13 @@ def check_file(meta: Mapping[str, Any], job: Mapping[str, Any], file: SavedFile)
     """Refuse rows that a job with the settings `job` cannot use; see `job_settings`.
 
     Raises:
-        CheckpointError: They were recorded by another strategy, or padded otherwise.
+        CheckpointError: They were recorded by another strategy, padded otherwise, or lack a partition.
     """
     path = file[0] / file[1].name
     check_strategy(meta["job"], job, rows=meta["layout"] is not None, path=path)
     if meta["layout"] is not None:
         check_padding(meta["job"], job, path)
+        check_partition([name for name, *_ in meta["layout"]["fields"]], job, path)
 
 
 def load_rank(
@@ -129,7 +135,7 @@ def _load_share(
     if config.buffer.deduplicate:
         rows = rows.without_duplicates()
     fitting = buffer.capacity if buffer.budget is None else buffer.budget.rows_that_fit(rows.rows.read_parts())
-    capacity = min(buffer.capacity, fitting)
+    capacity, dealt = min(buffer.capacity, fitting), len(rows.rows)
     if policy == "fifo":  # rows are in the order of their age
         rows = rows.select(np.arange(max(0, len(rows.rows) - capacity), len(rows.rows)))
     equal = policy == "balanced" or config.buffer.by_features
@@ -139,6 +145,10 @@ def _load_share(
     written = np.zeros_like(rows.written) if new else rows.written
     with report_contradictions(files[0][0]):
         buffer.adopt(rows.rows.read_parts(), written, rows.origin, offered)
+    if not coordinator.lifecycle.rank and len(buffer) < dealt:
+        LOG.info(
+            "rehearsal: rank 0 keeps %d of its share of %d rows, as its buffer has no room for more", len(buffer), dealt
+        )
 
 
 def _partition_keys(buffer: RehearsalBuffer, rows: RowSet) -> IntArray:

@@ -6,6 +6,7 @@ name. Rows with recorded state need the strategy that recorded it, in both ways.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from rehearsal_plugin.checkpoint.agreement import MISSING, Agreement, find_checkpoint, on_all_ranks
@@ -21,6 +22,8 @@ from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.strategies import Strategy
 
 __all__ = ["content_of", "preload", "resume"]
+
+LOG = logging.getLogger(__name__)
 
 
 def content_of(config: RehearsalConfig, coordinator: ReplayCoordinator, strategy: Strategy) -> tuple[RankFile, Content]:
@@ -100,4 +103,15 @@ def _load(folder: Path, agreement: Agreement, parts: JobParts) -> int:
 
     with telling_when_slow(f"loading {folder}"):
         on_all_ranks(load, folder, parts.coordinator)
+    _log_loaded(folder, agreement, parts)
     return agreement.last_number
+
+
+def _log_loaded(folder: Path, agreement: Agreement, parts: JobParts) -> None:
+    """Count the rows that are stored now, and say on rank 0 how the job goes on."""
+    coordinator = parts.coordinator
+    stored = 0 if coordinator.prefetcher is None else len(coordinator.prefetcher.buffer)
+    coordinator.metrics.rows_stored = stored
+    if not coordinator.lifecycle.rank:
+        how = "the job goes on bit for bit" if agreement.exact else "rows were shared out anew, and totals begin at 0"
+        LOG.info("rehearsal: loaded %s at step %d, with %d rows on rank 0; %s", folder, coordinator.step, stored, how)

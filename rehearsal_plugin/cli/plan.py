@@ -74,11 +74,9 @@ def plan(
     figures = {"node": node, "base_us": base_us, "hop_us": hop_us, "net_hop_us": net_hop_us}
     figures |= {"message_us": message_us, "gb_s": gb_s, "net_gb_s": net_gb_s}
     _check_positive({"--step-ms": step_ms, "--copy-gb-s": copy_gb_s, "--gb-s": gb_s, "--net-gb-s": net_gb_s})
-    size = row_size(row_bytes, field or [], rows_of)
-    micro_batch, micro_batches = _batch_shape(read(config), ranks, batch, accumulation)
-    stored = size.held(section.buffer.storage)
-    load = load_of(section, size.moved, micro_batch, micro_batches)
-    offered = load.offered / (micro_batch * micro_batches)
+    size, shape = row_size(row_bytes, field or [], rows_of), _batch_shape(read(config), ranks, batch, accumulation)
+    past = _past_rows(rows, tokens, row_tokens)
+    stored, load = size.held(section.buffer.storage), load_of(section, size.moved, *shape)
     if rank_ns is None:
         rank_ns = DRAW_RANK_BY_PARTITION_NS if section.sampling.by_partition else DRAW_RANK_NS
     chosen = _chosen_links(links, figures)
@@ -91,7 +89,7 @@ def plan(
         **_estimate_memory(section, load, stored),
         **_estimate_traffic(load, ranks),
         **_estimate_time(load, ranks, clock),
-        **_estimate_past(section.buffer.rows(stored), ranks, _past_rows(rows, tokens, row_tokens), offered),
+        **_estimate_past(section.buffer.rows(stored), ranks, past, load.offered / math.prod(shape)),
     }
     if section.sampling.weights == "retrieved":
         estimate["left_out"] = "the queries and answers of sampling.weights 'retrieved', which travel in the headers"

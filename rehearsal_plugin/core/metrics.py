@@ -63,7 +63,7 @@ class Metrics:
         written_ms: Time to copy candidates to their places, in the background.
         drawn_ms: Time to draw rows and read them from storage, in the background.
         exchanged_ms: Time that the background waited for collectives.
-        tokens_new: Tokens with labels in new rows that the model saw; see `token_losses.counted_tokens`.
+        tokens_new: Tokens in new rows that the model saw: those with a label, or of the mask where there are none.
         tokens_replayed: The same of replayed rows.
         replayed_by_partition: Replayed rows by partition key. Once there are twice `MOST_PARTITIONS_COUNTED`, the half
             with the smaller counts is forgotten, and counted from 0 if it comes again.

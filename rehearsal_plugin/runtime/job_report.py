@@ -113,7 +113,8 @@ class JobReport:
         """
         self._file.close(self.rows_new, self.rows_replayed)
         if not self.rows_new and not self.rows_replayed:
-            LOG.warning("rehearsal on rank %d: no batch came, so nothing was stored and nothing replayed", rank)
+            reason = "no batch came" if self._error is None else f"the job ended with {type(self._error).__name__}"
+            LOG.warning("rehearsal on rank %d: %s, so nothing was stored and nothing replayed", rank, reason)
             return
         config = self._config
         wants_replay = bool(config.ratio or config.representatives or config.ratio_schedule)

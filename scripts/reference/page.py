@@ -49,6 +49,9 @@ Where your data has more partitions, you get the numbers of the 1,024 that offer
 - `rows_offered` counts the candidates that came to the buffer of your rank. `rows_admitted` counts those that the
   policy let in, and newer rows may have replaced them since. `rows_stored` is what the buffer holds now.
 - Divide `rows_replayed` by all rows that the model saw, and you have the share that you asked for.
+- A job that goes on bit for bit goes on with its totals. After any other load they begin at 0. But
+  `rows_offered/<key>` belongs to the buffer, and still counts what was offered before. The last line of the log, and
+  `rehearsal watch`, tell the share of this job alone.
 - Times are totals of the whole job. For the time of a step, divide the difference of two readings by the steps between.
 - `waited_ms` is what a step lost to the background, and `augmented_ms` is spent on the training thread. All others pass
   in the background, while your model computes.

@@ -87,8 +87,9 @@ class Run:
         return None
 
     def ms_per_step(self, name: str) -> Series:
-        """Milliseconds of a step between two points, by a total such as `waited_ms`."""
+        """Milliseconds of a step between two points, by a total such as `waited_ms`; the end is no step."""
         series = self.series(name)
+        series = series[:-1] if self.ended and len(series) > 2 else series
         return [(step, more / (step - before)) for before, step, more, _ in _increases(series, series)]
 
     def events(self) -> list[Event]:

@@ -201,8 +201,9 @@ def augment_batch(trainer: Any, rehearsal: Rehearsal, batch: Any, counted: bool)
         columns = getattr(trainer.train_dataset, "column_names", None)
         raise BatchError(
             f"rehearsal.buffer.partition_by names '{key}', which neither the batch nor the trainer's dataset has"
-            + (f"; the dataset has {columns}, and packing drops all others" if columns else "")
-            + "; give the dataset such a column, or set rehearsal.buffer.partition for the whole job"
+            + (f"; the dataset has {columns}" if columns else "")
+            + "; give the dataset such a column, which a trainer that packs the dataset drops, or set "
+            "rehearsal.buffer.partition for the whole job"
         )
     if not rehearsal.fed:
         rehearsal.report.joined_at = "as the Trainer reads its micro-batches"

@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +60,12 @@ def test_the_share_is_that_of_the_steps_between_two_points() -> None:
 def test_totals_that_began_anew_count_from_0() -> None:
     run = Run("", points({"waited_ms": 500.0}, {"waited_ms": 520.0}, {"waited_ms": 30.0}))
     assert run.ms_per_step("waited_ms") == [(10, 2.0), (20, 3.0)]
+
+
+def test_the_record_at_the_end_is_no_step() -> None:
+    told = points({"augmented_ms": 20.0}, {"augmented_ms": 40.0}, {"augmented_ms": 40.0})
+    assert Run("", told, ended=True).ms_per_step("augmented_ms") == [(10, 2.0)]
+    assert Run("", told[:2], ended=True).ms_per_step("augmented_ms") == [(10, 2.0)]
 
 
 def test_tokens_tell_the_share_where_rows_do_not() -> None:
@@ -139,7 +146,7 @@ def test_the_files_of_deepspeeds_monitor_are_read(job: Path, tmp_path: Path, mon
     assert run.counts == "sample"
     assert run.partitions("rows_stored") == [0, 1]
     assert run.series("rows_stored/1") == read_run(job).series("rows_stored/1")
-    assert run.ms_per_step("waited_ms") == read_run(job).ms_per_step("waited_ms")
+    assert replace(run, ended=True).ms_per_step("waited_ms") == read_run(job).ms_per_step("waited_ms")
 
 
 @pytest.mark.parametrize("text", [None, "", "no JSON\n", '{"step": 1}\n', '["a"]\n', '{"event": "start"}\n'])
