@@ -12,12 +12,7 @@ import torch
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.checkpoint.format import read_header, read_stamp
-from rehearsal_plugin.checkpoint.job_settings import (
-    check_padding,
-    check_partition,
-    check_strategy,
-    job_settings,
-)
+from rehearsal_plugin.checkpoint.job_settings import check_padding, check_partition, check_strategy, job_settings
 from rehearsal_plugin.checkpoint.record import RowSet, rows_for_rank, unpack_record
 from rehearsal_plugin.checkpoint.reshard import FileRows
 from rehearsal_plugin.checkpoint.saved_file import SavedFile, report_contradictions
