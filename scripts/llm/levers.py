@@ -100,8 +100,9 @@ def bandit(rows: Sequence[Row]) -> list[str]:
     if not told:
         return []
     return [
-        "A bandit may do as well: EXP3 (Auer et al., 2002), with the reward that `forgetting` goes by. "
-        f"{' '.join(told)} There is no key for it. `scripts/llm/bandit.py` is a callback that you can take.\n"
+        "A bandit may do as well: EXP3 (Auer et al., 2002), with the reward that `forgetting` goes by. It is told "
+        f"which languages are old, which `forgetting` finds out. {' '.join(told)} The two differ by less than "
+        "the seeds do. So there is no key for it, and `scripts/llm/bandit.py` is a callback that you can take.\n"
     ]
 
 
