@@ -113,5 +113,5 @@ def _log_loaded(folder: Path, agreement: Agreement, parts: JobParts) -> None:
     stored = 0 if coordinator.prefetcher is None else len(coordinator.prefetcher.buffer)
     coordinator.metrics.rows_stored = stored
     if not coordinator.lifecycle.rank:
-        how = "the job goes on bit for bit" if agreement.exact else "rows were shared out anew, and totals begin at 0"
+        how = "replay goes on bit for bit" if agreement.exact else "rows were shared out anew, and totals begin at 0"
         LOG.info("rehearsal: loaded %s at step %d, with %d rows on rank 0; %s", folder, coordinator.step, stored, how)

@@ -40,7 +40,7 @@ def test_a_load_says_how_the_job_goes_on(folder: Path, caplog: pytest.LogCapture
     with job() as rehearsal:
         rehearsal.load(folder)
         assert rehearsal.metrics()["rows_stored"] == 80
-    assert f"loaded {folder} at step 10, with 80 rows on rank 0; the job goes on bit for bit" in said(caplog)
+    assert f"loaded {folder} at step 10, with 80 rows on rank 0; replay goes on bit for bit" in said(caplog)
     caplog.clear()
     with job(capacity=50) as rehearsal:
         rehearsal.load(folder)
