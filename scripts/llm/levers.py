@@ -166,7 +166,11 @@ def budgets(rows: Sequence[Row]) -> list[str]:
         "holds the budget from the first step on. There the learning rate is high and forgetting is fast, so it asks "
         "for the highest ratio. Rows that are replayed so early are worth little at the end. If the end is all that "
         "counts for you, let the ratio rise instead, as above.\n",
+        *([BY_BOTH] if any(row["variant"] == BUDGET_BOTH for row in controlled) else []),
     ]
+
+
+BY_BOTH = "With `both`, fewer rows are replayed and each counts for more. That costs more of French.\n"
 
 
 def seen_before(draws: float, rows: float) -> float:
