@@ -155,9 +155,9 @@ into it. The background makes a copy into the buffer, one out of it, and the exc
 is time that the model does not get. Replayed rows are taken where they arrived unless several micro-batches share
 them. In host memory they and the batch lie in blocks that are used again once nobody refers to them.
 
-**What is left** are a few hundred calls of Python and torch, whatever the rows. They take several times as long behind
-a model as [in a tight loop](growth.md#milliseconds-between-two-steps). The background is Python as well. So a step of
-20 ms pays most, in proportion. With steps of 200 ms and more, all of it is of the size of the errors.
+**What is left** are a few hundred calls of Python and torch, whatever the rows. They take longer behind a model
+than [in a tight loop](growth.md#milliseconds-between-two-steps). The background is Python as well. So a step of 20 ms
+pays most, in proportion. With steps of 200 ms and more, all of it is of the size of the errors.
 
 On GPUs the copies run on a side stream and the exchange is NCCL's, but none of this has been run there. *Thread* and
 *inline* are the same with NCCL, whose collectives are issued from the training thread. You measure it on two GPUs
