@@ -9,7 +9,7 @@ asked again about other outputs, and then about other targets too, where they ar
     -100  -100        NaN              NaN                 1.4                  nothing counts
        2     2        NaN              1.4               not asked              the model diverged
        2     2        NaN              NaN                 NaN                  the criterion is broken
-       1     2        NaN              NaN               not asked              the criterion is broken
+       1     2        NaN              NaN                 NaN                  the criterion is broken
 """
 
 from __future__ import annotations
