@@ -17,6 +17,10 @@ __all__ = [
 ]
 
 
+BEGIN_EMPTY = "remove the checkpoint's rehearsal-* files to start with an empty buffer"
+"""The cure that several messages give."""
+
+
 class RehearsalError(Exception):
     """Base of all exceptions of this package."""
 

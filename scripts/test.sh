@@ -4,8 +4,8 @@
 #     bash scripts/test.sh [argument of pytest ...]
 #     bash scripts/test.sh --fast [argument of pytest ...]
 #
-# Tests run in three processes, or in as many as WORKERS says: a quarter of their time is waiting, so two cores have
-# work for three. Each file stays in one of them.
+# Tests run in three processes, or in as many as WORKERS says: many of them wait, so two cores have work for three. Each
+# file stays in one of them.
 #
 # With --fast, after the set-up, at most 90 seconds on two cores: lint, format, types, layers, and the unit tests of the
 # parts that need no other rank. Property tests then try a tenth of their examples.

@@ -8,12 +8,10 @@ from typing import Any
 
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.config.names import PARTITION
-from rehearsal_plugin.errors import CheckpointError
+from rehearsal_plugin.errors import BEGIN_EMPTY, CheckpointError
 from rehearsal_plugin.strategies import Strategy
 
 __all__ = ["check_padding", "check_partition", "check_strategy", "goes_on", "job_settings"]
-
-BEGIN_EMPTY = "remove the checkpoint's rehearsal-* files to start with an empty buffer"
 
 
 def job_settings(config: RehearsalConfig, strategy: Strategy) -> dict[str, Any]:

@@ -231,10 +231,10 @@ def _check_forgetting(forgetting: Mapping[str, Any], partitions: Mapping[str, An
     """Check the state of a `Forgetting`, and of the `PartitionLosses` beside it."""
     heard = check_int(forgetting["meter"]["heard"])
     seen = check_int(forgetting["meter"]["rows"])
-    for key, mean, rows, reference, new_at, seen_at, best, new_rows in forgetting["meter"]["levels"]:
+    for key, mean, rows, reference, new_at, seen_at, best, *new_rows in forgetting["meter"]["levels"]:
         check_int(key, -LARGEST, LARGEST)
-        _check_number(mean)
-        _check_number(new_rows)
+        for number in (mean, *new_rows):  # files of earlier releases do not tell how many new rows came
+            _check_number(number)
         check_int(rows)
         if reference is not None:
             _check_number(reference)

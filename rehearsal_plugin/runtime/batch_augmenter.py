@@ -26,7 +26,7 @@ from rehearsal_plugin.config.by_row import settings_by_output
 from rehearsal_plugin.config.names import PARTITION
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.tree import FlatBatch, flatten, without
-from rehearsal_plugin.errors import BatchError, CheckpointError, ConfigError
+from rehearsal_plugin.errors import BEGIN_EMPTY, BatchError, CheckpointError, ConfigError
 from rehearsal_plugin.runtime.coordinator import ReplayCoordinator
 from rehearsal_plugin.runtime.job_report import JobReport
 from rehearsal_plugin.runtime.joined_batches import JoinedBatches
@@ -167,7 +167,7 @@ class BatchAugmenter:
             same = f"set rehearsal.padding.length to {longest}, " if longest not in (None, layout.longest) else ""
             raise CheckpointError(
                 f"the checkpoint holds rows of {loaded}, and the batch has {wanted}; {same}give batches of the same "
-                "fields, or remove the checkpoint's rehearsal-* files to start with an empty buffer"
+                f"fields, or {BEGIN_EMPTY}"
             )
         layout = replace(layout, fields=buffer.layout.fields)  # which may be in another order
         buffer.layout = replace(layout, state=buffer.layout.state, row_bytes=buffer.layout.row_bytes)

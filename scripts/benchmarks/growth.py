@@ -167,20 +167,19 @@ def run(point: Point, steps: int, blocks: int) -> list[tuple[float, ...]]:
                 rehearsal.augment(next(micro_batches))
             rehearsal.step()
 
-        control = _training_step()
         for _ in range(steps):
             step()
-            control()
+        control = _training_step() if point.pause_ms else lambda: None
 
         def block() -> tuple[float, ...]:
             shares = _block(step, rehearsal.drain, steps, point.pause_ms)
-            return *shares, _block(control, lambda: None, steps, point.pause_ms)[0] if point.pause_ms else 0.0
+            return *shares, _block(control, lambda: None, steps, point.pause_ms)[0]
 
         return [block() for _ in range(blocks)]
 
 
 def _training_step() -> Callable[[], None]:
-    """A training step of a tiny model, without rehearsal."""
+    """A training step of a tiny model without rehearsal, which was made once."""
     model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 8))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     inputs, labels = torch.randn(8, 64), torch.arange(8)
@@ -190,6 +189,7 @@ def _training_step() -> Callable[[], None]:
         torch.nn.functional.cross_entropy(model(inputs), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
+    step()
     return step
 
 

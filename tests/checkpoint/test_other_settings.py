@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import mse_loss
 
 from rehearsal_plugin import Rehearsal
 from rehearsal_plugin.distributed.transport import LocalTransport
 from rehearsal_plugin.errors import CheckpointError
+from rehearsal_plugin.runtime.forgetting_meter import ForgettingMeter
 
 
 def job(**buffer: Any) -> Rehearsal:
@@ -78,6 +80,34 @@ def test_rows_without_the_partition_of_a_job_are_refused(before: dict[str, Any],
     )
     with job(partition=3) as rehearsal, pytest.raises(CheckpointError, match=words):
         rehearsal.load(tmp_path)
+
+
+def test_levels_of_an_earlier_release_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    section = {
+        "buffer": {"capacity": 200, "partition_by": "domain"},
+        "ratio": 0.25,
+        "losses_every": 1,
+        "sampling": {"weights": "forgetting"},
+    }
+    now = ForgettingMeter.state_dict
+
+    def before(meter: ForgettingMeter) -> dict[str, Any]:
+        state = now(meter)
+        return {**state, "levels": [level[:-1] for level in state["levels"]]}
+
+    with Rehearsal(section, LocalTransport()) as rehearsal:
+        for _ in range(80):
+            batch = rehearsal.augment({"x": torch.rand(8, 1), "domain": torch.arange(8) % 2})
+            rehearsal.loss(mse_loss, batch["x"], 0 * batch["x"])
+            rehearsal.step()
+        told = {name: value for name, value in rehearsal.metrics().items() if name.startswith("forgetting/")}
+        monkeypatch.setattr(ForgettingMeter, "state_dict", before)
+        rehearsal.save(tmp_path)
+    monkeypatch.undo()
+    with Rehearsal(section, LocalTransport()) as rehearsal:
+        rehearsal.load(tmp_path)
+        assert told.keys() == {"forgetting/0", "forgetting/1"}
+        assert {name: rehearsal.metrics()[name] for name in told} == told
 
 
 @pytest.mark.parametrize("after", [{}, {"partition_by": "domain"}])
