@@ -24,11 +24,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import ConcatDataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
+from rehearsal_plugin.buffer.policies import register
 from rehearsal_plugin.integrations.transformers.callback import RehearsalCallback
 from scripts.common.process_group import leave_together
 from scripts.common.report import write_text
 from scripts.llm.bandit import Bandit
 from scripts.llm.data import DOMAINS, LANGUAGES, LENGTH, VOCABULARY, Corpus, load
+from scripts.llm.first_language import FIRST_LANGUAGE, first_language
 from scripts.llm.rows import Rows
 
 LAYERS = 4
@@ -58,6 +60,7 @@ class Recorder(TrainerCallback):
 def main(argv: Sequence[str]) -> int:
     """One rank of one phase, from the rows to `result.json`, the model and the buffer."""
     arguments = parse(argv)
+    register(FIRST_LANGUAGE)(first_language)
     quiet()
     corpora = load(arguments.cache, LENGTH, arguments.pages)
     recorder, rehearsal = Recorder(), RehearsalCallback()

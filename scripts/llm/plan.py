@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from scripts.llm import data as llm_data
+from scripts.llm.first_language import FIRST_LANGUAGE
 
 __all__ = [
     "BANDIT",
@@ -31,6 +32,7 @@ __all__ = [
     "NEED",
     "RISING",
     "SIZES",
+    "SURPRISED",
     "SURPRISING",
     "UNIFORM",
     "Run",
@@ -50,6 +52,7 @@ BUDGET = "a forgetting budget of 2 %"
 BUDGET_BOTH = "a forgetting budget of 2 %, by ratio and weight"
 BUDGETED = 0.02
 SURPRISING = "10 % of English, the rows with the highest loss"
+SURPRISED = "rows come more often, the higher their loss is"
 NEED = "old languages by need"
 UNIFORM = "old languages as they are stored"
 BANDIT = "old languages by a bandit"
@@ -78,6 +81,7 @@ class Setting:
         seeds: How many seeds it is run with, at most as many as the recipe has.
         ratios: That it is run with, in percent.
         surprising: Whether the buffer of phase one keeps the rows with the highest loss, and is as small from then on.
+        surprised: Whether rows are drawn in proportion to their loss.
         mixture: `sampling.weights` where there are several old languages, or `EXP3`; None for equal shares.
         german: Whether German follows French.
     """
@@ -94,6 +98,7 @@ class Setting:
     seeds: int = 1
     ratios: tuple[float, ...] = (0.0, 5.0)
     surprising: bool = False
+    surprised: bool = False
     mixture: str | None = None
     german: bool = False
 
@@ -118,6 +123,7 @@ class Run:
         budget: As in `Setting`.
         budget_by: As in `Setting`.
         surprising: As in `Setting`.
+        surprised: As in `Setting`.
         mixture: As in `Setting`.
     """
 
@@ -136,6 +142,7 @@ class Run:
     budget: float | None = None
     budget_by: str | None = None
     surprising: bool = False
+    surprised: bool = False
     mixture: str | None = None
 
     @property
@@ -183,6 +190,7 @@ def variants(steps: int) -> dict[str, Setting]:
         BUDGET: replace(base, budget=BUDGETED, seeds=3),
         BUDGET_BOTH: replace(base, budget=BUDGETED, budget_by="both", seeds=3),
         SURPRISING: replace(base, buffer=0.1, surprising=True),
+        SURPRISED: replace(base, surprised=True),
         NEED: replace(base, mixture="forgetting", seeds=3, german=True),
         UNIFORM: replace(base, mixture="uniform", seeds=3, german=True),
         BANDIT: replace(base, mixture=EXP3, seeds=3, german=True),
@@ -203,6 +211,8 @@ def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) 
     plain = english = replace(new, arm=ENGLISH)
     if setting.surprising:
         english = replace(plain, buffer=setting.buffer, surprising=True)
+    elif setting.surprised:
+        english = replace(plain, surprised=True)
     phases = LANGUAGES[1:] if german else LANGUAGES[1:2]
     runs = [english]
     for arm in (f"{ratio:g}" for ratio in ratios):
@@ -215,7 +225,7 @@ def plan(setting: Setting, seed: int, ratios: Iterable[float], *, german: bool) 
                 last = replace(last, weight=setting.weight, rising=setting.rising, budget=setting.budget)
                 last = replace(last, budget_by=setting.budget_by)
                 last = replace(last, mixture=setting.mixture if number > 1 else None)
-                last = replace(last, surprising=setting.surprising)
+                last = replace(last, surprising=setting.surprising, surprised=setting.surprised)
             runs.append(last)
     unions = (LANGUAGES[: number + 1] for number in range(1, len(phases) + 1))
     return runs + [replace(new, learns=union, steps=len(union) * setting.steps) for union in unions]
@@ -229,7 +239,15 @@ def rows_of(share: float, english_rows: int) -> int:
 def key_of(run: Run, config: Mapping[str, Any], ranks: int) -> str:
     """Eight letters that are others as soon as anything is that changes the result."""
     described = asdict(replace(run, after=None)) | {"config": config_of(run, config, 1000, ranks, None), "ranks": ranks}
-    for name in ("weight", "rising", "budget", "budget_by", "surprising", "mixture"):  # the config has them
+    for name in (
+        "weight",
+        "rising",
+        "budget",
+        "budget_by",
+        "surprising",
+        "surprised",
+        "mixture",
+    ):  # the config has them
         del described[name]
     before = None if run.after is None else key_of(run.after, config, ranks)
     text = json.dumps([described, before], sort_keys=True)
@@ -274,4 +292,7 @@ def config_of(
             block["buffer"] = {**block["buffer"], "capacity": capacity, "policy": "score", "score_by": "loss"}
     else:
         block = {"enabled": False}
+    if run.surprised:
+        block["buffer"] = {**block["buffer"], "policy": FIRST_LANGUAGE, "score_by": "loss"}
+        block["sampling"] = {**block["sampling"], "weights": "score"}
     return {**config, "optimizer": optimizer, "rehearsal": block}

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 from rehearsal_plugin import RehearsalConfig
+from rehearsal_plugin.buffer.policies import Offer
+from rehearsal_plugin.buffer.slot_index import SlotIndex
 from scripts.common.spread import Spread
 from scripts.llm import data as llm_data
 from scripts.llm import page as llm_page
 from scripts.llm import train as train_llm
 from scripts.llm.data import END_TOKEN, LANGUAGES, LENGTH, held_out, rows_of, text_of
+from scripts.llm.first_language import FIRST_LANGUAGE, first_language
 from scripts.llm.levers import (
     against_fixed,
     budgets,
@@ -162,6 +165,18 @@ def test_the_most_surprising_rows_are_kept_in_phase_one_and_replayed_in_the_next
     assert {block.buffer.capacity for block in blocks.values()} == {450}
     assert made["5", "french"].after == made["english", "english"]
     assert made["0", "french"] == runs()["0", "french"], "without replay it is the same training"
+
+
+def test_draws_by_loss_see_the_first_language_alone() -> None:
+    made = runs(surprised=True)
+    for arm in (("english", "english"), ("5", "french")):
+        block = config_of(made[arm], CONFIG, 9000, 2, None)["rehearsal"]
+        assert (block["buffer"]["policy"], block["buffer"]["score_by"]) == (FIRST_LANGUAGE, "loss")
+        assert block["sampling"]["weights"] == "score"
+    assert made["0", "french"] == runs()["0", "french"], "without replay it is the same training"
+
+    index, rng = SlotIndex(3, partitioned=True), np.random.default_rng(0)
+    assert first_language(index, Offer(np.array([1, 0, 0, 0, 0])), rng).tolist() == [-1, 0, 1, 2, -1]
 
 
 def test_a_mixture_begins_with_the_second_old_language() -> None:
