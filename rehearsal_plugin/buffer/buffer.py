@@ -41,8 +41,8 @@ class RehearsalBuffer:
     |---|---|
     | `admit`, `commit`, `rollback`, `state_dict`, `load_state_dict`, `adopt` | training, no job in flight |
     | `take_changed`, `follow`, `unfollow` | training |
-    | `counts`, `tickets` | background; training with `exchange.launch: inline`, before the job is submitted |
-    | `write`, `update_fields`, `slots`, `holders` | background; `update_fields` also training, no job in flight |
+    | `counts` | background; training with `exchange.launch: inline`, before the job is submitted |
+    | `write`, `update_fields`, `slots` | background; `update_fields` also training, no job in flight |
     | `read`, `written`, `origin`, `keys` | either: a search reads rows while the job may be writing others |
 
     Args:
@@ -104,18 +104,6 @@ class RehearsalBuffer:
         """The slots `[n]` of the `index`-th rows `[n]` of the partitions with `keys` `[n]`."""
         return self.slot_index.slots(keys, index)
 
-    @property
-    def tickets(self) -> int:
-        """The scores of all stored rows together, as a whole number; see `holders`."""
-        scores = self.slot_index.scores
-        return 0 if scores is None else scores.tickets(len(self)).total
-
-    def holders(self, tickets: IntArray) -> IntArray:
-        """The slots `[n]` that hold `tickets` `[n]` int64 from 0 to `tickets - 1`; a row holds as many as its score."""
-        scores = self.slot_index.scores
-        assert scores is not None  # the config asks for a score
-        return scores.tickets(len(self)).find(tickets)
-
     def admit(self, rows: Tensor, step: int, offered: int | None = None) -> IntArray:
         """Decide which rows stay, and where.
 
@@ -145,9 +133,15 @@ class RehearsalBuffer:
         if len(slots):
             self._storage.read(slots, out)
 
-    def reader(self) -> RowReader:
-        """Reads rows to memory that is used again."""
-        return RowReader(self._storage, self._storage.trimmed)
+    @property
+    def longest(self) -> int | None:
+        """Positions of the longest row that was ever stored; None where that, or their padding now, is not known."""
+        known = self._storage.trimmed if self.layout.pads == self._stored_pads else None
+        return None if known is None else known.longest
+
+    def reader(self, packed: RowLayout | None = None) -> RowReader:
+        """Reads rows to memory that is used again; `packed` as in `RowReader`."""
+        return RowReader(self._storage, self._storage.trimmed, self.layout, packed)
 
     def written(self, slots: IntArray) -> IntArray:
         """The step in which each row at `slots` `[n]` was admitted, `[n]` int64.

@@ -63,6 +63,16 @@ class SlotIndex:
         """The slots `[n]` of the `index`-th rows `[n]` of the partitions with `keys` `[n]`."""
         return index if self.partitions is None else self.partitions.slots(self.partitions.number(keys), index)
 
+    @property
+    def tickets(self) -> int:
+        """The scores of all stored rows together, as a whole number; see `holders`."""
+        return 0 if self.scores is None else self.scores.tickets(self.count).total
+
+    def holders(self, tickets: IntArray) -> IntArray:
+        """The slots `[n]` that hold `tickets` `[n]` int64 from 0 to `tickets - 1`; a row holds as many as its score."""
+        assert self.scores is not None  # the config asks for a score
+        return self.scores.tickets(self.count).find(tickets)
+
     def record(self, slots: IntArray, owners: IntArray, scores: Float32Array | None = None) -> IntArray:
         """Note the outcome of an admission.
 

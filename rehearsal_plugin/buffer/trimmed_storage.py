@@ -109,12 +109,14 @@ class TrimmedStorage:
 
     Attributes:
         budget: Tells when the bytes are used up; None where only the slots are limited.
+        trimmer: Trims and pads its rows.
+        longest: Positions of the longest row that was ever written.
     """
 
     device = torch.device("cpu")
 
     def __init__(self, layout: RowLayout, capacity: int, new_chunk: NewChunk, most_bytes: int | None = None) -> None:
-        self._trimmer, self.row_bytes = RowTrimmer(layout), layout.row_bytes
+        self.trimmer, self.row_bytes = RowTrimmer(layout), layout.row_bytes
         chunk = max(CHUNK, ROWS_A_CHUNK * self.row_bytes)
         self._chunks = Chunks(
             new_chunk, chunk if most_bytes is None else max(self.row_bytes, min(chunk, most_bytes // 16))
@@ -123,10 +125,9 @@ class TrimmedStorage:
         self._starts = np.zeros(capacity, dtype=np.int64)
         self._lengths = np.zeros(capacity, dtype=np.int32)
         self._slots: dict[int, list[IntArray]] = {}  # that were ever written to each chunk
+        self.longest = 0
         self._version = 0  # odd while the table is changed
-        self.budget = (
-            None if most_bytes is None else Budget(self._trimmer, self._chunks, most_bytes - self._table_bytes)
-        )
+        self.budget = None if most_bytes is None else Budget(self.trimmer, self._chunks, most_bytes - self._table_bytes)
 
     @property
     def live_bytes(self) -> int:
@@ -150,9 +151,9 @@ class TrimmedStorage:
         if array.shape[1] != self.row_bytes:
             raise ValueError(f"rows of {array.shape[1]} bytes instead of {self.row_bytes}")
         places = np.arange(len(array)) if places is None else places
-        lengths = self._trimmer.lengths(array, places, bounds)
-        which, starts = self._chunks.append(self._trimmer.sizes(lengths))
-        self._trimmer.trim(array, places, lengths, self._chunks.runs(which, starts))
+        lengths = self.trimmer.lengths(array, places, bounds)
+        which, starts = self._chunks.append(self.trimmer.sizes(lengths))
+        self.trimmer.trim(array, places, lengths, self._chunks.runs(which, starts))
         self._enter(slots, which, starts, lengths)
         self._clean()
 
@@ -164,17 +165,15 @@ class TrimmedStorage:
         put(rows, np.arange(len(slots)), fields, columns, places)
         self.write(slots, torch.from_numpy(rows))
 
-    def read(self, slots: IntArray, out: Tensor, bounds: IntArray | None = None) -> None:
+    def read(
+        self, slots: IntArray, out: Tensor, bounds: IntArray | None = None, trimmer: RowTrimmer | None = None
+    ) -> None:
         """See `RowStorage.read`.
 
         `bounds` `[n]` int64 tells from which position on each row of `out` is padding already, and is brought up to
-        date; None where nobody knows.
+        date; None where nobody knows. `trimmer` is as in `TrimmedRows.pad_into`.
         """
-        self._rows_at(slots).pad_into(out, bounds)
-
-    def blank(self, rows: Tensor) -> None:
-        """Write padding to all positions of rows `[n, row_bytes]` of zeros."""
-        self._trimmer.blank(rows)
+        self._rows_at(slots).pad_into(out, bounds, trimmer)
 
     def first(self, count: int) -> TrimmedRows:
         """The rows at slots 0 to `count - 1` as they are now, whatever is written later; no byte is copied."""
@@ -190,14 +189,15 @@ class TrimmedStorage:
             arrays, which = self._chunks.arrays, self._which[slots].astype(np.int64)
             starts, lengths = self._starts[slots], self._lengths[slots].astype(np.int64)
             if version == self._version and not version % 2:
-                return TrimmedRows(self._trimmer, Runs(arrays, which, starts), lengths)
+                return TrimmedRows(self.trimmer, Runs(arrays, which, starts), lengths)
             time.sleep(0)  # let the writer go on
 
     def _enter(self, slots: IntArray, which: IntArray, starts: IntArray, lengths: IntArray) -> None:
         """Note where the rows at `slots` `[n]` lie from now on."""
         replaced = slots[self._which[slots] >= 0]
-        lost = self._trimmer.sizes(self._lengths[replaced].astype(np.int64))
+        lost = self.trimmer.sizes(self._lengths[replaced].astype(np.int64))
         self._chunks.release(self._which[replaced].astype(np.int64), lost)
+        self.longest = max(self.longest, int(lengths.max(initial=0)))
         self._version += 1
         self._which[slots], self._starts[slots], self._lengths[slots] = which, starts, lengths
         self._version += 1
@@ -214,7 +214,7 @@ class TrimmedStorage:
             slots = np.unique(np.concatenate(self._slots.pop(chunk)))
             slots = slots[self._which[slots] == chunk]
             rows = self._rows_at(slots)
-            which, starts = self._chunks.append(self._trimmer.sizes(rows.lengths))
+            which, starts = self._chunks.append(self.trimmer.sizes(rows.lengths))
             rows.copy_to(self._chunks.runs(which, starts))
             self._enter(slots, which, starts, rows.lengths)
             self._chunks.give_back(chunk)

@@ -57,6 +57,14 @@ class LazyRows:
             total += rows.select(index).nbytes if isinstance(rows, TrimmedRows) else len(index) * rows.shape[1]
         return total
 
+    @property
+    def longest(self) -> int | None:
+        """Positions of the longest row; None where their padding lies with them."""
+        lengths = [rows.lengths for rows in self._sources if isinstance(rows, TrimmedRows)]
+        if len(lengths) < len(self._sources):
+            return None
+        return max((int(each.max(initial=0)) for each in lengths), default=0)
+
     def select(self, index: IntArray) -> LazyRows:
         """The rows at `index` `[m]` int64."""
         return LazyRows(self._sources, self._source[index], self._index[index])

@@ -267,8 +267,7 @@ def _check_record(record: Record, rank_file: RankFile, count: Any) -> None:
             job["scope"], rank_file.rank, rank_file.size, record.progress["supply"]["pipeline"]
         )
         expected = ExpectedState(
-            row_bytes=layout.row_bytes,
-            state_bytes=layout.state_bytes,
+            layout=layout,
             ranks=ranks,
             rank=rank,
             all_ranks=rank_file.size,

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.narrowing import narrowed, width_for
 from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
 from rehearsal_plugin.buffer.storage import parts_of
 from rehearsal_plugin.checkpoint.folders import checkpoint_folder
@@ -38,7 +39,8 @@ def inspect(folder: Path) -> dict[str, Any]:
     """Summarise the newest checkpoint in a folder.
 
     Returns:
-        `step`, `ranks`, `rows`, `bytes`, `row_bytes`, `fields` and `state` (name, dtype, shape), `job` (settings),
+        `step`, `ranks`, `rows`, `bytes`, `row_bytes`, `sent_bytes` (of a row between ranks), `fields` and `state`
+        (name, dtype, shape), `job` (settings),
         `whole` (whether a job can go on bit for bit), `rows_by_rank`, `rows_by_partition`, `offered_by_partition`,
         `rows_by_origin` (the rank on which a row was admitted), `age_steps` (quartiles of step - step of admission).
 
@@ -56,14 +58,14 @@ def inspect(folder: Path) -> dict[str, Any]:
     for part in parts_with_rows:
         offered.update(part.offered)
     layout = parts_with_rows[0].layout if parts_with_rows else None
-    row_bytes = 0 if layout is None else layout.row_bytes
     quartiles = np.quantile(step - written, [0, 0.25, 0.5, 0.75, 1]).tolist() if len(written) else []
     return {
         "step": step,
         "ranks": len(files),
         "rows": len(written),
         "bytes": sum(part.rows.nbytes for part in parts_with_rows),
-        "row_bytes": row_bytes,
+        "row_bytes": 0 if layout is None else layout.row_bytes,
+        "sent_bytes": 0 if layout is None else _sent_bytes(layout, parts_with_rows),
         "fields": [] if layout is None else [(f.name, str(f.dtype), list(f.shape)) for f in layout.fields],
         "state": [] if layout is None else [(f.name, str(f.dtype), list(f.shape)) for f in layout.state],
         "job": dict(records[0].job),
@@ -187,6 +189,15 @@ def _views(layout: RowLayout, rows: Tensor, longest: int | None) -> dict[str, Te
 def _rows_of(record: Record, folder: Path, rank_file: RankFile) -> RowSet | None:
     with report_contradictions(folder / rank_file.name):
         return RowSet.of(record)
+
+
+def _sent_bytes(layout: RowLayout, parts: Sequence[RowSet]) -> int:
+    """Bytes of a row on its way between ranks: as many positions as the longest row needs."""
+    longest = [part.rows.longest for part in parts]
+    known = [each for each in longest if each is not None]
+    if layout.longest is None or len(known) < len(longest):
+        return layout.row_bytes
+    return narrowed(layout, width_for(max(known), layout.longest)).row_bytes
 
 
 def _count_values(parts: Sequence[np.ndarray[Any, Any]]) -> dict[int, int]:

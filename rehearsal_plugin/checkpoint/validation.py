@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.narrowing import narrowed
 from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
 from rehearsal_plugin.checkpoint.account_checks import (
     LARGEST,
@@ -44,8 +46,7 @@ class ExpectedState:
     """Sizes that the state of one rank must have.
 
     Attributes:
-        row_bytes: Bytes of a row.
-        state_bytes: Bytes of recorded state among them.
+        layout: Of the rows.
         ranks: Ranks that exchange rows.
         rank: This rank among them.
         all_ranks: Ranks of the job.
@@ -53,8 +54,7 @@ class ExpectedState:
         width: Numbers in the score of a row.
     """
 
-    row_bytes: int
-    state_bytes: int
+    layout: RowLayout
     ranks: int
     rank: int
     all_ranks: int
@@ -122,9 +122,14 @@ def check_progress(
 def _check_prefetcher(prefetcher: Mapping[str, Any], expected: ExpectedState, stored: int, step: int) -> None:
     check_int(prefetcher["step"], step, step)
     check_int(prefetcher["micro_batch"])
-    _check_rows(prefetcher["staged"], expected.row_bytes)
+    staged = _check_rows(prefetcher["staged"], expected.layout.row_bytes)
+    longest = expected.layout.longest or 0
+    if "bounds" in prefetcher:  # earlier releases did not keep any
+        check_array(prefetcher["bounds"], np.int64, (staged,), 0, longest)
+    check_int(prefetcher.get("row_width", {"told": 0})["told"], 0, longest)
     outgoing, arrival = prefetcher["outgoing"], prefetcher["arrival"]
     check_census(prefetcher["census"], expected.ranks, expected.all_ranks, step)
+    _packing(expected.layout, prefetcher["census"].get("width") or None)
     for weights in (prefetcher["mixture"]["weights"], prefetcher["mixture"]["proposed"]):
         _check_weights(weights)
     neighbours = prefetcher.get("neighbours")
@@ -132,7 +137,7 @@ def _check_prefetcher(prefetcher: Mapping[str, Any], expected: ExpectedState, st
         _check_neighbours(neighbours, expected, stored)
     if outgoing is not None:
         sent, _ = _check_outgoing(outgoing, expected, stored)
-        _check_rows(outgoing["rows"], expected.row_bytes, sent)
+        _check_rows(outgoing["rows"], _packing(expected.layout, outgoing.get("width")).row_bytes, sent)
     if arrival is not None:
         _check_arrival(arrival, expected, stored)
     if (arrival is not None or prefetcher["in_flight"]) and (outgoing is None or not prefetcher["in_flight"]):
@@ -157,13 +162,19 @@ def _check_ready(ready: Mapping[str, Any], expected: ExpectedState, stored: int)
         check_array(order, np.int64, (None,), 0, received - 1)
     check_ints(ready["shares"], LARGEST)
     if ready["state"] is not None:
-        _check_rows(ready["state"], expected.state_bytes, received)
+        _check_rows(ready["state"], expected.layout.state_bytes, received)
 
 
 def _check_arrival(arrival: Mapping[str, Any], expected: ExpectedState, stored: int) -> int:
     _, received = _check_outgoing(arrival["source"], expected, stored)
-    _check_rows(arrival["source"]["rows"], expected.row_bytes, 0)
-    return _check_rows(arrival["rows"], expected.row_bytes, received)
+    row_bytes = _packing(expected.layout, arrival["source"].get("width")).row_bytes
+    _check_rows(arrival["source"]["rows"], row_bytes, 0)
+    return _check_rows(arrival["rows"], row_bytes, received)
+
+
+def _packing(layout: RowLayout, width: Any) -> RowLayout:
+    """How rows are packed that travel with a width; None for as they are stored."""
+    return layout if width is None else narrowed(layout, check_int(width, 1, layout.longest or 0))
 
 
 def _check_outgoing(outgoing: Mapping[str, Any], expected: ExpectedState, stored: int) -> tuple[int, int]:
@@ -179,7 +190,7 @@ def _check_outgoing(outgoing: Mapping[str, Any], expected: ExpectedState, stored
         raise ValueError("a rank that does not get what it gives itself")
     check_int(plan["moved"], max(sent, received))
     check_array(outgoing["slots"], np.int64, (sent,), 0, stored - 1)
-    check_array(outgoing["written"], np.int64, (sent if expected.state_bytes else 0,), 0, LAST_STEP)
+    check_array(outgoing["written"], np.int64, (sent if expected.layout.state else 0,), 0, LAST_STEP)
     return sent, received
 
 

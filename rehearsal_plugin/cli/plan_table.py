@@ -49,7 +49,7 @@ def print_plan(estimate: Mapping[str, Any]) -> None:
 def _format_row(moved: int, stored: int) -> str:
     if moved == stored:
         return _format_size(moved)
-    return f"{_format_size(stored)} in the buffer; padded to rehearsal.padding.length on its way: {_format_size(moved)}"
+    return f"{_format_size(stored)} in the buffer; as long as the longest on its way: {_format_size(moved)}"
 
 
 def _format_often(exchanges: int) -> str:

@@ -25,19 +25,21 @@ ROWS = 2  # of the batch that the fields are tried with
 
 @dataclass(frozen=True)
 class RowSize:
-    """Bytes of a row; the two differ where rows do in length.
+    """Bytes of a row; the three differ where rows do in length.
 
     Attributes:
         stored: In a buffer, in the mean.
-        moved: On its way between ranks, padded.
+        moved: On its way between ranks, as long as the longest.
+        padded: With as many positions as a row can have.
     """
 
     stored: int
     moved: int
+    padded: int
 
     def held(self, storage: str) -> int:
         """Bytes that a row takes in a buffer with this `rehearsal.buffer.storage`."""
-        return self.stored if storage in CHUNK_OPENERS else self.moved
+        return self.stored if storage in CHUNK_OPENERS else self.padded
 
 
 def row_size(text: str | None, fields: Sequence[str], checkpoint: Path | None) -> RowSize:
@@ -60,7 +62,7 @@ def row_size(text: str | None, fields: Sequence[str], checkpoint: Path | None) -
     if checkpoint is not None:
         return _checkpoint_bytes(checkpoint)
     size = field_bytes(fields) if text is None else _parsed_bytes(text)
-    return RowSize(size, size)
+    return RowSize(size, size, size)
 
 
 def field_bytes(fields: Sequence[str]) -> int:
@@ -100,4 +102,4 @@ def _checkpoint_bytes(folder: Path) -> RowSize:
     told = tools.inspect(folder)
     if not told["rows"]:
         raise CheckpointError(f"{folder} holds no rows yet, so the bytes of one are not known; give --row-bytes")
-    return RowSize(-(-told["bytes"] // told["rows"]), told["row_bytes"])
+    return RowSize(-(-told["bytes"] // told["rows"]), told["sent_bytes"], told["row_bytes"])

@@ -144,6 +144,15 @@ class Census:
         """Rows that this rank must ask for in the exchange `step`, as it cannot tell the others; None if it can."""
         return self._of_group.promised(step)
 
+    def is_silent(self, step: int) -> bool:
+        """Whether the exchange `step` has no headers of these ranks."""
+        return self._of_group.is_silent(step)
+
+    @property
+    def width(self) -> int | None:
+        """Positions that rows of these ranks are packed with, as they told each other last; see `RowWidth`."""
+        return self._of_group.width
+
     def weights(self) -> Float64Array | None:
         """The weight of each partition of the table in a draw; None where all count alike."""
         weights = self.mixture.weights(self.table.keys)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.allocator import RecycledMemory
+from rehearsal_plugin.buffer.rows.staging import BoundedRows
 from rehearsal_plugin.config import RehearsalConfig
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.metrics import Metrics
@@ -33,6 +35,7 @@ from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing, Posted, Re
 from rehearsal_plugin.distributed.mixture import Weights
 from rehearsal_plugin.distributed.nearest_draw import NearestDraw
 from rehearsal_plugin.distributed.request import Request
+from rehearsal_plugin.distributed.row_width import RowWidth
 from rehearsal_plugin.distributed.transport import Pending, wait
 
 __all__ = ["Exchange"]
@@ -101,14 +104,14 @@ class Exchange:
         self._config = config
         self._exchanges, self._warned = 0, False  # exchanges since absent partitions were looked for
         self.census = Census(group, config, fingerprint, run)
-        self._sending = buffer.reader()
+        self._width = RowWidth(buffer)
 
     def post(
         self,
         step: int,
         request: Request,
         outgoing: Outgoing | None,
-        staged: Tensor,
+        staged: BoundedRows,
         refresh: Refresh | None = None,
         notes: Notes = NO_NOTES,
         proposed: Weights | None = None,
@@ -120,15 +123,15 @@ class Exchange:
             request: Rows that this rank shall get in each draw, two exchanges later; those promised where it has no
                 headers.
             outgoing: The rows drawn after the last exchange; None at first.
-            staged: `[n, row_bytes]` uint8, the new rows of this step.
+            staged: The new rows of this step.
             refresh: New state for rows that arrived earlier; None on all ranks or on none.
             notes: What this rank tells the others beside it; the mixture is added here.
             proposed: The weights by partition that this rank wants; see `Mixture`.
         """
         rows = self._send_rows(outgoing) if outgoing and (outgoing.plan.moved or self._always_sends) else None
         back = None if refresh is None else self._send_state_back(refresh)
-        nearest = None if self.nearest_draw is None else self.nearest_draw.ask(staged, request.rows, step)
-        headers = self.census.post(step, request, self._holdings(), notes, proposed, nearest)
+        nearest = None if self.nearest_draw is None else self.nearest_draw.ask(staged.rows, request.rows, step)
+        headers = self.census.post(step, request, self._holdings(staged), notes, proposed, nearest)
         if self._many:
             self._metrics.collectives += headers.count + (rows is not None) + (back is not None)
         refreshed = None if refresh is None else refresh.source
@@ -145,10 +148,11 @@ class Exchange:
         with self._metrics.timed("drawn_ms"):
             drawn = plan(self._draw(headers, posted.step), self._transport.size)
             slots = self._slots_of(drawn)
-            rows = self._sending.read(slots)
+            layout, sending = self._width.packing(self.census.width)
+            rows = sending.read(slots)
             written = self._buffer.written(slots) if self._buffer.layout.state else slots[:0]
             # Here in the background; and waited for, as the transport may send from host memory at once.
-            return Outgoing(rows.to(self._transport.device), drawn, slots, written)
+            return Outgoing(rows.to(self._transport.device), layout, drawn, slots, written)
 
     def receive(self, posted: Posted) -> Arrival | None:
         """Wait for the rows of this exchange, on the transport's device; None when there are none.
@@ -175,6 +179,28 @@ class Exchange:
         current = (self._buffer.written(slots) == posted.refreshed.written) & packed[:, -1].bool().cpu().numpy()
         packed = packed[torch.from_numpy(np.flatnonzero(current)).to(packed.device)]
         self._buffer.update_fields(slots[current], self._buffer.layout.state_of(packed))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank knows and told, as arrays and numbers."""
+        neighbours = None if self.nearest_draw is None else self.nearest_draw.state_dict()
+        return {
+            "census": self.census.state_dict(),
+            "mixture": self.census.mixture.state_dict(),
+            "neighbours": neighbours,
+            "row_width": self._width.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave on this rank of as many, or what an earlier release did.
+
+        Raises:
+            ValueError: It contradicts itself, or is that of other ranks.
+        """
+        self.census.load_state_dict(state["census"], state["mixture"])
+        if self.nearest_draw is not None:
+            self.nearest_draw.load_state_dict(state["neighbours"])
+        if "row_width" in state:
+            self._width.load_state_dict(state["row_width"])
 
     def close(self) -> None:
         """Leave the buffer alone from now on, when nothing is under way any more."""
@@ -206,17 +232,21 @@ class Exchange:
         self._metrics.rows_retrieved += len(nearest.owner)
         return joined(nearest, draw(table.counts, missing, rank, numbers, self._draws))
 
-    def _holdings(self) -> Holdings:
+    def admissible(self, staged: BoundedRows, step: int) -> BoundedRows:
+        """Those of the new rows of a step that other ranks can be sent, as far as they are told; see `RowWidth`."""
+        return self._width.admissible(staged, self.census.width) if self.census.is_silent(step) else staged
+
+    def _holdings(self, staged: BoundedRows) -> Holdings:
         keys, sizes = self._count_rows()
         index = self._buffer.slot_index
         is_settled = index.count >= index.capacity and not (self._by_partition or self._by_score or self._by_stream)
-        return Holdings(keys, sizes, self._count_offers(), is_settled)
+        return Holdings(keys, sizes, self._count_offers(), is_settled, self._width.tell(staged))
 
     def _count_rows(self) -> tuple[IntArray, IntArray]:
         """Partition keys and rows of each on this rank; one count where rows are not drawn by partition."""
         if self._by_partition:
             return self._buffer.counts()
-        count = self._buffer.tickets if self._by_score else len(self._buffer)
+        count = self._buffer.slot_index.tickets if self._by_score else len(self._buffer)
         return np.zeros(1, dtype=np.int64), np.array([count])
 
     def _count_offers(self) -> IntArray | None:
@@ -238,14 +268,14 @@ class Exchange:
         if self._by_partition:
             return self._buffer.slots(self.census.table.keys[drawn.partition], drawn.index)
         if self._by_score:
-            return self._buffer.holders(drawn.index)
+            return self._buffer.slot_index.holders(drawn.index)
         return drawn.index  # slots are taken without gaps, so in a draw over all rows the index is the slot
 
     def _send_rows(self, outgoing: Outgoing) -> Pending:
         drawn, rank = outgoing.plan, self._transport.rank
         rows = outgoing.rows
         received = self._memory.rows(rows, int(drawn.recv_counts.sum()))  # whoever gets them may hold on to them
-        metrics, row_bytes = self._metrics, self._buffer.layout.row_bytes
+        metrics, row_bytes = self._metrics, rows.shape[1]
         rows_sent = len(rows) - int(drawn.send_counts[rank])
         rows_received = len(received) - int(drawn.recv_counts[rank])
         metrics.rows_sent += rows_sent

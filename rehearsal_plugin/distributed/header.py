@@ -11,6 +11,7 @@ in this order:
 | 3 | `NUMERATOR`, `DENOMINATOR`, `CARRY` | `ReplayQueue`: what it asks for after that, see `request` | `HeaderRound` |
 | 1 | `CHANGES` | `GlobalCounts`: pairs that it takes to tell what changed | `GlobalCounts` |
 | 1 | `PROMISE` | `HeaderSchedule`: exchanges for which this rank will have nothing to tell | `HeaderSchedule` |
+| 1 | `WIDTH` | `RowWidth`: positions that this rank's rows are packed with, at least | `RowWidth` |
 | 1 | `MIXTURE` | `Mixture`: digest of the weights this rank wants | `Mixture` |
 | 1 | `LOSS_SUM` | `LossConsensus`: sum of losses on replayed rows, fixed point | `LossConsensus` |
 | 1 | `LOSS_WEIGHT` | `LossConsensus`: what that sum is divided by, fixed point | `LossConsensus` |
@@ -97,10 +98,11 @@ class Word(IntEnum):
     CARRY = 5
     CHANGES = 6
     PROMISE = 7
-    MIXTURE = 8
-    LOSS_SUM = 9
-    LOSS_WEIGHT = 10
-    LOSSES_MEASURED = 11
+    WIDTH = 8
+    MIXTURE = 9
+    LOSS_SUM = 10
+    LOSS_WEIGHT = 11
+    LOSSES_MEASURED = 12
 
 
 FIXED = len(Word)
@@ -178,11 +180,12 @@ def compose(
     room: int,
     nearest: IntArray | None = None,
     opening: IntArray | None = None,
+    width: int = 0,
 ) -> IntArray:
     """The header of this rank.
 
     Args:
-        fingerprint: See the table, as for `step`, `request`, `changes`, `promise` and `notes`.
+        fingerprint: See the table, as for `step`, `request`, `changes`, `promise`, `width` and `notes`.
         step: Number of the exchange.
         request: Rows asked for, now and later.
         changes: Pairs that it takes to tell what changed.
@@ -192,12 +195,13 @@ def compose(
         room: Pairs that headers of this step have room for.
         nearest: The words of the nearest draw.
         opening: The words of the opening.
+        width: Positions that rows are packed with, at least.
 
     Returns:
         `[FIXED + 2 * room + losses + len(nearest) + len(opening)]` int64.
     """
     header = np.zeros(FIXED + 2 * room, dtype=np.int64)
-    header[:FIXED] = fingerprint, step, *astuple(request), changes, promise, *notes.words[:NOTES]
+    header[:FIXED] = fingerprint, step, *astuple(request), changes, promise, width, *notes.words[:NOTES]
     header[FIXED : FIXED + pairs.size] = pairs.ravel()
     parts = [part for part in (header, _losses_of(notes, opening), nearest, opening) if part is not None]
     return header if len(parts) == 1 else np.concatenate(parts)

@@ -29,12 +29,14 @@ class Holdings:
         sizes: `[p]` int64, rows stored of each.
         offered: `[p]` int64, rows offered so far of each; None where that is not told.
         settled: Whether they stay as they are.
+        width: Positions that its rows are packed with, at least; 0 where all have one length.
     """
 
     keys: IntArray
     sizes: IntArray
     offered: IntArray | None
     settled: bool
+    width: int = 0
 
 
 class HeaderRound:
@@ -54,6 +56,8 @@ class HeaderRound:
     Attributes:
         global_counts: As given.
         notes: `[ranks, NOTES]` int64, the words of the layers above in the last headers.
+        width: Positions that the rows of all ranks were packed with, at least, in the last headers; None before, and
+            after a load of what an earlier release saved.
         run: The run of all ranks; None before the opening.
     """
 
@@ -76,6 +80,7 @@ class HeaderRound:
         self.notes = np.zeros((transport.size, NOTES), dtype=np.int64)
         self._losses = self._no_losses = np.zeros((transport.size, 0, len(PartitionWord)), dtype=np.int64)
         self.run: int | None = None
+        self.width: int | None = None
 
     def post(
         self, step: int, request: Request, holdings: Holdings, notes: Notes, nearest: IntArray | None = None
@@ -94,11 +99,13 @@ class HeaderRound:
             return None if self._has_met else self._greet(step, opening)
         changes, pairs = self.global_counts.changes(holdings.keys, holdings.sizes, holdings.offered)
         steady = holdings.settled and request.is_steady and nearest is None and not changes
-        told = [request.numerator, request.denominator, *notes.words]
+        told = [request.numerator, request.denominator, holdings.width, *notes.words]
         promise, room = self._schedule.promise(step, told, steady=steady), self.global_counts.room
         if self._transport.size == 1 or changes > room:  # it costs nothing; or this rank is left out until it is heard
             promise = 0
-        header = compose(self._fingerprint, step, request, changes, promise, notes, pairs, room, nearest, opening)
+        header = compose(
+            self._fingerprint, step, request, changes, promise, notes, pairs, room, nearest, opening, holdings.width
+        )
         return self._transport.all_gather(torch.from_numpy(header))
 
     def hear(self, step: int, words: IntArray) -> Headers | None:
@@ -121,7 +128,7 @@ class HeaderRound:
         self._heard_at, self._requests, self.notes = step, headers.of(Word.REQUEST).copy(), headers.notes
         if self._with_losses:
             self._losses = headers.losses
-        self._rates = headers.rates
+        self._rates, self.width = headers.rates, int(headers.of(Word.WIDTH).max())
         self._schedule.agree(step, headers.of(Word.PROMISE))
         return headers
 
@@ -142,15 +149,25 @@ class HeaderRound:
         """Rows that each rank asks for in the exchange `step`, `[ranks]` int64."""
         return self._requests if step == self._heard_at else requests_after(self._rates, step - self._heard_at)
 
+    def is_silent(self, step: int) -> bool:
+        """Whether the exchange `step` has no headers, so that ranks go by what they told each other before."""
+        return not self._schedule.is_due(step)
+
     def promised(self, step: int) -> int | None:
         """Rows that the others know this rank to ask for in the exchange `step`; None where it can tell them."""
-        return None if self._schedule.is_due(step) else int(self.requests(step)[self._transport.rank])
+        return int(self.requests(step)[self._transport.rank]) if self.is_silent(step) else None
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank knows of all."""
         requests = {"requests": self._requests, "rates": self._rates, "heard_at": self._heard_at}
         losses = {"losses": self._losses} if self._with_losses else {}
-        known = {"notes": self.notes, **losses, **requests, "schedule": self._schedule.state_dict()}
+        known = {
+            "notes": self.notes,
+            "width": self.width,
+            **losses,
+            **requests,
+            "schedule": self._schedule.state_dict(),
+        }
         return {**self.global_counts.state_dict(), **known}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -160,7 +177,7 @@ class HeaderRound:
             ValueError: Those were other ranks.
         """
         self.global_counts.load_state_dict(state)
-        self.notes = state["notes"].copy()
+        self.notes, self.width = state["notes"].copy(), state.get("width")
         if "losses" in state:
             self._losses = state["losses"].copy()
         if "schedule" in state:

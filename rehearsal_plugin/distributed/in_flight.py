@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.narrowing import narrowed
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.census import PostedHeaders
 from rehearsal_plugin.distributed.draw import Plan
@@ -23,24 +25,28 @@ class Outgoing:
 
     Attributes:
         rows: The rows.
+        layout: How they are packed, see `narrowing`; the same on all ranks.
         plan: Who gets which.
         slots: `[sent]` int64, where each row lives.
         written: `[sent]` int64, when it was admitted; empty for rows without state.
     """
 
     rows: Tensor
+    layout: RowLayout
     plan: Plan
     slots: IntArray
     written: IntArray
 
     def state_dict(self) -> dict[str, Any]:
         """The same as plain tensors, arrays and numbers."""
-        return {**vars(self), "plan": self.plan.state_dict()}
+        source = {"plan": self.plan.state_dict(), "slots": self.slots, "written": self.written}
+        return {"rows": self.rows, "width": self.layout.longest, **source}
 
     @classmethod
-    def load(cls, state: Mapping[str, Any], device: torch.device) -> Outgoing:
-        """What `state_dict` gave, with the rows on `device`."""
-        return cls(state["rows"].to(device), Plan.load(state["plan"]), state["slots"], state["written"])
+    def load(cls, state: Mapping[str, Any], layout: RowLayout, device: torch.device) -> Outgoing:
+        """What `state_dict` gave, or what an earlier release did, of rows of a layout; with the rows on `device`."""
+        packed = narrowed(layout, state.get("width"))
+        return cls(state["rows"].to(device), packed, Plan.load(state["plan"]), state["slots"], state["written"])
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,8 @@ class Arrival:
 
     Attributes:
         rows: The rows.
-        source: What this rank sent in the same exchange; its plan tells which draw gave each row.
+        source: What this rank sent in the same exchange; its plan tells which draw gave each row, its layout how they
+            are packed.
         longest: Positions of the longest row, behind which all are padding; None where nobody looked.
     """
 
@@ -62,9 +69,9 @@ class Arrival:
         return {"rows": self.rows, "source": replace(self.source, rows=self.source.rows[:0]).state_dict()}
 
     @classmethod
-    def load(cls, state: Mapping[str, Any], device: torch.device) -> Arrival:
-        """What `state_dict` gave, with the rows on `device`."""
-        return cls(state["rows"].to(device), Outgoing.load(state["source"], device))
+    def load(cls, state: Mapping[str, Any], layout: RowLayout, device: torch.device) -> Arrival:
+        """What `state_dict` gave of rows of a layout, with the rows on `device`."""
+        return cls(state["rows"].to(device), Outgoing.load(state["source"], layout, device))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -82,8 +85,8 @@ class CandidateStaging:
             self._owners = self._owners[kept]
         self._parts = [part for part in self._parts if part[0] != number]
 
-    def staged(self) -> Tensor:
-        """All rows that are held, `[n, row_bytes]`, in their order."""
+    def staged(self) -> BoundedRows:
+        """All rows that are held, in their order."""
         self._unroll()
         return self._staging.staged()
 
@@ -95,12 +98,18 @@ class CandidateStaging:
         self.offered = self.micro_batches = 0
         return self._staging.flush()
 
-    def restore(self, rows: Tensor, offered: int, micro_batches: int) -> None:
-        """Take over rows `[n, row_bytes]` that were held when a checkpoint was saved; they stay."""
-        self._staging.reserve(len(rows)).copy_(rows)
-        self.offered, self.micro_batches = offered, micro_batches
+    def state_dict(self) -> dict[str, Any]:
+        """The rows that are held, as tensors, arrays and numbers."""
+        rows, bounds = self.staged()
+        return {"staged": rows, "bounds": bounds, "micro_batch": self.micro_batches, "offered": self.offered}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave, or what an earlier release did; the rows stay."""
+        rows: Tensor = state["staged"]
+        self._staging.restore(rows, state.get("bounds"))
+        self.offered, self.micro_batches = int(state.get("offered", len(rows))), int(state["micro_batch"])
         self._parts = [(-1, len(rows))]
-        if offered > len(rows):
+        if self.offered > len(rows):
             self._owners = self._row_owners()
 
     def _thin(self, columns: list[Tensor], layout: RowLayout, places: Tensor | None, count: int, address: int) -> None:

@@ -152,7 +152,7 @@ class ReplayCoordinator:
             self._fail(error)
             return
         # Only now: the job that just ended might have been given the same device memory.
-        self.queue.receive(arrival, prefetcher.buffer.layout, prefetcher.step)
+        self.queue.receive(arrival, prefetcher.step)
         census = prefetcher.census
         self.queue.ratio.share_among_groups(census.group_share)
         if not self.lifecycle.alone:  # last: a job that is stopped here can save and load

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.core.tree import map_leaves
 from rehearsal_plugin.errors import BatchError, ConfigError
@@ -55,9 +54,7 @@ class MicroBatch:
     tokens: Tensor | None = None
     lengths: Tensor | None = None
 
-    def parts(
-        self, strategy: Strategy, layout: RowLayout, outputs: Any, targets: tuple[Any, ...], criterion: Criterion
-    ) -> list[Part]:
+    def parts(self, strategy: Strategy, outputs: Any, targets: tuple[Any, ...], criterion: Criterion) -> list[Part]:
         """The new rows, and those of each draw, with what belongs to them; without outputs for documents.
 
         Raises:
@@ -73,7 +70,7 @@ class MicroBatch:
         states: list[dict[str, Tensor]] = [{}] * (1 + self.draws)
         if self.share is not None:
             states[1:] = [
-                {name: value.to(device) for name, value in layout.unpack_state(rows).items()}
+                {name: value.to(device) for name, value in self.share.layout.unpack_state(rows).items()}
                 for rows in torch.split(self.share.rows, self.share.sizes)
             ]
         return [

@@ -208,9 +208,7 @@ class PendingLosses:
         return f"strategy '{self._config.strategy.name}' {what}"
 
     def _parts(self, outputs: Any, targets: tuple[Any, ...], criterion: Criterion) -> list[Part]:
-        micro_batch, layout = self._current()
-        stored = layout if self._coordinator.prefetcher is None else self._coordinator.prefetcher.buffer.layout
-        return micro_batch.parts(self._strategy, stored, outputs, targets, criterion)
+        return self._current()[0].parts(self._strategy, outputs, targets, criterion)
 
     def _refuse_documents(self) -> None:
         """Refuse a criterion over a flat row of documents where the losses of samples are asked for."""

@@ -105,7 +105,7 @@ class Prefetcher:
             run=run,
         )
         self._staging = CandidateStaging(config, rank, buffer.capacity, buffer.layout, device)
-        self._arrived, self._stream = ArrivedRows(buffer, device), SideStream(device)
+        self._arrived, self._stream = ArrivedRows(device), SideStream(device)
         self._outgoing: Outgoing | None = None
         self._job: Future[Outcome] | None = None
         everyone = group.everyone or group.transport
@@ -131,14 +131,16 @@ class Prefetcher:
         """
         self.mixture.read_file()
         step, offered = self.step, self._staging.offered
-        staged = self._staging.flush()
+        flushed = self._staging.flush()
+        staged = self._exchange.admissible(flushed, step)
+        offered -= len(flushed.bounds) - len(staged.bounds)
         slots = self.buffer.admit(staged.rows, step, offered)
         self._count_admission(slots, offered - len(slots))
         self._wrote.clear()
         self._stream.mark()
         # The weights as they are now, not when the background comes to it: which thread posts changes nothing.
         weights = self.mixture.proposed
-        post = partial(self._exchange.post, step, request, self._outgoing, staged.rows, refresh, notes, weights)
+        post = partial(self._exchange.post, step, request, self._outgoing, staged, refresh, notes, weights)
         posted = at_once(post) if self._inline else post
         write = partial(self.buffer.write, slots, *staged)
         self._job = self._worker.submit(lambda: self._run(step, write, posted))
@@ -182,18 +184,13 @@ class Prefetcher:
         """
         outcome = None if self._job is None else self._result(self._job)
         outgoing, arrival = (self._outgoing, None) if outcome is None else (outcome.outgoing, outcome.arrival)
-        nearest_draw = self._exchange.nearest_draw
         return {
             "step": self.step,
             "in_flight": outcome is not None,
             "outgoing": None if outgoing is None else outgoing.state_dict(),
             "arrival": None if arrival is None else arrival.state_dict(),
-            "staged": self._staging.staged(),
-            "micro_batch": self._staging.micro_batches,
-            "offered": self._staging.offered,
-            "census": self._exchange.census.state_dict(),
-            "mixture": self.mixture.state_dict(),
-            "neighbours": None if nearest_draw is None else nearest_draw.state_dict(),
+            **self._staging.state_dict(),
+            **self._exchange.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -202,14 +199,12 @@ class Prefetcher:
         Raises:
             ValueError: It contradicts itself, or is that of other ranks.
         """
-        self.step, staged = int(state["step"]), state["staged"]
-        self._exchange.census.load_state_dict(state["census"], state["mixture"])
-        if self._exchange.nearest_draw is not None:
-            self._exchange.nearest_draw.load_state_dict(state["neighbours"])
-        self._staging.restore(staged, int(state.get("offered", len(staged))), int(state["micro_batch"]))
-        arrival = None if state["arrival"] is None else Arrival.load(state["arrival"], self.device)
+        self.step, layout = int(state["step"]), self.buffer.layout
+        self._exchange.load_state_dict(state)
+        self._staging.load_state_dict(state)
+        arrival = None if state["arrival"] is None else Arrival.load(state["arrival"], layout, self.device)
         outgoing = state["outgoing"]
-        self._outgoing = None if outgoing is None else Outgoing.load(outgoing, self._exchange.device)
+        self._outgoing = None if outgoing is None else Outgoing.load(outgoing, layout, self._exchange.device)
         if state["in_flight"]:
             assert self._outgoing is not None
             self._job = Future()

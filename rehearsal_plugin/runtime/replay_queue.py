@@ -164,7 +164,7 @@ class ReplayQueue:
         self._requested.append(plan)
         return Request(plan.requested, *rate)
 
-    def receive(self, arrival: Arrival | None, layout: RowLayout, step: int) -> None:
+    def receive(self, arrival: Arrival | None, step: int) -> None:
         """Make the rows of the exchange that ended ready, in random order; the ready ones are spent."""
         self._spent, self._ready = self._ready, None
         self._plan = self._requested.popleft()
@@ -172,7 +172,7 @@ class ReplayQueue:
             self.account.open()
         if arrival is not None:
             rng = partial(self._orders.at, step, self._rank)
-            self._ready = Representatives.shuffled(arrival, layout, self._draws, rng)
+            self._ready = Representatives.shuffled(arrival, self._draws, rng)
         arrived = 0 if self._ready is None else self._ready.left
         self.account.write_off(self._plan, arrived)
 

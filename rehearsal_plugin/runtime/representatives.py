@@ -28,13 +28,20 @@ class Share:
         rows: `[r, row_bytes]` uint8, draw by draw.
         sizes: How many of them each draw gave.
         index: `[r]` int64, which rows of the arrival they are.
+        layout: How they are packed.
         longest: See `Arrival`.
     """
 
     rows: Tensor
     sizes: list[int]
     index: Tensor
+    layout: RowLayout
     longest: int | None = None
+
+    @property
+    def fields(self) -> dict[str, Tensor]:
+        """Their fields by name, as views."""
+        return self.layout.views(self.rows, self.longest)
 
     @property
     def count(self) -> int:
@@ -57,26 +64,23 @@ class Representatives:
 
     Args:
         arrival: The rows.
-        layout: That of the rows.
         order: Gives, for each draw, which rows of the arrival are still to be given, in their order; called once.
     """
 
-    def __init__(self, arrival: Arrival, layout: RowLayout, order: Callable[[], list[IntArray]]) -> None:
-        self._arrival, self._layout, self._order = arrival, layout, order
+    def __init__(self, arrival: Arrival, order: Callable[[], list[IntArray]]) -> None:
+        self._arrival, self._layout, self._order = arrival, arrival.source.layout, order
         self._ordered: list[IntArray] | None = None
         self._state: Tensor | None = None
 
     @classmethod
-    def shuffled(
-        cls, arrival: Arrival, layout: RowLayout, draws: int, rng: Callable[[], np.random.Generator]
-    ) -> Representatives:
+    def shuffled(cls, arrival: Arrival, draws: int, rng: Callable[[], np.random.Generator]) -> Representatives:
         """The rows of so many independent draws, in an order from the generator that `rng` gives."""
 
         def order() -> list[IntArray]:
             numbers, numbered = arrival.source.plan.draw_numbers, rng()
             return [numbered.permutation(np.flatnonzero(numbers == number)) for number in range(draws)]
 
-        shuffled = cls(arrival, layout, order)
+        shuffled = cls(arrival, order)
         if draws > 1:
             shuffled._ordered = order()
         return shuffled
@@ -88,9 +92,9 @@ class Representatives:
 
     @classmethod
     def load(cls, state: Mapping[str, Any], layout: RowLayout, device: torch.device) -> Representatives:
-        """What `state_dict` gave, with the rows on `device`."""
+        """What `state_dict` gave of rows of a layout, with the rows on `device`."""
         draws = [state["orders"][str(number)] for number in range(len(state["orders"]))]
-        loaded = cls(Arrival.load(state["arrival"], device), layout, lambda: draws)
+        loaded = cls(Arrival.load(state["arrival"], layout, device), lambda: draws)
         loaded._ordered = draws
         loaded._state = None if state["state"] is None else state["state"].to(device)
         return loaded
@@ -106,22 +110,21 @@ class Representatives:
 
     def take(self, share: int) -> Share:
         """The next rows, as many as `share` of each draw, or fewer where there are no more."""
-        rows = self._arrival.rows.shape[0]
-        if share >= rows and (self._ordered is None or [len(draw) for draw in self._ordered] == [rows]):
+        arrived = self._arrival.rows.shape[0]
+        if share >= arrived and (self._ordered is None or [len(draw) for draw in self._ordered] == [arrived]):
             return self._take_all()
         chosen = [rows[:share] for rows in self._draws]
         self._draws = [rows[share:] for rows in self._draws]
         index = torch.from_numpy(np.concatenate(chosen)).to(self._arrival.rows.device)
-        return Share(
-            self._arrival.rows.index_select(0, index), [len(part) for part in chosen], index, self._arrival.longest
-        )
+        rows = self._arrival.rows.index_select(0, index)
+        return Share(rows, [len(part) for part in chosen], index, self._layout, self._arrival.longest)
 
     def _take_all(self) -> Share:
         """All rows of the only draw, where they lie: one micro-batch gets them, so their order does not matter."""
         self._ordered = [np.empty(0, dtype=np.int64)]
         rows = self._arrival.rows
         count = rows.shape[0]
-        return Share(rows, [count], _numbers(count, rows.device), self._arrival.longest)
+        return Share(rows, [count], _numbers(count, rows.device), self._layout, self._arrival.longest)
 
     def put_back(self, index: Tensor, sizes: Sequence[int]) -> None:
         """Undo `take`: the rows at `index` `[r]` are the next ones; `sizes` says how many each draw gave."""

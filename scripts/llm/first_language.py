@@ -16,7 +16,8 @@ FIRST_LANGUAGE = "first_language"
 def first_language(index: SlotIndex, offer: Offer, rng: np.random.Generator) -> np.ndarray:
     """Fill the slots one after the other with rows of the partition that came first, then keep them for good.
 
-    >>> first_language(SlotIndex(3, partitioned=True), Offer(np.array([0, 1, 0, 0, 0])), np.random.default_rng(0)).tolist()
+    >>> offer = Offer(np.array([0, 1, 0, 0, 0]))
+    >>> first_language(SlotIndex(3, partitioned=True), offer, np.random.default_rng(0)).tolist()
     [0, -1, 1, 2, -1]
     """
     slots = np.full(len(offer), -1)

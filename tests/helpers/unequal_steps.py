@@ -121,7 +121,7 @@ class QueueJob:
 
     def _collect(self) -> None:
         if self._step:
-            self._queue.receive(self._arrival(self._on_the_way.popleft()), self.layout, self._step)
+            self._queue.receive(self._arrival(self._on_the_way.popleft()), self._step)
 
     def share(self, size: int) -> float:
         """The share in micro-batches of a size."""
@@ -151,4 +151,4 @@ class QueueJob:
             return None
         packed, none = torch.zeros((rows, self.layout.row_bytes), dtype=torch.uint8), np.empty(0, dtype=np.int64)
         plan = Plan(none, none, np.array([0]), np.array([rows]), np.zeros(rows, dtype=np.int64), rows)
-        return Arrival(packed, Outgoing(packed[:0], plan, none, none))
+        return Arrival(packed, Outgoing(packed[:0], self.layout, plan, none, none))

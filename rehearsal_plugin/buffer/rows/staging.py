@@ -110,6 +110,13 @@ class Staging:
         self._pool.bounds[start : self._count] = self._layout.longest or 0
         return reserved
 
+    def restore(self, rows: Tensor, bounds: IntArray | None) -> None:
+        """Stage packed rows `[n, row_bytes]`, with `bounds` as in `BoundedRows`; None where nobody knows."""
+        start = self._count
+        self.reserve(len(rows)).copy_(rows)
+        if bounds is not None:
+            self._pool.bounds[start : self._count] = bounds
+
     def pack(self, columns: list[Tensor], layout: RowLayout, rows: int, index: Tensor | None = None) -> None:
         """Copy samples (see `RowLayout.pack`) behind what is staged already; nothing is staged where that fails."""
         self._follow(layout)
@@ -138,21 +145,21 @@ class Staging:
     def keep(self, places: IntArray) -> None:
         """Keep the rows at `places` `[n]` only, in that order."""
         if not np.array_equal(places, np.arange(len(places))):  # else they are the first ones
-            staged, bounds = self.staged(), self._pool.bounds
+            staged, bounds = self.staged()
             staged[: len(places)] = staged[torch.from_numpy(places).to(staged.device)]
             bounds[: len(places)] = bounds[places]
         self._count = len(places)
 
-    def staged(self) -> Tensor:
-        """All rows staged so far, `[n, row_bytes]`."""
-        return self._pool.grow(self._count)
+    def staged(self) -> BoundedRows:
+        """All rows staged so far."""
+        return BoundedRows(self._pool.grow(self._count), self._pool.bounds[: self._count])
 
     def flush(self) -> BoundedRows:
         """All staged rows, untouched until the next flush; staging starts anew."""
-        rows, bounds = self.staged(), self._pool.bounds[: self._count]
+        staged = self.staged()
         self._pool.take(0)
         self._count = 0
-        return BoundedRows(rows, bounds)
+        return staged
 
     def _follow(self, layout: RowLayout) -> None:
         """Go by the padding of `layout`: the batches of a job that goes on may be padded in another way."""

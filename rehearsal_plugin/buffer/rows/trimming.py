@@ -185,9 +185,21 @@ class TrimmedRows:
         """Copy the trimmed rows."""
         self._runs.copy_to(to, self._trimmer.sizes(self.lengths))
 
-    def pad_into(self, out: Tensor, bounds: IntArray | None = None) -> None:
-        """Write the padded rows to `out` `[n, row_bytes]` uint8 in host memory, contiguous; see `RowTrimmer.pad`."""
-        self._trimmer.pad(self._runs, self.lengths, out.numpy(), bounds)
+    def pad_into(self, out: Tensor, bounds: IntArray | None = None, trimmer: RowTrimmer | None = None) -> None:
+        """Write the padded rows to `out` `[n, row_bytes]` uint8 in host memory, contiguous; see `RowTrimmer.pad`.
+
+        Args:
+            out: The memory.
+            bounds: As in `RowTrimmer.pad`.
+            trimmer: That of the same rows with another width, see `narrowing`; None for their own.
+
+        Raises:
+            ValueError: A row is longer than that.
+        """
+        trimmer = trimmer or self._trimmer
+        if self.lengths.max(initial=0) > trimmer.longest:
+            raise ValueError(f"a row of {self.lengths.max()} positions where there is room for {trimmer.longest}")
+        trimmer.pad(self._runs, self.lengths, out.numpy(), bounds)
 
 
 def _strips(field: Field, layout: RowLayout, longest: int) -> Iterator[Strip]:

@@ -8,6 +8,8 @@ import torch
 
 from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.row_reader import RowReader
+from rehearsal_plugin.buffer.rows.narrowing import narrowed
+from rehearsal_plugin.buffer.storage import HostStorage
 from rehearsal_plugin.config import BufferConfig
 from tests.helpers.ragged_rows import LAYOUT, LONGEST, packed_rows
 
@@ -42,6 +44,28 @@ def test_no_more_is_padded_than_the_row_before_was_long() -> None:
         labels.view(marked)[0, 9] = 77
     after = labels.view(reader.read(np.array([0])))[0]  # 3 positions
     assert after[3:].tolist() == [-100] * 6 + [77] + [-100] * (LONGEST - 10)
+
+
+def test_rows_are_read_with_fewer_positions() -> None:
+    """Whatever was read before; from a storage that trims rows, and from one that does not."""
+    short, packed = [length for length in LENGTHS if length <= 9], narrowed(LAYOUT, 8)
+    rows, rng = packed_rows(short), np.random.default_rng(0)
+    buffer = RehearsalBuffer(BufferConfig(capacity=len(short)), LAYOUT)
+    buffer.write(np.arange(len(short)), rows)
+    plain = HostStorage(np.zeros((len(short), LAYOUT.row_bytes), dtype=np.uint8))
+    plain.write(np.arange(len(short)), rows)
+    for reader in (buffer.reader(packed), RowReader(plain, None, LAYOUT, packed)):
+        for _ in range(50):
+            slots = rng.choice(len(short), int(rng.integers(0, 5)), replace=False)
+            slots = slots[np.array(short)[slots] <= 8]
+            wanted = LAYOUT.views(rows[slots], 8)
+            found = packed.views(reader.read(slots))
+            assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_a_row_that_is_too_long_for_that_is_refused() -> None:
+    with pytest.raises(ValueError, match="24 positions where there is room for 8"):
+        filled().reader(narrowed(LAYOUT, 8)).read(np.array([0, 1]))
 
 
 @pytest.mark.parametrize("keys", [{}, {"storage": "mmap"}])

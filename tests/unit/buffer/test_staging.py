@@ -140,7 +140,7 @@ def test_rows_are_whole_in_whatever_order_batches_of_any_width_come(seed: int) -
             expected = torch.cat((expected, whole))[: max(len(expected), int(places.max(initial=-1)) + 1)]
             expected[places] = whole
         elif what == "restore":
-            staging.reserve(count).copy_(whole)
+            staging.restore(whole, None)
             expected = torch.cat((expected, whole))
         else:
             flushed = staging.flush()
@@ -148,7 +148,7 @@ def test_rows_are_whole_in_whatever_order_batches_of_any_width_come(seed: int) -
             lengths_found = RowTrimmer(RAGGED).lengths(expected.numpy(), np.arange(len(expected)))
             assert (lengths_found <= flushed.bounds).all()
             expected = expected[:0]
-        assert torch.equal(staging.staged(), expected)
+        assert torch.equal(staging.staged().rows, expected)
 
 
 def test_only_what_the_row_before_had_is_padded_again(monkeypatch: pytest.MonkeyPatch) -> None:

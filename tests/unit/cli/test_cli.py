@@ -80,6 +80,7 @@ def test_inspect_tells_what_is_there(tmp_path: Path) -> None:
         "rows": 2 * STEPS * SIZE,
         "bytes": 2 * STEPS * SIZE * 96,
         "row_bytes": 96,
+        "sent_bytes": 96,
         "fields": [
             ["x", "torch.float64", [3]],
             ["half", "torch.bfloat16", []],

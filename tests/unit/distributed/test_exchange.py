@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rehearsal_plugin import LocalTransport, RehearsalBuffer, RehearsalConfig, RowLayout
 from rehearsal_plugin.buffer.rows.fields import ALIGNMENT
+from rehearsal_plugin.buffer.rows.staging import BoundedRows
 from rehearsal_plugin.core.metrics import Metrics
 from rehearsal_plugin.distributed.exchange import Exchange
 from rehearsal_plugin.distributed.groups import RankGroup
@@ -20,7 +21,7 @@ from rehearsal_plugin.distributed.request import Request
 from rehearsal_plugin.errors import ClosedError, ExchangeTimeout
 from tests.helpers.samples import Batch, new_batch
 
-NOTHING = torch.empty(0, dtype=torch.uint8)
+NOTHING = BoundedRows(torch.empty(0, dtype=torch.uint8), np.empty(0, dtype=np.int64))
 
 
 class Alone:
@@ -101,10 +102,11 @@ def test_new_state_reaches_the_rows_that_are_still_there() -> None:
 
 
 def test_an_outgoing_comes_back_from_its_state() -> None:
-    outgoing, _ = Alone().step(0, 3)
+    alone = Alone()
+    outgoing, _ = alone.step(0, 3)
     state = outgoing.state_dict()
     assert "turns" in state["plan"], "the name in checkpoints"
-    loaded = Outgoing.load(state, torch.device("cpu"))
+    loaded = Outgoing.load(state, alone.buffer.layout, torch.device("cpu"))
     assert torch.equal(loaded.rows, outgoing.rows)
     assert np.array_equal(loaded.plan.draw_numbers, outgoing.plan.draw_numbers)
 

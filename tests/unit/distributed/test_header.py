@@ -27,7 +27,9 @@ ALL_NOTES = Notes(mixture=11, loss_sum=12, loss_weight=13, losses_measured=14)
 
 def headers_of(*ranks: tuple[int, int], nearest: IntArray | None = None) -> Headers:
     """Headers of ranks by fingerprint and step."""
-    words = [compose(mark, step, Request(6, 7, 8, 9), 2, 10, ALL_NOTES, PAIRS, 4, nearest) for mark, step in ranks]
+    words = [
+        compose(mark, step, Request(6, 7, 8, 9), 2, 10, ALL_NOTES, PAIRS, 4, nearest, width=15) for mark, step in ranks
+    ]
     return Headers(np.stack(words), 4)
 
 
@@ -42,6 +44,7 @@ def headers_of(*ranks: tuple[int, int], nearest: IntArray | None = None) -> Head
         (Word.CARRY, 9),
         (Word.CHANGES, 2),
         (Word.PROMISE, 10),
+        (Word.WIDTH, 15),
         (Word.MIXTURE, 11),
         (Word.LOSS_SUM, 12),
         (Word.LOSS_WEIGHT, 13),

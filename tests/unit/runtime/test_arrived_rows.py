@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from rehearsal_plugin import LocalTransport, Rehearsal
-from rehearsal_plugin.buffer.buffer import RehearsalBuffer
 from rehearsal_plugin.buffer.rows.cells import Cell
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.padding import Padding
-from rehearsal_plugin.config import BufferConfig
 from rehearsal_plugin.distributed.draw import Plan
 from rehearsal_plugin.distributed.in_flight import Arrival, Outgoing
 from rehearsal_plugin.runtime.arrived_rows import ArrivedRows
@@ -25,11 +23,10 @@ NONE = np.zeros(0, dtype=np.int64)
 
 
 def prepared(rows: Tensor, layout: RowLayout) -> Arrival:
-    buffer = RehearsalBuffer(BufferConfig(capacity=4), layout)
     plan = Plan(
         NONE, NONE, np.array([len(rows)]), np.array([len(rows)]), np.zeros(len(rows), dtype=np.int64), len(rows)
     )
-    return ArrivedRows(buffer, CPU).prepare(Arrival(rows, Outgoing(rows[:0], plan, NONE, NONE)))
+    return ArrivedRows(CPU).prepare(Arrival(rows, Outgoing(rows[:0], layout, plan, NONE, NONE)))
 
 
 @pytest.mark.parametrize("lengths", [[3, 9, 1], [0], [24]])

@@ -38,7 +38,7 @@ def stage(staged: CandidateStaging, first: int, count: int) -> int:
 
 
 def ids(staged: CandidateStaging) -> list[int]:
-    return list(LAYOUT.views(staged.staged())["id"].tolist())
+    return list(LAYOUT.views(staged.staged().rows)["id"].tolist())
 
 
 @pytest.mark.usefixtures("few")

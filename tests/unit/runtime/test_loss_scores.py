@@ -209,7 +209,8 @@ def index(buffer: RehearsalBuffer) -> list[float]:
 
 def weights(buffer: RehearsalBuffer) -> list[int]:
     """Tickets of each stored row, by slot."""
-    tickets: list[int] = np.bincount(buffer.holders(np.arange(buffer.tickets)), minlength=len(buffer)).tolist()
+    index = buffer.slot_index
+    tickets: list[int] = np.bincount(index.holders(np.arange(index.tickets)), minlength=len(buffer)).tolist()
     return tickets
 
 
@@ -231,7 +232,7 @@ def test_without_a_score_nobody_holds_a_ticket() -> None:
     config = BufferConfig(capacity=4)
     buffer = RehearsalBuffer(config, RowLayout.infer(scored([0], [0.0])))
     buffer.offer(scored([1, 2], [3.0, 4.0]))
-    assert buffer.tickets == 0
+    assert buffer.slot_index.tickets == 0
 
 
 def test_new_scores_count_from_the_next_admission_on() -> None:
@@ -296,7 +297,7 @@ def test_a_rollback_without_a_commit_leaves_no_ticket() -> None:
     buffer = make()
     stream(buffer, 0, 6)
     buffer.rollback()
-    assert (len(buffer), buffer.tickets) == (0, 0)
+    assert (len(buffer), buffer.slot_index.tickets) == (0, 0)
 
 
 @pytest.mark.parametrize("policy", ["herding", "closest_to_centre"])

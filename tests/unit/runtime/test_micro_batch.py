@@ -25,7 +25,7 @@ def share(sizes: list[int]) -> Share:
     total = sum(sizes)
     rows = torch.zeros((total, LAYOUT.row_bytes), dtype=torch.uint8)
     LAYOUT.pack([torch.zeros(total), torch.arange(total, dtype=torch.float32)], rows)
-    return Share(rows, sizes, torch.arange(total))
+    return Share(rows, sizes, torch.arange(total), LAYOUT)
 
 
 def micro_batch(new: int = 3, sizes: list[int] | None = None, keys: list[int] | None = None) -> MicroBatch:
@@ -34,7 +34,7 @@ def micro_batch(new: int = 3, sizes: list[int] | None = None, keys: list[int] | 
 
 
 def parts(batch: MicroBatch, outputs: Any, *targets: Tensor) -> list[Part]:
-    return batch.parts(ER, LAYOUT, outputs, targets, no_criterion)
+    return batch.parts(ER, outputs, targets, no_criterion)
 
 
 def test_new_rows_come_first_then_those_of_each_draw() -> None:

@@ -28,7 +28,7 @@ def arrival(count: int) -> Arrival:
     LAYOUT.pack([torch.arange(count)], rows)
     none = np.empty(0, dtype=np.int64)
     plan = Plan(none, none, np.array([0]), np.array([count]), np.zeros(count, dtype=np.int64), count)
-    return Arrival(rows, Outgoing(rows[:0], plan, none, none))
+    return Arrival(rows, Outgoing(rows[:0], LAYOUT, plan, none, none))
 
 
 def taken(rows: ReplayQueue, step: int = LEAD) -> int:
@@ -62,9 +62,9 @@ def test_the_first_exchange_brings_none_and_the_next_its_shares() -> None:
     rows = queue()
     see(rows)
     rows.request(0)
-    rows.receive(None, LAYOUT, 1)
+    rows.receive(None, 1)
     assert rows.due(LEAD) == taken(rows) == 0
-    rows.receive(arrival(2), LAYOUT, 2)
+    rows.receive(arrival(2), 2)
     assert rows.due(LEAD) == 2
     assert taken(rows) == 2
     assert taken(rows) == 0
@@ -82,19 +82,19 @@ def test_nothing_is_handed_out_before_the_start() -> None:
     rows = queue(start_step=10)
     see(rows)
     rows.request(10 - LEAD)
-    rows.receive(None, LAYOUT, 8)
-    rows.receive(arrival(2), LAYOUT, 9)
+    rows.receive(None, 8)
+    rows.receive(arrival(2), 9)
     assert rows.due(9) == taken(rows, 9) == 0
     assert rows.due(10) == taken(rows, 10) == 2
 
 
 def test_rows_are_spent_once_others_are_ready() -> None:
     rows = queue()
-    rows.receive(arrival(2), LAYOUT, 1)
+    rows.receive(arrival(2), 1)
     assert rows.take_refresh() is None
     see(rows)
     rows.request(1)
-    rows.receive(None, LAYOUT, 2)
+    rows.receive(None, 2)
     assert rows.take_refresh() is not None
     assert rows.take_refresh() is None
 
@@ -103,9 +103,9 @@ def test_it_goes_on_from_its_state() -> None:
     rows = queue()
     see(rows)
     rows.request(0)
-    rows.receive(None, LAYOUT, 1)
+    rows.receive(None, 1)
     see(rows)
-    rows.receive(arrival(2), LAYOUT, 2)
+    rows.receive(arrival(2), 2)
     loaded = queue()
     loaded.load_state_dict(rows.state_dict(), LAYOUT, torch.device("cpu"))
     assert loaded.due(LEAD) == rows.due(LEAD) == 2

@@ -33,7 +33,7 @@ def weights(name: str = "er", **strategy: Any) -> ReplayWeights:
 
 def micro_batch(replayed: int = 4) -> MicroBatch:
     rows = torch.zeros((replayed, LAYOUT.row_bytes), dtype=torch.uint8)
-    return MicroBatch([], 3, Share(rows, [replayed], torch.arange(replayed)), 1, KEYS[: 3 + replayed])
+    return MicroBatch([], 3, Share(rows, [replayed], torch.arange(replayed), LAYOUT), 1, KEYS[: 3 + replayed])
 
 
 def test_without_weights_there_are_no_factors() -> None:

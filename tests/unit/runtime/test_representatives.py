@@ -21,12 +21,12 @@ def arrival(draws: list[int]) -> Arrival:
     LAYOUT.pack([torch.arange(len(draws)), torch.zeros(len(draws))], rows)
     none = np.empty(0, dtype=np.int64)
     plan = Plan(none, none, np.array([0]), np.array([len(draws)]), np.array(draws, dtype=np.int64), len(draws))
-    return Arrival(rows, Outgoing(rows[:0], plan, none, none))
+    return Arrival(rows, Outgoing(rows[:0], LAYOUT, plan, none, none))
 
 
 def shuffled(draws: list[int], seed: int = 0) -> Representatives:
     number = max(draws, default=0) + 1
-    return Representatives.shuffled(arrival(draws), LAYOUT, number, lambda: np.random.default_rng(seed))
+    return Representatives.shuffled(arrival(draws), number, lambda: np.random.default_rng(seed))
 
 
 def ids_of(share: Share) -> list[int]:

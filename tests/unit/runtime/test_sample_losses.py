@@ -121,7 +121,7 @@ def test_the_loss_of_each_sample_is_stored(make: MakeBatch, answer: MakeOutputs)
             prefetcher = rehearsal._coordinator.prefetcher
             assert micro_batch.share is not None
             assert prefetcher is not None
-            stored = prefetcher.buffer.layout.unpack_state(micro_batch.share.rows)[ROW_LOSS]
+            stored = micro_batch.share.layout.unpack_state(micro_batch.share.rows)[ROW_LOSS]
             logits = seen["noise"].clone().requires_grad_()
             sums, counts = losses_by_hand(seen, logits.detach())
             means = (sums / counts.clamp(min=1))[NEW:]

@@ -1,0 +1,101 @@
+"""With how many positions rows of different length travel: as many as the longest of all ranks needs.
+
+Each rank tells in its headers what its own rows need, and the largest that all have heard is the width of the rows that
+are drawn by these headers. In a stretch without headers the width stays, so a candidate that is longer waits outside::
+
+    exchange            7     8     9    10    11
+    headers             yes   .     .    yes   .
+    longest candidate   900   70    1500 1200  1500
+    width               1024  1024  1024 1280  1280         9 and 11: not offered to the buffer
+
+A new width comes seldom: widths are apart by an eighth or more, and there are headers in every exchange until all
+buffers are full and nothing has changed for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from rehearsal_plugin.buffer.buffer import RehearsalBuffer
+from rehearsal_plugin.buffer.row_reader import RowReader
+from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.narrowing import narrowed, width_for
+from rehearsal_plugin.buffer.rows.staging import BoundedRows
+from rehearsal_plugin.core.arrays import IntArray
+
+__all__ = ["RowWidth"]
+
+LOG = logging.getLogger(__name__)
+
+
+class RowWidth:
+    """The width of this rank's rows, and of those that ranks send each other.
+
+    Args:
+        buffer: This rank's rows.
+    """
+
+    def __init__(self, buffer: RehearsalBuffer) -> None:
+        self._buffer, self._told, self._warned = buffer, 0, False
+        self._packing = buffer.layout, buffer.reader()
+
+    def tell(self, staged: BoundedRows) -> int:
+        """The word of this rank's next header, with `staged` rows among its own; 0 where all rows have one length."""
+        longest = self._buffer.layout.longest
+        if longest is None:
+            return 0
+        needed = max(int(self._needed(staged).max(initial=0)), self._longest_stored)
+        self._told = max(self._told, width_for(needed, longest))
+        return self._told
+
+    def packing(self, width: int | None) -> tuple[RowLayout, RowReader]:
+        """How rows are packed that travel with a width, and what reads them like that; None for as they are stored."""
+        stored, (packed, _) = self._buffer.layout, self._packing
+        width = width or stored.longest
+        if packed.longest != width or packed.pads != stored.pads:
+            packed = narrowed(stored, width)
+            self._packing = packed, self._buffer.reader(None if packed is stored else packed)
+        return self._packing
+
+    def admissible(self, staged: BoundedRows, width: int | None) -> BoundedRows:
+        """Those of the staged rows that can travel with a width; warns once of the others."""
+        longest = self._buffer.layout.longest
+        if longest is None or width is None:
+            return staged
+        fits = self._needed(staged) <= width
+        if fits.all():
+            return staged
+        if not self._warned:
+            self._warned = True
+            LOG.warning(
+                "%d candidates are not offered to the buffer, as batches have become longer: ranks have told each "
+                "other of rows of up to %d positions, and will of longer ones within 64 steps",
+                int(np.count_nonzero(~fits)),
+                width,
+            )
+        places = np.flatnonzero(fits)
+        return BoundedRows(staged.rows[torch.from_numpy(places).to(staged.rows.device)], staged.bounds[places])
+
+    def _needed(self, staged: BoundedRows) -> IntArray:
+        """Positions that each staged row needs, `[n]` int64, at most."""
+        if self._buffer.longest is None:
+            return np.full(len(staged.bounds), self._buffer.layout.longest or 0)
+        return staged.bounds
+
+    @property
+    def _longest_stored(self) -> int:
+        longest = self._buffer.longest
+        return self._buffer.layout.longest or 0 if longest is None else longest
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this rank told."""
+        return {"told": self._told}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self._told = int(state["told"])
