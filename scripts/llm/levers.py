@@ -24,6 +24,7 @@ from scripts.llm.results import (
 )
 
 __all__ = [
+    "BY_LOSS",
     "against_fixed",
     "budgets",
     "mixtures",
@@ -229,6 +230,13 @@ def tried(report: dict[str, Any]) -> list[str]:
         f"of {told['both_ratio_at_end']:.2f} that was still falling: few rows a step make the window a long one. So "
         "`by` is `ratio` unless you say otherwise.\n",
     ]
+
+
+BY_LOSS = """
+Rows with a high loss are worth no more than others here, neither to keep (`policy: score`) nor to draw (`weights:
+score`): the differences are smaller than those of the seeds. For the draws the buffer keeps English alone
+(`scripts/llm/first_language.py`).
+"""
 
 
 def slow_weights(report: dict[str, Any]) -> list[str]:

@@ -23,8 +23,8 @@ from scripts.common.report import write_text
 from scripts.common.spread import Spread
 from scripts.common.tables import markdown_table
 from scripts.llm.data import LENGTH
-from scripts.llm.levers import against_fixed, budgets, mixtures, more_for_the_same, slow_weights, spaced, tried
-from scripts.llm.plan import BASE, BUDGET, BUDGET_BOTH, JOINT, LANGUAGES, RISING, SIZES, variants
+from scripts.llm.levers import BY_LOSS, against_fixed, budgets, mixtures, more_for_the_same, slow_weights, spaced, tried
+from scripts.llm.plan import BASE, BUDGET, BUDGET_BOTH, JOINT, LANGUAGES, RISING, SIZES, SURPRISED, SURPRISING, variants
 from scripts.llm.plots import plot_llm, plot_old_against_new
 from scripts.llm.results import LITERATURE, Row, cost_on_new, gap_closed, losses, percent, select
 from scripts.llm.skills_page import section as skills
@@ -248,9 +248,10 @@ def verdict(rows: Sequence[Row], names: Sequence[str]) -> str:
         if spread is None or spread.deviation is None
         else f"The seeds of the base differ by {100 * spread.deviation:.1f}. "
     )
+    by_loss = BY_LOSS if {SURPRISED, SURPRISING} <= points.keys() else ""
     return (
         f"In points of the gap, for 5 %:\n\n{moves}\n{doubt}With the steps of the base, 5 % is {replayed:,} rows at "
-        f"most, {replayed / rows_of_english:.0%} of the English ones.\n"
+        f"most, {replayed / rows_of_english:.0%} of the English ones.\n{by_loss}"
     )
 
 
