@@ -131,7 +131,7 @@ class Recipe:
         config = folder / "deepspeed.json"
         write_text(config, json.dumps(self.deepspeed_config(run), indent=1) + "\n")
         if run.made_up:
-            self._make_up(run)
+            self.make_up(run)
         elif run.surprising and run.after is not None:
             self._take_out(run.after, run)
         options = {"deepspeed": config, "steps": run.steps, "seed": run.seed, "width": run.width, "out": folder}
@@ -143,7 +143,7 @@ class Recipe:
         if status:
             raise SystemExit(f"{run.name}: the job ended with status {status}; the same command tries it again")
 
-    def _make_up(self, run: Run) -> None:
+    def make_up(self, run: Run) -> None:
         """Rows that the English model says itself, with the fields of those that it was trained on."""
         assert run.after is not None  # by the plan,
         assert run.buffer is not None  # as this

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,13 @@ from scripts.common.launch import free_port
 from tests.helpers.clients.claims import assert_replay, assert_same_from
 from tests.helpers.clients.runs import Run, run_client, section_file
 
-pytestmark = pytest.mark.clients
+pytestmark = [
+    pytest.mark.clients,
+    pytest.mark.skipif(
+        int(metadata.version("transformers").partition(".")[0]) >= 5,
+        reason="tests/integrations has it for this release",
+    ),
+]
 
 
 def run_trainer(folder: Path, *options: object, section: Path | None = None) -> Run:
