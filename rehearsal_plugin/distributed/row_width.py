@@ -26,6 +26,7 @@ from rehearsal_plugin.buffer.row_reader import RowReader
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.narrowing import narrowed, width_for
 from rehearsal_plugin.buffer.rows.staging import BoundedRows
+from rehearsal_plugin.buffer.rows.trimming import RowTrimmer
 from rehearsal_plugin.core.arrays import IntArray
 
 __all__ = ["RowWidth"]
@@ -68,6 +69,10 @@ class RowWidth:
         if longest is None or width is None:
             return staged
         fits = self._needed(staged) <= width
+        if not fits.all() and self._buffer.longest is not None and staged.rows.is_cpu:
+            # A batch is as wide as its longest row; only now is it worth to look at each.
+            lengths = RowTrimmer(self._buffer.layout).lengths(staged.rows.numpy(), np.arange(len(fits)), staged.bounds)
+            fits = lengths <= width
         if fits.all():
             return staged
         if not self._warned:

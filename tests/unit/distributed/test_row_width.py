@@ -80,6 +80,13 @@ def test_longer_candidates_wait_and_that_is_said_once(caplog: pytest.LogCaptureF
     assert len(caplog.records) == 1
 
 
+def test_short_rows_of_a_wide_batch_do_not_wait() -> None:
+    rows = BoundedRows(packed_rows([3, 100, 16]), np.full(3, 100))
+    kept = RowWidth(buffer()).admissible(rows, 16)
+    assert torch.equal(kept.rows, packed_rows([3, 16]))
+    assert kept.bounds.tolist() == [100, 100], "of the batch, as the memory has it"
+
+
 def test_all_are_admissible_where_nothing_is_agreed() -> None:
     width = RowWidth(buffer())
     rows = staged(3, LONGEST)
