@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import pytest
 from rehearsal_plugin import RehearsalConfig
 from rehearsal_plugin.config import find_block
 from tests.helpers.paths import ROOT
+from tests.helpers.ranks import run_snippet
 
 README = (ROOT / "README.md").read_text()
 DOCS = "".join(path.read_text() for path in sorted((ROOT / "docs").rglob("*.md")))
@@ -57,14 +56,12 @@ def test_it_says_in_ten_rows_what_works() -> None:
 
 def test_the_first_example_replays_what_the_page_says() -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/get_started.md").read_text(), re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", example], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "'rows_replayed': 392" in done.stdout  # 98 steps of 4
+    assert "'rows_replayed': 392" in run_snippet(example)  # 98 steps of 4
 
 
 @pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL))
 def test_the_examples_of_the_docs_run_as_they_stand(example: str) -> None:
-    subprocess.run([sys.executable, "-c", example], check=True, timeout=120)
+    run_snippet(example)
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:scripts|configs|docs)/[\w./]+\w", README))))

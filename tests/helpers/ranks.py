@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -48,6 +50,30 @@ def run_ranks(function: Callable[..., Any], size: int, *args: Any, timeout_s: fl
         for process in ranks:
             process.join(max(0.1, deadline - time.monotonic()) if process.exitcode is None else None)
             process.kill()
+
+
+def run_snippet(code: str, timeout_s: float = 120.0) -> str:
+    """Run a piece of code as `python -c` would, in a process that has the slow imports behind it; what it printed.
+
+    Raises:
+        AssertionError: It raised, died or did not end in time; the message holds what it printed.
+    """
+    with tempfile.NamedTemporaryFile("r") as log:
+        process = CONTEXT.Process(target=_snippet, args=(code, log.name))
+        process.start()
+        process.join(timeout_s)
+        process.kill()
+        process.join()
+        printed = log.read()
+    assert process.exitcode == 0, f"exit status {process.exitcode}:\n{printed}"
+    return printed
+
+
+def _snippet(code: str, log: str) -> None:
+    with Path(log).open("w") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
 
 
 def _rank(
