@@ -21,15 +21,15 @@ class RowReader:
     Args:
         storage: Of the rows.
         trimmed: The same, if its rows differ in length.
-        layout: That of the rows; where they are packed in another way.
+        layout: That of the rows.
         packed: How they are packed, see `narrowing`; None for as they are stored.
     """
 
     def __init__(
         self,
         storage: RowStorage,
-        trimmed: TrimmedStorage | None = None,
-        layout: RowLayout | None = None,
+        trimmed: TrimmedStorage | None,
+        layout: RowLayout,
         packed: RowLayout | None = None,
     ) -> None:
         self._storage, self._trimmed, self._layout, self._packed = storage, trimmed, layout, packed
@@ -51,4 +51,4 @@ class RowReader:
             return rows
         if len(slots):
             self._storage.read(slots, rows)
-        return rows if self._packed is None or self._layout is None else cut(rows, self._layout, self._packed)
+        return rows if self._packed is None else cut(rows, self._layout, self._packed)

@@ -3,10 +3,10 @@
 Each rank tells in its headers what its own rows need, and the largest that all have heard is the width of the rows that
 are drawn by these headers. In a stretch without headers the width stays, so a candidate that is longer waits outside::
 
-    exchange            7     8     9    10    11
-    headers             yes   .     .    yes   .
-    longest candidate   900   70    1500 1200  1500
-    width               1024  1024  1024 1280  1280         9 and 11: not offered to the buffer
+    exchange            7     8     9     10    11
+    headers             yes   .     .     yes   yes
+    longest candidate   900   70    1500  1200  1500
+    width               1024  1024  1024  1280  1536        9: not offered to the buffer
 
 A new width comes seldom: widths are apart by an eighth or more, and there are headers in every exchange until all
 buffers are full and nothing has changed for a while.

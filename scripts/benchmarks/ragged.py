@@ -67,9 +67,9 @@ def main(argv: Sequence[str]) -> int:
     rows[:] = 1  # so that its pages are there
     one = HostStorage(rows)
     calls = {
-        **operations("different", layout, batches, RowReader(storage, storage), arguments.capacity, rng,
+        **operations("different", layout, batches, RowReader(storage, storage, layout), arguments.capacity, rng,
                      lambda slots, staged: storage.write(slots, staged.rows, None, staged.bounds)),
-        **operations("one", one_layout, of_one, RowReader(one), arguments.capacity, rng,
+        **operations("one", one_layout, of_one, RowReader(one, None, one_layout), arguments.capacity, rng,
                      lambda slots, staged: one.write(slots, staged.rows)),
     }  # fmt: skip
     timings = measure(calls, arguments.rounds)

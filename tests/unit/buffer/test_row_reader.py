@@ -81,6 +81,6 @@ def test_rows_of_one_length_are_read_as_they_are() -> None:
         def read(self, slots: np.ndarray[tuple[int], np.dtype[np.int64]], out: torch.Tensor) -> None:
             out[:] = torch.from_numpy(slots).to(torch.uint8).unsqueeze(1)
 
-    reader = RowReader(Ones())  # type: ignore[arg-type]
+    reader = RowReader(Ones(), None, LAYOUT)  # type: ignore[arg-type]
     assert reader.read(np.array([4, 2]))[:, 0].tolist() == [4, 2]
     assert len(reader.read(np.arange(0))) == 0
