@@ -126,7 +126,8 @@ def _check_prefetcher(prefetcher: Mapping[str, Any], expected: ExpectedState, st
     longest = expected.layout.longest or 0
     if "bounds" in prefetcher:  # earlier releases did not keep any
         check_array(prefetcher["bounds"], np.int64, (staged,), 0, longest)
-    check_int(prefetcher.get("row_width", {"told": 0})["told"], 0, longest)
+    for positions in prefetcher.get("row_width", {}).values():
+        check_int(positions, 0, longest)
     outgoing, arrival = prefetcher["outgoing"], prefetcher["arrival"]
     check_census(prefetcher["census"], expected.ranks, expected.all_ranks, step)
     _packing(expected.layout, prefetcher["census"].get("width") or None)

@@ -42,7 +42,8 @@ class RowWidth:
     """
 
     def __init__(self, buffer: RehearsalBuffer) -> None:
-        self._buffer, self._told, self._warned = buffer, 0, False
+        self._buffer, self._warned = buffer, False
+        self._told = self._waiting = 0  # positions, of the last header and of candidates that were not offered
         self._packing = buffer.layout, buffer.reader()
 
     def tell(self, staged: BoundedRows) -> int:
@@ -50,7 +51,7 @@ class RowWidth:
         longest = self._buffer.layout.longest
         if longest is None:
             return 0
-        needed = max(int(self._needed(staged).max(initial=0)), self._longest_stored)
+        needed = max(int(self._needed(staged).max(initial=0)), self._longest_stored, self._waiting)
         self._told = max(self._told, width_for(needed, longest))
         return self._told
 
@@ -64,27 +65,32 @@ class RowWidth:
         return self._packing
 
     def admissible(self, staged: BoundedRows, width: int | None) -> BoundedRows:
-        """Those of the staged rows that can travel with a width; warns once of the others."""
-        longest = self._buffer.layout.longest
-        if longest is None or width is None:
+        """Those of the staged rows that can travel with a width; the next header tells of the others."""
+        if self._buffer.layout.longest is None or width is None:
             return staged
-        fits = self._needed(staged) <= width
-        if not fits.all() and self._buffer.longest is not None and staged.rows.is_cpu:
+        lengths = self._needed(staged)
+        if (lengths <= width).all():
+            return staged
+        if self._buffer.longest is not None and staged.rows.is_cpu:
             # A batch is as wide as its longest row; only now is it worth to look at each.
-            lengths = RowTrimmer(self._buffer.layout).lengths(staged.rows.numpy(), np.arange(len(fits)), staged.bounds)
-            fits = lengths <= width
-        if fits.all():
+            lengths = RowTrimmer(self._buffer.layout).lengths(staged.rows.numpy(), np.arange(len(lengths)), lengths)
+        places = np.flatnonzero(lengths <= width)
+        if len(places) == len(lengths):
             return staged
+        self._waiting = max(self._waiting, int(lengths.max()))
+        self._warn(len(lengths) - len(places), width)
+        return BoundedRows(staged.rows[torch.from_numpy(places).to(staged.rows.device)], staged.bounds[places])
+
+    def _warn(self, count: int, width: int) -> None:
+        """Say once that rows wait."""
         if not self._warned:
             self._warned = True
             LOG.warning(
                 "%d candidates are not offered to the buffer, as batches have become longer: ranks have told each "
                 "other of rows of up to %d positions, and will of longer ones within 64 steps",
-                int(np.count_nonzero(~fits)),
+                count,
                 width,
             )
-        places = np.flatnonzero(fits)
-        return BoundedRows(staged.rows[torch.from_numpy(places).to(staged.rows.device)], staged.bounds[places])
 
     def _needed(self, staged: BoundedRows) -> IntArray:
         """Positions that each staged row needs, `[n]` int64, at most."""
@@ -99,8 +105,8 @@ class RowWidth:
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank told."""
-        return {"told": self._told}
+        return {"told": self._told, "waiting": self._waiting}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
-        self._told = int(state["told"])
+        self._told, self._waiting = int(state["told"]), int(state["waiting"])

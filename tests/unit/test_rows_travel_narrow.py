@@ -96,6 +96,25 @@ def test_a_row_that_became_longer_waits_for_the_next_headers(caplog: pytest.LogC
         assert max(lengths[LONGEST + 3 :]) == 300
 
 
+def test_rows_that_are_long_between_headers_alone_come_in_after_the_next_ones() -> None:
+    def job(transport: Transport) -> tuple[int, float]:
+        with Rehearsal(section(), transport) as rehearsal:
+            drive(rehearsal, transport.rank, 0, QUIET)
+            prefetcher, headers = rehearsal._coordinator.prefetcher, 0
+            assert prefetcher is not None
+            for step in range(QUIET, QUIET + 4 * LONGEST):
+                silent = prefetcher.census.is_silent(step)
+                headers += not silent
+                drive(rehearsal, transport.rank, step, step + 1, 90 if silent and not headers else 20)
+            before = rehearsal.metrics()["rows_offered"]
+            drive(rehearsal, transport.rank, QUIET + 4 * LONGEST, QUIET + 4 * LONGEST + 3, 90)
+            return headers, rehearsal.metrics()["rows_offered"] - before
+
+    for headers, offered in run_threads(job, 2):
+        assert headers >= 2
+        assert offered == 3 * 8
+
+
 @pytest.mark.parametrize("scope", ["global", 2])
 def test_who_posts_the_exchange_changes_nothing(scope: Any) -> None:
     def job(transport: Transport, **keys: Any) -> list[dict[str, Tensor]]:

@@ -87,6 +87,16 @@ def test_short_rows_of_a_wide_batch_do_not_wait() -> None:
     assert kept.bounds.tolist() == [100, 100], "of the batch, as the memory has it"
 
 
+def test_the_next_header_tells_of_rows_that_waited() -> None:
+    width = RowWidth(buffer())
+    assert width.tell(staged(3)) == 16
+    width.admissible(BoundedRows(packed_rows([3, 40]), np.full(2, 100)), 16)
+    assert width.tell(staged(3)) == 48
+    loaded = RowWidth(buffer())
+    loaded.load_state_dict(width.state_dict())
+    assert loaded.tell(staged()) == 48
+
+
 def test_all_are_admissible_where_nothing_is_agreed() -> None:
     width = RowWidth(buffer())
     rows = staged(3, LONGEST)
