@@ -54,7 +54,8 @@ class RehearsalBuffer:
 
     Attributes:
         capacity: Rows.
-        layout: As given.
+        layout: As given; that of the batches, once a job goes on with others.
+        stored_layout: As given, by which rows are stored.
         budget: Tells when rows of different length have used up a capacity in bytes; None for any other.
 
     Raises:
@@ -73,7 +74,7 @@ class RehearsalBuffer:
         self._rule = AdmissionRule(policy, self._keys_and_scores, numbers, rank, newest=policy.newest)
         self._storage = TrackedStorage(open_rows(config, layout, rank), self.capacity)
         self.budget = None if self._storage.trimmed is None else self._storage.trimmed.budget
-        self._rank, self._ranks, self._stored_pads = rank, ranks, layout.pads
+        self._rank, self._ranks, self.stored_layout = rank, ranks, layout
         self._content_bytes = layout.row_bytes - layout.state_bytes if config.deduplicate else None
         self._records = self._empty_records()
         self._draw_numbers, self._calls = RandomStream(seed, Purpose.DRAW), 0
@@ -125,7 +126,7 @@ class RehearsalBuffer:
         places = kept_places(slots)
         if len(kept := slots if places is None else slots[places]):
             self._save_old_rows(kept)
-            same = self.layout.pads == self._stored_pads  # but for batches of a job that goes on
+            same = self.layout.pads == self.stored_layout.pads  # but for batches of a job that goes on
             self._storage.write_kept(kept, rows, places, bounds if same else None)
 
     def read(self, slots: IntArray, out: Tensor) -> None:
@@ -136,12 +137,12 @@ class RehearsalBuffer:
     @property
     def longest(self) -> int | None:
         """Positions of the longest row that was ever stored; None where that, or their padding now, is not known."""
-        known = self._storage.trimmed if self.layout.pads == self._stored_pads else None
+        known = self._storage.trimmed if self.layout.pads == self.stored_layout.pads else None
         return None if known is None else known.longest
 
     def reader(self, packed: RowLayout | None = None) -> RowReader:
         """Reads rows to memory that is used again; `packed` as in `RowReader`."""
-        return RowReader(self._storage, self._storage.trimmed, self.layout, packed)
+        return RowReader(self._storage, self._storage.trimmed, self.stored_layout, packed)
 
     def written(self, slots: IntArray) -> IntArray:
         """The step in which each row at `slots` `[n]` was admitted, `[n]` int64.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 from rehearsal_plugin.buffer.rows.narrowing import narrowed
-from rehearsal_plugin.buffer.rows.trimming import TrimmedRows
+from rehearsal_plugin.buffer.rows.trimming import RowTrimmer, TrimmedRows
 from rehearsal_plugin.checkpoint.account_checks import (
     LARGEST,
     MOST,
@@ -30,6 +30,7 @@ from rehearsal_plugin.checkpoint.account_checks import (
 from rehearsal_plugin.checkpoint.array_checks import check_array, check_distinct
 from rehearsal_plugin.checkpoint.census_checks import check_census
 from rehearsal_plugin.config import SamplingConfig
+from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.header import NOTES
 
 __all__ = ["LAST_STEP", "ExpectedState", "check_buffer", "check_progress"]
@@ -126,8 +127,10 @@ def _check_prefetcher(prefetcher: Mapping[str, Any], expected: ExpectedState, st
     longest = expected.layout.longest or 0
     if "bounds" in prefetcher:  # earlier releases did not keep any
         check_array(prefetcher["bounds"], np.int64, (staged,), 0, longest)
-    for positions in prefetcher.get("row_width", {}).values():
-        check_int(positions, 0, longest)
+        _check_bounds(prefetcher["staged"], prefetcher["bounds"], expected.layout)
+    if "row_width" in prefetcher:
+        check_int(prefetcher["row_width"]["waiting"], 0, longest)
+        _packing(expected.layout, prefetcher["row_width"]["told"] or None)
     outgoing, arrival = prefetcher["outgoing"], prefetcher["arrival"]
     check_census(prefetcher["census"], expected.ranks, expected.all_ranks, step)
     _packing(expected.layout, prefetcher["census"].get("width") or None)
@@ -171,6 +174,12 @@ def _check_arrival(arrival: Mapping[str, Any], expected: ExpectedState, stored: 
     row_bytes = _packing(expected.layout, arrival["source"].get("width")).row_bytes
     _check_rows(arrival["source"]["rows"], row_bytes, 0)
     return _check_rows(arrival["rows"], row_bytes, received)
+
+
+def _check_bounds(rows: Tensor, bounds: IntArray, layout: RowLayout) -> None:
+    """Check that each of the staged rows is padding from its bound on."""
+    if layout.pads and (RowTrimmer(layout).lengths(rows.cpu().numpy(), np.arange(len(rows))) > bounds).any():
+        raise ValueError("rows that are longer than they are said to be")
 
 
 def _packing(layout: RowLayout, width: Any) -> RowLayout:

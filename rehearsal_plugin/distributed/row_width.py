@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,38 +43,38 @@ class RowWidth:
     """
 
     def __init__(self, buffer: RehearsalBuffer) -> None:
-        self._buffer, self._warned = buffer, False
+        self._buffer, self._stored, self._warned = buffer, buffer.stored_layout, False
+        self._longest = self._stored.longest  # that a row can be
         self._told = self._waiting = 0  # positions, of the last header and of candidates that were not offered
-        self._packing = buffer.layout, buffer.reader()
+        self._packing = self._stored, buffer.reader()
 
     def tell(self, staged: BoundedRows) -> int:
         """The word of this rank's next header, with `staged` rows among its own; 0 where all rows have one length."""
-        longest = self._buffer.layout.longest
-        if longest is None:
+        if self._longest is None:
             return 0
-        needed = max(int(self._needed(staged).max(initial=0)), self._longest_stored, self._waiting)
-        self._told = max(self._told, width_for(needed, longest))
+        longest = self._buffer.longest
+        of_rows = (self._needed(staged).max(initial=0), self._longest if longest is None else longest)
+        self._told = max(self._told, width_for(int(max(*of_rows, self._waiting)), self._longest))
         return self._told
 
     def packing(self, width: int | None) -> tuple[RowLayout, RowReader]:
-        """How rows are packed that travel with a width, and what reads them like that; None for as they are stored."""
-        stored, (packed, _) = self._buffer.layout, self._packing
-        width = width or stored.longest
-        if packed.longest != width or packed.pads != stored.pads:
-            packed = narrowed(stored, width)
-            self._packing = packed, self._buffer.reader(None if packed is stored else packed)
+        """How rows are packed that travel with a width, and what reads them; None or 0 for as they are stored."""
+        width = width or self._longest
+        if self._packing[0].longest != width:
+            packed = narrowed(self._stored, width)
+            self._packing = packed, self._buffer.reader(None if packed is self._stored else packed)
         return self._packing
 
     def admissible(self, staged: BoundedRows, width: int | None) -> BoundedRows:
-        """Those of the staged rows that can travel with a width; the next header tells of the others."""
-        if self._buffer.layout.longest is None or width is None:
+        """Those of the staged rows that can travel with a width, see `packing`; the next header tells of the others."""
+        if self._longest is None or not width:
             return staged
         lengths = self._needed(staged)
         if (lengths <= width).all():
             return staged
-        if self._buffer.longest is not None and staged.rows.is_cpu:
+        if self._pads_alike and staged.rows.is_cpu:
             # A batch is as wide as its longest row; only now is it worth to look at each.
-            lengths = RowTrimmer(self._buffer.layout).lengths(staged.rows.numpy(), np.arange(len(lengths)), lengths)
+            lengths = self._trimmer.lengths(staged.rows.numpy(), np.arange(len(lengths)), lengths)
         places = np.flatnonzero(lengths <= width)
         if len(places) == len(lengths):
             return staged
@@ -93,15 +94,16 @@ class RowWidth:
             )
 
     def _needed(self, staged: BoundedRows) -> IntArray:
-        """Positions that each staged row needs, `[n]` int64, at most."""
-        if self._buffer.longest is None:
-            return np.full(len(staged.bounds), self._buffer.layout.longest or 0)
-        return staged.bounds
+        """Positions that each staged row needs at most, `[n]` int64: all where batches are padded in another way."""
+        return staged.bounds if self._pads_alike else np.full(len(staged.bounds), self._longest)
 
     @property
-    def _longest_stored(self) -> int:
-        longest = self._buffer.longest
-        return self._buffer.layout.longest or 0 if longest is None else longest
+    def _pads_alike(self) -> bool:
+        return self._buffer.layout.pads == self._stored.pads
+
+    @cached_property
+    def _trimmer(self) -> RowTrimmer:
+        return RowTrimmer(self._stored)
 
     def state_dict(self) -> dict[str, Any]:
         """What this rank told."""

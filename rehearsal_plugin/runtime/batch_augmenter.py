@@ -106,7 +106,7 @@ class BatchAugmenter:
             self._coordinator.stage_candidates(columns, layout, {}, turn)  # first: rows it refuses must leave no trace
         size = turn.rows = columns[0].shape[0]
         share, displaced = self._take_share(turn, displace)
-        replayed = NO_ROWS if share is None else share.fields
+        replayed = NO_ROWS if share is None else share.fields(layout)
         new = size - displaced
         self._count_towards_ratio(flat, replayed, new, share, turn)
         # Only what the model sees has outputs, and it has them later, when the batch may have been changed.

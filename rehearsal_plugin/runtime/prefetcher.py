@@ -133,7 +133,8 @@ class Prefetcher:
         step, offered = self.step, self._staging.offered
         flushed = self._staging.flush()
         staged = self._exchange.admissible(flushed, step)
-        offered -= len(flushed.bounds) - len(staged.bounds)
+        if staged is not flushed:
+            offered = len(staged.bounds)  # a sample of those that can travel, as if they had been all
         slots = self.buffer.admit(staged.rows, step, offered)
         self._count_admission(slots, offered - len(slots))
         self._wrote.clear()

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from rehearsal_plugin.buffer.rows.fields import ALIGNMENT
 from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.narrowing import widened
 from rehearsal_plugin.core.arrays import IntArray
 from rehearsal_plugin.distributed.in_flight import Arrival, Refresh
 
@@ -38,10 +39,11 @@ class Share:
     layout: RowLayout
     longest: int | None = None
 
-    @property
-    def fields(self) -> dict[str, Tensor]:
-        """Their fields by name, as views."""
-        return self.layout.views(self.rows, self.longest)
+    def fields(self, layout: RowLayout) -> dict[str, Tensor]:
+        """Their fields by name for batches of a layout: views, or copies where that is padded in another way."""
+        if layout.pads == self.layout.pads:
+            return self.layout.views(self.rows, self.longest)
+        return widened(self.rows, self.layout, layout)
 
     @property
     def count(self) -> int:

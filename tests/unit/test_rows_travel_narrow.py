@@ -115,6 +115,82 @@ def test_rows_that_are_long_between_headers_alone_come_in_after_the_next_ones() 
         assert offered == 3 * 8
 
 
+@pytest.mark.parametrize("policy", ["reservoir", "random_replace", "fifo"])
+def test_thinned_candidates_of_which_most_are_too_long_are_taken_in(policy: str) -> None:
+    """More micro-batches than a step holds, in a stretch without headers."""
+    padding = {**PADDING, "length": 1 << 15}
+
+    def job(transport: Transport) -> float:
+        with Rehearsal(section(buffer={"policy": policy}, padding=padding), transport) as rehearsal:
+            drive(rehearsal, transport.rank, 0, QUIET)
+            for step in range(QUIET, QUIET + 10):
+                for micro_batch in range(14):
+                    rehearsal.augment(texts(transport.rank, 100 * step + micro_batch, 300 if micro_batch < 12 else 20))
+                rehearsal.step()
+            return rehearsal.metrics()["rows_offered"] - 8 * QUIET
+
+    for offered in run_threads(job, 2):
+        assert 0 < offered < 10 * 14 * 8
+
+
+def test_a_job_goes_on_with_fields_that_are_padded_in_another_way(tmp_path: Path) -> None:
+    """Flat documents, then padded rows of the same fields, of which one has no padding any more."""
+    keys = section(padding={"length": 64, "token_id": 0})
+
+    def numbered(rank: int, step: int) -> list[Tensor]:
+        lengths = np.random.default_rng([rank, step]).integers(3, 12, 6).tolist()
+        return [torch.arange(1, length + 1) + 10 * (rank + 1) for length in lengths]
+
+    def documents(rank: int, step: int) -> dict[str, Tensor]:
+        rows = numbered(rank, step)
+        tokens = torch.cat(rows)[None]
+        positions = torch.cat([torch.arange(len(row)) for row in rows])[None]
+        return {"input_ids": tokens, "labels": tokens.clone(), "position_ids": positions, "weights": tokens.float()}
+
+    def padded(rank: int, step: int) -> dict[str, Tensor]:
+        tokens, labels = torch.zeros(6, 64, dtype=torch.int64), torch.full((6, 64), -100)
+        for place, row in enumerate(numbered(rank, step)):
+            tokens[place, : len(row)] = labels[place, : len(row)] = row
+        return {"input_ids": tokens, "labels": labels, "weights": tokens.float()}
+
+    def job(transport: Transport) -> int:
+        with Rehearsal(keys, transport) as rehearsal:
+            for step in range(QUIET):
+                rehearsal.update(documents(transport.rank, step))
+            rehearsal.save(tmp_path)
+        replayed = 0
+        with Rehearsal(keys, transport) as rehearsal:
+            rehearsal.load(tmp_path)
+            for step in range(QUIET, QUIET + 2 * LONGEST):
+                batch = rehearsal.update(padded(transport.rank, step))
+                for tokens, labels, weights in zip(*(batch[name][6:] for name in batch), strict=True):
+                    length = int((labels != -100).sum())
+                    assert 3 <= length < 12
+                    assert torch.equal(tokens[:length] % 10, torch.arange(1, length + 1) % 10)
+                    assert torch.equal(tokens[:length], labels[:length])
+                    assert torch.equal(weights[:length].long(), tokens[:length])
+                    replayed += 1
+        return replayed
+
+    assert min(run_threads(job, 2)) >= LONGEST
+
+
+def test_a_job_goes_on_with_padding_where_there_was_none(tmp_path: Path) -> None:
+    def job(transport: Transport) -> float:
+        wide = section(padding={**PADDING, "length": 20})
+        plain = {key: value for key, value in wide.items() if key != "padding"}
+        with Rehearsal(plain, transport) as rehearsal:
+            drive(rehearsal, transport.rank, 0, QUIET)
+            rehearsal.save(tmp_path)
+        with Rehearsal(wide, transport) as rehearsal:
+            rehearsal.load(tmp_path)
+            before = rehearsal.metrics()["rows_offered"]
+            drive(rehearsal, transport.rank, QUIET, QUIET + 20)
+            return rehearsal.metrics()["rows_offered"] - before
+
+    assert run_threads(job, 2) == [20 * 8] * 2
+
+
 @pytest.mark.parametrize("scope", ["global", 2])
 def test_who_posts_the_exchange_changes_nothing(scope: Any) -> None:
     def job(transport: Transport, **keys: Any) -> list[dict[str, Tensor]]:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from rehearsal_plugin.buffer.rows.fields import ALIGNMENT, Field
 from rehearsal_plugin.buffer.rows.layout import RowLayout
 
-__all__ = ["cut", "narrowed", "width_for"]
+__all__ = ["cut", "narrowed", "widened", "width_for"]
 
 STEPS_AN_OCTAVE = 4
 """Widths from one power of two to the next: a row that is a little longer than the others seldom needs another one."""
@@ -64,6 +65,20 @@ def cut(rows: Tensor, layout: RowLayout, to: RowLayout) -> Tensor:
     for field in (*to.fields, *to.state):
         field.view(out).copy_(values[field.name])
     return out
+
+
+def widened(rows: Tensor, packed: RowLayout, to: RowLayout) -> dict[str, Tensor]:
+    """The fields of packed rows by name with all positions of the layout `to`, padded as `packed` says: copies."""
+    values = packed.views(rows)
+    for field in to.fields:
+        if field.name in packed.pads:
+            value = packed.pads[field.name]
+            filling = value if field.dtype.is_floating_point else int(value)
+            whole = torch.full((len(rows), *field.shape), filling, dtype=field.dtype, device=rows.device)
+            axis = 1 if packed.rows_per_sample == 1 else 2
+            whole.narrow(axis, 0, values[field.name].shape[axis]).copy_(values[field.name])
+            values[field.name] = whole
+    return values
 
 
 def _shorter(field: Field, removed: int, layout: RowLayout) -> Field:

@@ -20,6 +20,7 @@ from torch import Tensor
 from rehearsal_plugin.buffer.rows.allocator import zeros
 from rehearsal_plugin.buffer.rows.cells import blank, pad_behind, width_of
 from rehearsal_plugin.buffer.rows.layout import RowLayout
+from rehearsal_plugin.buffer.rows.trimming import RowTrimmer
 from rehearsal_plugin.core.arrays import IntArray
 
 __all__ = ["BoundedRows", "RowPool", "Staging"]
@@ -111,9 +112,11 @@ class Staging:
         return reserved
 
     def restore(self, rows: Tensor, bounds: IntArray | None) -> None:
-        """Stage packed rows `[n, row_bytes]`, with `bounds` as in `BoundedRows`; None where nobody knows."""
+        """Stage packed rows `[n, row_bytes]`, with `bounds` as in `BoundedRows`; None where they are to be found."""
         start = self._count
         self.reserve(len(rows)).copy_(rows)
+        if bounds is None and self._layout.pads and rows.is_cpu:
+            bounds = RowTrimmer(self._layout).lengths(rows.numpy(), np.arange(len(rows)))
         if bounds is not None:
             self._pool.bounds[start : self._count] = bounds
 

@@ -198,7 +198,10 @@ class TrimmedRows:
         """
         trimmer = trimmer or self._trimmer
         if self.lengths.max(initial=0) > trimmer.longest:
-            raise ValueError(f"a row of {self.lengths.max()} positions where there is room for {trimmer.longest}")
+            raise ValueError(
+                f"a row of {self.lengths.max()} positions where there is room for {trimmer.longest}; rows that are "
+                "written to the buffer by hand must not be longer than those of the batches"
+            )
         trimmer.pad(self._runs, self.lengths, out.numpy(), bounds)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rehearsal_plugin import RowLayout
 from rehearsal_plugin.buffer.rows.fields import ALIGNMENT
-from rehearsal_plugin.buffer.rows.narrowing import cut, narrowed, width_for
+from rehearsal_plugin.buffer.rows.narrowing import cut, narrowed, widened, width_for
 from rehearsal_plugin.buffer.rows.trimming import RowTrimmer
 
 LONGEST = 75
@@ -76,6 +76,15 @@ def test_all_fields_are_those_of_the_whole_rows(samples: int, used: int) -> None
     assert all(torch.equal(state[name], value) for name, value in stored.unpack_state(rows).items())
     assert packed.state_bytes == stored.state_bytes
     assert all(field.offset % ALIGNMENT == 0 for field in (*packed.fields, *packed.state))
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_narrow_rows_are_padded_as_they_were(samples: int) -> None:
+    stored, used = layout(samples), 27
+    packed = narrowed(stored, width_for(used, LONGEST))
+    rows = rows_of(stored, used)
+    found, whole = widened(cut(rows, stored, packed), packed, stored), stored.views(rows)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
 @pytest.mark.parametrize("samples", [1, 2])

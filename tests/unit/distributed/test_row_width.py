@@ -100,7 +100,7 @@ def test_the_next_header_tells_of_rows_that_waited() -> None:
 def test_all_are_admissible_where_nothing_is_agreed() -> None:
     width = RowWidth(buffer())
     rows = staged(3, LONGEST)
-    assert width.admissible(rows, None) is width.admissible(rows, LONGEST) is rows
+    assert width.admissible(rows, None) is width.admissible(rows, 0) is width.admissible(rows, LONGEST) is rows
 
 
 def test_rows_are_read_as_wide_as_was_agreed() -> None:
