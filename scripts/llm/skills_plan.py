@@ -91,7 +91,7 @@ class Run:
 
 SIZES = {
     "small": Size((8, 8), (0,), {FULL: ("no replay", "10 %", MADE_UP), ADAPTERS: ("10 %",)}, 2, 4),
-    "full": Size((24, 60), (0, 1), {FULL: tuple(ARMS), ADAPTERS: ("no replay", "5 %", "10 %")}, 5, 40, shorter=40),
+    "full": Size((24, 60), (0, 1), {FULL: tuple(ARMS), ADAPTERS: tuple(ARMS)}, 5, 40, shorter=40),
 }
 
 
